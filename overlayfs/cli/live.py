@@ -1,0 +1,234 @@
+"""What is mounted now, and what does the daemon behind it say?
+
+Facts come from /proc/self/mountinfo and from the daemon itself, which answers
+getxattr(MOUNTPOINT, "user.overlayfs.status") with a JSON document.  A hung daemon must not hang the
+caller: everything that may wait for one runs in a thread that is abandoned after `ANSWER_WITHIN_S`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+FILESYSTEM_TYPE = b"fuse.overlayfs"
+STATUS_XATTR = "user.overlayfs.status"
+ANSWER_WITHIN_S = 5.0
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+T = TypeVar("T")
+
+
+class CommandError(Exception):
+    """What a command cannot do; `str(error)` is the one line for the user."""
+
+
+class NotAnswering(CommandError):
+    """The daemon did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of mountinfo: proc(5), "/proc/pid/mountinfo"."""
+
+    mount_id: int
+    mountpoint: bytes
+    filesystem_type: bytes
+    source: bytes
+    options: frozenset[bytes]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the type says that an overlayfs daemon serves it."""
+        return self.filesystem_type == FILESYSTEM_TYPE
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a daemon says of its mount; paths are absolute, in the daemon's view of the machine."""
+
+    version: str
+    pid: int
+    mounted_at: float
+    source: str
+    lowers: tuple[bytes, ...]
+    data_lowers: tuple[bytes, ...]
+    upper: bytes | None
+    work: bytes | None
+    whiteout: str
+    xattr_prefix: str
+    read_only: bool
+    document: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> Status:
+        """Raises KeyError, TypeError or ValueError if the document is not a status."""
+        return cls(
+            version=str(document["version"]),
+            pid=int(document["pid"]),
+            mounted_at=float(document["mounted_at"]),
+            source=str(document["source"]),
+            lowers=tuple(map(os.fsencode, document["lowers"])),
+            data_lowers=tuple(map(os.fsencode, document["data_lowers"])),
+            upper=_path_or_none(document["upper"]),
+            work=_path_or_none(document["work"]),
+            whiteout=str(document["whiteout"]),
+            xattr_prefix=str(document["xattr_prefix"]),
+            read_only=bool(document["read_only"]),
+            document=document,
+        )
+
+
+def _path_or_none(path: str | None) -> bytes | None:
+    return os.fsencode(path) if path else None
+
+
+def in_time(question: Callable[[], T], timeout_s: float = ANSWER_WITHIN_S) -> T:
+    """`question()`, or NotAnswering after `timeout_s`; its own exception is raised here.
+
+    The thread left behind waits in the kernel, killably: it ends with this process.
+    """
+    answer: list[T] = []
+    failure: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answer.append(question())
+        except BaseException as error:  # noqa: BLE001 - raised again by the asking thread
+            failure.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failure:
+        raise failure[0]
+    if not answer:
+        raise NotAnswering(f"no answer within {timeout_s:g} s")
+    return answer[0]
+
+
+def mount_entries() -> list[MountEntry]:
+    """All mounts of this namespace, in the order they were made: a later one covers an earlier."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [_parse_mount_line(line) for line in lines]
+
+
+def _parse_mount_line(line: bytes) -> MountEntry:
+    before, after = line.split(b" - ", 1)
+    fields, tail = before.split(), after.split(b" ")
+    return MountEntry(
+        mount_id=int(fields[0]),
+        mountpoint=_unescape(fields[4]),
+        filesystem_type=tail[0],
+        source=_unescape(tail[1]),
+        options=frozenset(fields[5].split(b",")),
+    )
+
+
+def _unescape(text: bytes) -> bytes:
+    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text)
+
+
+def our_mounts() -> list[MountEntry]:
+    """The overlayfs mounts, without those that a later mount on the same directory covers."""
+    topmost = {entry.mountpoint: entry for entry in mount_entries()}
+    return [entry for entry in topmost.values() if entry.is_ours]
+
+
+def mount_at(mountpoint: bytes) -> MountEntry | None:
+    """The topmost mount on exactly this absolute path."""
+    found = [entry for entry in mount_entries() if entry.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def mount_containing(path: bytes) -> MountEntry | None:
+    """The mount in which an absolute path, symlinks resolved, lies."""
+    best: MountEntry | None = None
+    for entry in mount_entries():
+        inside = path == entry.mountpoint or path.startswith(entry.mountpoint.rstrip(b"/") + b"/")
+        if inside and (best is None or len(entry.mountpoint) >= len(best.mountpoint)):
+            best = entry
+    return best
+
+
+def resolve(path: bytes) -> bytes:
+    """The absolute path without symlinks; a hung mount on the way raises NotAnswering."""
+    return in_time(lambda: os.path.realpath(path))
+
+
+def resolve_name(path: bytes) -> bytes:
+    """As `resolve`, but the last component itself stays what it is: a symlink, or nothing at all."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(resolve(parent), name) if name else parent
+
+
+def read_status(mountpoint: bytes, timeout_s: float = ANSWER_WITHIN_S) -> Status:
+    """Ask the daemon behind `mountpoint`.
+
+    Raises NotAnswering, or CommandError when nothing of ours is behind it or it may not be asked.
+    """
+    try:
+        text = in_time(lambda: _read_status_text(mountpoint), timeout_s)
+        return Status.parse(json.loads(text))
+    except OSError as error:
+        raise CommandError(_why_no_status(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CommandError("its status is of another version of overlayfs") from error
+
+
+def _read_status_text(mountpoint: bytes) -> bytes:
+    pages = [os.getxattr(mountpoint, STATUS_XATTR)]
+    while page := _next_page(mountpoint, len(pages)):
+        pages.append(page)
+    return b"".join(pages)
+
+
+def _next_page(mountpoint: bytes, number: int) -> bytes:
+    try:
+        return os.getxattr(mountpoint, f"{STATUS_XATTR}.{number}")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return b""
+        raise
+
+
+def _why_no_status(error: OSError) -> str:
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return "its daemon is gone (unmount it)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "it is another user's"
+    if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+        return "its daemon gives no status"
+    return os.strerror(error.errno or 0)
+
+
+def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> bool:
+    """Whether this very mount left the namespace in time; None waits for ever.
+
+    The kernel flags a poll of mountinfo with POLLERR and POLLPRI at each change of the mount table.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with open("/proc/self/mountinfo", "rb", buffering=0) as table:
+        poller = select.poll()
+        poller.register(table, select.POLLERR | select.POLLPRI)
+        while any(other.mount_id == entry.mount_id for other in mount_entries()):
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            poller.poll(None if left_s is None else left_s * 1000)
+    return True
+
+
+def wait_until_ended(pid_fd: int, timeout_s: float | None = None) -> bool:
+    """Whether the process behind a pidfd ended in time (one that nobody reaped has ended too)."""
+    poller = select.poll()
+    poller.register(pid_fd, select.POLLIN)
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))

@@ -1,0 +1,240 @@
+"""`overlayfs`: the program for people. What the commands are, and how an error ends them.
+
+The commands themselves are in the modules beside this one, imported when they are called: a completion or a
+`--help` waits for none of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from overlayfs._version import __version__
+
+OK, ERROR, USAGE, FINDINGS = 0, 1, 2, 3
+
+HELP = """Mount stacks of directories as one writable tree, and see what is in them."""
+EPILOG = "Exit status: 0 success, 1 error, 2 wrong usage; see each command's --help for its own."
+
+app = typer.Typer(
+    name="overlayfs",
+    help=HELP,
+    epilog=EPILOG,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+Mountpoint = Annotated[str, typer.Argument(metavar="MNT", help="Where it is mounted.")]
+Lowers = Annotated[
+    list[str] | None, typer.Option("--lower", "-l", metavar="DIR", help="A lower layer; repeat, top first.")
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"overlayfs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def overlayfs(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(short_help="Mount layers.")
+def mount(
+    words: Annotated[list[str], typer.Argument(metavar="MNT", help="The mountpoint.")],
+    lower: Lowers = None,
+    upper: Annotated[
+        str | None, typer.Option("--upper", "-u", metavar="DIR", help="Takes all changes; needs --work.")
+    ] = None,
+    work: Annotated[
+        str | None,
+        typer.Option("--work", "-w", metavar="DIR", help="Empty directory on the upper's filesystem."),
+    ] = None,
+    ephemeral: Annotated[
+        bool, typer.Option("--ephemeral", "-e", help="Writable; changes are thrown away at the unmount.")
+    ] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Nothing can be written.")] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")
+    ] = False,
+) -> None:
+    """Mount lower layers, and an upper that takes the changes, as one tree on MNT.
+
+    Without --upper and --ephemeral the mount is read-only.
+
+    Exit status: 0 the mount is live, 1 it could not be made, 2 wrong usage.
+    """
+    from overlayfs.cli.mounting import Request
+    from overlayfs.cli.mounting import mount as make
+
+    request = Request(
+        words=tuple(words),
+        lowers=tuple(lower or ()),
+        upper=upper,
+        work=work,
+        ephemeral=ephemeral,
+        read_only=read_only,
+        options=tuple(options or ()),
+        foreground=foreground,
+    )
+    make(request)
+
+
+@app.command(short_help="Unmount, and wait until all is written.")
+def umount(
+    mountpoint: Mountpoint,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Detach now; those who use the mount keep it until they end.")
+    ] = False,
+) -> None:
+    """Unmount MNT; return when the daemon has written everything and ended.
+
+    Exit status: 0 unmounted, 1 it is in use (by whom is said) or not ours.
+    """
+    from overlayfs.cli.unmounting import take_down
+
+    take_down(mountpoint, lazy)
+
+
+@app.command(short_help="List what is mounted.")
+def mounts(as_json: AsJson = False) -> None:
+    """List the overlayfs mounts: layers, upper, how long they have been up."""
+    from overlayfs.cli.mounts import show_mounts
+
+    show_mounts(as_json)
+
+
+@app.command(short_help="List the layers of a mount.")
+def layers(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
+    """List the layers of a mount, top first; `which` uses the same numbers."""
+    from overlayfs.cli.mounts import show_layers
+
+    show_layers(mountpoint, as_json)
+
+
+@app.command(short_help="Say which layer a file comes from.")
+def which(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files in a mount, deleted ones too.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say which layer provides a file, which layers hold hidden versions, and what deletes it.
+
+    Exit status: 0 all paths are there, 1 one is not (or an error).
+    """
+    from overlayfs.cli.which import show_provenance
+
+    if not show_provenance(paths, as_json):
+        raise typer.Exit(ERROR)
+
+
+@app.command(short_help="Show what an upper changed.")
+def diff(
+    tree: Annotated[str, typer.Argument(metavar="MNT|UPPER", help="A mount, or an upper directory.")],
+    lower: Lowers = None,
+    stat: Annotated[bool, typer.Option("--stat", help="With sizes, and a sum at the end.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", "-p", help="As a patch, for text files.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Also directories of which only the times changed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what was added (A), modified (M) and deleted (D) against the lower layers.
+
+    Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
+    them only the upper's own marks can tell A from M.
+
+    Exit status: 0 whether there are changes or not, 1 an error.
+    """
+    from overlayfs.cli.diff import Form, show_changes
+
+    if stat + patch + as_json > 1:
+        raise typer.BadParameter("--stat, --patch and --json exclude each other")
+    form = Form.STAT if stat else Form.PATCH if patch else Form.JSON if as_json else Form.NAMES
+    show_changes(tree, lower, form, everything)
+
+
+@app.command(short_help="Find and mend what a crash left.")
+def check(
+    upper: Annotated[str, typer.Argument(metavar="UPPER", help="An upper directory that is not mounted.")],
+    work: Annotated[str, typer.Argument(metavar="WORK", help="Its workdir.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be; user data is kept.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what a crash or tampering left in an upper and its workdir.
+
+    Exit status: 0 nothing found or all mended, 1 an error, 3 something is left to mend.
+    """
+    from overlayfs.cli.check import show_findings
+
+    if not show_findings(upper, work, repair, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+def main() -> int:
+    """Run the program; the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = app(sys.argv[1:] or ["--help"], prog_name="overlayfs", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader had enough: nothing more may be said to it, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception as error:  # noqa: BLE001 - an error is one line, whatever it is
+        return _fail(error)
+    return status if isinstance(status, int) else OK
+
+
+def _fail(error: Exception) -> int:
+    message, status = _explain(error)
+    if message:
+        print(f"overlayfs: {message}", file=sys.stderr)
+    return status
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    from overlayfs.cli.live import CommandError
+    from overlayfs.cli.mounting import UsageError
+    from overlayfs.overlay.options import MountError
+
+    if hasattr(error, "format_message"):  # the parser's own, whose class has no public name in all versions
+        return str(error.format_message()), getattr(error, "exit_code", USAGE)
+    if isinstance(error, UsageError):
+        return str(error), USAGE
+    if isinstance(error, CommandError | MountError):
+        return str(error), ERROR
+    if isinstance(error, OSError):
+        return _explain_os_error(error), ERROR
+    return f"{type(error).__name__}: {error} (this is a bug)", ERROR
+
+
+def _explain_os_error(error: OSError) -> str:
+    from overlayfs.cli.output import printable
+
+    reason = error.strerror or str(error)
+    if error.errno == errno.EIO and error.filename:
+        reason += " (see overlayfs check)"
+    return f"{printable(os.fsencode(error.filename))}: {reason}" if error.filename else reason
+
+
+if __name__ == "__main__":
+    sys.exit(main())

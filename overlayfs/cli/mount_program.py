@@ -1,0 +1,201 @@
+"""`overlayfs-mount`: the program that container engines, mount(8) and fstab run to make one mount.
+
+Two command lines: `overlayfs-mount -o OPTIONS TARGET` and `overlayfs-mount SOURCE TARGET -o OPTIONS`.
+It returns when the mount is live (or, in the foreground, has ended): 0, or 1 after one line on standard
+error with nothing mounted.  FUSE is imported last: a version, a usage error or a bad option must not
+wait for it, and every container's start waits for this program's own.
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from overlayfs._version import __version__
+from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOSUID
+from overlayfs.overlay.option_parser import ParsedOptions, parse_options
+from overlayfs.overlay.options import MountError
+
+if TYPE_CHECKING:
+    from overlayfs.fuse.session import MountOptions
+
+PROGRAM = "overlayfs-mount"
+_IONBF = 2  # <stdio.h>
+
+USAGE = f"""\
+usage: {PROGRAM} [-f] [-d] -o OPTIONS TARGET
+       {PROGRAM} SOURCE TARGET -o OPTIONS
+
+Mount lower directories, and an upper one that takes all changes, as one tree on TARGET.
+
+  -o OPTIONS     comma-separated, as often as needed:
+                   lowerdir=A:B:C            layers, the topmost first
+                   upperdir=DIR,workdir=DIR  both on one filesystem; without them the mount is read-only
+  -f             stay in the foreground
+  -d, --debug    say what is done, on standard error; stays in the foreground
+  -V, --version  show versions
+  -h, --help     show this text
+
+SOURCE is shown as the mount's source and means nothing else.
+Unmount with umount TARGET or fusermount3 -u TARGET.
+"""
+
+
+class UsageError(Exception):
+    """A command line that is neither of the two."""
+
+
+@dataclass(slots=True)
+class CommandLine:
+    """The arguments, taken apart; option texts still as written."""
+
+    option_texts: list[str] = field(default_factory=list)
+    positionals: list[str] = field(default_factory=list)
+    foreground: bool = False
+    debug: bool = False
+    asks_help: bool = False
+    asks_version: bool = False
+
+    @property
+    def source(self) -> str | None:
+        return self.positionals[0] if len(self.positionals) == 2 else None
+
+    @property
+    def target(self) -> str:
+        if len(self.positionals) not in (1, 2):
+            raise UsageError("one mountpoint is needed, with at most a source before it")
+        return self.positionals[-1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit status, 0 or 1."""
+    try:
+        return _run(read_command_line(sys.argv[1:] if argv is None else argv))
+    except (UsageError, getopt.GetoptError) as error:
+        return _fail(f"{error} (see {PROGRAM} --help)")
+
+
+def read_command_line(arguments: list[str]) -> CommandLine:
+    """Take arguments apart, options and positionals in any order whatever POSIXLY_CORRECT says."""
+    line = CommandLine()
+    rest = arguments
+    while rest:
+        options, after = getopt.getopt(rest, "o:fdhV", ["debug", "help", "version"])
+        for name, value in options:
+            _take_option(line, name, value)
+        if _ended_by_dashes(rest, after):
+            line.positionals += after
+            break
+        line.positionals += after[:1]
+        rest = after[1:]
+    return line
+
+
+def _ended_by_dashes(before: list[str], after: list[str]) -> bool:
+    position = len(before) - len(after) - 1
+    # `-o --` has them as a value.
+    return position >= 0 and before[position] == "--" and (position == 0 or before[position - 1] != "-o")
+
+
+def _take_option(line: CommandLine, name: str, value: str) -> None:
+    match name:
+        case "-o":
+            line.option_texts.append(value)
+        case "-f":
+            line.foreground = True
+        case "-d" | "--debug":
+            line.debug = True
+        case "-V" | "--version":
+            line.asks_version = True
+        case _:
+            line.asks_help = True
+
+
+def _run(line: CommandLine) -> int:
+    if line.asks_help:
+        sys.stdout.write(USAGE)
+        return 0
+    if line.asks_version:
+        return _show_version()
+    return _mount(line)
+
+
+def _mount(line: CommandLine) -> int:
+    target = line.target
+    try:
+        # Not getcwd(): a directory that is gone matters only to those who name relative paths.
+        parsed = parse_options(line.option_texts, os.curdir)
+        for warning in parsed.warnings:
+            _say(warning)
+        _serve(line, parsed, target)
+    except MountError as error:
+        return _fail(str(error))
+    except ImportError as error:
+        return _fail(f"a part of the program is missing: {error}")
+    except OSError as error:
+        return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error))
+    return 0
+
+
+def _serve(line: CommandLine, parsed: ParsedOptions, target: str) -> None:
+    from overlayfs.fuse.session import serve_in_background, serve_in_foreground
+
+    serve = serve_in_foreground if line.foreground or line.debug else serve_in_background
+    serve(parsed.overlay, mount_options(line, parsed, target, is_root=os.geteuid() == 0))
+
+
+def mount_options(line: CommandLine, parsed: ParsedOptions, target: str, *, is_root: bool) -> MountOptions:
+    """What is asked of FUSE: root's mounts serve everyone and honour setuid files and devices."""
+    from overlayfs.fuse.session import MountOptions
+
+    fuse_options = parsed.fuse_options
+    if is_root and not {"allow_other", "allow_root"} & set(fuse_options):
+        fuse_options += ("allow_other",)
+    defaults = MountOptions(mountpoint=os.fsencode(os.path.realpath(target)))
+    return MountOptions(
+        mountpoint=defaults.mountpoint,
+        source=parsed.source or line.source or defaults.source,
+        flags=parsed.flags if is_root else parsed.flags | MS_NOSUID | MS_NODEV,
+        fuse_options=fuse_options,
+        subtype=parsed.subtype or defaults.subtype,
+        debug=line.debug,
+    )
+
+
+def _show_version() -> int:
+    # Flushed, as libfuse and fusermount3 write their own lines past Python's buffer.
+    print(f"{PROGRAM}: version {__version__}", flush=True)
+    _show_libfuse_version()
+    return 0
+
+
+def _show_libfuse_version() -> None:
+    import ctypes
+
+    try:
+        library = ctypes.CDLL("libfuse3.so.3")
+    except OSError:
+        print("FUSE library not found (libfuse3.so.3)")
+        return
+    library.fuse_pkgversion.restype = ctypes.c_char_p
+    print(f"FUSE library version {library.fuse_pkgversion().decode()}", flush=True)
+    c_library = ctypes.CDLL(None)
+    # Unbuffered: the next call prints the version of the kernel protocol, then runs fusermount3.
+    c_library.setvbuf(ctypes.c_void_p.in_dll(c_library, "stdout"), None, _IONBF, 0)
+    library.fuse_lowlevel_version()
+
+
+def _say(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _fail(reason: str) -> int:
+    _say(reason)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

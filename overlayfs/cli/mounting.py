@@ -1,0 +1,154 @@
+"""`overlayfs mount`: from what a person says to a live mount, throw-away uppers included."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from overlayfs.cli.live import (
+    MountEntry,
+    mount_at,
+    read_status,
+    wait_until_ended,
+    wait_until_unmounted,
+)
+from overlayfs.cli.output import Cell, Lines, is_terminal, printable
+
+_SPECIAL = re.compile(r'([\\:,"])')
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; `str(error)` is the one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `overlayfs mount`; `words` are its arguments that are no options."""
+
+    words: tuple[str, ...]
+    lowers: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+    ephemeral: bool = False
+    read_only: bool = False
+    options: tuple[str, ...] = ()
+    foreground: bool = False
+
+    @property
+    def mountpoint(self) -> str:
+        return self.words[-1]
+
+
+def mount(request: Request) -> None:
+    """Mount, and return once the mount is live (in the foreground: once it is gone). Raises MountError."""
+    _check(request)
+    if request.ephemeral:
+        _mount_ephemeral(request)
+    else:
+        _serve(request, request.upper, request.work)
+
+
+def _check(request: Request) -> None:
+    has_lowers = bool(request.lowers) or any("lowerdir" in text for text in request.options)
+    if len(request.words) > 1 or (not has_lowers and not os.path.isdir(request.mountpoint)):
+        raise UsageError(
+            f"{printable(os.fsencode(request.words[0]))}: images cannot be mounted by name yet:"
+            " give their layers with --lower"
+        )
+    if not has_lowers:
+        raise UsageError("at least one --lower is needed")
+    if (request.upper is None) != (request.work is None):
+        raise UsageError("--upper and --work belong together")
+    if request.ephemeral and (request.upper is not None or request.read_only):
+        raise UsageError("--ephemeral excludes --upper, --work and --read-only")
+
+
+def _serve(request: Request, upper: str | None, work: str | None) -> None:
+    from overlayfs.fuse.session import serve_in_background, serve_in_foreground
+
+    from overlayfs.cli.mount_program import CommandLine, mount_options
+    from overlayfs.overlay.option_parser import parse_options
+
+    parsed = parse_options([*request.options, *_option_texts(request, upper, work)], os.curdir)
+    for warning in parsed.warnings:
+        print(f"overlayfs: {warning}", file=sys.stderr)
+    serve = serve_in_foreground if request.foreground else serve_in_background
+    options = mount_options(CommandLine(), parsed, request.mountpoint, is_root=os.geteuid() == 0)
+    serve(parsed.overlay, options)
+    if not request.foreground and is_terminal():
+        kept = "; what is written is thrown away at the unmount" if request.ephemeral else ""
+        Lines().print(Cell(printable(options.mountpoint), "bold"), Cell(" is mounted" + kept))
+
+
+def _option_texts(request: Request, upper: str | None, work: str | None) -> Iterator[str]:
+    """What the options of this command say in the words of `-o`."""
+    if request.lowers:
+        yield "lowerdir=" + ":".join(map(_escape, request.lowers))
+    if upper is not None and work is not None:
+        yield f"upperdir={_escape(upper)},workdir={_escape(work)}"
+    if request.read_only:
+        yield "ro"
+
+
+def _escape(path: str) -> str:
+    return _SPECIAL.sub(r"\\\1", path)
+
+
+def _mount_ephemeral(request: Request) -> None:
+    directory = tempfile.mkdtemp(prefix="overlayfs-")
+    with ExitStack() as stack:
+        stack.callback(_remove_tree, directory, os.getpid())
+        upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
+        for path in (upper, work):
+            os.mkdir(path)
+            os.chmod(path, 0o755)  # whatever the umask: this becomes the mode of the mount's root
+        _serve(request, upper, work)
+        if not request.foreground and _remove_after_unmount(directory, request.mountpoint):
+            stack.pop_all()
+
+
+def _remove_tree(directory: str, maker: int) -> None:
+    if os.getpid() != maker:
+        return  # the daemon was forked from here and unwinds the same stack
+    for parent, names, _ in os.walk(directory):
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)  # users make directories that not even they can enter
+    shutil.rmtree(directory)
+
+
+def _remove_after_unmount(directory: str, mountpoint: str) -> bool:
+    """Leave a process behind that removes the directory once mount and daemon are gone; False if they are."""
+    entry = mount_at(os.path.realpath(os.fsencode(mountpoint)))
+    if entry is None:
+        return False
+    daemon = os.pidfd_open(read_status(entry.mountpoint).pid)
+    if os.fork():
+        os.close(daemon)
+        return True
+    try:
+        _detach()
+        _watch(entry, daemon, directory)
+    finally:
+        os._exit(0)
+
+
+def _detach() -> None:
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+
+
+def _watch(entry: MountEntry, daemon: int, directory: str) -> None:
+    wait_until_unmounted(entry)
+    wait_until_ended(daemon)  # a lazy unmount leaves it at work for those who still use the mount
+    _remove_tree(directory, os.getpid())

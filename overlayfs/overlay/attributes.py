@@ -1,0 +1,276 @@
+"""What does stat(2) say of a file in the merged tree, and how is it changed?
+
+Reading never copies up; every function that changes something may.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..tree import marks, metadata, syscalls
+from ..tree.syscalls import descriptor_path
+from . import copyup
+from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode, Packed
+from .layer import Layer, Location
+from .ownership import Owner, format_override, parse_override
+from .state import State
+
+
+def getattr_packed(state: State, inode: Inode) -> bytes:
+    """The attributes in packed form; no system call while they are known."""
+    packed = inode.packed
+    return packed if packed is not None else remember(state, inode, _real_stat(state, inode))
+
+
+def attributes_of(state: State, inode: Inode) -> Attributes:
+    return Packed.unpack(getattr_packed(state, inode))
+
+
+def remember(state: State, inode: Inode, st: os.stat_result) -> bytes:
+    """Keep what a stat of the file on disk says, as the mount shows it."""
+    packed = inode.packed = Packed.pack(_shown(state, inode, st))
+    return packed
+
+
+def _real_stat(state: State, inode: Inode) -> os.stat_result:
+    orphan = state.orphans.get(inode.number)
+    if orphan is not None:
+        return os.fstat(orphan)
+    dir_fd, name = state.place(inode)
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:  # changed behind our back
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+
+def _shown(state: State, inode: Inode, st: os.stat_result) -> Attributes:
+    owner = owner_of(state, inode, st)
+    size = st.st_size
+    return Attributes(
+        ino=inode.number,
+        mode=owner.mode,
+        nlink=_link_count(state, inode, st),
+        uid=owner.uid,
+        gid=owner.gid,
+        rdev=owner.rdev,
+        size=size,
+        blocks=_blocks(state, inode, st),
+        blksize=st.st_blksize,
+        atime_ns=st.st_atime_ns,
+        mtime_ns=st.st_mtime_ns,
+        ctime_ns=st.st_ctime_ns,
+    )
+
+
+def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
+    """Owner and mode as shown: the override xattr first, then the id maps."""
+    owner = Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+    layer = layer_of(state, inode)
+    if layer.override is not None and (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
+        with state.node(inode) as fd:
+            owner = read_override(layer, descriptor_path(fd), owner)
+    if state.ownership.plain:
+        return owner
+    return owner._replace(uid=state.ownership.shown_uid(owner.uid), gid=state.ownership.shown_gid(owner.gid))
+
+
+def layer_of(state: State, inode: Inode) -> Layer:
+    """The layer whose file is the visible one."""
+    if inode.upper:
+        assert state.upper is not None
+        return state.upper
+    location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
+    assert location is not None
+    return state.layers[location.layer]
+
+
+def read_override(layer: Layer, path: bytes, owner: Owner) -> Owner:
+    """`owner` as the override xattr of the file at `path` changes it."""
+    try:
+        value = os.getxattr(path, layer.override or b"")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return owner
+        raise
+    found = parse_override(value)
+    if found is None:
+        return owner
+    return found if stat.S_IFMT(found.mode) else found._replace(mode=found.mode | stat.S_IFMT(owner.mode))
+
+
+def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
+    if isinstance(inode, Directory):
+        if inode.number in state.orphans:
+            return 0
+        merged = len(inode.lowers) + inode.upper > 1
+        return 1 if merged or state.options.static_nlink else st.st_nlink
+    if state.options.static_nlink:
+        return 1
+    return max(st.st_nlink - inode.lost_links, 0)
+
+
+def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
+    """Blocks on disk; of a metacopy those of the file with the data, as the kernel's overlayfs."""
+    if st.st_blocks or not st.st_size or not stat.S_ISREG(st.st_mode):
+        return st.st_blocks
+    if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
+        return st.st_blocks
+    try:
+        source = copyup.data_location(state, inode)
+    except OSError:
+        return 0
+    dir_fd, name = state.lower_place(source)
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_blocks
+
+
+def _is_metacopy(state: State, location: Location) -> bool:
+    return marks.read_marks(*state.lower_place(location)).metacopy
+
+
+def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
+    """Apply the changes; the size first, as the other steps must survive what truncation clears."""
+    if changes.size is not None and inode.is_directory:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    copyup.ensure_upper(state, inode, copyup.Need.METADATA if changes.size is None else copyup.Need.DATA, changes.size)
+    if changes.size is not None:
+        opened = copyup.open_data(state, inode, writable=True)
+        os.ftruncate(opened.fd, changes.size)
+    with state.upper_node(inode) as fd:
+        try:
+            _set_owner_and_mode(state, inode, fd, changes)
+            if changes.atime_ns is not None or changes.mtime_ns is not None:
+                syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
+        finally:
+            inode.packed = None
+
+
+def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeChanges) -> None:
+    if changes.uid is None and changes.gid is None and changes.mode is None:
+        return
+    ids, path = state.ownership, descriptor_path(fd)
+    uid = -1 if changes.uid is None else ids.disk_uid(changes.uid)
+    gid = -1 if changes.gid is None else ids.disk_gid(changes.gid)
+    assert state.upper is not None
+    if state.upper.override is not None and (inode.kind in (stat.S_IFREG, stat.S_IFDIR)):
+        _change_override(state, path, os.fstat(fd), uid, gid, changes.mode)
+        return
+    if uid != -1 or gid != -1:
+        os.chown(path, uid, gid)
+    if changes.mode is not None and not stat.S_ISLNK(inode.kind):
+        os.chmod(path, stat.S_IMODE(changes.mode))
+
+
+def _change_override(state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
+    assert state.upper is not None and state.upper.override is not None
+    owner = read_override(state.upper, path, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
+    changed = Owner(
+        owner.uid if uid == -1 else uid,
+        owner.gid if gid == -1 else gid,
+        owner.mode if mode is None else stat.S_IFMT(owner.mode) | stat.S_IMODE(mode),
+        owner.rdev,
+    )
+    os.setxattr(path, state.upper.override, format_override(changed))
+
+
+def statfs(state: State) -> os.statvfs_result:
+    """The upper's filesystem, or that of the top lower layer for a read-only mount."""
+    return os.fstatvfs((state.upper or state.stack[0]).root_fd)
+
+
+# -- extended attributes
+
+
+def listxattr(state: State, inode: Inode) -> list[bytes]:
+    """Names as seen inside the mount: marks hidden, escaped ones unescaped."""
+    if not state.options.xattrs:
+        return []
+    with state.node(inode) as fd:
+        stored = _names_of(fd)
+    return [name for name in map(marks.shown_xattr, stored) if name is not None and _allowed(state, name)]
+
+
+def _names_of(fd: int) -> list[bytes]:
+    try:
+        return [os.fsencode(name) for name in os.listxattr(descriptor_path(fd))]
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
+
+
+def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
+    stored = marks.stored_xattr(name)
+    if not _allowed(state, name):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if stored is None:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    with state.node(inode) as fd:
+        value = os.getxattr(descriptor_path(fd), stored)
+    ids = state.ownership
+    if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
+        return metadata.map_acl(value, ids.shown_uid, ids.shown_gid)
+    return value
+
+
+def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+    stored = _stored_for_change(state, name)
+    ids = state.ownership
+    if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
+        value = metadata.map_acl(value, ids.disk_uid, ids.disk_gid)
+    copyup.ensure_upper(state, inode, copyup.Need.METADATA)
+    with state.upper_node(inode) as fd:
+        os.setxattr(descriptor_path(fd), stored, value, flags)
+        if name == metadata.ACCESS_ACL:
+            _clear_setgid(state, inode, fd, caller)
+    _forget_cached(inode, name)
+
+
+def _clear_setgid(state: State, inode: Inode, fd: int, caller: Caller) -> None:
+    """An ACL set by somebody outside the file's group takes the setgid bit away, as on ext4 (posix_acl_update_mode)."""
+    inode.packed = None
+    now = attributes_of(state, inode)
+    if now.mode & stat.S_ISGID and caller.uid != 0 and now.gid != caller.gid and now.gid not in caller.groups:
+        _set_owner_and_mode(state, inode, fd, AttributeChanges(mode=now.mode & ~stat.S_ISGID))
+
+
+def removexattr(state: State, inode: Inode, name: bytes) -> None:
+    stored = _stored_for_change(state, name)
+    getxattr(state, inode, name)  # ENODATA before anything is copied up
+    copyup.ensure_upper(state, inode, copyup.Need.METADATA)
+    with state.upper_node(inode) as fd:
+        os.removexattr(descriptor_path(fd), stored)
+    _forget_cached(inode, name)
+
+
+def _stored_for_change(state: State, name: bytes) -> bytes:
+    if not _allowed(state, name):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    stored = marks.stored_xattr(name)
+    if stored is None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return stored
+
+
+def _allowed(state: State, name: bytes) -> bool:
+    is_acl = name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL)
+    return state.options.acl if is_acl else state.options.xattrs
+
+
+def _forget_cached(inode: Inode, name: bytes) -> None:
+    inode.packed = None
+    if isinstance(inode, Directory) and name == metadata.DEFAULT_ACL:
+        inode.default_acl = False
+
+
+def default_acl(state: State, directory: Directory) -> bytes | None:
+    """The default ACL that new files in an upper directory inherit, with ids as on disk."""
+    found = directory.default_acl
+    if isinstance(found, bool):
+        path = descriptor_path(state.upper_fd(directory))
+        found = marks.read_xattr_of_target(path, metadata.DEFAULT_ACL) if state.options.acl else None
+        directory.default_acl = found
+    return found
+
+

@@ -1,0 +1,280 @@
+"""What did an upper change in the merged tree of its lower layers?
+
+Compares two views, that of all layers and that of the lowers alone, and descends only where the upper has a
+part in. So every spelling of a whiteout, opaque directories, redirects and metacopy are expanded by being
+looked through: a `Change` speaks of paths in the merged tree and knows nothing of marks. The upper need not
+be mounted; if it is, what changes during the walk may be seen or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from ..tree import marks
+from .inodes import Attributes
+from .layer import UPPER_INDEX, Layer, Location, open_layer
+from .merge import Kind
+from .view import Node, Version, View
+
+_CHUNK: Final = 1 << 20
+_INDEX: Final = UPPER_INDEX - 1
+_COPY_MARKS: Final = frozenset(
+    prefix + mark for prefix in marks.PREFIXES for mark in (marks.ORIGIN, marks.REDIRECT, marks.METACOPY)
+)
+_CANNOT_SEEK_DATA: Final = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class ChangeKind(Enum):
+    """What happened to a path; the value is the letter that people know."""
+
+    ADDED = "A"
+    MODIFIED = "M"
+    DELETED = "D"
+
+
+class Aspect(Enum):
+    """In what a modified file differs from the one below."""
+
+    TYPE = "type"
+    CONTENT = "content"
+    TARGET = "target"
+    DEVICE = "device"
+    MODE = "mode"
+    OWNER = "owner"
+    TIMES = "times"
+    XATTRS = "xattrs"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path that the upper added, modified or deleted; `path` is relative to the root, whose own path is
+    empty.
+
+    A deleted directory is one change: all below it is gone with it. So is a directory replaced by a file.
+    `after` is None for a deletion. `before` is None for an addition, and where the lower layers are not
+    known. `aspects` says what a modification modified; empty where that is not known.
+    """
+
+    path: bytes
+    kind: ChangeKind
+    after: Version | None = None
+    before: Version | None = None
+    aspects: frozenset[Aspect] = frozenset()
+
+    @property
+    def stat(self) -> Attributes | None:
+        version = self.after or self.before
+        return None if version is None else version.stat
+
+    @property
+    def is_directory(self) -> bool:
+        return self.stat is not None and stat.S_ISDIR(self.stat.mode)
+
+    @property
+    def touches_only_directory_times(self) -> bool:
+        """A directory whose entries changed, and itself in nothing else: needed to rebuild it, noise to a
+        person."""
+        return self.is_directory and self.aspects == {Aspect.TIMES}
+
+
+class Comparison:
+    """The changes of one upper; iterate to get them, each directory before what is in it, names in byte
+    order.
+
+    With `lowers` None the upper is all that can be asked: files in it are ADDED, or MODIFIED where a mark
+    says that they were copied up; whiteouts are DELETED; what an opaque directory hides, a redirected
+    directory brings along and a metacopy file contains cannot be told.
+    """
+
+    def __init__(
+        self,
+        upper: Layer,
+        lowers: Sequence[Layer] | None,
+        data_lowers: Sequence[Layer] = (),
+        index: Layer | None = None,
+    ) -> None:
+        self._lowers_known = lowers is not None
+        lowers = lowers or ()
+        self._new = View((upper, *lowers), data_lowers, index)
+        self._old = View(lowers, data_lowers)
+        self._resources = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        upper: bytes,
+        lowers: Sequence[bytes] | None,
+        data_lowers: Sequence[bytes] = (),
+        work: bytes | None = None,
+    ) -> Comparison:
+        """Compare directories; `close` gives the descriptors back. OSError where one cannot be opened.
+
+        With `work`, hard links of a lower file that another name of it changed are changes too.
+        """
+        with ExitStack() as stack:
+
+            def layer(index: int, path: bytes, data_only: bool = False) -> Layer:
+                opened = open_layer(index, path, data_only)
+                stack.callback(os.close, opened.root_fd)
+                return opened
+
+            index = None if work is None else os.path.join(work, b"index")
+            comparison = cls(
+                layer(UPPER_INDEX, upper),
+                None if lowers is None else [layer(n, path) for n, path in enumerate(lowers)],
+                [layer(n, path, True) for n, path in enumerate(data_lowers, len(lowers or ()))],
+                layer(_INDEX, index) if index is not None and os.path.isdir(index) else None,
+            )
+            comparison._resources = stack.pop_all()
+        return comparison
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open_data(self, version: Version) -> int:
+        """Open the bytes of a regular file for reading; EIO where no layer has them. The caller owns the
+        descriptor."""
+        if version.data is None:
+            raise OSError(errno.EIO, "the data of this metacopy file is in no layer")
+        return self._new.open(version.data, os.O_RDONLY | os.O_NOFOLLOW)
+
+    def __iter__(self) -> Iterator[Change]:
+        if not self._lowers_known:
+            yield from self._told_by_upper(self._new.root())
+            return
+        new, old = self._new.root(), self._old_root()
+        if old is not None:
+            yield from self._modified(new, old)
+        yield from self._in_directory(new, old)
+
+    def _old_root(self) -> Node | None:
+        root = self._old.root()
+        return root if root.places else None
+
+    def _in_directory(self, new: Node, old: Node | None) -> Iterator[Change]:
+        """The changes below a directory; with `old` None everything in it is new."""
+        now = self._new.children(new)
+        before = {} if old is None else self._old.children(old)
+        same_places = old is not None and _lower_places(new) == old.places and not self._new.has_index
+        for name in sorted(now.keys() | before.keys()):
+            above, below = now.get(name), before.get(name)
+            if same_places and above is not None and above == below:
+                continue  # the upper has no part in it: not even a redirect can make a difference
+            yield from self._of_name(
+                None if above is None else self._new.node(new, name, above),
+                None if below is None or old is None else self._old.node(old, name, below),
+            )
+
+    def _of_name(self, new: Node | None, old: Node | None) -> Iterator[Change]:
+        if new is None:
+            assert old is not None
+            yield Change(old.path, ChangeKind.DELETED, before=self._old.version(old))
+            return
+        if old is None:
+            yield Change(new.path, ChangeKind.ADDED, after=self._new.version(new))
+        elif new.places == old.places and not (new.is_directory and self._new.has_index):
+            return  # the very same files
+        else:
+            yield from self._modified(new, old)
+        if new.is_directory:
+            yield from self._in_directory(new, old if old is not None and old.is_directory else None)
+
+    def _modified(self, new: Node, old: Node) -> Iterator[Change]:
+        if new.places[0] == old.places[0]:
+            return
+        after, before = self._new.version(new), self._old.version(old)
+        aspects = self._differences(after, before)
+        if aspects:
+            yield Change(new.path, ChangeKind.MODIFIED, after, before, aspects)
+
+    def _differences(self, after: Version, before: Version) -> frozenset[Aspect]:
+        new, old = after.stat, before.stat
+        if stat.S_IFMT(new.mode) != stat.S_IFMT(old.mode):
+            return frozenset({Aspect.TYPE})
+        differs = {
+            Aspect.MODE: new.mode != old.mode,
+            Aspect.OWNER: (new.uid, new.gid) != (old.uid, old.gid),
+            Aspect.TIMES: new.mtime_ns != old.mtime_ns,
+            Aspect.XATTRS: after.xattrs != before.xattrs,
+            Aspect.TARGET: after.target != before.target,
+            Aspect.DEVICE: _is_device(new) and new.rdev != old.rdev,
+            Aspect.CONTENT: stat.S_ISREG(new.mode) and not self._same_content(after, before),
+        }
+        return frozenset(aspect for aspect, yes in differs.items() if yes)
+
+    def _same_content(self, after: Version, before: Version) -> bool:
+        if after.data is not None and after.data == before.data:
+            return True
+        if after.stat.size != before.stat.size:
+            return False
+        with ExitStack() as stack:
+            left = self.open_data(after)
+            stack.callback(os.close, left)
+            right = self.open_data(before)
+            stack.callback(os.close, right)
+            return same_bytes(left, right)
+
+    def _told_by_upper(self, directory: Node) -> Iterator[Change]:
+        place = directory.places[0]
+        children = self._new.children(directory)
+        deleted = {name for name, kind in self._new.names(place).kinds.items() if kind is Kind.WHITEOUT}
+        for name in sorted(children.keys() | deleted):
+            if name not in children:
+                path = directory.path + b"/" + name if directory.path else name
+                yield Change(path, ChangeKind.DELETED)
+                continue
+            node = self._new.node(directory, name, children[name])
+            kind = ChangeKind.MODIFIED if self._is_copy(node) else ChangeKind.ADDED
+            yield Change(node.path, kind, after=self._new.version(node))
+            if node.is_directory:
+                yield from self._told_by_upper(node)
+
+    def _is_copy(self, node: Node) -> bool:
+        """Whether a mark tells that the file was copied up from a lower layer, under this name or another."""
+        return not self._new.mark_names(node.places[0]).isdisjoint(_COPY_MARKS)
+
+
+def same_bytes(left: int, right: int) -> bool:
+    """Whether two files of equal size hold the same; holes are not read."""
+    position, size = 0, os.fstat(left).st_size
+    while position < size:
+        position = min(_next_data(left, position, size), _next_data(right, position, size))
+        mine, other = os.pread(left, _CHUNK, position), os.pread(right, _CHUNK, position)
+        if mine != other:
+            return False
+        if not mine:
+            break
+        position += len(mine)
+    return True
+
+
+def _next_data(fd: int, position: int, size: int) -> int:
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        if error.errno in _CANNOT_SEEK_DATA:
+            return position
+        raise
+
+
+def _lower_places(node: Node) -> tuple[Location, ...]:
+    return tuple(place for place in node.places if place.layer != UPPER_INDEX)
+
+
+def _is_device(st: Attributes) -> bool:
+    return stat.S_ISCHR(st.mode) or stat.S_ISBLK(st.mode)

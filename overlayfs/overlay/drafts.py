@@ -1,0 +1,185 @@
+"""How does something new come into the upper, whole or not at all?
+
+A `Draft` is built in the workdir, where nobody sees it, and published by one rename or link. A draft that is not
+published leaves nothing behind; after a crash, what is left in the workdir goes at the next mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Self
+
+from ..tree import syscalls
+from .state import State
+
+
+class Draft:
+    """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until the block ends."""
+
+    def __init__(self, state: State, fd: int, name: bytes | None) -> None:
+        assert state.work_fd is not None
+        self._work_fd = state.work_fd
+        self._state = state
+        self.fd = fd
+        self._name = name  # in the workdir; None for an O_TMPFILE and once published
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            if self._name is not None:
+                remove(self._work_fd, self._name)
+        finally:
+            if self.fd >= 0:
+                os.close(self.fd)
+
+    def keep_descriptor(self) -> int:
+        """Hand the descriptor over to the caller."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def publish(self, dir_fd: int, name: bytes) -> None:
+        """Give it its name; EEXIST where that is taken, by a whiteout too."""
+        if self._name is None:
+            syscalls.link_descriptor(self.fd, dir_fd, name)
+        else:
+            syscalls.renameat2(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_NOREPLACE)
+            self._name = None
+
+    def replace(self, dir_fd: int, name: bytes) -> None:
+        """Give it the name of an existing file in one step; what had it is removed.
+
+        A directory changes places with the file, which is then removed from the workdir.
+        """
+        if self._name is None:
+            draft_name = self._state.draft_name()
+            syscalls.link_descriptor(self.fd, self._work_fd, draft_name)
+            self._name = draft_name
+        if stat.S_ISDIR(os.fstat(self.fd).st_mode):
+            syscalls.renameat2(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
+        else:
+            os.rename(self._name, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd)
+            self._name = None
+
+
+def draft_file(state: State) -> Draft:
+    """An empty regular file, open for reading and writing, mode 0600."""
+    work_fd = _work_fd(state)
+    if state.tmpfiles_work:
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        return Draft(state, state.descriptors.open(lambda: os.open(b".", flags, 0o600, dir_fd=work_fd)), None)
+    name = state.draft_name()
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    return Draft(state, state.descriptors.open(lambda: os.open(name, flags, 0o600, dir_fd=work_fd)), name)
+
+
+def draft_directory(state: State) -> Draft:
+    name = state.draft_name()
+    os.mkdir(name, 0o700, dir_fd=_work_fd(state))
+    return _opened(state, name)
+
+
+def draft_symlink(state: State, target: bytes) -> Draft:
+    name = state.draft_name()
+    os.symlink(target, name, dir_fd=_work_fd(state))
+    return _opened(state, name)
+
+
+def draft_node(state: State, kind: int, rdev: int) -> Draft:
+    """A FIFO, socket or device node."""
+    name = state.draft_name()
+    os.mknod(name, kind | 0o600, rdev, dir_fd=_work_fd(state))
+    return _opened(state, name)
+
+
+def _opened(state: State, name: bytes) -> Draft:
+    work_fd = _work_fd(state)
+    try:
+        fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=work_fd))
+    except BaseException:
+        remove(work_fd, name)
+        raise
+    return Draft(state, fd, name)
+
+
+def _work_fd(state: State) -> int:
+    if state.work_fd is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return state.work_fd
+
+
+def remove(dir_fd: int, name: bytes) -> None:
+    """Remove whatever `name` is, with all below it, without following a symlink; absent is well."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+    remove_directory(dir_fd, name)
+
+
+def remove_directory(dir_fd: int, name: bytes) -> None:
+    """Remove a directory with all below it; deep trees do not use up the stack, nor more than a few descriptors."""
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        _empty(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def _empty(fd: int) -> None:
+    """Remove everything in the directory: what is nested is first moved up, so that nothing grows with the depth."""
+    serial = 0
+    while True:
+        entries = [os.fsencode(name) for name in os.listdir(fd)]
+        if not entries:
+            return
+        for name in entries:
+            try:
+                os.unlink(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.EISDIR, errno.EPERM):
+                    raise
+                serial = _flatten(fd, name, serial)
+
+
+def _flatten(fd: int, name: bytes, serial: int) -> int:
+    """Move the directories in `name` up beside it, remove its files and itself."""
+    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        for entry in map(os.fsencode, os.listdir(below)):
+            try:
+                os.unlink(entry, dir_fd=below)
+            except OSError as error:
+                if error.errno not in (errno.EISDIR, errno.EPERM):
+                    raise
+                serial += 1
+                os.rename(entry, b"#moved-%x-%x" % (below, serial), src_dir_fd=below, dst_dir_fd=fd)
+    finally:
+        os.close(below)
+    os.rmdir(name, dir_fd=fd)
+    return serial
+
+
+def fill(draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Owner, permission bits and ACLs of something new; the ids are those on disk."""
+    path = syscalls.descriptor_path(draft.fd)
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        os.chown(path, uid, gid)
+    if not stat.S_ISLNK(mode):
+        os.chmod(path, stat.S_IMODE(mode))
+    for name, value in acls:
+        os.setxattr(path, name, value)

@@ -1,0 +1,230 @@
+"""The overlay: one method for each filesystem operation.
+
+Callers are adapters (the FUSE handlers) and tests. Files are named by inode number; every method that returns the
+attributes of a name raises that inode's nlookup by one, which `forget` gives back. Errors are OSErrors with the errno
+that the caller of the system call would see on ext4. Permissions are not checked here: the kernel does
+(default_permissions). Not thread-safe: one thread owns an overlay; `CopyUp.transfer` and descriptors pinned for I/O
+may be used from others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from . import attributes, copyup, files, listing, lookup, names
+from . import rename as renaming
+from .copyup import CopyUp, Need
+from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode, Packed
+from .listing import DirectoryEntry, Listing
+from .opening import open_state
+from .options import OverlayOptions
+from .state import OpenFile, State
+
+
+class Overlay:
+    """One merged tree."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.options = state.options
+        self._listings: dict[int, Listing] = {}
+        self._next_handle = 1
+
+    @classmethod
+    def open(cls, options: OverlayOptions) -> Overlay:
+        """Open, check and lock the layers; raises MountError with the one line for the user."""
+        return cls(open_state(options))
+
+    def close(self) -> None:
+        """Give back all descriptors and locks."""
+        self.state.close()
+
+    def _inode(self, ino: int) -> Inode:
+        self.state.descriptors.begin()
+        return self.state.inode(ino)
+
+    def _directory(self, ino: int) -> Directory:
+        self.state.descriptors.begin()
+        return self.state.directory(ino)
+
+    def _taken(self, inode: Inode) -> Attributes:
+        """The attributes of an inode that the caller now knows of."""
+        packed = attributes.getattr_packed(self.state, inode)
+        inode.nlookup += 1
+        return Packed.unpack(packed)
+
+    # -- inodes
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        directory = self._directory(parent)
+        lookup.check_name(name)
+        if name == b".":
+            return self._taken(directory)
+        if name == b"..":
+            return self._taken(directory.parent or directory)
+        return self._taken(lookup.existing_child(self.state, directory, name))
+
+    def forget(self, ino: int, count: int) -> None:
+        """Give back `count` lookups; numbers that are not known are ignored."""
+        inode = self.state.inodes.get(ino)
+        if inode is not None:
+            inode.nlookup = max(inode.nlookup - count, 0)
+            self.state.drop_if_unused(inode)
+
+    def acquire(self, ino: int) -> None:
+        """Raise nlookup of an entry that a listing really sent."""
+        inode = self.state.inodes.get(ino)
+        if inode is not None:
+            inode.nlookup += 1
+
+    def getattr(self, ino: int) -> Attributes:
+        inode = self._inode(ino)
+        if self.state.revalidates:
+            inode.packed = None
+        return attributes.attributes_of(self.state, inode)
+
+    def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
+        inode = self._inode(ino)
+        attributes.setattr(self.state, inode, changes, caller)
+        return attributes.attributes_of(self.state, inode)
+
+    def readlink(self, ino: int) -> bytes:
+        inode = self._inode(ino)
+        if inode.kind != stat.S_IFLNK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        with self.state.node(inode) as fd:
+            return os.readlink(b"", dir_fd=fd)
+
+    def statfs(self) -> os.statvfs_result:
+        return attributes.statfs(self.state)
+
+    # -- names
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        return self._taken(names.symlink(self.state, self._directory(parent), name, target, caller))
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        inode, directory = self._inode(ino), self._directory(parent)
+        names.link(self.state, inode, directory, name)
+        return self._taken(inode)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
+        return self._taken(names.mknod(self.state, self._directory(parent), name, mode, rdev, caller))
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        return self._taken(names.mkdir(self.state, self._directory(parent), name, mode, caller))
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        names.unlink(self.state, self._directory(parent), name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        names.rmdir(self.state, self._directory(parent), name)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        source, target = self._directory(parent), self._directory(new_parent)
+        renaming.rename(self.state, source, name, target, new_name, flags)
+
+    # -- files
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> Attributes:
+        """Make a file and open it."""
+        inode = names.create(self.state, self._directory(parent), name, mode, caller)
+        files.note_created(self.state, inode)
+        return self._taken(inode)
+
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> Attributes:
+        """Make a file without a name and open it."""
+        inode = names.tmpfile(self.state, self._directory(parent), mode, caller)
+        files.note_created(self.state, inode)
+        return self._taken(inode)
+
+    def open_file(self, ino: int, flags: int) -> None:
+        files.open_file(self.state, self._inode(ino), flags)
+
+    def release(self, ino: int) -> None:
+        inode = self.state.inodes.get(ino)
+        if inode is not None:
+            files.release(self.state, inode)
+
+    def read(self, ino: int, offset: int, size: int) -> bytes:
+        return files.read(self.state, self._inode(ino), offset, size)
+
+    def read_without_waiting(self, ino: int, offset: int, size: int) -> bytes | None:
+        """As `read`, None where the data is not in memory: read it through `pin_data` in a thread then."""
+        return files.read_without_waiting(self.state, self._inode(ino), offset, size)
+
+    def pin_data(self, ino: int) -> OpenFile:
+        """The descriptor of a file's data, good until it is unpinned."""
+        opened = files.pooled(self.state, self._inode(ino), writable=False)
+        opened.pins += 1
+        return opened
+
+    def write(self, ino: int, offset: int, data: bytes) -> int:
+        return files.write(self.state, self._inode(ino), offset, data)
+
+    def fsync(self, ino: int, datasync: bool) -> None:
+        files.fsync(self.state, self._inode(ino), datasync)
+
+    def pin_to_sync(self, ino: int) -> OpenFile | None:
+        """For an fsync in a thread: the pinned descriptor, None where nothing can be dirty."""
+        opened = files.descriptor_to_sync(self.state, self._inode(ino))
+        if opened is not None:
+            opened.pins += 1
+        return opened
+
+    def note_failed_sync(self, ino: int, code: int) -> None:
+        """An fsync failed: no later one of this file may succeed."""
+        self.state.sync_errors[ino] = code
+
+    def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
+        """How much data the next change would have to copy up first."""
+        return copyup.bytes_to_copy(self.state, self._inode(ino), need, size)
+
+    def begin_copy_up(self, ino: int, need: Need, size: int | None, stack: ExitStack) -> CopyUp | None:
+        """The first step of a copy-up in a thread: then `transfer` there, then `publish` here, then close `stack`."""
+        return copyup.begin(self.state, self._inode(ino), need, size, stack)
+
+    # -- directories
+
+    def opendir(self, ino: int) -> int:
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        directory = self._directory(ino)
+        directory.opens += 1
+        self._listings[handle] = Listing(directory)
+        return handle
+
+    def readdir(self, handle: int, offset: int) -> Iterator[DirectoryEntry]:
+        """Entries after `offset`, `.` and `..` included. Call `acquire` for each one that the caller keeps."""
+        self.state.descriptors.begin()
+        return self._listings[handle].entries(self.state, offset)
+
+    def releasedir(self, handle: int) -> None:
+        found = self._listings.pop(handle, None)
+        if found is not None:
+            found.directory.opens -= 1
+            self.state.drop_if_unused(found.directory)
+
+    def fsyncdir(self, ino: int, datasync: bool) -> None:
+        files.fsync_directory(self.state, self._directory(ino))
+
+    def listed_directory(self, handle: int) -> int:
+        """The inode number of an open directory."""
+        return self._listings[handle].directory.number
+
+    # -- extended attributes
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        return attributes.getxattr(self.state, self._inode(ino), name)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        return attributes.listxattr(self.state, self._inode(ino))
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+        attributes.setxattr(self.state, self._inode(ino), name, value, flags, caller)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        attributes.removexattr(self.state, self._inode(ino), name)

@@ -1,0 +1,123 @@
+"""How is a file's data read, written and made durable?
+
+I/O is by inode, not by open file: who opened a file before it was copied up reads what is written later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import attributes, copyup
+from .inodes import AttributeChanges, Caller, Directory, Inode
+from .options import FsyncPolicy
+from .state import OpenFile, State
+
+_NOBODY = Caller(0, 0)
+
+
+def open_file(state: State, inode: Inode, flags: int) -> None:
+    """Count an open. Copies nothing up: that waits for the first change, and O_TRUNC needs no data at all."""
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    if inode.is_directory and writes:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if writes and state.work_fd is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if flags & os.O_TRUNC and inode.kind == stat.S_IFREG:
+        attributes.setattr(state, inode, AttributeChanges(size=0), _NOBODY)
+    inode.opens += 1
+
+
+def note_created(state: State, inode: Inode) -> None:
+    """The file was just made and is open. Its descriptor stays until it is released: it may not be openable again."""
+    inode.opens += 1
+    opened = state.descriptors.file(inode.number)
+    if opened is not None and os.geteuid() != 0:
+        opened.pins += 1
+        state.created[inode.number] = opened
+
+
+def release(state: State, inode: Inode) -> None:
+    inode.opens = max(inode.opens - 1, 0)
+    if not inode.opens:
+        created = state.created.pop(inode.number, None)
+        if created is not None:
+            created.unpin()
+        state.drop_if_unused(inode)
+
+
+def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
+    return os.pread(pooled(state, inode, writable=False).fd, size, offset)
+
+
+def read_without_waiting(state: State, inode: Inode, offset: int, size: int) -> bytes | None:
+    """As `read`, None where the data would have to come from a disk."""
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(pooled(state, inode, writable=False).fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return None
+        raise
+    if count < size and offset + count < attributes.attributes_of(state, inode).size:
+        return None  # a part is in memory, the rest is not
+    return bytes(memoryview(buffer)[:count])
+
+
+def write(state: State, inode: Inode, offset: int, data: bytes) -> int:
+    """Write what fits; raises only where nothing was written. Copies up."""
+    copyup.ensure_upper(state, inode)
+    opened = pooled(state, inode, writable=True)
+    view, done = memoryview(data), 0
+    inode.packed = None
+    while done < len(data):
+        try:
+            count = os.pwrite(opened.fd, view[done:], offset + done)
+        except OSError:
+            if not done:
+                raise
+            break
+        if not count:
+            break
+        done += count
+    return done
+
+
+def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
+    """The descriptor of a file's data; pin it to use it beyond this operation."""
+    if isinstance(inode, Directory):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if inode.kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return copyup.open_data(state, inode, writable)
+
+
+def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
+    """The descriptor that an fsync must go to, None where nothing can be dirty.
+
+    Raises the error of an earlier fsync that failed: the kernel reports it once and then calls the pages clean, but
+    what was lost stays lost.
+    """
+    failed = state.sync_errors.get(inode.number)
+    if failed is not None:
+        raise OSError(failed, os.strerror(failed))
+    if not inode.upper or inode.kind != stat.S_IFREG or state.options.fsync is FsyncPolicy.VOLATILE:
+        return None
+    return pooled(state, inode, writable=False)
+
+
+def fsync(state: State, inode: Inode, datasync: bool) -> None:
+    opened = descriptor_to_sync(state, inode)
+    if opened is None:
+        return
+    try:
+        (os.fdatasync if datasync else os.fsync)(opened.fd)
+    except OSError as error:
+        state.sync_errors[inode.number] = error.errno or errno.EIO
+        raise
+
+
+def fsync_directory(state: State, directory: Directory) -> None:
+    if directory.upper and state.options.fsync is not FsyncPolicy.VOLATILE:
+        copyup.sync_directory(state.upper_fd(directory))

@@ -1,0 +1,150 @@
+"""How do the names of a hard-linked lower file stay one file when it is copied up?
+
+As in the kernel's overlayfs with `index=on`: the copy lives in the workdir's `index` directory under the hex form of
+its origin, and the names in the upper are hard links of it. A lower name is led to the copy through the index. How
+many of the links on disk are no names in the merged tree is kept in the nlink xattr.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from ..tree import marks, syscalls
+from ..tree.syscalls import descriptor_path
+from . import copyup, lookup
+from .drafts import Draft
+from .inodes import Directory, Inode
+from .layer import Location
+from .state import State
+
+_INDEX = b"index"
+_LINKS = b"overlayfs-links"
+
+
+def publish(
+    state: State,
+    inode: Inode,
+    draft: Draft,
+    location: Location,
+    st: os.stat_result,
+    names: list[tuple[Directory, bytes]],
+) -> None:
+    """Publish the copy of a hard-linked lower file: into the index first, then under its known names."""
+    index_name = lookup.index_name(state, location) if _can_index(state, inode) else None
+    first, *others = names
+    if index_name is None:
+        copyup.publish_name(state, draft, *first)
+        link_names(state, state.upper_fd(first[0]), first[1], others)
+        inode.lost_links = 0
+        return
+    index_fd = _index_fd(state)
+    remaining = max(st.st_nlink - inode.lost_links, 1)
+    lost_links = 1 + len(names) - remaining
+    _write_lost_links(state, draft.fd, lost_links)
+    draft.publish(index_fd, index_name)
+    state.index_names.add(index_name)
+    link_names(state, index_fd, index_name, names)
+    _forget_deleted_names(state, inode)
+    inode.index_name, inode.lost_links = index_name, lost_links
+
+
+def _can_index(state: State, inode: Inode) -> bool:
+    takes_xattrs = inode.kind == stat.S_IFREG or state.prefix == marks.TRUSTED
+    return state.options.index and state.xattrs_work and takes_xattrs
+
+
+def link_names(state: State, dir_fd: int, source: bytes, names: list[tuple[Directory, bytes]]) -> None:
+    """Link a copy into the upper under names that it has in the merged tree already."""
+    for parent, name in names:
+        copyup.ensure_upper_directory(state, parent)
+        to_fd = state.upper_fd(parent)
+        before = os.fstat(to_fd)
+        os.link(source, name, src_dir_fd=dir_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+        syscalls.set_times(to_fd, before.st_atime_ns, before.st_mtime_ns)
+
+
+def change_lost_links(state: State, inode: Inode, by: int) -> None:
+    """Note that a link on disk came or went that is no name in the merged tree."""
+    inode.lost_links += by
+    inode.packed = None
+    if inode.index_name is not None:
+        with state.upper_node(inode) as fd:
+            _write_lost_links(state, fd, inode.lost_links)
+
+
+def _write_lost_links(state: State, fd: int, lost: int) -> None:
+    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"U%+d" % -lost)
+
+
+def _index_fd(state: State) -> int:
+    if state.index_fd is None:
+        state.index_fd = _subdirectory(state, _INDEX)
+    return state.index_fd
+
+
+def _subdirectory(state: State, name: bytes) -> int:
+    parent_fd = state.workdir_fd
+    assert parent_fd is not None
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent_fd)
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+
+
+def remove(state: State, inode: Inode) -> None:
+    """Remove the index entry of a file that lost its last name."""
+    if inode.index_name is None or state.index_fd is None:
+        return
+    os.unlink(inode.index_name, dir_fd=state.index_fd)
+    state.index_names.discard(inode.index_name)
+    inode.index_name = None
+    inode.lost_links = 0
+
+
+# -- names of lower files that were deleted without a copy-up
+
+
+def note_deleted_name(state: State, inode: Inode) -> None:
+    """Remember beyond this mount that a lower hard-linked file has one name less."""
+    inode.lost_links += 1
+    inode.packed = None
+    if state.links_fd is None:
+        state.links_fd = _subdirectory(state, _LINKS)
+    state.lost_links[inode.number] = inode.lost_links
+    draft = state.draft_name()
+    os.symlink(b"%d" % inode.lost_links, draft, dir_fd=state.work_fd)
+    os.rename(draft, b"%016x" % inode.number, src_dir_fd=state.work_fd, dst_dir_fd=state.links_fd)
+
+
+def _forget_deleted_names(state: State, inode: Inode) -> None:
+    if state.lost_links.pop(inode.number, None) is not None and state.links_fd is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(b"%016x" % inode.number, dir_fd=state.links_fd)
+
+
+def load(state: State) -> None:
+    """Read what earlier mounts left in the workdir."""
+    for name in _present(state, _INDEX):
+        if state.index_fd is None:
+            state.index_fd = _subdirectory(state, _INDEX)
+        st = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
+        if stat.S_ISREG(st.st_mode) or stat.S_ISLNK(st.st_mode):
+            state.index_names.add(name)
+    for name in _present(state, _LINKS):
+        if state.links_fd is None:
+            state.links_fd = _subdirectory(state, _LINKS)
+        with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
+            state.lost_links[int(name, 16)] = int(os.readlink(name, dir_fd=state.links_fd))
+
+
+def _present(state: State, name: bytes) -> list[bytes]:
+    assert state.workdir_fd is not None
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.workdir_fd)
+    except FileNotFoundError:
+        return []
+    try:
+        return [os.fsencode(entry) for entry in os.listdir(fd)]
+    finally:
+        os.close(fd)

@@ -1,0 +1,80 @@
+"""What is a layer, and what can its filesystem do?
+
+A layer is held by a descriptor of its root; every access goes beneath it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import xxhash
+
+from ..tree import syscalls
+from .ownership import override_name
+
+_FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
+UPPER_INDEX = -1
+
+
+class Location(NamedTuple):
+    """A file in a layer; `path` is relative to the layer's root and empty for the root itself."""
+
+    layer: int
+    path: bytes
+
+    def child(self, name: bytes) -> Location:
+        return Location(self.layer, self.path + b"/" + name if self.path else name)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One directory tree. Invariant: `root_fd` stays open as long as the overlay is."""
+
+    index: int
+    path: bytes
+    root_fd: int
+    device: int
+    identity: bytes
+    data_only: bool = False
+    override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
+
+    def number(self, st: os.stat_result) -> int:
+        """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
+
+        Derived from the filesystem's identity, the layer's root and the file, so that layers on different
+        filesystems, or hard-linked with each other, never share a number but by chance (xxh3-64).
+        """
+        key = struct.pack("<qQ", st.st_dev - self.device, st.st_ino)
+        return xxhash.xxh3_64_intdigest(self.identity + key) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
+    """Hold the directory `path` as a layer; OSError where it cannot be opened or is no directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    st = os.fstat(fd)
+    filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
+    identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
+    return Layer(index, path, fd, st.st_dev, identity, data_only, override_name(syscalls.descriptor_path(fd)))
+
+
+def filesystem_uuid(fd: int) -> bytes:
+    """The UUID by which the kernel's overlayfs knows a filesystem in origin xattrs; zeros where it cannot be told."""
+    buffer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ENOSYS):
+            raise
+        return bytes(16)
+    return bytes(buffer[1:]) if buffer[0] == 16 else bytes(16)
+
+
+def mount_id(fd: int) -> int | None:
+    """Which mount the descriptor lies on, None where the filesystem has no file handles."""
+    handle = syscalls.file_handle(fd)
+    return None if handle is None else handle.mount_id

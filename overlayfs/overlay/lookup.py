@@ -1,0 +1,319 @@
+"""Which file is this name?
+
+A directory is read once per layer; then every lookup in it, of absent names too, is a dict lookup. `child` is the
+only way from a name to an inode; it does not raise nlookup. Neighbours: merge (which names), redirects (where a
+renamed directory's lower part is), attributes (what stat says of the result).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..tree import marks, syscalls
+from ..tree.marks import Marks
+from ..tree.syscalls import entry_path
+from . import attributes, redirects
+from .inodes import Directory, Inode
+from .layer import UPPER_INDEX, Location
+from .merge import Candidates, Kind, Names, merge, scan
+from .state import State
+
+_LONGEST_NAME = 255
+
+
+def check_name(name: bytes) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+
+
+def check_new_name(name: bytes) -> None:
+    """Refuse names that readers of layers would take for a deletion."""
+    check_name(name)
+    if marks.is_reserved_name(name):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+
+
+def above(state: State, directory: Directory) -> dict[bytes, Kind]:
+    """What the upper holds of a directory, whiteouts included; kept current by every operation."""
+    if directory.above is None:
+        directory.above = {}
+        if directory.upper and directory.number not in state.orphans:
+            directory.above = None
+            directory.above = _scan(state.upper_fd(directory)).kinds
+    return directory.above
+
+
+def below(state: State, directory: Directory) -> dict[bytes, Candidates]:
+    """The merged lower layers of a directory: visible names, each with the layers that provide it."""
+    if directory.below is None:
+        directory.below = merge(_scan(state.lower_fd(location)) for location in directory.lowers)
+    return directory.below
+
+
+def _scan(dir_fd: int) -> Names:
+    return scan(dir_fd, marks.read_marks_of_descriptor(dir_fd).opacity)
+
+
+def names(state: State, directory: Directory) -> list[bytes]:
+    """The visible names of a directory, the upper's first."""
+    upper = above(state, directory)
+    listed = [name for name, kind in upper.items() if kind is not Kind.WHITEOUT]
+    if directory.lowers:
+        listed += [name for name in below(state, directory) if name not in upper]
+    return listed
+
+
+def in_lower(state: State, directory: Directory, name: bytes) -> bool:
+    """True where a lower layer would show `name` if the upper had nothing under it."""
+    return bool(directory.lowers) and name in below(state, directory)
+
+
+def child(state: State, parent: Directory, name: bytes) -> Inode | None:
+    """The inode under `name`, None where there is none."""
+    if state.revalidates:
+        _revalidate(state, parent, name)
+    found = parent.children.get(name)
+    if found is None and not marks.is_reserved_name(name):
+        check_name(name)
+        found = _resolve(state, parent, name)
+        if found is not None:
+            parent.children[name] = found
+    return found
+
+
+def existing_child(state: State, parent: Directory, name: bytes) -> Inode:
+    found = child(state, parent, name)
+    if found is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return found
+
+
+def _resolve(state: State, parent: Directory, name: bytes) -> Inode | None:
+    kind = above(state, parent).get(name) if parent.upper else None
+    if kind is Kind.WHITEOUT:
+        return None
+    if kind is not None:
+        return _from_upper(state, parent, name, kind)
+    candidates = below(state, parent).get(name) if parent.lowers else None
+    if candidates is None:
+        return None
+    if isinstance(candidates, tuple):
+        return _lower_directory(state, parent, name, candidates)
+    return _lower_file(state, parent, name, candidates)
+
+
+def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:  # it was listed, so somebody changed the layer
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name) from None
+
+
+# -- lower
+
+
+def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> Inode | None:
+    above_it = parent.lowers[position]
+    location, dir_fd = above_it.child(name), state.lower_fd(above_it)
+    st = _stat(dir_fd, name)
+    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+        below(state, parent).pop(name, None)
+        return None
+    linked = st.st_nlink > 1
+    if linked:
+        known = state.shared(location.layer, st) or _from_index(state, location, st)
+        if known is not None:
+            known.add_name(parent, name)
+            return known
+    inode = _new_inode(state, parent, name, st, state.layers[location.layer].number(st))
+    inode.lower = location
+    inode.lost_links = state.lost_links.get(inode.number, 0) if linked else 0
+    if linked:
+        state.share(inode, location.layer, st)
+    attributes.remember(state, inode, st)
+    return inode
+
+
+def _lower_directory(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> Directory:
+    lowers = redirects.stack_of(state, parent, name, positions)
+    st = _stat(*state.lower_place(lowers[0]))
+    directory = _new_directory(state, parent, name, state.layers[lowers[0].layer].number(st))
+    directory.lowers = lowers
+    directory.lower_path = redirects.join(parent.lower_path, name)
+    attributes.remember(state, directory, st)
+    return directory
+
+
+# -- upper
+
+
+def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Inode | None:
+    assert state.upper is not None
+    dir_fd = state.upper_fd(parent)
+    st = _stat(dir_fd, name)
+    found = marks.read_marks(dir_fd, name)
+    number = found.number if found.number is not None else state.upper.number(st)
+    if stat.S_ISDIR(st.st_mode):
+        return _upper_directory(state, parent, name, st, found, number, kind)
+    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+        above(state, parent)[name] = Kind.WHITEOUT
+        return None
+    known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None
+    if known is not None:
+        known.add_name(parent, name)
+        return known
+    inode = _new_inode(state, parent, name, st, number)
+    inode.upper = True
+    inode.metacopy = found.metacopy and stat.S_ISREG(st.st_mode)
+    if inode.metacopy:
+        inode.lower = redirects.data_below(state, parent, name, found.redirect)
+    if st.st_nlink > 1:
+        _share_upper(state, inode, entry_path(dir_fd, name), st, found)
+    attributes.remember(state, inode, st)
+    return inode
+
+
+def _share_upper(state: State, inode: Inode, path: bytes, st: os.stat_result, found: Marks) -> None:
+    state.share(inode, UPPER_INDEX, st)
+    if not state.index_names or state.index_fd is None:
+        return
+    origin = marks.read_xattr(path, state.prefix + marks.ORIGIN)
+    name = origin.hex().encode() if origin else b""
+    if name in state.index_names:
+        entry = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
+        if (entry.st_dev, entry.st_ino) == (st.st_dev, st.st_ino):
+            inode.index_name = name
+            inode.lost_links = _lost_links(found, st)
+
+
+def _lost_links(found: Marks, st: os.stat_result) -> int:
+    """Links on disk that are not names in the merged tree, from the kernel's nlink xattr (`U+N`: names - links).
+
+    At least the index entry itself; a value relative to the lower file (`L`) is only there in mid-operation.
+    """
+    value = (found.nlink or b"").decode("ascii", "replace")
+    if value[:1] == "U" and value[1:2] in ("+", "-") and value[2:].isdigit() and len(value) < 12:
+        return min(-int(value[1:]), st.st_nlink)
+    return 1
+
+
+def _from_index(state: State, location: Location, st: os.stat_result) -> Inode | None:
+    """The copied-up inode of a hard-linked lower file one of whose other names was written to."""
+    if not state.index_names or state.index_fd is None:
+        return None
+    name = index_name(state, location)
+    if name is None or name not in state.index_names:
+        return None
+    assert state.upper is not None
+    entry = _stat(state.index_fd, name)
+    known = state.shared(UPPER_INDEX, entry)
+    if known is None:
+        found = marks.read_marks(state.index_fd, name)
+        number = found.number if found.number is not None else state.upper.number(entry)
+        known = Inode(state.free_number(number), stat.S_IFMT(entry.st_mode), None, b"")
+        state.inodes[known.number] = known
+        known.upper = True
+        known.index_name = name
+        known.lost_links = _lost_links(found, entry)
+        state.share(known, UPPER_INDEX, entry)
+        attributes.remember(state, known, entry)
+    return known
+
+
+def index_name(state: State, location: Location) -> bytes | None:
+    """The name under which the index keeps the copy of a lower file: its origin in hex, as the kernel has it."""
+    dir_fd, name = state.lower_place(location)
+    fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+    try:
+        handle = syscalls.file_handle(fd)
+    finally:
+        os.close(fd)
+    value = marks.origin_value(handle, state.uuid(state.layers[location.layer]))
+    return value.hex().encode() or None
+
+
+def _upper_directory(
+    state: State, parent: Directory, name: bytes, st: os.stat_result, found: Marks, number: int, kind: Kind
+) -> Directory:
+    directory = _new_directory(state, parent, name, number)
+    directory.upper = True
+    directory.lower_path = redirects.join(parent.lower_path, name)
+    opaque = kind is Kind.OPAQUE_DIRECTORY or redirects.is_opaque(state.upper_fd(parent), name, found)
+    if not opaque and found.redirect is not None and state.follows_redirects:
+        directory.lower_path = marks.redirect_target(found.redirect, parent.lower_path)
+        directory.lowers = redirects.locate(state, 0, directory.lower_path)
+    elif not opaque and parent.lowers:
+        candidates = below(state, parent).get(name)
+        if isinstance(candidates, tuple):
+            directory.lowers = redirects.stack_of(state, parent, name, candidates)
+    attributes.remember(state, directory, st)
+    return directory
+
+
+# -- new inodes
+
+
+def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
+    inode = Inode(state.free_number(number), stat.S_IFMT(st.st_mode), parent, name)
+    state.inodes[inode.number] = inode
+    return inode
+
+
+def _new_directory(state: State, parent: Directory, name: bytes, number: int) -> Directory:
+    directory = Directory(state.free_number(number), parent, name)
+    state.inodes[directory.number] = directory
+    return directory
+
+
+def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat_result) -> Inode:
+    """The inode of a file that was just made in the upper."""
+    assert state.upper is not None
+    inode: Inode
+    if stat.S_ISDIR(st.st_mode):
+        inode = _new_directory(state, parent, name, number)
+        inode.lower_path = redirects.join(parent.lower_path, name)
+    else:
+        inode = _new_inode(state, parent, name, st, number)
+    inode.upper = True
+    return inode
+
+
+# -- lower layers that change under the mount (timeout=0)
+
+
+def _revalidate(state: State, parent: Directory, name: bytes) -> None:
+    if not parent.lowers:
+        return
+    parent.below = None
+    known = parent.children.get(name)
+    if known is None or known.upper:
+        return
+    known.packed = None
+    if isinstance(known, Directory):
+        known.below = None
+    fresh = None
+    del parent.children[name]
+    del state.inodes[known.number]
+    try:
+        fresh = _resolve(state, parent, name)
+    finally:
+        state.inodes.setdefault(known.number, known)
+        if fresh is not None and fresh is not known:
+            _keep_or_replace(state, parent, name, known, fresh)
+
+
+def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode, fresh: Inode) -> None:
+    """One file, one inode: the fresh look only stays where it is another file than before."""
+    same = fresh.number == known.number and fresh.kind == known.kind
+    if same and not isinstance(known, Directory):
+        known.packed = fresh.packed
+    if same:
+        state.inodes[known.number] = known
+        parent.children[name] = known
+    else:
+        known.remove_name(parent, name)
+        parent.children[name] = fresh
+
+

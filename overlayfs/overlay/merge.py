@@ -1,0 +1,100 @@
+"""Which names does a directory of several layers have, and which layers' answers are visible?
+
+Pure but for `scan`, which reads one directory of one layer. A name's *candidates* are the layers, top first, whose
+file of that name takes part: one layer for anything but a directory, a run of layers for a directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from ..tree import marks
+from ..tree.syscalls import descriptor_path
+
+
+class Kind(IntEnum):
+    """What a layer has under a name."""
+
+    FILE = 1
+    DIRECTORY = 2
+    OPAQUE_DIRECTORY = 3  # a directory beside an OCI whiteout of its own name
+    WHITEOUT = 4
+
+
+class Names(NamedTuple):
+    """One directory of one layer as read: the kind of every name, and whether it hides all that lies below."""
+
+    kinds: dict[bytes, Kind]
+    opaque: bool
+
+
+# Positions in the parent's stack of layers. An int: a file. A tuple: a directory that all these layers have.
+Candidates = int | tuple[int, ...]
+
+
+def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
+    """Read a directory of a layer. Raises what reading it raises: an unreadable layer is never a smaller listing."""
+    kinds: dict[bytes, Kind] = {}
+    hidden: list[bytes] = []
+    opaque = opacity is marks.Opacity.OPAQUE
+    xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
+    with os.scandir(descriptor_path(dir_fd)) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(marks.WHITEOUT_PREFIX):
+                opaque = opaque or name == marks.OPAQUE_NAME
+                deleted = marks.whited_out_name(name)
+                if deleted is not None:
+                    hidden.append(deleted)
+            elif entry.is_dir(follow_symlinks=False):
+                kinds[name] = Kind.DIRECTORY
+            elif _is_whiteout(dir_fd, entry, xattr_whiteouts):
+                kinds[name] = Kind.WHITEOUT
+            else:
+                kinds[name] = Kind.FILE
+    for name in hidden:
+        here = kinds.get(name)
+        if here is None:
+            kinds[name] = Kind.WHITEOUT
+        elif here is Kind.DIRECTORY:
+            kinds[name] = Kind.OPAQUE_DIRECTORY
+    return Names(kinds, opaque)
+
+
+def _is_whiteout(dir_fd: int, entry: os.DirEntry[bytes], xattr_whiteouts: bool) -> bool:
+    if entry.is_symlink():
+        return False
+    if entry.is_file(follow_symlinks=False):
+        if not xattr_whiteouts:
+            return False
+        st = os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False)
+        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name)
+    return marks.is_whiteout_device(os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False))
+
+
+def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:
+    """The visible names of a stack of directories, top first, each with its candidates."""
+    visible: dict[bytes, Candidates] = {}
+    closed: set[bytes] = set()
+    for position, names in enumerate(stack):
+        for name, kind in names.kinds.items():
+            if name in closed:
+                continue
+            if kind is Kind.WHITEOUT or kind is Kind.FILE:
+                closed.add(name)
+                if kind is Kind.FILE and name not in visible:
+                    visible[name] = position
+                continue
+            if kind is Kind.OPAQUE_DIRECTORY:
+                closed.add(name)
+            above = visible.get(name, ())
+            assert isinstance(above, tuple)
+            visible[name] = (*above, position)
+        if names.opaque:
+            break
+    return visible
+
+

@@ -1,0 +1,316 @@
+"""How do names come and go: create, mkdir, mknod, symlink, link, unlink, rmdir?
+
+What is made is made whole in the workdir and then published; what is deleted is hidden in one step. No data is
+copied up to be deleted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..tree import syscalls
+from ..tree.metadata import inherit_acl
+from ..tree.syscalls import descriptor_path
+from . import attributes, copyup, drafts, indexing, lookup, whiteouts
+from .drafts import Draft
+from .inodes import Caller, Directory, Inode
+from .layer import UPPER_INDEX
+from .merge import Kind
+from .options import FsyncPolicy
+from .ownership import Owner, format_override
+from .state import State
+
+
+def create(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
+    """Make a regular file; its data descriptor stays in the pool."""
+    return _make(state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state))
+
+
+def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
+    return _make(state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state))
+
+
+def symlink(state: State, parent: Directory, name: bytes, target: bytes, caller: Caller) -> Inode:
+    return _make(state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target))
+
+
+def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
+    """Make any file but a directory or symlink; EPERM for device 0/0, which would be a whiteout."""
+    kind = stat.S_IFMT(mode) or stat.S_IFREG
+    if kind == stat.S_IFREG:
+        return create(state, parent, name, mode, caller)
+    if kind == stat.S_IFCHR and rdev == 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+    if kind not in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+    return _make(
+        state, parent, name, kind | stat.S_IMODE(mode), caller, lambda: drafts.draft_node(state, kind, rdev)
+    )
+
+
+def _make(
+    state: State, parent: Directory, name: bytes, mode: int, caller: Caller, draft_new: Callable[[], Draft]
+) -> Inode:
+    prepare_new_name(state, parent, name)
+    with draft_new() as draft:
+        _fill(state, draft, parent, mode, caller)
+        if stat.S_ISDIR(mode) and lookup.in_lower(state, parent, name):
+            whiteouts.make_opaque(state, draft.fd)
+        publish(state, draft, parent, name)
+        return _adopt(state, draft, parent, name)
+
+
+def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
+    """All checks, and the parent's copy-up, for a name that is going to be made."""
+    lookup.check_new_name(name)
+    check_alive(state, parent)
+    if lookup.child(state, parent, name) is not None:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    copyup.ensure_upper_directory(state, parent)
+
+
+def check_alive(state: State, parent: Directory) -> None:
+    """ENOENT for a directory that was removed and is only still in use."""
+    if parent is not state.root and parent.parent is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Caller) -> None:
+    above = attributes.attributes_of(state, parent)
+    gid = caller.gid
+    if above.mode & stat.S_ISGID:
+        gid = above.gid
+        mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+    inherited = inherit_acl(attributes.default_acl(state, parent), mode, caller.umask)
+    ids = state.ownership
+    owner = Owner(ids.disk_uid(caller.uid), ids.disk_gid(gid), inherited.mode, 0)
+    assert state.upper is not None
+    if state.upper.override is not None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        os.setxattr(descriptor_path(draft.fd), state.upper.override, format_override(owner))
+        kept = 0o755 if stat.S_ISDIR(mode) else 0o600 | inherited.mode & 0o111
+        owner = Owner(os.geteuid(), os.getegid(), stat.S_IFMT(mode) | kept, 0)
+    drafts.fill(draft, owner.uid, owner.gid, owner.mode, inherited.acls)
+
+
+def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
+    """Give a draft a name that the merged tree does not have, over whatever whiteout hides a lower one."""
+    dir_fd = state.upper_fd(parent)
+    hidden = lookup.above(state, parent).get(name) is Kind.WHITEOUT
+    try:
+        draft.publish(dir_fd, name)
+    except FileExistsError:
+        if not hidden:
+            raise
+        draft.replace(dir_fd, name)
+    else:
+        if hidden:
+            whiteouts.remove_oci_whiteout(dir_fd, name)
+    if state.options.fsync is FsyncPolicy.STRICT:
+        copyup.sync_directory(dir_fd)
+
+
+def _adopt(state: State, draft: Draft, parent: Directory, name: bytes) -> Inode:
+    assert state.upper is not None
+    st = os.fstat(draft.fd)
+    inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
+    note_new_name(state, inode, parent, name)
+    attributes.remember(state, inode, st)
+    if inode.kind == stat.S_IFREG:
+        state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
+    return inode
+
+
+def note_new_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
+    lookup.above(state, parent)[name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
+    parent.children[name] = inode
+    parent.packed = None
+
+
+def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode:
+    """A regular file without a name; `link` may give it one."""
+    check_alive(state, parent)
+    copyup.ensure_upper_directory(state, parent)
+    assert state.upper is not None
+    with drafts.draft_file(state) as draft:
+        _fill(state, draft, parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        st = os.fstat(draft.fd)
+        inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
+        state.inodes[inode.number] = inode
+        inode.upper = True
+        state.orphans[inode.number] = draft.keep_descriptor()
+    return inode
+
+
+def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
+    """Give a file one more name."""
+    if inode.is_directory:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    prepare_new_name(state, parent, name)
+    copyup.ensure_upper(state, inode)
+    dir_fd = state.upper_fd(parent)
+    orphan = state.orphans.get(inode.number)
+    if orphan is not None:
+        _link_orphan(state, inode, orphan, dir_fd, name)
+    else:
+        _link_named(state, inode, parent, dir_fd, name)
+    state.share(inode, UPPER_INDEX, _stat(dir_fd, name)) if inode.shared_as is None else None
+    inode.add_name(parent, name)
+    inode.packed = None
+    note_new_name(state, inode, parent, name)
+
+
+def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
+    from_fd, source = state.place(inode)
+    work_fd = state.work_fd
+    assert work_fd is not None
+    try:
+        os.link(source, name, src_dir_fd=from_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileExistsError:
+        if lookup.above(state, parent).get(name) is not Kind.WHITEOUT:
+            raise
+        draft = state.draft_name()
+        os.link(source, draft, src_dir_fd=from_fd, dst_dir_fd=work_fd, follow_symlinks=False)
+        os.rename(draft, name, src_dir_fd=work_fd, dst_dir_fd=dir_fd)
+    else:
+        if lookup.above(state, parent).get(name) is Kind.WHITEOUT:
+            whiteouts.remove_oci_whiteout(dir_fd, name)
+
+
+def _link_orphan(state: State, inode: Inode, orphan: int, dir_fd: int, name: bytes) -> None:
+    """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
+    with suppress(FileNotFoundError):  # a whiteout in the way goes: nobody can see the difference
+        if state.xattrs_work:
+            whiteouts.remove_whiteout(dir_fd, name)
+    syscalls.link_descriptor(orphan, dir_fd, name)
+    os.close(state.orphans.pop(inode.number))
+
+
+def unlink(state: State, parent: Directory, name: bytes) -> None:
+    lookup.check_name(name)
+    inode = lookup.existing_child(state, parent, name)
+    if inode.is_directory:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    hide(state, parent, name, inode)
+    forget_name(state, inode, parent, name)
+
+
+def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
+    """Take a name out of the merged tree, on disk and in `above`; the inode keeps what it needs to live on."""
+    copyup.ensure_upper_directory(state, parent)
+    dir_fd = state.upper_fd(parent)
+    upper = lookup.above(state, parent)
+    covered = lookup.in_lower(state, parent, name)
+    if name not in upper:
+        whiteouts.whiteout(state, dir_fd, name)
+        note_hidden_lower_name(state, inode)
+    else:
+        hold(state, inode)
+        if covered:
+            whiteouts.replace_by_whiteout(state, dir_fd, name)
+        elif inode.is_directory:
+            _remove_directory(state, dir_fd, name)
+        else:
+            os.unlink(name, dir_fd=dir_fd)
+    if covered or name not in upper:
+        upper[name] = Kind.WHITEOUT
+    else:
+        del upper[name]
+    parent.packed = None
+    if state.options.fsync is FsyncPolicy.STRICT:
+        copyup.sync_directory(dir_fd)
+
+
+def _remove_directory(state: State, dir_fd: int, name: bytes) -> None:
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_replaced(state, dir_fd, name)
+
+
+def remove_replaced(state: State, dir_fd: int, name: bytes) -> None:
+    """Remove a directory that shows nothing but still holds its OCI opaque file."""
+    gone, work_fd = state.draft_name(), state.work_fd
+    assert work_fd is not None
+    os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+    drafts.remove(work_fd, gone)
+
+
+def note_hidden_lower_name(state: State, inode: Inode) -> None:
+    """Count the names of a lower file down: hard links, and the only name of one that is still open."""
+    if inode.is_directory:
+        return
+    if inode.index_name is not None:
+        indexing.change_lost_links(state, inode, +1)
+    elif inode.shared_as and not inode.upper:
+        indexing.note_deleted_name(state, inode)
+    else:
+        inode.lost_links += 1
+
+
+def hold(state: State, inode: Inode) -> None:
+    """Before the last known name of an upper file goes: keep hold of the file for those who use it."""
+    if len(list(inode.names())) > 1 or inode.number in state.orphans or not inode.upper:
+        return
+    if inode.index_name is not None:
+        if attributes.attributes_of(state, inode).nlink <= 1:
+            _open_orphan(state, inode)
+        return
+    _open_orphan(state, inode)
+
+
+def _open_orphan(state: State, inode: Inode) -> None:
+    if isinstance(inode, Directory):
+        state.upper_fd(inode)
+    dir_fd, name = state.place(inode)
+    state.orphans[inode.number] = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+
+
+def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
+    """The name is gone from disk: let the inode know, and go if nobody needs it."""
+    if parent.children.get(name) is inode:
+        del parent.children[name]
+    inode.remove_name(parent, name)
+    inode.packed = None
+    if inode.index_name is not None and not list(inode.names()) and inode.number in state.orphans:
+        indexing.remove(state, inode)
+    state.drop_if_unused(inode)
+    state.drop_if_unused(parent)
+
+
+def rmdir(state: State, parent: Directory, name: bytes) -> None:
+    lookup.check_name(name)
+    inode = lookup.existing_child(state, parent, name)
+    if not isinstance(inode, Directory):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    check_empty(state, inode)
+    if inode.upper:
+        clear_whiteouts(state, inode)
+    hide(state, parent, name, inode)
+    forget_name(state, inode, parent, name)
+
+
+def check_empty(state: State, directory: Directory) -> None:
+    for name in lookup.names(state, directory):
+        found = lookup.child(state, directory, name)
+        if found is not None:
+            state.drop_if_unused(found)
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+
+def clear_whiteouts(state: State, directory: Directory) -> None:
+    """Remove the whiteouts in an upper directory that shows nothing; it stays empty, hiding all below."""
+    if lookup.above(state, directory):
+        whiteouts.clear(state, state.upper_fd(directory))
+        directory.above = {}
+        directory.lowers, directory.below = (), None
+        directory.packed = None

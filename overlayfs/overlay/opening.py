@@ -1,0 +1,299 @@
+"""How does a mount come to life: open and check the layers, lock, clean up, find out what the upper can do?
+
+Every refusal is a MountError of one line that says what is wrong; nothing is changed on disk before all checks passed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import stat
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+from ..tree import marks, syscalls
+from ..tree.syscalls import descriptor_path
+from . import drafts, indexing, redirects
+from .inodes import ROOT
+from .layer import UPPER_INDEX, Layer, mount_id, open_layer
+from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
+from .state import State
+
+_WORK = b"work"
+_VOLATILE_MARK = b"incompat/volatile"  # as the kernel's overlayfs
+_LOCK_PATIENCE_S = 3.0
+_OVERRIDE_ROOT = b"0:0:755:dir"
+
+
+def open_state(options: OverlayOptions) -> State:
+    """All layers open and checked, upper and workdir locked and clean."""
+    limit = _raise_descriptor_limit()
+    with ExitStack() as undo:
+        layers = _open_lowers(options, undo)
+        if options.upper is None or options.work is None:
+            state = State(options, layers, None, limit)
+        else:
+            state = _open_writable(options, layers, limit, undo)
+        _honour_opaque_roots(state)
+        undo.pop_all()
+    return state
+
+
+def _raise_descriptor_limit() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool = False) -> Layer:
+    try:
+        layer = open_layer(index, path, data_only)
+    except FileNotFoundError:
+        raise MountError(f"{option}: {_text(path)} does not exist") from None
+    except NotADirectoryError:
+        raise MountError(f"{option}: {_text(path)} is not a directory") from None
+    except OSError as error:
+        raise MountError(f"{option}: cannot open {_text(path)}: {error.strerror}") from None
+    undo.callback(os.close, layer.root_fd)
+    return layer
+
+
+def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
+    if not options.lowers:
+        raise MountError("lowerdir: at least one directory is needed")
+    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
+    first = len(layers)
+    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+
+
+def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
+    assert options.upper is not None and options.work is not None
+    upper = _open("upperdir", options.upper, undo, UPPER_INDEX)
+    work = _open("workdir", options.work, undo, UPPER_INDEX)
+    _check_same_filesystem(upper, work)
+    _check_overlap(upper, work, layers)
+    if options.read_only:
+        return State(options, layers, upper, limit)
+    for option, layer in (("upperdir", upper), ("workdir", work)):
+        _check_writable(option, layer)
+        _check_kernel_mounts(option, layer)
+        _lock(option, layer)
+    state = State(options, layers, upper, limit)
+    state.workdir_fd = work.root_fd
+    _refuse_volatile_leftover(options, work)
+    state.work_fd = _clean_workdir(work)
+    undo.callback(os.close, state.work_fd)
+    _probe(state)
+    if options.fsync is FsyncPolicy.VOLATILE:
+        _leave_volatile_mark(work)
+    indexing.load(state)
+    return state
+
+
+def _check_same_filesystem(upper: Layer, work: Layer) -> None:
+    if upper.device != work.device or mount_id(upper.root_fd) != mount_id(work.root_fd):
+        raise MountError(
+            f"workdir: {_text(work.path)} is not on the same filesystem and mount as upperdir {_text(upper.path)}"
+        )
+
+
+def _check_overlap(upper: Layer, work: Layer, lowers: list[Layer]) -> None:
+    if _contains(upper, work) or _contains(work, upper):
+        raise MountError(f"workdir: {_text(work.path)} and upperdir {_text(upper.path)} overlap; use separate directories")
+    for option, layer in (("upperdir", upper), ("workdir", work)):
+        for lower in lowers:
+            if _contains(lower, layer) or _contains(layer, lower):
+                raise MountError(f"{option}: {_text(layer.path)} and lowerdir {_text(lower.path)} overlap")
+
+
+def _contains(outer: Layer, inner: Layer) -> bool:
+    """True where `inner` is `outer` or lies below it, however either is spelled."""
+    wanted = os.fstat(outer.root_fd)
+    path = os.path.realpath(inner.path)
+    while True:
+        try:
+            if os.path.samestat(os.stat(path), wanted):
+                return True
+        except OSError:
+            return False
+        above = os.path.dirname(path)
+        if above == path:
+            return False
+        path = above
+
+
+def _check_writable(option: str, layer: Layer) -> None:
+    if os.fstatvfs(layer.root_fd).f_flag & os.ST_RDONLY:
+        raise MountError(f"{option}: {_text(layer.path)} is on a read-only filesystem; mount with -o ro")
+    if not os.access(descriptor_path(layer.root_fd), os.W_OK | os.X_OK):
+        raise MountError(f"{option}: {_text(layer.path)} is not writable")
+
+
+def _check_kernel_mounts(option: str, layer: Layer) -> None:
+    """Refuse what one of the kernel's overlay mounts uses: two writers would destroy each other's work."""
+    wanted = os.path.realpath(layer.path)
+    for line in _mount_lines():
+        fields, _, rest = line.partition(b" - ")
+        kind, _, options = rest.split(b" ", 2) if rest.count(b" ") >= 2 else (b"", b"", b"")
+        if kind == b"overlay" and any(
+            item.partition(b"=")[0] in (b"upperdir", b"workdir") and os.path.realpath(_unescape(item.partition(b"=")[2])) == wanted
+            for item in options.split(b",")
+        ):
+            where = _text(_unescape(fields.split(b" ")[4]))
+            raise MountError(f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}")
+
+
+def _mount_lines() -> list[bytes]:
+    try:
+        with open("/proc/self/mountinfo", "rb") as lines:
+            return lines.read().splitlines()
+    except OSError:
+        return []
+
+
+def _unescape(text: bytes) -> bytes:
+    """Undo mountinfo's octal escapes."""
+    parts = text.split(b"\\")
+    decoded = [bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]]
+    return parts[0] + b"".join(decoded)
+
+
+def _lock(option: str, layer: Layer) -> None:
+    """Lock for the life of the descriptor. A daemon that was just unmounted gets a moment to let go."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(layer.root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise MountError(f"{option}: {_text(layer.path)} is in use by another mount") from None
+            time.sleep(0.02)
+
+
+def _refuse_volatile_leftover(options: OverlayOptions, work: Layer) -> None:
+    if options.fsync is FsyncPolicy.VOLATILE:
+        return
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(_WORK + b"/" + _VOLATILE_MARK, dir_fd=work.root_fd, follow_symlinks=False)
+        mark = _text(work.path + b"/" + _WORK + b"/" + _VOLATILE_MARK)
+        raise MountError(
+            f"upperdir was last mounted volatile and may have lost data in a crash; remove {mark}"
+            " to use it all the same, or mount with -o volatile"
+        )
+
+
+def _leave_volatile_mark(work: Layer) -> None:
+    for path in (_WORK + b"/incompat", _WORK + b"/" + _VOLATILE_MARK):
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700, dir_fd=work.root_fd)
+
+
+def _clean_workdir(work: Layer) -> int:
+    """An empty directory to build in; what a crash left in it is removed."""
+    try:
+        drafts.remove(work.root_fd, _WORK)
+        os.mkdir(_WORK, 0o700, dir_fd=work.root_fd)
+        fd = os.open(_WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work.root_fd)
+    except OSError as error:
+        raise MountError(f"workdir: cannot prepare {_text(work.path)}/work: {error.strerror}") from None
+    with suppress(OSError):  # a default ACL of the workdir must not reach what is built in it
+        os.removexattr(descriptor_path(fd), b"system.posix_acl_default")
+    return fd
+
+
+# -- what the upper can do
+
+
+def _probe(state: State) -> None:
+    """Choose xattr prefix and whiteout format; MountError where one that was asked for cannot be written."""
+    assert state.work_fd is not None
+    state.tmpfiles_work = _works(lambda: _try_tmpfile(state))
+    prefixes = (marks.USER,) if state.options.user_xattr else (marks.TRUSTED, marks.USER)
+    working = [prefix for prefix in prefixes if _works(lambda p=prefix: _try_xattr(state, p))]  # type: ignore[misc]
+    state.xattrs_work = bool(working)
+    state.prefix = working[0] if working else prefixes[0]
+    wanted = state.options.whiteout
+    able = {
+        WhiteoutFormat.OVERLAY: state.xattrs_work and _works(lambda: _try_device(state)),
+        WhiteoutFormat.OVERLAY_XATTR: state.xattrs_work,
+        WhiteoutFormat.OCI: True,
+    }
+    if wanted is not None and not able[wanted]:
+        raise MountError(f"whiteout={wanted.value}: the filesystem of upperdir cannot hold this format; try whiteout=oci")
+    state.whiteout = wanted or next(kind for kind, possible in able.items() if possible)
+    _set_up_override(state)
+
+
+def _works(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise MountError(f"workdir: cannot write: {error.strerror}") from None
+        return False
+    return True
+
+
+def _try_tmpfile(state: State) -> None:
+    assert state.work_fd is not None
+    name = state.draft_name()
+    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=state.work_fd)
+    try:
+        syscalls.link_descriptor(fd, state.work_fd, name)
+        os.unlink(name, dir_fd=state.work_fd)
+    finally:
+        os.close(fd)
+
+
+def _try_xattr(state: State, prefix: bytes) -> None:
+    assert state.work_fd is not None
+    path = descriptor_path(state.work_fd)
+    os.setxattr(path, prefix + marks.OPAQUE, b"n")
+    os.removexattr(path, prefix + marks.OPAQUE)
+
+
+def _try_device(state: State) -> None:
+    """Make a whiteout, and have rename(2) leave one."""
+    assert state.work_fd is not None
+    first, second = state.draft_name(), state.draft_name()
+    os.mknod(first, stat.S_IFCHR, 0, dir_fd=state.work_fd)
+    try:
+        syscalls.renameat2(state.work_fd, first, state.work_fd, second, syscalls.RENAME_WHITEOUT)
+        os.unlink(second, dir_fd=state.work_fd)
+    finally:
+        os.unlink(first, dir_fd=state.work_fd)
+
+
+def _set_up_override(state: State) -> None:
+    mode = state.options.xattr_permissions
+    if not mode or state.upper is None or state.upper.override is not None:
+        return
+    name = marks.OVERRIDE_NAMES[2] if mode == 1 else marks.OVERRIDE_NAMES[0]
+    try:
+        os.setxattr(descriptor_path(state.upper.root_fd), name, _OVERRIDE_ROOT)
+    except OSError as error:
+        raise MountError(f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}") from None
+    state.upper = Layer(
+        UPPER_INDEX, state.upper.path, state.upper.root_fd, state.upper.device, state.upper.identity, override=name
+    )
+
+
+def _honour_opaque_roots(state: State) -> None:
+    """An OCI opaque file in a layer's own root hides every layer below."""
+    root = state.root
+    if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
+        root.lowers = ()
+    for position, location in enumerate(root.lowers):
+        if redirects.is_opaque(state.layers[location.layer].root_fd, b".", marks.NO_MARKS):
+            root.lowers = root.lowers[: position + 1]
+            break
+    assert state.inodes[ROOT] is root

@@ -1,0 +1,91 @@
+"""What a mount was asked for: the overlay's options as facts.
+
+How they are spelled in `-o` text is `option_parser`'s; checks that need a filesystem are the engine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class MountError(Exception):
+    """A mount that cannot be made; `str(error)` is the one line for the user."""
+
+
+class RedirectDir(Enum):
+    """Whether renamed directories are recorded (`ON`) and read (`ON`, `FOLLOW`)."""
+
+    ON = "on"
+    FOLLOW = "follow"
+    NOFOLLOW = "nofollow"
+    OFF = "off"
+
+
+class FsyncPolicy(Enum):
+    """When the mount itself syncs: for safe copy-ups, after every change, or never."""
+
+    AUTO = "auto"
+    STRICT = "strict"
+    VOLATILE = "volatile"
+
+
+class WhiteoutFormat(Enum):
+    """How deletions and opaque directories are written into the upper."""
+
+    OVERLAY = "overlay"
+    OVERLAY_XATTR = "overlay-xattr"
+    OCI = "oci"
+
+
+class IdRange(NamedTuple):
+    """`size` ids from `host` on disk show as those from `container` in the mount."""
+
+    container: int
+    host: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayOptions:
+    """One overlay as asked for; all paths absolute.
+
+    `lowers` is top first.  `whiteout` None means: probe.  `timeout_s` None means for ever, 0 that the
+    lower layers may change under the mount.  `user_xattr` puts marks under `user.overlay.` even where
+    `trusted.overlay.` is allowed.  `read_only` is what was asked; a mount without upper is so too.
+    """
+
+    lowers: tuple[bytes, ...]
+    data_lowers: tuple[bytes, ...] = ()
+    upper: bytes | None = None
+    work: bytes | None = None
+    redirect_dir: RedirectDir = RedirectDir.ON
+    index: bool = True
+    metacopy: bool = False
+    user_xattr: bool = False
+    fsync: FsyncPolicy = FsyncPolicy.AUTO
+    whiteout: WhiteoutFormat | None = None
+    uid_map: tuple[IdRange, ...] = ()
+    gid_map: tuple[IdRange, ...] = ()
+    squash_uid: int | None = None
+    squash_gid: int | None = None
+    xattr_permissions: int = 0
+    timeout_s: float | None = None
+    acl: bool = True
+    xattrs: bool = True
+    static_nlink: bool = False
+    writeback: bool = False
+    read_only: bool = False
+
+
+def validate(options: OverlayOptions) -> None:
+    """Refuse what no filesystem could make right; raises MountError.  Looks at no file."""
+    if not options.lowers:
+        raise MountError("no lower layer: lowerdir= is missing")
+    if options.upper and not options.work:
+        raise MountError("upperdir= needs workdir=, an empty directory of the same filesystem")
+    if options.work and not options.upper:
+        raise MountError("workdir= is of no use without upperdir=")
+    if options.data_lowers and options.redirect_dir not in (RedirectDir.ON, RedirectDir.FOLLOW):
+        raise MountError("data-only layers ('::', datadir+=) need redirect_dir=on or redirect_dir=follow")

@@ -1,0 +1,107 @@
+"""Whose is a file: as the disk says, and as the mount shows it.
+
+Two independent translations: id maps and squashing (options), and override xattrs, in which rootless engines keep
+the owner, mode and type that they may not give a file (containers/storage, fuse-overlayfs).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from ..tree import marks
+from .options import IdRange, OverlayOptions
+
+_OVERFLOW_ID: Final = 65534
+_TYPES: Final = {
+    "file": stat.S_IFREG,
+    "dir": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "pipe": stat.S_IFIFO,
+    "socket": stat.S_IFSOCK,
+}
+
+
+class Owner(NamedTuple):
+    """Owner, mode (type included) and device number of a file as the mount shows them."""
+
+    uid: int
+    gid: int
+    mode: int
+    rdev: int
+
+
+class Ownership:
+    """Translates owners between disk and mount by the mount's options."""
+
+    def __init__(self, options: OverlayOptions) -> None:
+        self._uid_map, self._gid_map = options.uid_map, options.gid_map
+        self._squash_uid, self._squash_gid = options.squash_uid, options.squash_gid
+        self.plain = not (self._uid_map or self._gid_map) and self._squash_uid is None and self._squash_gid is None
+
+    def shown_uid(self, uid: int) -> int:
+        return _shown(uid, self._uid_map) if self._squash_uid is None else self._squash_uid
+
+    def shown_gid(self, gid: int) -> int:
+        return _shown(gid, self._gid_map) if self._squash_gid is None else self._squash_gid
+
+    def disk_uid(self, uid: int) -> int:
+        return _disk(uid, self._uid_map) if self._squash_uid is None else os.geteuid()
+
+    def disk_gid(self, gid: int) -> int:
+        return _disk(gid, self._gid_map) if self._squash_gid is None else os.getegid()
+
+
+def _shown(host: int, ranges: Sequence[IdRange]) -> int:
+    for item in ranges:
+        if item.host <= host < item.host + item.size:
+            return host - item.host + item.container
+    return _OVERFLOW_ID if ranges else host
+
+
+def _disk(container: int, ranges: Sequence[IdRange]) -> int:
+    for item in ranges:
+        if item.container <= container < item.container + item.size:
+            return container - item.container + item.host
+    return _OVERFLOW_ID if ranges else container
+
+
+def override_name(layer_root: bytes) -> bytes | None:
+    """The override xattr that a layer uses: the one on its root directory."""
+    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_target(layer_root, name) is not None)
+    return next(names, None)
+
+
+def parse_override(value: bytes) -> Owner | None:
+    """`uid:gid:octalmode[:type]`; None where it is malformed, which then counts as absent."""
+    fields = value.decode("ascii", "replace").split(":")
+    try:
+        uid, gid, mode = int(fields[0]), int(fields[1]), int(fields[2], 8)
+    except (IndexError, ValueError):
+        return None
+    if not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32 and 0 <= mode <= 0o177777):
+        return None
+    kind, rdev = _parse_type(fields[3] if len(fields) > 3 else "")
+    return Owner(uid, gid, stat.S_IMODE(mode) | (kind or stat.S_IFMT(mode)), rdev)
+
+
+def _parse_type(text: str) -> tuple[int, int]:
+    name, _, numbers = text.partition("-")
+    if name in ("block", "char"):
+        major, _, minor = numbers.partition("-")
+        if major.isdigit() and minor.isdigit():
+            return (stat.S_IFBLK if name == "block" else stat.S_IFCHR), os.makedev(int(major), int(minor))
+    return _TYPES.get(name, 0), 0
+
+
+def format_override(owner: Owner) -> bytes:
+    kind = stat.S_IFMT(owner.mode)
+    names = {value: name for name, value in _TYPES.items()}
+    if kind in (stat.S_IFBLK, stat.S_IFCHR):
+        prefix = "block" if kind == stat.S_IFBLK else "char"
+        text = f"{prefix}-{os.major(owner.rdev)}-{os.minor(owner.rdev)}"
+    else:
+        text = names.get(kind, "file")
+    return f"{owner.uid}:{owner.gid}:{stat.S_IMODE(owner.mode):o}:{text}".encode()

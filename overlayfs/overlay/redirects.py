@@ -1,0 +1,183 @@
+"""Where in the lower layers is the rest of a directory, or the data of a metacopy?
+
+Follows opaque and redirect marks down the stack as the kernel's ovl_lookup (fs/overlayfs/namei.c): a redirect
+in one layer names a path in the layers below it, walked inside each layer alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..tree import marks
+from ..tree.marks import Marks, Opacity
+from .inodes import Directory
+from .layer import Location
+from .state import State
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name
+
+
+def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
+    """True where the directory `name` in `dir_fd` hides all below it, by xattr or by an OCI opaque file."""
+    if found.opacity is Opacity.OPAQUE:
+        return True
+    try:
+        os.stat(name + b"/" + marks.OPAQUE_NAME, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return False
+        raise
+    return True
+
+
+def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> tuple[Location, ...]:
+    """The lower directories that make up the child `name`, from the parent's layers that have it."""
+    found: list[Location] = []
+    bottom = len(state.stack) - 1
+    for position in positions:
+        above_it = parent.lowers[position]
+        found.append(above_it.child(name))
+        if above_it.layer == bottom:
+            break
+        dir_fd = state.lower_fd(above_it)
+        here = marks.read_marks(dir_fd, name)
+        if is_opaque(dir_fd, name, here):
+            break
+        if here.redirect is not None and state.follows_redirects:
+            return tuple(found) + _redirected(state, parent, position, here.redirect)
+    return tuple(found)
+
+
+def _redirected(state: State, parent: Directory, position: int, redirect: bytes) -> tuple[Location, ...]:
+    above_it = parent.lowers[position]
+    if redirect.startswith(b"/"):
+        return locate(state, above_it.layer + 1, marks.redirect_target(redirect, b""))
+    marks.redirect_target(redirect, b"")  # EIO where malformed
+    found: list[Location] = []
+    for location in parent.lowers[position + 1 :]:
+        step = _Walk(state, location.layer, location.path, redirect)
+        if step.directory is not None:
+            found.append(step.directory)
+        if step.stop:
+            break
+    return tuple(found)
+
+
+def locate(state: State, first_layer: int, path: bytes) -> tuple[Location, ...]:
+    """The lower directories at `path` (no leading slash), from layer `first_layer` down."""
+    found: list[Location] = []
+    for layer in range(first_layer, len(state.stack)):
+        step = _Walk(state, layer, b"", path)
+        if step.directory is not None:
+            found.append(step.directory)
+        if step.stop:
+            break
+        path = step.path
+    return tuple(found)
+
+
+class _Walk:
+    """One path in one layer: what is there, and where the next layer must look.
+
+    `path` is the path for the layers below (redirects on the way applied); `stop` says that nothing below counts.
+    """
+
+    def __init__(self, state: State, layer: int, start: bytes, path: bytes) -> None:
+        self.directory: Location | None = None
+        self.file: Location | None = None
+        self.stop = False
+        self.path = path
+        here, parts = Location(layer, start), path.split(b"/")
+        for index, part in enumerate(parts):
+            rest = parts[index + 1 :]
+            kind = self._step(state, here, part, rest)
+            here = here.child(part)
+            if kind == stat.S_IFDIR:
+                continue
+            if kind and not rest:
+                self.file = here
+            return
+        self.directory = here
+
+    def _step(self, state: State, here: Location, part: bytes, rest: list[bytes]) -> int:
+        """The type of the next component, 0 where it is absent; notes opaque marks and redirects."""
+        dir_fd = state.lower_fd(here)
+        try:
+            st = os.stat(part, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            self.stop = self.stop or _has_oci_whiteout(dir_fd, part)
+            return 0
+        if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, part)):
+            self.stop = True
+            return 0
+        if not stat.S_ISDIR(st.st_mode):
+            self.stop = True
+            return stat.S_IFMT(st.st_mode)
+        found = marks.read_marks(dir_fd, part)
+        if found.redirect is not None and state.follows_redirects:
+            # an absolute redirect leads out from under an opaque parent; a relative one stays beside the way so far
+            self.stop = self.stop and not found.redirect.startswith(b"/")
+            before = self.path.split(b"/")[: -1 - len(rest)]
+            self.path = b"/".join([marks.redirect_target(found.redirect, b"/".join(before)), *rest])
+        self.stop = self.stop or is_opaque(dir_fd, part, found) or _has_oci_whiteout(dir_fd, part)
+        return stat.S_IFDIR
+
+
+def _has_oci_whiteout(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(marks.oci_whiteout(name), dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return False
+        raise
+    return True
+
+
+# -- metacopy
+
+
+def data_below(state: State, parent: Directory, name: bytes, redirect: bytes | None) -> Location | None:
+    """The next file below an upper metacopy: at its redirect, or of its own name; None where there is none."""
+    if redirect is not None and state.follows_redirects:
+        if redirect.startswith(b"/"):
+            return _file_at(state, 0, marks.redirect_target(redirect, b""))
+        name = marks.redirect_target(redirect, b"")
+    for location in parent.lowers:
+        step = _Walk(state, location.layer, location.path, name)
+        if step.file is not None or step.stop:
+            return step.file
+    return None
+
+
+def data_below_lower(state: State, location: Location) -> Location:
+    """The file with the data of a lower file: itself, or what its metacopy marks lead to. EIO where that is nothing."""
+    for _ in range(len(state.layers) + 1):
+        found = marks.read_marks(*state.lower_place(location))
+        if not found.metacopy:
+            return location
+        path = location.path
+        if found.redirect is not None and state.follows_redirects:
+            path = marks.redirect_target(found.redirect, path.rpartition(b"/")[0])
+        absolute = (found.redirect or b"").startswith(b"/")
+        following = _file_at(state, location.layer + 1, path, data_only=absolute)
+        if following is None:
+            break
+        location = following
+    raise OSError(errno.EIO, "metacopy without data", location.path)
+
+
+def _file_at(state: State, first_layer: int, path: bytes, data_only: bool = True) -> Location | None:
+    """The topmost regular file at `path` from `first_layer` down; data-only layers only count for redirects."""
+    for layer in range(first_layer, len(state.layers if data_only else state.stack)):
+        step = _Walk(state, layer, b"", path)
+        if step.file is not None:
+            return step.file
+        if step.stop and not state.layers[layer].data_only:
+            # what hides the path in the ordinary layers does not reach the data-only ones
+            return _file_at(state, len(state.stack), path) if data_only and layer < len(state.stack) else None
+        path = step.path
+    return None

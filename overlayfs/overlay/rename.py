@@ -1,0 +1,248 @@
+"""How does a file or directory move, in one step for observers and for a crash?
+
+First everything that may fail and does not show: checks, copy-ups, redirect and opaque marks. Then one rename on
+disk that also leaves the whiteout, where the format can. A directory that is merged with lower layers moves with a
+redirect; where that cannot be written, it is copied up with all it holds first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from ..tree import marks, syscalls
+from ..tree.syscalls import descriptor_path
+from . import copyup, indexing, lookup, names, whiteouts
+from .inodes import Directory, Inode
+from .merge import Kind
+from .options import FsyncPolicy, RedirectDir, WhiteoutFormat
+from .state import State
+
+NOREPLACE, EXCHANGE, WHITEOUT = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE, syscalls.RENAME_WHITEOUT
+
+
+class _Side:
+    """One end of a rename: a name in a directory, and what it names."""
+
+    def __init__(self, state: State, parent: Directory, name: bytes) -> None:
+        self.parent, self.name = parent, name
+        self.inode = lookup.child(state, parent, name)
+
+
+def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int) -> None:
+    """renameat2(2) in the merged tree, with NOREPLACE, EXCHANGE and WHITEOUT."""
+    lookup.check_name(name)
+    lookup.check_new_name(new_name)
+    names.check_alive(state, new_parent)
+    source, target = _Side(state, parent, name), _Side(state, new_parent, new_name)
+    _check(state, source, target, flags)
+    if source.inode is target.inode:
+        return
+    _copy_up(state, source)
+    copyup.ensure_upper_directory(state, new_parent)
+    if flags & EXCHANGE:
+        _copy_up(state, target)
+        _exchange(state, source, target)
+    else:
+        _move(state, source, target, bool(flags & WHITEOUT))
+    if state.options.fsync is FsyncPolicy.STRICT:
+        for directory in {parent, new_parent}:
+            copyup.sync_directory(state.upper_fd(directory))
+
+
+def _check(state: State, source: _Side, target: _Side, flags: int) -> None:
+    if flags & ~(NOREPLACE | EXCHANGE | WHITEOUT) or (flags & EXCHANGE and flags & (NOREPLACE | WHITEOUT)):
+        _fail(errno.EINVAL)
+    if source.inode is None or (target.inode is None and flags & EXCHANGE):
+        _fail(errno.ENOENT)
+    if target.inode is not None and flags & NOREPLACE:
+        _fail(errno.EEXIST)
+    if _is_below(target.parent, source.inode):
+        _fail(errno.EINVAL)
+    if target.inode is None or source.inode is target.inode:
+        return
+    if flags & EXCHANGE:
+        if _is_below(source.parent, target.inode):
+            _fail(errno.EINVAL)
+        return
+    assert source.inode is not None
+    if source.inode.is_directory and not target.inode.is_directory:
+        _fail(errno.ENOTDIR)
+    if target.inode.is_directory and not source.inode.is_directory:
+        _fail(errno.EISDIR)
+    if _is_below(source.parent, target.inode):
+        _fail(errno.ENOTEMPTY)
+    if isinstance(target.inode, Directory):
+        names.check_empty(state, target.inode)
+
+
+def _fail(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+def _is_below(directory: Directory | None, ancestor: Inode | None) -> bool:
+    while directory is not None:
+        if directory is ancestor:
+            return True
+        directory = directory.parent
+    return False
+
+
+def _copy_up(state: State, side: _Side) -> None:
+    """Have the side in the upper, under this very name."""
+    inode = side.inode
+    assert inode is not None
+    copyup.ensure_upper(state, inode, copyup.Need.METADATA)
+    upper = lookup.above(state, side.parent)
+    if side.name not in upper:  # a lower name of a hard-linked file that is in the upper under other names
+        copyup.ensure_upper_directory(state, side.parent)
+        dir_fd, name = state.place(inode)
+        if inode.index_name is not None:
+            indexing.change_lost_links(state, inode, +1)
+        indexing.link_names(state, dir_fd, name, [(side.parent, side.name)])
+        upper[side.name] = Kind.FILE
+
+
+def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
+    """Write into the upper file what lets it stay itself under another path. Changes nothing at the old one."""
+    if isinstance(inode, Directory):
+        if inode.lowers and not _redirect(state, inode):
+            copyup.copy_up_everything(state, inode)
+        elif not inode.lowers and lookup.in_lower(state, new_parent, new_name):
+            whiteouts.make_opaque(state, state.upper_fd(inode))
+    elif inode.metacopy and inode.lower is not None:
+        target = b"/" + inode.lower.path
+        if len(target) > marks.LONGEST_REDIRECT or not _write_redirect(state, inode, target):
+            copyup.ensure_upper(state, inode)
+
+
+def _redirect(state: State, directory: Directory) -> bool:
+    """Record where the lower part of a directory is; False where that cannot be written."""
+    target = b"/" + directory.lower_path
+    wanted = state.options.redirect_dir is RedirectDir.ON and state.whiteout is not WhiteoutFormat.OCI
+    if not wanted or not state.xattrs_work or len(target) > marks.LONGEST_REDIRECT:
+        return False
+    return _write_redirect(state, directory, target)
+
+
+def _write_redirect(state: State, inode: Inode, target: bytes) -> bool:
+    with state.upper_node(inode) as fd:
+        os.setxattr(descriptor_path(fd), state.prefix + marks.REDIRECT, target)
+    return True
+
+
+def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> None:
+    inode, replaced = source.inode, target.inode
+    assert inode is not None
+    _prepare_to_move(state, inode, target.parent, target.name)
+    target_above = lookup.above(state, target.parent)
+    if isinstance(replaced, Directory) and replaced.upper:
+        names.clear_whiteouts(state, replaced)
+    covered = leave_whiteout or lookup.in_lower(state, source.parent, source.name)
+    if replaced is not None:
+        names.hold(state, replaced)
+    was_lower_name = replaced is not None and target.name not in target_above
+    _rename_on_disk(state, source, target, covered)
+
+    source_above = lookup.above(state, source.parent)
+    if covered:
+        source_above[source.name] = Kind.WHITEOUT
+    else:
+        source_above.pop(source.name, None)
+    target_above[target.name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
+    if was_lower_name and replaced is not None:
+        names.note_hidden_lower_name(state, replaced)
+    if replaced is not None:
+        names.forget_name(state, replaced, target.parent, target.name)
+    _reassign(source, target, inode)
+    inode.packed = source.parent.packed = target.parent.packed = None
+
+
+def _reassign(source: _Side, target: _Side, inode: Inode) -> None:
+    if source.parent.children.get(source.name) is inode:
+        del source.parent.children[source.name]
+    inode.remove_name(source.parent, source.name)
+    inode.add_name(target.parent, target.name)
+    target.parent.children[target.name] = inode
+
+
+def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -> None:
+    """Move, replacing what is there, and leave a whiteout where `covered`."""
+    from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
+    hidden = lookup.above(state, target.parent).get(target.name) is Kind.WHITEOUT
+    if state.whiteout is WhiteoutFormat.OVERLAY:
+        _rename_with_whiteout(source, target, from_fd, to_fd, hidden, covered)
+    elif state.whiteout is WhiteoutFormat.OCI:
+        if covered:
+            whiteouts.whiteout(state, from_fd, source.name)
+        _replace(state, source, target, from_fd, to_fd)
+    else:
+        _rename_then_whiteout(state, source, target, from_fd, to_fd, hidden, covered)
+    if hidden:
+        whiteouts.remove_oci_whiteout(to_fd, target.name)
+
+
+def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool) -> None:
+    if hidden and source.inode is not None and source.inode.is_directory:
+        # a directory cannot replace the whiteout, but they can change places: then the whiteout is where it is wanted
+        with suppress(FileNotFoundError):
+            syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+            if not covered:
+                os.unlink(source.name, dir_fd=from_fd)
+            return
+    syscalls.renameat2(from_fd, source.name, to_fd, target.name, WHITEOUT if covered else 0)
+
+
+def _replace(state: State, source: _Side, target: _Side, from_fd: int, to_fd: int) -> None:
+    """Plain rename over anything that can be replaced; an empty directory may still hold its OCI opaque file."""
+    try:
+        syscalls.renameat2(from_fd, source.name, to_fd, target.name)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+        names.remove_replaced(state, from_fd, source.name)
+
+
+def _rename_then_whiteout(
+    state: State, source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool
+) -> None:
+    """With xattr whiteouts, which rename(2) cannot leave: put one at the target first, then let them change places."""
+    in_the_way = hidden or target.inode is not None
+    if not covered:
+        _replace(state, source, target, from_fd, to_fd)
+        return
+    if not in_the_way:
+        whiteouts.whiteout(state, to_fd, target.name)
+        hidden = True
+    if hidden and _exists(to_fd, target.name):
+        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+        whiteouts.announce(state, from_fd)
+        return
+    _replace(state, source, target, from_fd, to_fd)
+    whiteouts.whiteout(state, from_fd, source.name)
+
+
+def _exists(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _exchange(state: State, source: _Side, target: _Side) -> None:
+    first, second = source.inode, target.inode
+    assert first is not None and second is not None
+    _prepare_to_move(state, first, target.parent, target.name)
+    _prepare_to_move(state, second, source.parent, source.name)
+    from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
+    syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+    for inode, old, new in ((first, source, target), (second, target, source)):
+        inode.remove_name(old.parent, old.name)
+        inode.packed = new.parent.packed = None
+    for inode, new in ((first, target), (second, source)):
+        inode.add_name(new.parent, new.name)
+        new.parent.children[new.name] = inode
+        lookup.above(state, new.parent)[new.name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE

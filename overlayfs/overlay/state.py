@@ -1,0 +1,344 @@
+"""All mutable state of one mount: layers, inodes, descriptors.
+
+One thread owns it. Worker threads only ever see descriptors that were pinned for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ..tree import marks, syscalls
+from .inodes import ROOT, Directory, Inode
+from .layer import Layer, Location, filesystem_uuid
+from .options import OverlayOptions, RedirectDir, WhiteoutFormat
+from .ownership import Ownership
+
+_DIRECTORY_DESCRIPTORS: Final = 512
+_FILE_DESCRIPTORS: Final = 1024
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+
+
+class OpenFile:
+    """A pooled descriptor of a file's data. Closed when evicted and no longer pinned."""
+
+    __slots__ = ("fd", "pins", "stale", "writable")
+
+    def __init__(self, fd: int, writable: bool) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.pins = 0
+        self.stale = False
+
+    def retire(self) -> None:
+        self.stale = True
+        if not self.pins:
+            os.close(self.fd)
+
+    def unpin(self) -> None:
+        self.pins -= 1
+        if self.stale and not self.pins:
+            os.close(self.fd)
+
+
+class Descriptors:
+    """Bounded pools of directory and file descriptors, least recently used evicted first.
+
+    A directory descriptor is good until the end of the operation that asked for it (`begin` starts the next). A file
+    descriptor that must outlive the current operation is pinned.
+    """
+
+    _FEWEST: Final = 8
+
+    def __init__(self, limit: int) -> None:
+        self._directory_limit = max(self._FEWEST, min(_DIRECTORY_DESCRIPTORS, limit // 4))
+        self._file_limit = max(self._FEWEST, min(_FILE_DESCRIPTORS, limit // 4))
+        self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
+        self._files: dict[int, OpenFile] = {}
+        self._operation = 0
+
+    def __len__(self) -> int:
+        return len(self._directories) + len(self._files)
+
+    def begin(self) -> None:
+        """A new operation starts: directory descriptors handed out before may be closed from now on."""
+        self._operation += 1
+
+    def directory(self, key: object, opener: Callable[[], int]) -> int:
+        """The descriptor of a directory, opened when it is not in the pool; the pool keeps it."""
+        fd = self.cached_directory(key)
+        if fd is None:
+            fd = self.open(opener)
+            if len(self._directories) >= self._directory_limit:
+                self._evict_directory()
+            self._directories[key] = fd, self._operation
+        return fd
+
+    def cached_directory(self, key: object) -> int | None:
+        found = self._directories.pop(key, None)
+        if found is None:
+            return None
+        self._directories[key] = found[0], self._operation
+        return found[0]
+
+    def file(self, number: int) -> OpenFile | None:
+        found = self._files.pop(number, None)
+        if found is not None:
+            self._files[number] = found
+        return found
+
+    def add_file(self, number: int, fd: int, writable: bool) -> OpenFile:
+        self.drop_file(number)
+        if len(self._files) >= self._file_limit:
+            self._evict_file()
+        opened = self._files[number] = OpenFile(fd, writable)
+        return opened
+
+    def drop_file(self, number: int) -> None:
+        opened = self._files.pop(number, None)
+        if opened is not None:
+            opened.retire()
+
+    def drop_directory(self, key: object) -> None:
+        found = self._directories.pop(key, None)
+        if found is not None:
+            os.close(found[0])
+
+    def open(self, opener: Callable[[], int]) -> int:
+        """Open, giving pooled descriptors up as long as there are too few."""
+        while True:
+            try:
+                return opener()
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS or not self._give_up_one():
+                    raise
+
+    def _give_up_one(self) -> bool:
+        return self._evict_file() or self._evict_directory()
+
+    def _evict_file(self) -> bool:
+        for number, opened in self._files.items():
+            if not opened.pins:
+                del self._files[number]
+                opened.retire()
+                return True
+        return False
+
+    def _evict_directory(self) -> bool:
+        for key, (fd, operation) in self._directories.items():
+            if operation == self._operation:  # the oldest is in use, so all are
+                return False
+            del self._directories[key]
+            os.close(fd)
+            return True
+        return False
+
+    def close(self) -> None:
+        for opened in self._files.values():
+            opened.retire()
+        for fd, _ in self._directories.values():
+            os.close(fd)
+        self._files.clear()
+        self._directories.clear()
+
+
+class State:
+    """Everything that changes while the mount lives.
+
+    `layers` is indexed as `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None
+    for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
+    directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
+    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed.
+    """
+
+    def __init__(self, options: OverlayOptions, layers: list[Layer], upper: Layer | None, descriptor_limit: int) -> None:
+        self.options = options
+        self.layers = layers
+        self.stack = tuple(layer for layer in layers if not layer.data_only)
+        self.upper = upper
+        self.ownership = Ownership(options)
+        self.descriptors = Descriptors(descriptor_limit)
+        self.inodes: dict[int, Inode] = {}
+        self.by_real: dict[tuple[int, int, int], Inode] = {}
+        self.orphans: dict[int, int] = {}
+        self.sync_errors: dict[int, int] = {}
+        self.created: dict[int, OpenFile] = {}
+        self.work_fd: int | None = None
+        self.workdir_fd: int | None = None
+        self.index_fd: int | None = None
+        self.index_names: set[bytes] = set()
+        self.links_fd: int | None = None
+        self.lost_links: dict[int, int] = {}
+        self.prefix = marks.TRUSTED
+        self.whiteout = WhiteoutFormat.OVERLAY
+        self.xattrs_work = False
+        self.tmpfiles_work = False
+        self.uuids: dict[int, bytes] = {}
+        self.follows_redirects = options.redirect_dir in (RedirectDir.ON, RedirectDir.FOLLOW, RedirectDir.OFF)
+        self.revalidates = options.timeout_s == 0
+        self._draft_count = 0
+        self.root = Directory(ROOT, None, b"")
+        self.root.upper = upper is not None
+        self.root.lowers = tuple(Location(layer.index, b"") for layer in self.stack)
+        self.root.nlookup = 1
+        self.inodes[ROOT] = self.root
+
+    # -- inodes
+
+    def inode(self, number: int) -> Inode:
+        """The inode with this number; ESTALE when the kernel asks for one that it was never told of."""
+        try:
+            return self.inodes[number]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def directory(self, number: int) -> Directory:
+        inode = self.inode(number)
+        if not isinstance(inode, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return inode
+
+    def free_number(self, wanted: int) -> int:
+        """A number that no live inode has, the wanted one if possible: a tampered or colliding number never makes
+        one inode of two files."""
+        while wanted <= ROOT or wanted in self.inodes:
+            wanted = (wanted + 1) & 0x7FFF_FFFF_FFFF_FFFF
+        return wanted
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Forget an inode that neither the kernel nor a live child needs, and its parents likewise."""
+        while inode.nlookup == 0 and not inode.opens:
+            if isinstance(inode, Directory) and inode.children:
+                return
+            parent = inode.parent
+            self._drop(inode)
+            if parent is None:
+                return
+            inode = parent
+
+    def _drop(self, inode: Inode) -> None:
+        if self.inodes.pop(inode.number, None) is None:
+            return
+        for parent, name in inode.names():
+            if parent.children.get(name) is inode:
+                del parent.children[name]
+        for key in inode.shared_as or ():
+            self.by_real.pop(key, None)
+        self.descriptors.drop_file(inode.number)
+        self.descriptors.drop_directory(inode.number)
+        self.sync_errors.pop(inode.number, None)
+        orphan = self.orphans.pop(inode.number, None)
+        if orphan is not None:
+            os.close(orphan)
+
+    def share(self, inode: Inode, layer: int, st: os.stat_result) -> None:
+        """Let other names of the same file on disk find this inode."""
+        key = (layer, st.st_dev, st.st_ino)
+        self.by_real[key] = inode
+        inode.shared_as = [*(inode.shared_as or ()), key]
+
+    def shared(self, layer: int, st: os.stat_result) -> Inode | None:
+        return self.by_real.get((layer, st.st_dev, st.st_ino))
+
+    # -- directories on disk
+
+    def lower_fd(self, location: Location) -> int:
+        """A descriptor (O_PATH) of a lower directory."""
+        if not location.path:
+            return self.layers[location.layer].root_fd
+        root_fd = self.layers[location.layer].root_fd
+        return self.descriptors.directory(
+            location, lambda: syscalls.open_beneath(root_fd, location.path, syscalls.OPEN_DIRECTORY)
+        )
+
+    def upper_fd(self, directory: Directory) -> int:
+        """A descriptor (O_PATH) of a directory in the upper, opened from the nearest parent that is in the pool."""
+        names: list[bytes] = []
+        here: Directory | None = directory
+        while here is not None:
+            fd = self._held_upper_fd(here)
+            if fd is not None:
+                if here is directory:
+                    return fd
+                start, path = fd, b"/".join(reversed(names))
+                return self.descriptors.directory(
+                    directory.number, lambda: syscalls.open_beneath(start, path, syscalls.OPEN_DIRECTORY)
+                )
+            names.append(here.name)
+            here = here.parent
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def _held_upper_fd(self, directory: Directory) -> int | None:
+        if directory.number == ROOT:
+            return self._root_upper_fd()
+        orphan = self.orphans.get(directory.number)
+        return self.descriptors.cached_directory(directory.number) if orphan is None else orphan
+
+    def _root_upper_fd(self) -> int:
+        assert self.upper is not None
+        return self.upper.root_fd
+
+    def place(self, inode: Inode) -> tuple[int, bytes]:
+        """Where a file that has a name is, as (directory descriptor, name); the upper before the lower."""
+        if not inode.upper:
+            location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
+            assert location is not None
+            return self.lower_place(location)
+        if inode.number == ROOT:
+            return self._root_upper_fd(), b"."
+        if inode.index_name is not None and self.index_fd is not None:
+            return self.index_fd, inode.index_name
+        if inode.parent is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.upper_fd(inode.parent), inode.name
+
+    def lower_place(self, location: Location) -> tuple[int, bytes]:
+        directory, _, name = location.path.rpartition(b"/")
+        return self.lower_fd(Location(location.layer, directory)), name or b"."
+
+    @contextmanager
+    def node(self, inode: Inode) -> Iterator[int]:
+        """A descriptor (O_PATH) of the file itself for the length of the block, whatever its type, name or none."""
+        orphan = self.orphans.get(inode.number)
+        if orphan is not None:
+            yield orphan
+        elif isinstance(inode, Directory):
+            yield self.upper_fd(inode) if inode.upper else self.lower_fd(inode.lowers[0])
+        else:
+            dir_fd, name = self.place(inode)
+            fd = self.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def upper_node(self, inode: Inode) -> Iterator[int]:
+        """As `node`, for changes: a file that is not in the upper is refused, so that no lower layer is ever written."""
+        if not inode.upper:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        with self.node(inode) as fd:
+            yield fd
+
+    def draft_name(self) -> bytes:
+        """A name in the workdir that nothing has."""
+        self._draft_count += 1
+        return b"#%x" % self._draft_count
+
+    def uuid(self, layer: Layer) -> bytes:
+        if layer.index not in self.uuids:
+            self.uuids[layer.index] = filesystem_uuid(layer.root_fd)
+        return self.uuids[layer.index]
+
+    def close(self) -> None:
+        """Give back every descriptor, and with them the locks."""
+        self.descriptors.close()
+        held = [layer.root_fd for layer in self.layers] + list(self.orphans.values())
+        held += [] if self.upper is None else [self.upper.root_fd]
+        held += [fd for fd in (self.work_fd, self.workdir_fd, self.index_fd, self.links_fd) if fd is not None]
+        self.orphans.clear()
+        for fd in held:
+            os.close(fd)

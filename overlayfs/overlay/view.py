@@ -1,0 +1,342 @@
+"""What do layers show together, read only, without inodes and without a mount?
+
+For the questions asked about layers as they lie on disk (changes.py, provenance.py): a merged tree of
+nodes, each the places in the layers that make it up.  Nothing is remembered but directories read lately, so
+the layers may belong to a live mount.  Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..tree import marks
+from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, descriptor_path, entry_path, file_handle, open_beneath
+from .inodes import Attributes
+from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
+from .merge import Kind, Names, merge, scan
+from .ownership import Owner, parse_override
+
+_DIRECTORIES_REMEMBERED = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A file of the merged tree: the one place it is at, or all places of a directory, top first.
+
+    `parents_below` is for a file whose data may be further down: the directories in which its name goes on.
+    """
+
+    path: bytes
+    places: tuple[Location, ...]
+    is_directory: bool
+    parents_below: tuple[Location, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A name of a directory and the places known without a further look: redirects are not followed yet."""
+
+    candidates: tuple[Location, ...]
+    is_directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What a node is: metadata and xattrs as a user of the mount sees them, where its bytes are.
+
+    `stat` is the file's own but for an override xattr of its layer; (`device`, `stat.ino`) tells hard links.
+    """
+
+    stat: Attributes
+    device: int
+    xattrs: Mapping[bytes, bytes]
+    target: bytes | None = None
+    data: Location | None = None
+
+
+class _Found(NamedTuple):
+    place: Location
+    parents_below: tuple[Location, ...]
+    name: bytes
+
+
+class View:
+    """The merged tree of `layers`, top first; the layers stay their owner's and must outlive the view."""
+
+    def __init__(
+        self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None
+    ) -> None:
+        self._layers = {layer.index: layer for layer in (*layers, *data_layers, *((index,) if index else ()))}
+        self._index = None if index is None else Location(index.index, b"")
+        self._uuids: dict[int, bytes] = {}
+        self._roots = tuple(Location(layer.index, b"") for layer in layers)
+        self._data_roots = tuple(Location(layer.index, b"") for layer in data_layers)
+        self._read: OrderedDict[Location, Names] = OrderedDict()
+
+    def open(self, place: Location, flags: int) -> int:
+        """Open a place beneath its layer's root; the caller owns the descriptor."""
+        return open_beneath(self._layers[place.layer].root_fd, place.path, flags)
+
+    def names(self, place: Location) -> Names:
+        """What one directory of one layer says by itself."""
+        known = self._read.get(place)
+        if known is not None:
+            self._read.move_to_end(place)
+            return known
+        names = self._scan(place)
+        self._read[place] = names
+        if len(self._read) > _DIRECTORIES_REMEMBERED:
+            self._read.popitem(last=False)
+        return names
+
+    def _scan(self, place: Location) -> Names:
+        fd = self.open(place, OPEN_DIRECTORY)
+        try:
+            return scan(fd, marks.read_marks(fd, b".").opacity)
+        finally:
+            os.close(fd)
+
+    def root(self) -> Node:
+        """The root: the layers' own, down to the first opaque one."""
+        return Node(b"", self._down_to_opaque(self._roots), True)
+
+    def _down_to_opaque(self, places: Sequence[Location]) -> tuple[Location, ...]:
+        kept: list[Location] = []
+        for place in places:
+            kept.append(place)
+            if self.names(place).opaque:
+                break
+        return tuple(kept)
+
+    def children(self, node: Node) -> dict[bytes, Child]:
+        """The visible names of a directory."""
+        merged = merge(self.names(place) for place in node.places)
+        return {
+            name: Child(
+                tuple(
+                    node.places[position].child(name)
+                    for position in ((candidates,) if isinstance(candidates, int) else candidates)
+                ),
+                not isinstance(candidates, int),
+            )
+            for name, candidates in merged.items()
+        }
+
+    def node(self, parent: Node, name: bytes, child: Child) -> Node:
+        """The child of a directory, redirects followed."""
+        path = parent.path + b"/" + name if parent.path else name
+        if not child.is_directory:
+            (place,) = child.candidates
+            above = [parent_place.layer for parent_place in parent.places].index(place.layer)
+            place = self.copy_in_index(place) or place
+            return Node(path, (place,), False, parent.places[above + 1 :])
+        return Node(path, tuple(self._directories(parent.places, name)), True)
+
+    def find(self, path: bytes) -> Node | None:
+        """The node at a path from the root, None where there is none."""
+        node: Node | None = self.root()
+        for name in filter(None, path.split(b"/")):
+            child = self.children(node).get(name) if node and node.is_directory else None
+            if node is None or child is None:
+                return None
+            node = self.node(node, name, child)
+        return node
+
+    def copy_in_index(self, place: Location) -> Location | None:
+        """The upper's copy of a hard-linked lower file of which another name was written to.
+
+        The index (kernel: Documentation/filesystems/overlayfs.rst, "Inode properties" and "index") keeps it
+        under the lower file's handle in hex, so that all lower names of the file show one inode.
+        """
+        if self._index is None or not self.has_index or place.layer == UPPER_INDEX:
+            return None
+        fd = self.open(place, OPEN_NODE)
+        try:
+            handle = file_handle(fd) if os.fstat(fd).st_nlink > 1 else None
+        finally:
+            os.close(fd)
+        if handle is None:
+            return None
+        name = marks.origin_value(handle, self._uuid(place.layer)).hex().encode()
+        found = self.names(self._index).kinds.get(name)
+        return self._index.child(name) if found is Kind.FILE else None
+
+    @property
+    def has_index(self) -> bool:
+        """Whether a lower file may show a copy that the upper has under no name of its own."""
+        return self._index is not None and bool(self.names(self._index).kinds)
+
+    def _uuid(self, layer: int) -> bytes:
+        if layer not in self._uuids:
+            self._uuids[layer] = filesystem_uuid(self._layers[layer].root_fd)
+        return self._uuids[layer]
+
+    def _directories(self, parents: Sequence[Location], name: bytes) -> Iterator[Location]:
+        """The directories that make up `name` in these parents: down to the first that ends the search."""
+        for position, parent in enumerate(parents):
+            kind = self.names(parent).kinds.get(name)
+            if kind is None:
+                continue
+            if kind not in (Kind.DIRECTORY, Kind.OPAQUE_DIRECTORY):
+                return
+            place = parent.child(name)
+            yield place
+            if kind is Kind.OPAQUE_DIRECTORY or self.names(place).opaque:
+                return
+            redirect = self.marks(place).redirect
+            if redirect is not None:
+                yield from self._redirected(parents[position + 1 :], redirect, place.layer)
+                return
+
+    def _redirected(self, parents: Sequence[Location], redirect: bytes, layer: int) -> Iterator[Location]:
+        """Where a redirect of `layer` leads: only ever to lower layers, so it cannot loop."""
+        target = marks.redirect_target(redirect, b"")
+        if b"/" not in redirect:
+            yield from self._directories(parents, target)
+            return
+        *above, name = target.split(b"/")
+        yield from self._directories(self._walk(self._below(layer), above), name)
+
+    def _below(self, layer: int) -> tuple[Location, ...]:
+        order = [root.layer for root in self._roots]
+        return self._down_to_opaque(self._roots[order.index(layer) + 1 :])
+
+    def _walk(self, roots: Sequence[Location], names: Sequence[bytes]) -> tuple[Location, ...]:
+        places = tuple(roots)
+        for name in names:
+            places = tuple(self._directories(places, name))
+        return places
+
+    def marks(self, place: Location) -> marks.Marks:
+        """What the overlay xattrs of one place say."""
+        parent, name = _parent(place)
+        fd = self.open(parent, OPEN_DIRECTORY)
+        try:
+            return marks.read_marks(fd, name)
+        finally:
+            os.close(fd)
+
+    def mark_names(self, place: Location) -> frozenset[bytes]:
+        """The overlay xattrs that one place has, by their full names."""
+        parent, name = _parent(place)
+        fd = self.open(parent, OPEN_DIRECTORY)
+        try:
+            stored = marks.list_xattrs(entry_path(fd, name))
+        finally:
+            os.close(fd)
+        return frozenset(name for name in stored if name.startswith(marks.PREFIXES))
+
+    def data(self, node: Node) -> Location | None:
+        """Where the bytes of a regular file are: below its metacopies; None where no layer has them."""
+        place, parents, name = node.places[0], node.parents_below, node.path.rpartition(b"/")[2]
+        while True:
+            found = self.marks(place)
+            if not found.metacopy:
+                return place
+            below = self._data_below(place, parents, name, found.redirect)
+            if below is None:
+                return None
+            place, parents, name = below
+
+    def _data_below(
+        self, place: Location, parents: Sequence[Location], name: bytes, redirect: bytes | None
+    ) -> _Found | None:
+        if redirect is not None:
+            *above, name = marks.redirect_target(redirect, b"").split(b"/")
+            if b"/" in redirect:
+                parents = self._walk(self._below(place.layer), above)
+                return self._first_file(parents, name) or self._in_data_layers(b"/".join([*above, name]))
+        return self._first_file(parents, name)
+
+    def _first_file(self, parents: Sequence[Location], name: bytes) -> _Found | None:
+        for position, parent in enumerate(parents):
+            kind = self.names(parent).kinds.get(name)
+            if kind is Kind.FILE:
+                return _Found(parent.child(name), tuple(parents[position + 1 :]), name)
+            if kind is not None:
+                return None
+        return None
+
+    def _in_data_layers(self, path: bytes) -> _Found | None:
+        for root in self._data_roots:
+            place = Location(root.layer, path)
+            try:
+                os.close(self.open(place, OPEN_NODE))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+            else:
+                return _Found(place, (), path)
+        return None
+
+    def version(self, node: Node) -> Version:
+        """Read what a node is; OSError where a layer changed underneath."""
+        fd = self.open(node.places[0], OPEN_NODE)
+        try:
+            st = os.fstat(fd)
+            shown = self._attributes(node.places[0], fd, st)
+            xattrs = _shown_xattrs(fd)
+            target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
+        finally:
+            os.close(fd)
+        data = self.data(node) if stat.S_ISREG(st.st_mode) else None
+        return Version(shown, st.st_dev, xattrs, target, data)
+
+    def _attributes(self, place: Location, fd: int, st: os.stat_result) -> Attributes:
+        owner = self._overridden(place, fd, st) or Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        return Attributes(
+            ino=st.st_ino,
+            mode=owner.mode,
+            nlink=st.st_nlink,
+            uid=owner.uid,
+            gid=owner.gid,
+            rdev=owner.rdev,
+            size=st.st_size,
+            blocks=st.st_blocks,
+            blksize=st.st_blksize,
+            atime_ns=st.st_atime_ns,
+            mtime_ns=st.st_mtime_ns,
+            ctime_ns=st.st_ctime_ns,
+        )
+
+    def _overridden(self, place: Location, fd: int, st: os.stat_result) -> Owner | None:
+        name = self._layers[place.layer].override
+        if name is None or not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
+            return None
+        value = marks.read_xattr_of_target(descriptor_path(fd), name)
+        owner = None if value is None else parse_override(value)
+        if owner is not None and not stat.S_IFMT(owner.mode):
+            return owner._replace(mode=owner.mode | stat.S_IFMT(st.st_mode))
+        return owner
+
+
+def _parent(place: Location) -> tuple[Location, bytes]:
+    if not place.path:
+        return place, b"."
+    above, _, name = place.path.rpartition(b"/")
+    return Location(place.layer, above), name
+
+
+def _shown_xattrs(fd: int) -> dict[bytes, bytes]:
+    path = descriptor_path(fd)  # a magic link: followed to the very file, a symlink included
+    shown = {}
+    for stored in _xattr_names(path):
+        name = marks.shown_xattr(stored)
+        if name is not None:
+            shown[name] = os.getxattr(path, stored)
+    return shown
+
+
+def _xattr_names(path: bytes) -> list[bytes]:
+    try:
+        return [os.fsencode(name) for name in os.listxattr(path)]
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return []
+        raise

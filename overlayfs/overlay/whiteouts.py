@@ -1,0 +1,122 @@
+"""How is a deletion written into the upper?
+
+Three formats (formats: "Write"); the mount uses one. In each, a name is hidden in one step.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..tree import marks, syscalls
+from ..tree.syscalls import descriptor_path
+from . import drafts
+from .options import WhiteoutFormat
+from .state import State
+
+_MODE = stat.S_IFCHR  # the kernel's whiteouts have no permission bits
+
+
+def whiteout(state: State, dir_fd: int, name: bytes) -> None:
+    """Hide `name`, which the upper directory `dir_fd` does not have."""
+    if state.whiteout is WhiteoutFormat.OVERLAY:
+        os.mknod(name, _MODE, 0, dir_fd=dir_fd)
+    elif state.whiteout is WhiteoutFormat.OCI:
+        _oci_whiteout(dir_fd, name)
+    else:
+        announce(state, dir_fd)
+        with _xattr_whiteout(state) as draft:
+            draft.publish(dir_fd, name)
+
+
+def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> None:
+    """Hide `name` and remove what the upper directory `dir_fd` has under it, in that order or at once."""
+    work_fd, gone = state.work_fd, state.draft_name()
+    assert work_fd is not None
+    if state.whiteout is WhiteoutFormat.OVERLAY:
+        syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
+    elif state.whiteout is WhiteoutFormat.OCI:
+        _oci_whiteout(dir_fd, name)
+        os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+    else:
+        announce(state, dir_fd)
+        with _xattr_whiteout(state) as draft:
+            draft.publish(work_fd, gone)
+        syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
+    drafts.remove(work_fd, gone)
+
+
+def draft_whiteout(state: State) -> drafts.Draft:
+    """A whiteout to be published over something; not in the OCI format, whose whiteouts are other names."""
+    if state.whiteout is WhiteoutFormat.OVERLAY:
+        return drafts.draft_node(state, _MODE, 0)
+    return _xattr_whiteout(state)
+
+
+def remove_whiteout(dir_fd: int, name: bytes) -> None:
+    """Remove a whiteout of any spelling."""
+    for spelling in (name, marks.oci_whiteout(name)):
+        try:
+            os.unlink(spelling, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                raise
+
+
+def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
+    """Remove the OCI spelling of a whiteout, if there is one, beside the file that took its place."""
+    try:
+        os.unlink(marks.oci_whiteout(name), dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+
+
+def make_opaque(state: State, fd: int) -> None:
+    """Let an upper directory hide all that lies below it."""
+    if state.whiteout is WhiteoutFormat.OCI or not state.xattrs_work:
+        directory = os.open(descriptor_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.close(os.open(marks.OPAQUE_NAME, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+        finally:
+            os.close(directory)
+    else:
+        os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
+
+
+def clear(state: State, fd: int) -> None:
+    """Empty an upper directory that shows nothing, but for an OCI opaque file: after that it can be replaced.
+
+    It is made opaque first, so that removing whiteouts lets nothing reappear.
+    """
+    with os.scandir(descriptor_path(fd)) as entries:
+        names = [entry.name for entry in entries if entry.name != marks.OPAQUE_NAME]
+    if not names:
+        return
+    make_opaque(state, fd)
+    for name in names:
+        os.unlink(name, dir_fd=fd)
+
+
+def _oci_whiteout(dir_fd: int, name: bytes) -> None:
+    flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(marks.oci_whiteout(name), flags, 0o600, dir_fd=dir_fd))
+
+
+def _xattr_whiteout(state: State) -> drafts.Draft:
+    draft = drafts.draft_file(state)
+    try:
+        os.setxattr(descriptor_path(draft.fd), state.prefix + marks.WHITEOUT, b"y")
+        os.fchmod(draft.fd, 0o644)  # an ordinary user's reader must be able to see the mark
+    except BaseException:
+        draft.__exit__()
+        raise
+    return draft
+
+
+def announce(state: State, dir_fd: int) -> None:
+    """Listings look for xattr whiteouts only where the directory says so."""
+    path = descriptor_path(dir_fd)
+    if marks.read_xattr_of_target(path, state.prefix + marks.OPAQUE) is None:
+        os.setxattr(path, state.prefix + marks.OPAQUE, b"x")

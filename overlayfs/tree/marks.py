@@ -1,0 +1,219 @@
+"""How does a layer say "deleted", "opaque", "renamed from", "data is elsewhere"?
+
+The one place that knows every spelling (formats: Linux Documentation/filesystems/overlayfs.rst, the OCI image
+specification's layer.md, and fuse-overlayfs for its xattrs). Only classifies and writes; what a mark means for the
+merged tree is the business of overlay/.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from .syscalls import FileHandle, descriptor_path, entry_path
+
+TRUSTED: Final = b"trusted.overlay."
+USER: Final = b"user.overlay."
+FUSE: Final = b"user.fuseoverlayfs."
+PREFIXES: Final = (TRUSTED, USER, FUSE)
+
+WHITEOUT_PREFIX: Final = b".wh."
+OPAQUE_NAME: Final = b".wh..wh..opq"
+_AUFS_PREFIX: Final = b".wh..wh."
+
+OPAQUE: Final = b"opaque"
+WHITEOUT: Final = b"whiteout"
+REDIRECT: Final = b"redirect"
+METACOPY: Final = b"metacopy"
+ORIGIN: Final = b"origin"
+NLINK: Final = b"nlink"
+# Ours: the inode number that the file had before it was copied up (u64, little-endian).
+NUMBER: Final = b"overlayfs.number"
+
+OVERRIDE_NAMES: Final = (
+    b"user.containers.override_stat",
+    b"user.fuseoverlayfs.override_stat",
+    b"security.fuseoverlayfs.override_stat",
+)
+LONGEST_REDIRECT: Final = 256
+_ESCAPE: Final = b"overlay."
+_NO_XATTRS: Final = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
+
+
+class Opacity(Enum):
+    """What the opaque mark of a directory says."""
+
+    TRANSPARENT = "transparent"
+    OPAQUE = "opaque"
+    XATTR_WHITEOUTS = "xattr whiteouts inside"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The overlay xattrs of one file in one layer."""
+
+    opacity: Opacity = Opacity.TRANSPARENT
+    redirect: bytes | None = None
+    metacopy: bool = False
+    number: int | None = None
+    nlink: bytes | None = None
+
+
+NO_MARKS: Final = Marks()
+
+
+def is_whiteout_device(st: os.stat_result) -> bool:
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def is_reserved_name(name: bytes) -> bool:
+    """True for every name that means something to OCI or AUFS readers and so cannot be a file's name here."""
+    return name.startswith(WHITEOUT_PREFIX)
+
+
+def whited_out_name(name: bytes) -> bytes | None:
+    """The name that the OCI whiteout file `name` deletes, None where it deletes none."""
+    if not name.startswith(WHITEOUT_PREFIX) or name.startswith(_AUFS_PREFIX):
+        return None
+    return name[len(WHITEOUT_PREFIX) :] or None
+
+
+def oci_whiteout(name: bytes) -> bytes:
+    return WHITEOUT_PREFIX + name
+
+
+def shown_xattr(stored: bytes) -> bytes | None:
+    """The name under which a stored xattr is seen inside the mount, None where it is hidden."""
+    for prefix in (TRUSTED, USER):
+        if stored.startswith(prefix):
+            rest = stored[len(prefix) :]
+            return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
+    return None if stored.startswith(FUSE) or stored in OVERRIDE_NAMES else stored
+
+
+def stored_xattr(shown: bytes) -> bytes | None:
+    """The name under which an xattr seen inside the mount is stored, None where it may not exist.
+
+    Overlay xattrs of the mount's users are escaped as the kernel does since 6.7, so that overlays can be nested.
+    """
+    for prefix in (TRUSTED, USER):
+        if shown.startswith(prefix):
+            return prefix + _ESCAPE + shown[len(prefix) :]
+    return None if shown.startswith(FUSE) or shown in OVERRIDE_NAMES else shown
+
+
+def list_xattrs(path: bytes) -> list[bytes]:
+    """The xattr names of `path` itself (never of what it links to); empty where the filesystem has none."""
+    try:
+        return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return []
+        raise
+
+
+def read_xattr(path: bytes, name: bytes) -> bytes | None:
+    """One xattr of `path` itself, None where it is absent or out of reach."""
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return None
+        raise
+
+
+def read_xattr_of_target(path: bytes, name: bytes) -> bytes | None:
+    """As `read_xattr`, following `path`: for the /proc/self/fd path of a descriptor."""
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return None
+        raise
+
+
+def read_marks(dir_fd: int, name: bytes) -> Marks:
+    """The marks of `name` in `dir_fd`; one system call where it has none."""
+    path = entry_path(dir_fd, name)
+    present = [stored for stored in list_xattrs(path) if stored.startswith(PREFIXES)]
+    return _marks(path, present, read_xattr) if present else NO_MARKS
+
+
+def read_marks_of_descriptor(fd: int) -> Marks:
+    """The marks of what the descriptor (O_PATH is enough) refers to."""
+    path = descriptor_path(fd)
+    try:
+        names = [os.fsencode(name) for name in os.listxattr(path)]
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            raise
+        return NO_MARKS
+    present = [name for name in names if name.startswith(PREFIXES)]
+    return _marks(path, present, read_xattr_of_target) if present else NO_MARKS
+
+
+def _marks(path: bytes, present: list[bytes], read: Callable[[bytes, bytes], bytes | None]) -> Marks:
+    def value(mark: bytes) -> bytes | None:
+        for prefix in PREFIXES:
+            if prefix + mark in present:
+                return read(path, prefix + mark)
+        return None
+
+    number = value(NUMBER)
+    return Marks(
+        opacity=_opacity(value(OPAQUE)),
+        redirect=value(REDIRECT),
+        metacopy=value(METACOPY) is not None,
+        number=struct.unpack("<Q", number)[0] if number is not None and len(number) == 8 else None,
+        nlink=value(NLINK),
+    )
+
+
+def _opacity(value: bytes | None) -> Opacity:
+    if value == b"y":
+        return Opacity.OPAQUE
+    return Opacity.XATTR_WHITEOUTS if value == b"x" else Opacity.TRANSPARENT
+
+
+def has_whiteout_xattr(dir_fd: int, name: bytes) -> bool:
+    """True where the zero-size regular file `name` carries the xattr whiteout mark (any value)."""
+    path = entry_path(dir_fd, name)
+    return any(read_xattr(path, prefix + WHITEOUT) is not None for prefix in (TRUSTED, USER))
+
+
+def may_be_xattr_whiteout(st: os.stat_result) -> bool:
+    return st.st_size == 0 and stat.S_ISREG(st.st_mode)
+
+
+def redirect_target(redirect: bytes, parent: bytes) -> bytes:
+    """The path, from the overlay's root and without a leading slash, that a redirect in directory `parent` names.
+
+    Raises EIO for anything but one name or an absolute path without `..`, NUL or empty components.
+    """
+    parts = redirect.split(b"/")
+    absolute = parts[0] == b"" and len(parts) > 1
+    names = parts[1:] if absolute else parts
+    bad = any(name in (b"", b".", b"..") or b"\0" in name for name in names)
+    if bad or len(redirect) > LONGEST_REDIRECT or (not absolute and len(parts) != 1):
+        raise OSError(errno.EIO, "malformed redirect", redirect)
+    return b"/".join(names) if absolute or not parent else parent + b"/" + redirect
+
+
+def origin_value(handle: FileHandle | None, filesystem_uuid: bytes) -> bytes:
+    """An origin xattr: the kernel's struct ovl_fb (fs/overlayfs/overlayfs.h), or empty for "copied up, from where is
+    unknown"."""
+    if handle is None or handle.type < 0 or handle.type > 0xFF:
+        return b""
+    flags = int(sys.byteorder == "big")
+    length = 21 + len(handle.bytes)
+    if length > 0xFF:
+        return b""
+    head = struct.pack("BBBBB16s", 0, 0xFB, length, flags, handle.type, filesystem_uuid)
+    return head + handle.bytes

@@ -1,0 +1,128 @@
+"""How are owner, mode, xattrs, ACLs and times copied, inherited and translated?
+
+Works on descriptors (O_PATH is enough), so that no path is resolved twice and no symlink followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from . import marks
+from .syscalls import descriptor_path, set_times
+
+ACCESS_ACL: Final = b"system.posix_acl_access"
+DEFAULT_ACL: Final = b"system.posix_acl_default"
+CAPABILITY: Final = b"security.capability"
+
+# linux/posix_acl_xattr.h: u32 version 2, then entries of u16 tag, u16 perm, u32 id.
+_ACL_VERSION: Final = 2
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+
+# An xattr that cannot be stored in the upper may be left out of a copy-up, but never one of these (as the kernel's
+# ovl_must_copy_xattr).
+_NEVER_LOST: Final = (b"system.posix_acl", b"security.capability", b"user.", b"trusted.")
+
+
+class AclEntry(NamedTuple):
+    tag: int
+    perm: int
+    id: int
+
+
+def parse_acl(value: bytes) -> list[AclEntry]:
+    """The entries of a POSIX ACL xattr; raises EINVAL where it is malformed."""
+    if len(value) < 4 or (len(value) - 4) % _ACL_ENTRY.size or struct.unpack_from("<I", value)[0] != _ACL_VERSION:
+        raise OSError(errno.EINVAL, "malformed ACL")
+    return [AclEntry(*entry) for entry in _ACL_ENTRY.iter_unpack(value[4:])]
+
+
+def format_acl(entries: Iterable[AclEntry]) -> bytes:
+    return struct.pack("<I", _ACL_VERSION) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries)
+
+
+def map_acl(value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) -> bytes:
+    """The ACL with its user and group ids translated."""
+
+    def translate(entry: AclEntry) -> AclEntry:
+        if entry.tag == _USER:
+            return entry._replace(id=uid(entry.id))
+        return entry._replace(id=gid(entry.id)) if entry.tag == _GROUP else entry
+
+    return format_acl(translate(entry) for entry in parse_acl(value))
+
+
+class Inherited(NamedTuple):
+    """What a new file gets: permission bits, and the ACL xattrs to set on it."""
+
+    mode: int
+    acls: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def inherit_acl(default_acl: bytes | None, mode: int, umask: int) -> Inherited:
+    """Mode and ACLs of a new file: POSIX.1e section 23.1.5; a default ACL replaces the umask."""
+    if stat.S_ISLNK(mode):
+        return Inherited(mode)
+    if default_acl is None:
+        return Inherited(mode & ~umask)
+    masked, entries = _masked(parse_acl(default_acl), mode)
+    acls: list[tuple[bytes, bytes]] = []
+    if any(entry.tag in (_USER, _GROUP, _MASK) for entry in entries):
+        acls.append((ACCESS_ACL, format_acl(entries)))
+    if stat.S_ISDIR(mode):
+        acls.append((DEFAULT_ACL, default_acl))
+    return Inherited(masked, tuple(acls))
+
+
+def _masked(entries: list[AclEntry], mode: int) -> tuple[int, list[AclEntry]]:
+    has_mask = any(entry.tag == _MASK for entry in entries)
+    shifts = {_USER_OBJ: 6, _OTHER: 0, _MASK if has_mask else _GROUP_OBJ: 3}
+    masked = mode & ~0o777
+    result = []
+    for entry in entries:
+        if entry.tag in shifts:
+            entry = entry._replace(perm=entry.perm & (mode >> shifts[entry.tag]) & 7)
+            masked |= entry.perm << shifts[entry.tag]
+        result.append(entry)
+    return masked, result
+
+
+def copy_metadata(source: int, target: int, uid: int, gid: int, mode: int, st: os.stat_result) -> None:
+    """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
+
+    Overlay marks are not copied. To be called after the data is written: writing clears capabilities.
+    """
+    path = descriptor_path(target)
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        os.chown(path, uid, gid)
+    copy_xattrs(source, target)
+    if not stat.S_ISLNK(mode):
+        os.chmod(path, stat.S_IMODE(mode))
+    set_times(target, st.st_atime_ns, st.st_mtime_ns)
+
+
+def copy_xattrs(source: int, target: int) -> None:
+    """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
+    source_path, target_path = descriptor_path(source), descriptor_path(target)
+    for name in map(os.fsencode, os.listxattr(source_path)) if _has_xattrs(source_path) else ():
+        if marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES:
+            continue
+        try:
+            os.setxattr(target_path, name, os.getxattr(source_path, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM) or name.startswith(_NEVER_LOST):
+                raise
+
+
+def _has_xattrs(path: bytes) -> bool:
+    try:
+        return bool(os.listxattr(path))
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return False
+        raise

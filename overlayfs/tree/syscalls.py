@@ -1,0 +1,264 @@
+"""Which system calls do we need that the standard library does not have?
+
+Everything that uses ctypes is here, and nothing else is. All functions take directory descriptors and names, so
+that callers never resolve a path outside a layer's root. Thread-safe: no state but libc's handle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+O_PATH = os.O_PATH
+# A descriptor that names a directory and nothing else, never through a symlink.
+OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# A descriptor that names any file, the symlink itself included.
+OPEN_NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_AT_EMPTY_PATH = 0x1000
+_UTIME_OMIT = (1 << 30) - 2
+_SYS_OPENAT2 = 437  # the same on every architecture (Linux 5.6)
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_RESOLVE = struct.pack("Q", _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_FICLONE = 0x40049409
+_MAX_HANDLE_SIZE = 128
+_LONGEST_PATH = 4000  # below PATH_MAX, with room for the terminating NUL
+_COPY_CHUNK = 16 << 20
+_READ_CHUNK = 1 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = [
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_char * _MAX_HANDLE_SIZE),
+    ]
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
+
+
+class FileHandle(NamedTuple):
+    """What name_to_handle_at(2) says of a file: stable as long as the filesystem lives."""
+
+    type: int
+    bytes: bytes
+    mount_id: int
+
+
+def _raise_errno(name: bytes) -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code), name)
+
+
+def descriptor_path(fd: int) -> bytes:
+    """A path that names what `fd` refers to, for calls that take no descriptor (xattrs, scandir, chmod of O_PATH)."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def entry_path(dir_fd: int, name: bytes) -> bytes:
+    """A path of `name` in the directory `dir_fd`; safe with calls that do not follow a final symlink."""
+    return b"/proc/self/fd/%d/%s" % (dir_fd, name)
+
+
+def open_beneath(root_fd: int, path: bytes, flags: int) -> int:
+    """Open `path` below `root_fd` without following any symlink; an empty path is the root itself.
+
+    Raises ELOOP or ENOTDIR where a component is a symlink, EXDEV where the path would lead out. Paths longer than
+    PATH_MAX are walked in pieces. The caller owns the descriptor.
+    """
+    if not path:
+        path = b"."
+    if len(path) <= _LONGEST_PATH:
+        return _openat2(root_fd, path, flags | os.O_CLOEXEC)
+    head, tail = _cut(path)
+    fd = _openat2(root_fd, head, OPEN_DIRECTORY)
+    try:
+        return open_beneath(fd, tail, flags)
+    finally:
+        os.close(fd)
+
+
+def _cut(path: bytes) -> tuple[bytes, bytes]:
+    slash = path.rfind(b"/", 0, _LONGEST_PATH)
+    if slash <= 0:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+    return path[:slash], path[slash + 1 :]
+
+
+def _openat2(dir_fd: int, path: bytes, flags: int) -> int:
+    how = struct.pack("QQ", flags, 0) + _RESOLVE
+    while True:
+        fd = _libc.syscall(_SYS_OPENAT2, dir_fd, path, how, len(how))
+        if fd >= 0:
+            return int(fd)
+        code = ctypes.get_errno()
+        if code == errno.ENOSYS:
+            return _walk_open(dir_fd, path, flags)
+        if code not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: a concurrent rename, try again (openat2(2))
+            raise OSError(code, os.strerror(code), path)
+
+
+def _walk_open(dir_fd: int, path: bytes, flags: int) -> int:
+    """openat2 for kernels and sandboxes without it: one component at a time, never through a symlink."""
+    *parents, last = [part for part in path.split(b"/") if part] or [b"."]
+    if b".." in (*parents, last):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    here = os.dup(dir_fd)
+    try:
+        for part in parents:
+            below = os.open(part, OPEN_DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = below
+        return os.open(last, flags | os.O_NOFOLLOW, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def renameat2(src_dir_fd: int, src: bytes, dst_dir_fd: int, dst: bytes, flags: int = 0) -> None:
+    """renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT."""
+    if _libc.renameat2(src_dir_fd, src, dst_dir_fd, dst, flags) != 0:
+        _raise_errno(src)
+
+
+def link_descriptor(fd: int, dst_dir_fd: int, dst: bytes) -> None:
+    """Give the file of `fd` (O_TMPFILE, or any node with a link left) the name `dst`; EEXIST where it is taken."""
+    os.link(descriptor_path(fd), dst, dst_dir_fd=dst_dir_fd, follow_symlinks=True)
+
+
+def file_handle(fd: int) -> FileHandle | None:
+    """The handle of the file that `fd` refers to, None where the filesystem has no handles."""
+    handle = _FileHandle(handle_bytes=_MAX_HANDLE_SIZE)
+    mount_id = ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), _AT_EMPTY_PATH) != 0:
+        if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM):
+            return None
+        _raise_errno(b"")
+    offset = _FileHandle.f_handle.offset
+    raw = ctypes.string_at(ctypes.addressof(handle) + offset, handle.handle_bytes)
+    return FileHandle(handle.handle_type, raw, mount_id.value)
+
+
+def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set one or both times, in ns since the epoch, of the node that `fd` (O_PATH is enough) refers to."""
+    times = (_Timespec * 2)(_timespec(atime_ns), _timespec(mtime_ns))
+    if _libc.utimensat(-100, descriptor_path(fd), times, 0) != 0:
+        _raise_errno(b"")
+
+
+def _timespec(time_ns: int | None) -> _Timespec:
+    if time_ns is None:
+        return _Timespec(0, _UTIME_OMIT)
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return _Timespec(seconds, nanoseconds)
+
+
+def unmount(path: bytes, lazy: bool = False) -> None:
+    """umount2(2), never through a final symlink; `lazy` detaches a busy mount at once."""
+    if _libc.umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) != 0:
+        _raise_errno(path)
+
+
+def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    if _libc.mount(source, target, kind, ctypes.c_ulong(flags), data) != 0:
+        _raise_errno(target)
+
+
+def sync_filesystem(fd: int) -> None:
+    """syncfs(2): write out everything of the filesystem that `fd` lies on."""
+    if _libc.syncfs(fd) != 0:
+        _raise_errno(b"")
+
+
+def copy_data(source: int, target: int, size: int) -> None:
+    """Copy the first `size` bytes of `source` into the empty file `target`, keeping holes.
+
+    By reflink where the filesystem can, else in the kernel, else through memory. Raises EIO if the source ends early
+    (somebody truncated it meanwhile). May block: call it from a worker thread for large files.
+    """
+    if size == os.fstat(source).st_size and _clone(source, target):
+        return
+    os.ftruncate(target, size)
+    position = 0
+    while position < size:
+        start, end = _next_extent(source, position, size)
+        _copy_range(source, target, start, end)
+        position = end
+
+
+def _clone(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:  # any refusal: another filesystem, no support, seccomp; copying tells what really is wrong
+        return False
+    return True
+
+
+def _next_extent(source: int, position: int, size: int) -> tuple[int, int]:
+    """The next run of data as (start, end); (size, size) where only a hole is left."""
+    try:
+        start = os.lseek(source, position, os.SEEK_DATA)
+        end = os.lseek(source, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            if os.fstat(source).st_size < size:
+                raise OSError(errno.EIO, "the file shrank while it was copied") from None
+            return size, size
+        if error.errno == errno.EINVAL:
+            return position, size
+        raise
+    return min(start, size), min(end, size)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    in_kernel = True
+    while start < end:
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, min(end - start, _COPY_CHUNK), start, start)
+            except OSError as error:
+                if error.errno not in (
+                    errno.EXDEV,
+                    errno.EINVAL,
+                    errno.EOPNOTSUPP,
+                    errno.ENOSYS,
+                    errno.EPERM,
+                    errno.ETXTBSY,
+                ):
+                    raise
+                copied = 0
+            in_kernel = copied > 0
+        else:
+            copied = write_all(target, os.pread(source, min(end - start, _READ_CHUNK), start), start)
+            if not copied:
+                raise OSError(errno.EIO, "the file shrank while it was copied")
+        start += copied
+
+
+def write_all(fd: int, data: bytes, offset: int) -> int:
+    """pwrite(2) until all of `data` is written; raises where nothing more goes in. Returns len(data)."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if not written:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        view = view[written:]
+        offset += written
+    return len(data)

@@ -57,6 +57,21 @@ class Overlay:
         inode.nlookup += 1
         return Packed.unpack(packed)
 
+    def facts(self) -> dict[str, object]:
+        """What people ask about a live mount; paths as text."""
+        state, options = self.state, self.options
+        return {
+            "lowers": [os.fsdecode(path) for path in options.lowers],
+            "data_lowers": [os.fsdecode(path) for path in options.data_lowers],
+            "upper": None if options.upper is None else os.fsdecode(options.upper),
+            "work": None if options.work is None else os.fsdecode(options.work),
+            "whiteout": state.whiteout.value,
+            "xattr_prefix": state.prefix.decode(),
+            "read_only": state.work_fd is None,
+            "fsync": options.fsync.value,
+            "inodes": len(state.inodes),
+        }
+
     # -- inodes
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
@@ -127,6 +142,11 @@ class Overlay:
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         source, target = self._directory(parent), self._directory(new_parent)
         renaming.rename(self.state, source, name, target, new_name, flags)
+
+    def child_number(self, parent: int, name: bytes) -> int | None:
+        """The inode number under a name, without raising nlookup."""
+        found = lookup.child(self.state, self._directory(parent), name)
+        return None if found is None else found.number
 
     # -- files
 

@@ -250,11 +250,13 @@ def _stat(dir_fd: int, name: bytes) -> os.stat_result | None:
 
 
 def _opaque_mark(view: View, directory: Location) -> str:
-    """How a directory says that it is opaque; empty where it does not."""
+    """How a directory says that it is opaque; empty where it does not. A layer's root can by a file only."""
     fd = view.open(directory, OPEN_DIRECTORY)
     try:
         if _stat(fd, marks.OPAQUE_NAME) is not None:
             return "a .wh..wh..opq file"
+        if not directory.path:
+            return ""
         path = entry_path(fd, b".")
         stored = (prefix + marks.OPAQUE for prefix in marks.PREFIXES)
         return next((os.fsdecode(name) for name in stored if marks.read_xattr(path, name) == b"y"), "")

@@ -98,7 +98,10 @@ class View:
     def _scan(self, place: Location) -> Names:
         fd = self.open(place, OPEN_DIRECTORY)
         try:
-            return scan(fd, marks.read_marks(fd, b".").opacity)
+            opacity = marks.read_marks(fd, b".").opacity
+            if opacity is marks.Opacity.OPAQUE and not place.path:
+                opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
+            return scan(fd, opacity)
         finally:
             os.close(fd)
 

@@ -1,0 +1,1 @@
+"""Transport: serves an overlay through the kernel's FUSE. Knows nothing of whiteouts."""

@@ -1,0 +1,357 @@
+"""pyfuse3's operations over the engine: decode, one engine call, encode.
+
+All run on the trio thread that owns the engine; a handler is atomic but for its awaits. Large copy-ups, fsync and
+reads that would wait for a disk go to worker threads, and others are served meanwhile; what changes a file waits
+for its copy-up.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Final, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from .._version import __version__
+from ..overlay.copyup import Need
+from ..overlay.engine import Overlay
+from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
+from ..tree.metadata import ACCESS_ACL
+
+log = logging.getLogger(__name__)
+
+_FOR_EVER_S: Final = 10 * 365 * 86400.0
+_INLINE_COPY: Final = 256 << 10  # bytes; below this a thread costs more than it frees
+STATUS_XATTR: Final = b"user.overlayfs.status"
+_STATUS_PAGE: Final = 60_000
+
+_Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
+
+
+def _answered(method: _Method) -> _Method:
+    """Let every failure reach the caller as an errno: an unknown exception is logged, answered EIO, survived."""
+
+    @functools.wraps(method)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await method(*args, **kwargs)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed", method.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return cast(_Method, wrapper)
+
+
+class Handlers(pyfuse3.Operations):
+    """One mounted overlay. A file handle is the inode's number: I/O is by inode."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+
+    def __init__(self, overlay: Overlay, source: str) -> None:
+        super().__init__()
+        self._overlay = overlay
+        self._source = source
+        self._mounted_at = time.time()
+        self._copying: dict[int, trio.Event] = {}
+        self._status = b""
+        timeout_s = overlay.options.timeout_s
+        self._timeout_s = _FOR_EVER_S if timeout_s is None else timeout_s
+        self.enable_writeback_cache = overlay.options.writeback
+        self.enable_acl = overlay.options.acl
+
+    # -- inodes
+
+    def _entry(self, found: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = cast(pyfuse3.InodeT, found.ino)
+        entry.entry_timeout = entry.attr_timeout = self._timeout_s
+        entry.st_mode = cast(pyfuse3.ModeT, found.mode)
+        entry.st_nlink = found.nlink
+        entry.st_uid = found.uid
+        entry.st_gid = found.gid
+        entry.st_rdev = found.rdev
+        entry.st_size = found.size
+        entry.st_blocks = found.blocks
+        entry.st_blksize = found.blksize
+        entry.st_atime_ns = found.atime_ns
+        entry.st_mtime_ns = found.mtime_ns
+        entry.st_ctime_ns = found.ctime_ns
+        return entry
+
+    def _absent(self) -> EntryAttributes:
+        """A negative entry, which the kernel may keep."""
+        entry = EntryAttributes()
+        entry.st_ino = cast(pyfuse3.InodeT, 0)
+        entry.entry_timeout = self._timeout_s
+        return entry
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            return self._entry(self._overlay.lookup(parent_inode, name))
+        except FileNotFoundError:
+            return self._absent()
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            try:
+                self._overlay.forget(inode, count)
+            except Exception:  # there is nobody to answer
+                log.exception("forget failed")
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext | None = None) -> EntryAttributes:
+        return self._entry(self._overlay.getattr(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        changes = AttributeChanges(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        await self._copied_up(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
+        return self._entry(self._overlay.setattr(inode, changes, _caller(ctx)))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._overlay.readlink(inode)
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        found, answer = self._overlay.statfs(), StatvfsData()
+        answer.f_bsize, answer.f_frsize = found.f_bsize, found.f_frsize
+        answer.f_blocks, answer.f_bfree, answer.f_bavail = found.f_blocks, found.f_bfree, found.f_bavail
+        answer.f_files, answer.f_ffree, answer.f_favail = found.f_files, found.f_ffree, found.f_favail
+        answer.f_namemax = found.f_namemax
+        return answer
+
+    @_answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return True  # default_permissions: the kernel has checked
+
+    # -- names
+
+    @_answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._overlay.symlink(parent_inode, name, target, _caller(ctx)))
+
+    @_answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        await self._copied_up(inode, Need.DATA)
+        return self._entry(self._overlay.link(inode, new_parent_inode, new_name))
+
+    @_answered
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._overlay.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
+
+    @_answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._overlay.mkdir(parent_inode, name, mode, _caller(ctx)))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._overlay.unlink(parent_inode, name)
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._overlay.rmdir(parent_inode, name)
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        ends = [(parent_inode_old, name_old)]
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            ends.append((parent_inode_new, name_new))
+        for parent, name in ends:
+            inode = self._overlay.child_number(parent, name)
+            if inode is not None:
+                await self._copied_up(inode, Need.METADATA)
+        self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    # -- files
+
+    async def _copied_up(self, inode: int, need: Need, size: int | None = None) -> None:
+        """Have a large file copied up in a thread before an operation that needs it; a small one it copies itself."""
+        while inode in self._copying:
+            await self._copying[inode].wait()
+        if self._overlay.bytes_to_copy(inode, need, size) <= _INLINE_COPY:
+            return
+        done = self._copying[inode] = trio.Event()
+        try:
+            with ExitStack() as stack:
+                work = self._overlay.begin_copy_up(inode, need, size, stack)
+                if work is not None:
+                    await trio.to_thread.run_sync(work.transfer)
+                    work.publish()
+        finally:
+            del self._copying[inode]
+            done.set()
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        self._overlay.open_file(inode, flags)
+        return self._file_info(inode)
+
+    def _file_info(self, inode: int) -> FileInfo:
+        # Nobody but the mount changes files, so what the kernel has cached stays good over opens.
+        return FileInfo(fh=cast(pyfuse3.FileHandleT, inode), keep_cache=self._timeout_s > 0)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        found = self._overlay.create(parent_inode, name, mode, flags, _caller(ctx))
+        return self._file_info(found.ino), self._entry(found)
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        data = self._overlay.read_without_waiting(fh, off, size)
+        if data is not None:
+            return data
+        opened = self._overlay.pin_data(fh)
+        try:
+            return await trio.to_thread.run_sync(os.pread, opened.fd, size, off)
+        finally:
+            opened.unpin()
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self._copied_up(fh, Need.DATA)
+        return self._overlay.write(fh, off, buf)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        pass  # nothing is held back
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        self._overlay.release(fh)
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        opened = self._overlay.pin_to_sync(fh)
+        if opened is None:
+            return
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, opened.fd)
+        except OSError as error:
+            self._overlay.note_failed_sync(fh, error.errno or errno.EIO)
+            raise
+        finally:
+            opened.unpin()
+
+    # -- directories
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return self._overlay.opendir(inode)
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        for entry in self._overlay.readdir(fh, start_id):
+            found = self._entry(entry.attributes)
+            is_dot = entry.name in (b".", b"..")
+            if not entry.attributes.nlink and not is_dot:  # listed, but looking it up is an error: let the kernel ask
+                found.entry_timeout = found.attr_timeout = 0
+            if not pyfuse3.readdir_reply(token, entry.name, found, entry.offset):
+                break
+            if not is_dot:
+                self._overlay.acquire(entry.attributes.ino)
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        self._overlay.releasedir(fh)
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self._overlay.fsyncdir(self._overlay.listed_directory(fh), datasync)
+
+    # -- extended attributes
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if inode == ROOT and name.startswith(STATUS_XATTR):
+            return self._status_page(name)
+        return self._overlay.getxattr(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return self._overlay.listxattr(inode)
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self._copied_up(inode, Need.METADATA)
+        self._overlay.setxattr(inode, name, value, 0, _caller(ctx, with_groups=name == ACCESS_ACL))
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._copied_up(inode, Need.METADATA)
+        self._overlay.removexattr(inode, name)
+
+    # -- status
+
+    def _status_page(self, name: bytes) -> bytes:
+        """The daemon's facts as JSON, in pages, as an xattr value cannot be longer than 64 KiB."""
+        page = name[len(STATUS_XATTR) + 1 :]
+        if not page:
+            self._status = json.dumps(self._facts()).encode()
+        start = int(page) * _STATUS_PAGE if page.isdigit() else 0
+        if start >= len(self._status) or (page and not page.isdigit()):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return self._status[start : start + _STATUS_PAGE]
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "mounted_at": self._mounted_at,
+            "source": self._source,
+            **self._overlay.facts(),
+        }
+
+
+def _caller(ctx: RequestContext, with_groups: bool = False) -> Caller:
+    groups: frozenset[int] = frozenset()
+    if with_groups:
+        try:
+            groups = frozenset(pyfuse3.get_sup_groups(ctx.pid))
+        except (OSError, RuntimeError):  # the caller is gone, or out of sight in another pid namespace
+            groups = frozenset()
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, groups)

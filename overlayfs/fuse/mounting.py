@@ -1,0 +1,142 @@
+"""How is a FUSE filesystem mounted and unmounted: mount(2) where we may, fusermount3 where not?"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass
+from typing import Final
+
+from ..overlay.options import MountError
+from ..tree import syscalls
+
+_DEVICE: Final = "/dev/fuse"
+_HELPERS: Final = ("fusermount3", "fusermount")
+# mount(8) strips PATH from the environment of the programs that it runs.
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FLAG_NAMES: Final = {1: "ro", 2: "nosuid", 4: "nodev", 8: "noexec", 16: "sync", 128: "dirsync", 1024: "noatime"}
+_KERNEL_OPTIONS: Final = ("allow_other", "default_permissions", "max_read", "blksize", "context", "rootcontext", "fscontext")
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Where and how an overlay is mounted. `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3."""
+
+    mountpoint: bytes
+    source: str = "overlayfs"
+    flags: int = 0
+    fuse_options: tuple[str, ...] = ()
+    subtype: str = "overlayfs"
+    debug: bool = False
+
+
+def mount(options: MountOptions) -> int:
+    """Mount, and return the descriptor of /dev/fuse on which the kernel's INIT request waits."""
+    check_mountpoint(options.mountpoint)
+    if os.geteuid() == 0 and "auto_unmount" not in options.fuse_options:
+        fd = _open_device()
+        try:
+            syscalls.mount(*_mount_arguments(options, fd))
+            return fd
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EPERM:
+                raise MountError(f"{_text(options.mountpoint)}: mount failed: {error.strerror}") from None
+    return _mount_by_helper(options)
+
+
+def check_mountpoint(path: bytes) -> None:
+    try:
+        st = os.stat(path)
+    except FileNotFoundError:
+        raise MountError(f"mountpoint {_text(path)} does not exist") from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            hint = "holds the mount of a daemon that died; run umount -l on it first"
+            raise MountError(f"mountpoint {_text(path)} {hint}") from None
+        raise MountError(f"mountpoint {_text(path)}: {error.strerror}") from None
+    if not stat.S_ISDIR(st.st_mode):
+        raise MountError(f"mountpoint {_text(path)} is not a directory")
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = {errno.ENOENT: "load the fuse module", errno.EACCES: "your user may not open it"}.get(error.errno or 0)
+        raise MountError(f"{_DEVICE}: {error.strerror}" + (f" ({hint})" if hint else "")) from None
+
+
+def _mount_arguments(options: MountOptions, fd: int) -> tuple[bytes, bytes, bytes, int, bytes]:
+    data = [f"fd={fd}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}", "default_permissions"]
+    data += [item for item in options.fuse_options if item.partition("=")[0] in _KERNEL_OPTIONS]
+    kind = f"fuse.{options.subtype}" if options.subtype else "fuse"
+    return os.fsencode(options.source), options.mountpoint, kind.encode(), options.flags, os.fsencode(",".join(data))
+
+
+def _find_helper() -> str:
+    for name in _HELPERS:
+        found = shutil.which(name) or shutil.which(name, path=_PATH)
+        if found:
+            return found
+    raise MountError("fusermount3 is not installed (package fuse3), and without it only root can mount")
+
+
+def _mount_by_helper(options: MountOptions) -> int:
+    """As an ordinary user: the setuid helper mounts and hands the descriptor over a socket."""
+    items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
+    items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
+    items += options.fuse_options
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+        command = [_find_helper(), "-o", ",".join(dict.fromkeys(items)), "--", _text(options.mountpoint)]
+        keeps_running = "auto_unmount" in options.fuse_options
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        fd = _receive_descriptor(ours)
+        if fd is not None and keeps_running:
+            ours.detach()  # it unmounts when this socket closes, that is when we end
+            return fd
+        _, complaint = process.communicate()
+    if fd is None:
+        reason = complaint.decode(errors="replace").strip().splitlines()
+        raise MountError(reason[0] if reason else "fusermount3 could not mount")
+    return fd
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    _, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fd = array.array("i", data[:4])[0]
+            os.set_inheritable(fd, False)
+            return fd
+    return None
+
+
+def unmount(mountpoint: bytes) -> None:
+    """Detach the mount, busy or not; nothing to do where it is gone already."""
+    try:
+        syscalls.unmount(mountpoint, lazy=True)
+        return
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            return
+    command = [_find_helper(), "-u", "-z", "-q", "--", _text(mountpoint)]
+    subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,51 @@
+"""What did a crash or tampering leave in an upper and its workdir, and how is it mended?
+
+Needs no lower layers, so it judges only what is wrong whatever lies below. Repair changes marks and removes
+leftovers that no lookup can want, never a user's file; where that is not possible it leaves all as it is.
+Neighbours: findings (the problems and their remedies), check_upper, check_workdir.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from . import opening
+from .check_upper import check_upper
+from .check_workdir import check_workdir
+from .findings import Finding, Found
+from .layer import UPPER_INDEX, Layer, open_layer
+
+
+def check(upper: bytes, work: bytes, repair: bool) -> list[Finding]:
+    """Examine an upper that is not mounted, and mend it if asked; `Finding.repaired` tells what was.
+
+    Both directories are locked meanwhile. Raises MountError where a live mount has them, OSError where they
+    cannot be read or, in repair, written.
+    """
+    with ExitStack() as stack:
+        layers = [_claim(option, path, stack) for option, path in (("upperdir", upper), ("workdir", work))]
+        return [_settle(found, repair) for found in _examine(*layers)]
+
+
+def _claim(option: str, path: bytes, stack: ExitStack) -> Layer:
+    layer = open_layer(UPPER_INDEX, path)
+    stack.callback(os.close, layer.root_fd)
+    opening._check_kernel_mounts(option, layer)
+    opening._lock(option, layer)
+    return layer
+
+
+def _examine(upper: Layer, work: Layer) -> Iterator[Found]:
+    yield from check_workdir(work.root_fd)
+    yield from check_upper(upper.root_fd)
+
+
+def _settle(found: Found, repair: bool) -> Finding:
+    """Mend at once: the step uses descriptors that are open only until the next finding is asked for."""
+    if not repair or found.mend is None:
+        return found.finding
+    found.mend()
+    return replace(found.finding, repaired=True)

@@ -1,0 +1,114 @@
+"""What is wrong in a workdir: unfinished changes, the volatile mark, index entries nothing leads to?
+
+The layout is the kernel's (`work`, `work/incompat/volatile`, `index`) and our own record of deleted hard links.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
+
+from ..tree import marks
+from ..tree.syscalls import entry_path, open_beneath, sync_filesystem
+from . import drafts
+from .findings import Finding, Found, Problem
+
+_WORK: Final = b"work"
+_INCOMPAT: Final = b"incompat"
+_VOLATILE: Final = b"volatile"
+_INDEX: Final = b"index"
+_LINKS: Final = b"overlayfs-links"
+_HANDLE: Final = re.compile(rb"00fb[0-9a-f]{8,}")
+_LINK_RECORD: Final = re.compile(rb"[0-9a-f]{16}")
+_NLINK: Final = re.compile(rb"U([+-]\d{1,9})")
+
+
+def check_workdir(root_fd: int) -> Iterator[Found]:
+    """All that is wrong below the workdir; each is mended by its own step, in this order."""
+    for name in sorted(os.listdir(root_fd)):
+        known = os.fsencode(name)
+        check = {_WORK: _check_work, _INDEX: _check_index, _LINKS: _check_links}.get(known)
+        if check is None or not _is_directory(root_fd, known):
+            yield Found(_finding(Problem.FOREIGN_WORK, known))
+            continue
+        fd = open_beneath(root_fd, known, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            yield from check(fd)
+        finally:
+            os.close(fd)
+
+
+def _finding(problem: Problem, path: bytes, detail: str = "") -> Finding:
+    return Finding(problem, path, detail, in_workdir=True)
+
+
+def _is_directory(dir_fd: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+
+
+def _check_work(fd: int) -> Iterator[Found]:
+    for name in map(os.fsencode, sorted(os.listdir(fd))):
+        if name == _INCOMPAT and _is_directory(fd, name):
+            yield from _check_incompat(fd)
+        else:
+            yield Found(_finding(Problem.LEFTOVER, _WORK + b"/" + name), partial(drafts.remove, fd, name))
+
+
+def _check_incompat(work_fd: int) -> Iterator[Found]:
+    for name in map(os.fsencode, sorted(os.listdir(entry_path(work_fd, _INCOMPAT)))):
+        path = b"/".join((_WORK, _INCOMPAT, name))
+        if name == _VOLATILE:
+            yield Found(_finding(Problem.VOLATILE, path), partial(_remove_volatile, work_fd))
+        else:
+            yield Found(_finding(Problem.FOREIGN_WORK, path))
+
+
+def _remove_volatile(work_fd: int) -> None:
+    sync_filesystem(work_fd)
+    drafts.remove(work_fd, _INCOMPAT)
+
+
+def _check_index(fd: int) -> Iterator[Found]:
+    for name in map(os.fsencode, sorted(os.listdir(fd))):
+        path = _INDEX + b"/" + name
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if name.startswith(b"#"):
+            yield Found(_finding(Problem.LEFTOVER, path), partial(drafts.remove, fd, name))
+        elif stat.S_ISDIR(st.st_mode) or marks.is_whiteout_device(st):
+            continue  # the kernel's nfs_export keeps directories and deletions in the index too
+        elif not _HANDLE.fullmatch(name) or _origin(fd, name) not in (None, bytes.fromhex(name.decode())):
+            yield Found(_finding(Problem.BAD_INDEX, path))
+        elif _names_left(fd, name, st.st_nlink) <= 0:
+            yield Found(_finding(Problem.ORPHAN_INDEX, path), partial(os.unlink, name, dir_fd=fd))
+
+
+def _origin(dir_fd: int, name: bytes) -> bytes | None:
+    return _mark(dir_fd, name, marks.ORIGIN)
+
+
+def _mark(dir_fd: int, name: bytes, mark: bytes) -> bytes | None:
+    path = entry_path(dir_fd, name)
+    values = (marks.read_xattr(path, prefix + mark) for prefix in (marks.TRUSTED, marks.USER))
+    return next((value for value in values if value is not None), None)
+
+
+def _names_left(dir_fd: int, name: bytes, links: int) -> int:
+    """How many names the file has in the merged tree; what cannot be read counts as one, so that it is kept."""
+    found = _NLINK.fullmatch(_mark(dir_fd, name, marks.NLINK) or b"")
+    return links + int(found[1]) if found else 1
+
+
+def _check_links(fd: int) -> Iterator[Found]:
+    for name in map(os.fsencode, sorted(os.listdir(fd))):
+        if not _LINK_RECORD.fullmatch(name) or not _is_count(fd, name):
+            path = _LINKS + b"/" + name
+            yield Found(_finding(Problem.BAD_LINK_COUNT, path), partial(drafts.remove, fd, name))
+
+
+def _is_count(dir_fd: int, name: bytes) -> bool:
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    return stat.S_ISLNK(st.st_mode) and os.fsencode(os.readlink(name, dir_fd=dir_fd)).isdigit()

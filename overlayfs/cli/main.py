@@ -130,7 +130,7 @@ def layers(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
 
 @app.command(short_help="Say which layer a file comes from.")
 def which(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files in a mount, deleted ones too.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="In a mount; may be deleted.")],
     as_json: AsJson = False,
 ) -> None:
     """Say which layer provides a file, which layers hold hidden versions, and what deletes it.

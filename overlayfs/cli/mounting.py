@@ -70,9 +70,8 @@ def _check(request: Request) -> None:
 
 
 def _serve(request: Request, upper: str | None, work: str | None) -> None:
-    from overlayfs.fuse.session import serve_in_background, serve_in_foreground
-
     from overlayfs.cli.mount_program import CommandLine, mount_options
+    from overlayfs.fuse.session import serve_in_background, serve_in_foreground
     from overlayfs.overlay.option_parser import parse_options
 
     parsed = parse_options([*request.options, *_option_texts(request, upper, work)], os.curdir)

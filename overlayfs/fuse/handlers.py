@@ -85,9 +85,9 @@ class Handlers(pyfuse3.Operations):
 
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
-        entry.st_ino = cast(pyfuse3.InodeT, found.ino)
+        entry.st_ino = found.ino
         entry.entry_timeout = entry.attr_timeout = self._timeout_s
-        entry.st_mode = cast(pyfuse3.ModeT, found.mode)
+        entry.st_mode = found.mode
         entry.st_nlink = found.nlink
         entry.st_uid = found.uid
         entry.st_gid = found.gid
@@ -103,7 +103,7 @@ class Handlers(pyfuse3.Operations):
     def _absent(self) -> EntryAttributes:
         """A negative entry, which the kernel may keep."""
         entry = EntryAttributes()
-        entry.st_ino = cast(pyfuse3.InodeT, 0)
+        entry.st_ino = 0
         entry.entry_timeout = self._timeout_s
         return entry
 
@@ -160,7 +160,9 @@ class Handlers(pyfuse3.Operations):
     # -- names
 
     @_answered
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         return self._entry(self._overlay.symlink(parent_inode, name, target, _caller(ctx)))
 
     @_answered
@@ -171,7 +173,9 @@ class Handlers(pyfuse3.Operations):
         return self._entry(self._overlay.link(inode, new_parent_inode, new_name))
 
     @_answered
-    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
         return self._entry(self._overlay.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     @_answered
@@ -231,7 +235,7 @@ class Handlers(pyfuse3.Operations):
 
     def _file_info(self, inode: int) -> FileInfo:
         # Nobody but the mount changes files, so what the kernel has cached stays good over opens.
-        return FileInfo(fh=cast(pyfuse3.FileHandleT, inode), keep_cache=self._timeout_s > 0)
+        return FileInfo(fh=inode, keep_cache=self._timeout_s > 0)
 
     @_answered
     async def create(
@@ -288,7 +292,9 @@ class Handlers(pyfuse3.Operations):
         for entry in self._overlay.readdir(fh, start_id):
             found = self._entry(entry.attributes)
             is_dot = entry.name in (b".", b"..")
-            if not entry.attributes.nlink and not is_dot:  # listed, but looking it up is an error: let the kernel ask
+            if (
+                not entry.attributes.nlink and not is_dot
+            ):  # listed, but looking it up is an error: let the kernel ask
                 found.entry_timeout = found.attr_timeout = 0
             if not pyfuse3.readdir_reply(token, entry.name, found, entry.offset):
                 break

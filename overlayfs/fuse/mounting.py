@@ -19,8 +19,24 @@ _DEVICE: Final = "/dev/fuse"
 _HELPERS: Final = ("fusermount3", "fusermount")
 # mount(8) strips PATH from the environment of the programs that it runs.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_FLAG_NAMES: Final = {1: "ro", 2: "nosuid", 4: "nodev", 8: "noexec", 16: "sync", 128: "dirsync", 1024: "noatime"}
-_KERNEL_OPTIONS: Final = ("allow_other", "default_permissions", "max_read", "blksize", "context", "rootcontext", "fscontext")
+_FLAG_NAMES: Final = {
+    1: "ro",
+    2: "nosuid",
+    4: "nodev",
+    8: "noexec",
+    16: "sync",
+    128: "dirsync",
+    1024: "noatime",
+}
+_KERNEL_OPTIONS: Final = (
+    "allow_other",
+    "default_permissions",
+    "max_read",
+    "blksize",
+    "context",
+    "rootcontext",
+    "fscontext",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +88,29 @@ def _open_device() -> int:
     try:
         return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hint = {errno.ENOENT: "load the fuse module", errno.EACCES: "your user may not open it"}.get(error.errno or 0)
+        hint = {errno.ENOENT: "load the fuse module", errno.EACCES: "your user may not open it"}.get(
+            error.errno or 0
+        )
         raise MountError(f"{_DEVICE}: {error.strerror}" + (f" ({hint})" if hint else "")) from None
 
 
 def _mount_arguments(options: MountOptions, fd: int) -> tuple[bytes, bytes, bytes, int, bytes]:
-    data = [f"fd={fd}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}", "default_permissions"]
+    data = [
+        f"fd={fd}",
+        "rootmode=40000",
+        f"user_id={os.geteuid()}",
+        f"group_id={os.getegid()}",
+        "default_permissions",
+    ]
     data += [item for item in options.fuse_options if item.partition("=")[0] in _KERNEL_OPTIONS]
     kind = f"fuse.{options.subtype}" if options.subtype else "fuse"
-    return os.fsencode(options.source), options.mountpoint, kind.encode(), options.flags, os.fsencode(",".join(data))
+    return (
+        os.fsencode(options.source),
+        options.mountpoint,
+        kind.encode(),
+        options.flags,
+        os.fsencode(",".join(data)),
+    )
 
 
 def _find_helper() -> str:
@@ -94,7 +124,9 @@ def _find_helper() -> str:
 def _mount_by_helper(options: MountOptions) -> int:
     """As an ordinary user: the setuid helper mounts and hands the descriptor over a socket."""
     items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
-    items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
+    items += [
+        name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")
+    ]
     items += options.fuse_options
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
@@ -102,7 +134,11 @@ def _mount_by_helper(options: MountOptions) -> int:
         command = [_find_helper(), "-o", ",".join(dict.fromkeys(items)), "--", _text(options.mountpoint)]
         keeps_running = "auto_unmount" in options.fuse_options
         process = subprocess.Popen(
-            command, env=environment, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+            command,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         fd = _receive_descriptor(ours)

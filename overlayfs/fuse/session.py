@@ -221,6 +221,8 @@ def set_up_logging(debug: bool) -> None:
         handler = logging.FileHandler(path)
     elif os.path.exists("/dev/log"):
         handler = logging.handlers.SysLogHandler("/dev/log")
-    handler.setFormatter(logging.Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s")
+    )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)

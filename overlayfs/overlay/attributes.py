@@ -133,7 +133,9 @@ def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Calle
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    copyup.ensure_upper(state, inode, copyup.Need.METADATA if changes.size is None else copyup.Need.DATA, changes.size)
+    copyup.ensure_upper(
+        state, inode, copyup.Need.METADATA if changes.size is None else copyup.Need.DATA, changes.size
+    )
     if changes.size is not None:
         opened = copyup.open_data(state, inode, writable=True)
         os.ftruncate(opened.fd, changes.size)
@@ -162,7 +164,9 @@ def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeC
         os.chmod(path, stat.S_IMODE(changes.mode))
 
 
-def _change_override(state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
+def _change_override(
+    state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None
+) -> None:
     assert state.upper is not None and state.upper.override is not None
     owner = read_override(state.upper, path, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
     changed = Owner(
@@ -272,5 +276,3 @@ def default_acl(state: State, directory: Directory) -> bytes | None:
         found = marks.read_xattr_of_target(path, metadata.DEFAULT_ACL) if state.options.acl else None
         directory.default_acl = found
     return found
-
-

@@ -23,6 +23,8 @@ from .layer import UPPER_INDEX, Layer, Location, open_layer
 from .merge import Kind
 from .view import Node, Version, View
 
+__all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "same_bytes"]
+
 _CHUNK: Final = 1 << 20
 _INDEX: Final = UPPER_INDEX - 1
 _COPY_MARKS: Final = frozenset(

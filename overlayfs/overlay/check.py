@@ -33,8 +33,8 @@ def check(upper: bytes, work: bytes, repair: bool) -> list[Finding]:
 def _claim(option: str, path: bytes, stack: ExitStack) -> Layer:
     layer = open_layer(UPPER_INDEX, path)
     stack.callback(os.close, layer.root_fd)
-    opening._check_kernel_mounts(option, layer)
-    opening._lock(option, layer)
+    opening.refuse_kernel_mounts(option, layer)
+    opening.lock(option, layer)
     return layer
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from ..tree import marks
-from ..tree.syscalls import OPEN_DIRECTORY, descriptor_path, entry_path, open_beneath
+from ..tree.syscalls import OPEN_DIRECTORY, descriptor_path, entry_path, open_beneath, set_times
 from .findings import Finding, Found, Problem
 from .ownership import parse_override
 
@@ -68,14 +68,19 @@ class _Directory:
 
     def check(self) -> Iterator[Found]:
         for entry in self._entries.values():
-            yield from self._check_names(entry) if marks.is_reserved_name(entry.name) else self._check_file(entry)
+            if marks.is_reserved_name(entry.name):
+                yield from self._check_reserved(entry)
+            else:
+                yield from self._check_file(entry)
 
-    def _found(self, problem: Problem, entry: _Entry, mend: Callable[[], None] | None, detail: str = "") -> Found:
+    def _found(
+        self, problem: Problem, entry: _Entry, mend: Callable[[], None] | None, detail: str = ""
+    ) -> Found:
         return Found(Finding(problem, _join(self._path, entry.name), detail), mend)
 
     # -- whiteouts
 
-    def _check_names(self, entry: _Entry) -> Iterator[Found]:
+    def _check_reserved(self, entry: _Entry) -> Iterator[Found]:
         """A name that starts with `.wh.`."""
         deleted = marks.whited_out_name(entry.name)
         if deleted is None:
@@ -97,7 +102,12 @@ class _Directory:
         return marks.may_be_xattr_whiteout(entry.stat) and not spellings.isdisjoint(entry.xattrs)
 
     def _remove(self, entry: _Entry) -> Callable[[], None]:
-        return partial(os.unlink, entry.name, dir_fd=self._fd)
+        def mend() -> None:
+            before = os.fstat(self._fd)
+            os.unlink(entry.name, dir_fd=self._fd)
+            set_times(self._fd, before.st_atime_ns, before.st_mtime_ns)  # to users nothing changed
+
+        return mend
 
     def _check_file(self, entry: _Entry) -> Iterator[Found]:
         if not self._is_whiteout(entry):

@@ -1,6 +1,6 @@
 """What is wrong in a workdir: unfinished changes, the volatile mark, index entries nothing leads to?
 
-The layout is the kernel's (`work`, `work/incompat/volatile`, `index`) and our own record of deleted hard links.
+The layout is the kernel's (`work`, `work/incompat/volatile`, `index`), and our record of deleted hard links.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _mark(dir_fd: int, name: bytes, mark: bytes) -> bytes | None:
 
 
 def _names_left(dir_fd: int, name: bytes, links: int) -> int:
-    """How many names the file has in the merged tree; what cannot be read counts as one, so that it is kept."""
+    """How many names a file has in the merged tree; what cannot be read counts as one, so that it is kept."""
     found = _NLINK.fullmatch(_mark(dir_fd, name, marks.NLINK) or b"")
     return links + int(found[1]) if found else 1
 

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from contextlib import ExitStack
 from enum import Enum, auto
 
@@ -64,21 +65,26 @@ def _metadata_only(state: State, need: Need) -> bool:
 def begin(state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> CopyUp | None:
     """Prepare a copy-up; None where there is nothing to do. `stack` closes its descriptors and undoes it."""
     if inode.upper:
-        return _Completion(state, inode, size, stack) if inode.metacopy and need is Need.DATA else None
+        if not inode.metacopy or need is not Need.DATA:
+            return None
+        if attributes.attributes_of(state, inode).nlink > 1:
+            return _LinkedCompletion(state, inode, stack)
+        return CopyUp(state, inode, need, size, stack)
     for parent, _ in inode.names():
         ensure_upper_directory(state, parent)
     return CopyUp(state, inode, need, size, stack)
 
 
 class CopyUp:
-    """One file on its way up. Created and published on the thread that owns the state; `transfer` runs anywhere."""
+    """One file on its way up. Created and published on the thread that owns the state; `transfer` runs anywhere.
+
+    The source of the metadata is the lower file, or the upper one where that is a metacopy that gets its data now.
+    """
 
     def __init__(self, state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> None:
-        self._state, self._inode = state, inode
-        assert inode.lower is not None
-        self._location = inode.lower
-        dir_fd, name = state.lower_place(inode.lower)
-        self._source = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+        self._state, self._inode, self._new_size = state, inode, size
+        with state.node(inode) as source:
+            self._source = os.dup(source)
         stack.callback(os.close, self._source)
         self._st = os.fstat(self._source)
         self._owner = _owner_on_disk(state, inode, self._st)
@@ -95,10 +101,7 @@ class CopyUp:
     def transfer(self) -> None:
         """Fill the draft. May block for long; touches nothing but its descriptors."""
         fd = self._draft.fd
-        if self._metacopy:
-            os.ftruncate(fd, self._st.st_size)
-        elif self._data is not None:
-            syscalls.copy_data(self._data.fd, fd, self._size)
+        self._fill_data(fd)
         upper = self._state.upper
         assert upper is not None
         path, owner = descriptor_path(fd), self._owner
@@ -108,23 +111,38 @@ class CopyUp:
         for name, value in self._xattrs:
             os.setxattr(path, name, value)
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st)
+        if self._new_size is not None:  # what is published is the truncated file already, so its time is now
+            syscalls.set_times(fd, None, time.time_ns())
         if self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE:
-            os.fsync(fd)  # before it is published: a crash must not leave an empty file in place of the lower one
+            os.fsync(
+                fd
+            )  # before it is published: a crash must not leave an empty file in place of the lower one
+
+    def _fill_data(self, fd: int) -> None:
+        if self._inode.kind != stat.S_IFREG:
+            return
+        if self._data is not None:
+            syscalls.copy_data(self._data.fd, fd, self._size)
+        size = self._st.st_size if self._new_size is None else self._new_size
+        if size != self._size or self._metacopy:
+            os.ftruncate(fd, size)
 
     def publish(self) -> None:
         """Let the file appear in the upper under all its known names, and the inode point at it."""
         state, inode = self._state, self._inode
         names = list(inode.names())
         if not names:
-            state.orphans[inode.number] = self._draft.keep_descriptor()
+            self._replace_orphan()
+        elif inode.upper:
+            self._draft.replace(*state.place(inode))
         elif self._st.st_nlink > 1 and inode.lower is not None:
-            indexing.publish(state, inode, self._draft, self._location, self._st, names)
+            indexing.publish(state, inode, self._draft, inode.lower, self._st, names)
         else:
             publish_name(state, self._draft, *names[0])
         # no step that can fail from here on: upper and inode must agree
         inode.upper = True
         inode.metacopy = self._metacopy
-        if not self._metacopy:
+        if not self._metacopy and inode.index_name is None:
             inode.lower = None
         inode.packed = None
         state.descriptors.drop_file(inode.number)
@@ -133,27 +151,33 @@ class CopyUp:
         if self._st.st_nlink > 1 and names:
             state.share(inode, UPPER_INDEX, os.fstat(self._draft.fd))
 
+    def _replace_orphan(self) -> None:
+        known = self._state.orphans.pop(self._inode.number, None)
+        if known is not None:
+            os.close(known)
+        self._state.orphans[self._inode.number] = self._draft.keep_descriptor()
 
-class _Completion(CopyUp):
-    """The data of a file whose metadata alone was copied up; in place, so a crash leaves it a metacopy."""
 
-    def __init__(self, state: State, inode: Inode, size: int | None, stack: ExitStack) -> None:
+class _LinkedCompletion(CopyUp):
+    """The data of a hard-linked file whose metadata alone was copied up.
+
+    In place, as all its names must stay one file; until the metacopy mark goes, nobody looks at the data.
+    """
+
+    def __init__(self, state: State, inode: Inode, stack: ExitStack) -> None:
         self._state, self._inode = state, inode
         dir_fd, name = state.place(inode)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = state.descriptors.open(lambda: os.open(name, flags, dir_fd=dir_fd))
         stack.callback(os.close, self._fd)
         self._st = os.fstat(self._fd)
-        self._size = self._st.st_size if size is None else min(size, self._st.st_size)
         self._data = open_data(state, inode, writable=False)
         self._data.pins += 1
         stack.callback(self._data.unpin)
 
     def transfer(self) -> None:
         assert self._data is not None
-        os.ftruncate(self._fd, 0)  # what an interrupted attempt left
-        syscalls.copy_data(self._data.fd, self._fd, self._size)
-        os.ftruncate(self._fd, self._st.st_size)
+        syscalls.copy_data(self._data.fd, self._fd, self._st.st_size)
         syscalls.set_times(self._fd, self._st.st_atime_ns, self._st.st_mtime_ns)
         if self._state.options.fsync is not FsyncPolicy.VOLATILE:
             os.fsync(self._fd)
@@ -164,7 +188,8 @@ class _Completion(CopyUp):
         for prefix in marks.PREFIXES:
             if marks.read_xattr_of_target(path, prefix + marks.METACOPY) is not None:
                 os.removexattr(path, prefix + marks.METACOPY)
-        inode.metacopy, inode.lower, inode.packed = False, None, None
+        inode.metacopy, inode.packed = False, None
+        inode.lower = inode.lower if inode.index_name is not None else None
         state.descriptors.drop_file(inode.number)
 
 
@@ -199,14 +224,15 @@ def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
 
 def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list[tuple[bytes, bytes]]:
     """What the copy must remember: its number, where it came from, and that its data is below."""
-    if not state.xattrs_work or inode.kind == stat.S_IFLNK and state.prefix != marks.TRUSTED:
+    takes_user_xattrs = inode.kind in (stat.S_IFREG, stat.S_IFDIR)
+    if not state.xattrs_work or not (takes_user_xattrs or state.prefix == marks.TRUSTED):
         return []
-    if inode.kind not in (stat.S_IFREG, stat.S_IFDIR) and state.prefix != marks.TRUSTED:
-        return []  # user xattrs exist on files and directories only
     found = [(state.prefix + marks.NUMBER, struct.pack("<Q", inode.number))]
-    location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
-    if location is not None and not isinstance(inode, Directory):
-        layer = state.layers[location.layer]
+    if inode.upper:
+        origin = marks.read_xattr_of_target(descriptor_path(source), state.prefix + marks.ORIGIN)
+        found += [] if origin is None else [(state.prefix + marks.ORIGIN, origin)]
+    elif not isinstance(inode, Directory):
+        layer = attributes.layer_of(state, inode)
         origin = marks.origin_value(syscalls.file_handle(source), state.uuid(layer))
         found.append((state.prefix + marks.ORIGIN, origin))
     if metacopy:

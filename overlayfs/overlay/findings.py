@@ -67,7 +67,7 @@ _FACTS = {
     Problem.LEFTOVER: _Facts(Severity.NOTE, "an unfinished change that a crash left", "remove it"),
     Problem.VOLATILE: _Facts(
         Severity.WARNING,
-        "the upper was mounted volatile and not unmounted: after a crash of the machine, files may be damaged",
+        "the upper was mounted volatile: after a crash of the machine, files in it may be damaged",
         "sync the filesystem and remove the mark, so that it can be mounted again",
     ),
     Problem.FOREIGN_WORK: _Facts(Severity.NOTE, "the workdir holds what no overlay filesystem put there"),
@@ -79,7 +79,9 @@ _FACTS = {
         Severity.NOTE, "a record of deleted hard links that cannot be read", "remove the record"
     ),
     Problem.BAD_OPAQUE: _Facts(
-        Severity.WARNING, "an opaque mark without meaning: the directory counts as not opaque", "remove the mark"
+        Severity.WARNING,
+        "an opaque mark without meaning: the directory counts as not opaque",
+        "remove the mark",
     ),
     Problem.BAD_REDIRECT: _Facts(
         Severity.ERROR,
@@ -104,7 +106,7 @@ _FACTS = {
         Severity.NOTE, "an origin that is no file handle", 'replace it by "copied up, from where is unknown"'
     ),
     Problem.BAD_NUMBER: _Facts(
-        Severity.NOTE, "a kept inode number that cannot be read: the file shows another one", "remove the mark"
+        Severity.NOTE, "an inode number that cannot be read: the file shows another one", "remove the mark"
     ),
     Problem.BAD_NLINK: _Facts(
         Severity.NOTE, "a link count that cannot be read: the file may show a wrong one", "remove the mark"
@@ -114,7 +116,7 @@ _FACTS = {
     ),
     Problem.WHITEOUT_IN_OPAQUE: _Facts(
         Severity.WARNING,
-        "a whiteout in an opaque directory hides nothing, and the kernel's overlayfs lists it as a broken file",
+        "a whiteout in an opaque directory hides nothing; the kernel's overlayfs lists a broken file",
         "remove the whiteout",
     ),
     Problem.DOUBLE_WHITEOUT: _Facts(

@@ -17,10 +17,12 @@ from . import copyup, lookup
 from .drafts import Draft
 from .inodes import Directory, Inode
 from .layer import Location
+from .merge import Kind, scan
 from .state import State
 
 _INDEX = b"index"
 _LINKS = b"overlayfs-links"
+_LONGEST_TARGET = 4095
 
 
 def publish(
@@ -40,12 +42,12 @@ def publish(
         inode.lost_links = 0
         return
     index_fd = _index_fd(state)
-    remaining = max(st.st_nlink - inode.lost_links, 1)
-    lost_links = 1 + len(names) - remaining
-    _write_lost_links(state, draft.fd, lost_links)
+    _count_from_lower(state, draft.fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
     state.index_names.add(index_name)
     link_names(state, index_fd, index_name, names)
+    lost_links = 1 + len(names) - max(st.st_nlink - inode.lost_links, 1)
+    _count_from_upper(state, draft.fd, lost_links)
     _forget_deleted_names(state, inode)
     inode.index_name, inode.lost_links = index_name, lost_links
 
@@ -65,17 +67,29 @@ def link_names(state: State, dir_fd: int, source: bytes, names: list[tuple[Direc
         syscalls.set_times(to_fd, before.st_atime_ns, before.st_mtime_ns)
 
 
-def change_lost_links(state: State, inode: Inode, by: int) -> None:
-    """Note that a link on disk came or went that is no name in the merged tree."""
-    inode.lost_links += by
-    inode.packed = None
-    if inode.index_name is not None:
-        with state.upper_node(inode) as fd:
-            _write_lost_links(state, fd, inode.lost_links)
+def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
+    """Have a copied-up hard-linked file in the upper under one more of its lower names."""
+    dir_fd, source = state.place(inode)
+    if inode.index_name is None or inode.lower is None:
+        link_names(state, dir_fd, source, [(parent, name)])
+        return
+    links_below = _stat(*state.lower_place(inode.lower)).st_nlink
+    with state.upper_node(inode) as fd:
+        _count_from_lower(state, fd, os.fstat(fd).st_nlink - inode.lost_links - links_below)
+        link_names(state, dir_fd, source, [(parent, name)])
+        inode.lost_links += 1
+        inode.packed = None
+        _count_from_upper(state, fd, inode.lost_links)
 
 
-def _write_lost_links(state: State, fd: int, lost: int) -> None:
-    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"U%+d" % -lost)
+def _count_from_lower(state: State, fd: int, difference: int) -> None:
+    """Say how many names the file has in a way that linking it to names it has already does not change."""
+    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"L%+d" % difference)
+
+
+def _count_from_upper(state: State, fd: int, lost_links: int) -> None:
+    """Say how many names the file has in a way that link and unlink keep right by themselves."""
+    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"U%+d" % -lost_links)
 
 
 def _index_fd(state: State) -> int:
@@ -96,6 +110,7 @@ def remove(state: State, inode: Inode) -> None:
     """Remove the index entry of a file that lost its last name."""
     if inode.index_name is None or state.index_fd is None:
         return
+    inode.lower = inode.lower if inode.metacopy else None
     os.unlink(inode.index_name, dir_fd=state.index_fd)
     state.index_names.discard(inode.index_name)
     inode.index_name = None
@@ -105,16 +120,36 @@ def remove(state: State, inode: Inode) -> None:
 # -- names of lower files that were deleted without a copy-up
 
 
-def note_deleted_name(state: State, inode: Inode) -> None:
-    """Remember beyond this mount that a lower hard-linked file has one name less."""
+def about_to_delete_name(state: State, inode: Inode, directory: Directory, name: bytes) -> None:
+    """Remember beyond this mount that a lower hard-linked file is losing a name; `deleted_name` confirms it.
+
+    What is written first also names the place, so that after a crash the whiteout there tells which count is right.
+    """
+    _write_count(state, inode.number, b"%d %s" % (inode.lost_links + 1, _path_of(directory, name)))
+
+
+def deleted_name(state: State, inode: Inode) -> None:
     inode.lost_links += 1
     inode.packed = None
+    state.lost_links[inode.number] = inode.lost_links
+    _write_count(state, inode.number, b"%d" % inode.lost_links)
+
+
+def _write_count(state: State, number: int, text: bytes) -> None:
     if state.links_fd is None:
         state.links_fd = _subdirectory(state, _LINKS)
-    state.lost_links[inode.number] = inode.lost_links
     draft = state.draft_name()
-    os.symlink(b"%d" % inode.lost_links, draft, dir_fd=state.work_fd)
-    os.rename(draft, b"%016x" % inode.number, src_dir_fd=state.work_fd, dst_dir_fd=state.links_fd)
+    os.symlink(text[:_LONGEST_TARGET], draft, dir_fd=state.work_fd)
+    os.rename(draft, b"%016x" % number, src_dir_fd=state.work_fd, dst_dir_fd=state.links_fd)
+
+
+def _path_of(directory: Directory, name: bytes) -> bytes:
+    parts = [name]
+    here: Directory | None = directory
+    while here is not None and here.parent is not None:
+        parts.append(here.name)
+        here = here.parent
+    return b"/".join(reversed(parts))
 
 
 def _forget_deleted_names(state: State, inode: Inode) -> None:
@@ -135,13 +170,36 @@ def load(state: State) -> None:
         if state.links_fd is None:
             state.links_fd = _subdirectory(state, _LINKS)
         with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
-            state.lost_links[int(name, 16)] = int(os.readlink(name, dir_fd=state.links_fd))
+            count, _, place = os.readlink(name, dir_fd=state.links_fd).partition(b" ")
+            unfinished = bool(place) and not _is_hidden(state, place)
+            state.lost_links[int(name, 16)] = int(count) - unfinished
+
+
+def _is_hidden(state: State, path: bytes) -> bool:
+    """True where the upper has a whiteout at `path`."""
+    assert state.upper is not None
+    directory, _, name = path.rpartition(b"/")
+    try:
+        fd = syscalls.open_beneath(state.upper.root_fd, directory, syscalls.OPEN_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        kind = scan(fd, marks.read_marks_of_descriptor(fd).opacity).kinds.get(name)
+        return kind is Kind.WHITEOUT
+    finally:
+        os.close(fd)
+
+
+def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
 def _present(state: State, name: bytes) -> list[bytes]:
     assert state.workdir_fd is not None
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.workdir_fd)
+        fd = os.open(
+            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.workdir_fd
+        )
     except FileNotFoundError:
         return []
     try:

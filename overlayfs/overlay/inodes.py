@@ -80,12 +80,23 @@ class Packed:
 
     @staticmethod
     def unpack(packed: bytes) -> Attributes:
-        ino, size, blocks, atime, mtime, ctime, an, mn, cn, mode, nlink, uid, gid, rdev, blksize, _ = _PACKED.unpack(
-            packed
+        ino, size, blocks, atime, mtime, ctime, an, mn, cn, mode, nlink, uid, gid, rdev, blksize, _ = (
+            _PACKED.unpack(packed)
         )
         device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
         return Attributes(
-            ino, mode, nlink, uid, gid, device, size, blocks, blksize, _time(atime, an), _time(mtime, mn), _time(ctime, cn)
+            ino,
+            mode,
+            nlink,
+            uid,
+            gid,
+            device,
+            size,
+            blocks,
+            blksize,
+            _time(atime, an),
+            _time(mtime, mn),
+            _time(ctime, cn),
         )
 
 
@@ -130,8 +141,12 @@ class Inode:
         self.upper = False
         self.lower: Location | None = None
         self.metacopy = False  # upper holds only metadata, data is below
-        self.index_name: bytes | None = None  # hard-linked in a lower layer and copied up: its entry in the index
-        self.lost_links = 0  # links on disk that are no names in the merged tree (negative: names not on disk)
+        self.index_name: bytes | None = (
+            None  # hard-linked in a lower layer and copied up: its entry in the index
+        )
+        self.lost_links = (
+            0  # links on disk that are no names in the merged tree (negative: names not on disk)
+        )
         self.shared_as: list[tuple[int, int, int]] | None = None  # its keys in State.by_real
         self.nlookup = 0
         self.opens = 0
@@ -156,8 +171,10 @@ class Inode:
 
     def remove_name(self, parent: Directory, name: bytes) -> None:
         if (self.parent, self.name) == (parent, name):
-            self.parent, self.name = (self.aliases or [(None, b"")])[0]  # type: ignore[assignment]
-            self.aliases = self.aliases[1:] or None if self.aliases else None
+            if self.aliases:
+                (self.parent, self.name), self.aliases = self.aliases[0], self.aliases[1:] or None
+            else:
+                self.parent, self.name = None, b""
         elif self.aliases:
             self.aliases = [alias for alias in self.aliases if alias != (parent, name)] or None
 

@@ -12,7 +12,7 @@ import os
 import stat
 
 from ..tree import marks, syscalls
-from ..tree.marks import Marks
+from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import entry_path
 from . import attributes, redirects
 from .inodes import Directory, Inode
@@ -53,7 +53,10 @@ def below(state: State, directory: Directory) -> dict[bytes, Candidates]:
 
 
 def _scan(dir_fd: int) -> Names:
-    return scan(dir_fd, marks.read_marks_of_descriptor(dir_fd).opacity)
+    """Read a directory of one layer. Opaque xattrs were honoured when the stack was made, and on the root of a layer
+    they mean nothing (as for the kernel); here only the announcement of xattr whiteouts counts."""
+    opacity = marks.read_marks_of_descriptor(dir_fd).opacity
+    return scan(dir_fd, opacity if opacity is Opacity.XATTR_WHITEOUTS else Opacity.TRANSPARENT)
 
 
 def names(state: State, directory: Directory) -> list[bytes]:
@@ -118,7 +121,9 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     above_it = parent.lowers[position]
     location, dir_fd = above_it.child(name), state.lower_fd(above_it)
     st = _stat(dir_fd, name)
-    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+    if marks.is_whiteout_device(st) or (
+        marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)
+    ):
         below(state, parent).pop(name, None)
         return None
     linked = st.st_nlink > 1
@@ -157,7 +162,9 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     number = found.number if found.number is not None else state.upper.number(st)
     if stat.S_ISDIR(st.st_mode):
         return _upper_directory(state, parent, name, st, found, number, kind)
-    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+    if marks.is_whiteout_device(st) or (
+        marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)
+    ):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
     known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None
@@ -170,32 +177,46 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     if inode.metacopy:
         inode.lower = redirects.data_below(state, parent, name, found.redirect)
     if st.st_nlink > 1:
-        _share_upper(state, inode, entry_path(dir_fd, name), st, found)
+        _share_upper(state, inode, dir_fd, st, found)
     attributes.remember(state, inode, st)
     return inode
 
 
-def _share_upper(state: State, inode: Inode, path: bytes, st: os.stat_result, found: Marks) -> None:
+def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, found: Marks) -> None:
+    """Let the other names of an upper file find it, and recognise a file of the index."""
     state.share(inode, UPPER_INDEX, st)
-    if not state.index_names or state.index_fd is None:
+    if not state.index_names or state.index_fd is None or inode.parent is None:
         return
-    origin = marks.read_xattr(path, state.prefix + marks.ORIGIN)
+    origin = marks.read_xattr(entry_path(dir_fd, inode.name), state.prefix + marks.ORIGIN)
     name = origin.hex().encode() if origin else b""
-    if name in state.index_names:
-        entry = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
-        if (entry.st_dev, entry.st_ino) == (st.st_dev, st.st_ino):
-            inode.index_name = name
-            inode.lost_links = _lost_links(found, st)
+    if name not in state.index_names:
+        return
+    entry = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
+    if (entry.st_dev, entry.st_ino) == (st.st_dev, st.st_ino):
+        inode.index_name = name
+        inode.lost_links = _lost_links(found, st, _lower_links(state, inode.parent, inode.name))
 
 
-def _lost_links(found: Marks, st: os.stat_result) -> int:
-    """Links on disk that are not names in the merged tree, from the kernel's nlink xattr (`U+N`: names - links).
+def _lower_links(state: State, parent: Directory, name: bytes) -> int | None:
+    """How many links the lower file under a name has, None where there is none."""
+    position = below(state, parent).get(name) if parent.lowers else None
+    if not isinstance(position, int):
+        return None
+    return _stat(*state.lower_place(parent.lowers[position].child(name))).st_nlink
 
-    At least the index entry itself; a value relative to the lower file (`L`) is only there in mid-operation.
+
+def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> int:
+    """Links on disk that are not names in the merged tree, from the kernel's nlink xattr.
+
+    `U+N`: names = links of this file + N; `L+N`: names = links of the lower file + N, while names are being linked.
+    Where it says nothing that makes sense, the index entry itself is the one link that is no name.
     """
     value = (found.nlink or b"").decode("ascii", "replace")
-    if value[:1] == "U" and value[1:2] in ("+", "-") and value[2:].isdigit() and len(value) < 12:
-        return min(-int(value[1:]), st.st_nlink)
+    if value[1:2] in ("+", "-") and value[2:].isdigit() and len(value) < 12:
+        if value[0] == "U":
+            return min(-int(value[1:]), st.st_nlink)
+        if value[0] == "L" and lower_links is not None:
+            return st.st_nlink - max(lower_links + int(value[1:]), 0)
     return 1
 
 
@@ -216,9 +237,10 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         state.inodes[known.number] = known
         known.upper = True
         known.index_name = name
-        known.lost_links = _lost_links(found, entry)
+        known.lost_links = _lost_links(found, entry, st.st_nlink)
         state.share(known, UPPER_INDEX, entry)
         attributes.remember(state, known, entry)
+    known.lower = known.lower or location
     return known
 
 
@@ -315,5 +337,3 @@ def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode,
     else:
         known.remove_name(parent, name)
         parent.children[name] = fresh
-
-

@@ -96,5 +96,3 @@ def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:
         if names.opaque:
             break
     return visible
-
-

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..tree import syscalls
+from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
 from ..tree.syscalls import descriptor_path
 from . import attributes, copyup, drafts, indexing, lookup, whiteouts
@@ -27,15 +27,21 @@ from .state import State
 
 def create(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
     """Make a regular file; its data descriptor stays in the pool."""
-    return _make(state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state))
+    return _make(
+        state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state)
+    )
 
 
 def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state))
+    return _make(
+        state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state)
+    )
 
 
 def symlink(state: State, parent: Directory, name: bytes, target: bytes, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target))
+    return _make(
+        state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target)
+    )
 
 
 def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
@@ -209,8 +215,10 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
     upper = lookup.above(state, parent)
     covered = lookup.in_lower(state, parent, name)
     if name not in upper:
+        prepare_to_hide(state, parent, name, inode)
+    if name not in upper:
         whiteouts.whiteout(state, dir_fd, name)
-        note_hidden_lower_name(state, inode)
+        note_hidden(state, inode)
     else:
         hold(state, inode)
         if covered:
@@ -219,10 +227,10 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
             _remove_directory(state, dir_fd, name)
         else:
             os.unlink(name, dir_fd=dir_fd)
-    if covered or name not in upper:
+    if covered:
         upper[name] = Kind.WHITEOUT
     else:
-        del upper[name]
+        upper.pop(name, None)
     parent.packed = None
     if state.options.fsync is FsyncPolicy.STRICT:
         copyup.sync_directory(dir_fd)
@@ -245,16 +253,27 @@ def remove_replaced(state: State, dir_fd: int, name: bytes) -> None:
     drafts.remove(work_fd, gone)
 
 
-def note_hidden_lower_name(state: State, inode: Inode) -> None:
-    """Count the names of a lower file down: hard links, and the only name of one that is still open."""
+def prepare_to_hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
+    """Before a name that only the lower layers have is hidden: see to it that the count of names stays right.
+
+    A hard-linked file that is in the upper gets this name there too, as then deleting it counts by itself.
+    """
+    if inode.index_name is not None:
+        indexing.link_lower_name(state, inode, parent, name)
+        lookup.above(state, parent)[name] = Kind.FILE
+    elif inode.shared_as and not inode.upper:
+        indexing.about_to_delete_name(state, inode, parent, name)
+
+
+def note_hidden(state: State, inode: Inode) -> None:
+    """A name that only the lower layers had is hidden: count it down."""
     if inode.is_directory:
         return
-    if inode.index_name is not None:
-        indexing.change_lost_links(state, inode, +1)
-    elif inode.shared_as and not inode.upper:
-        indexing.note_deleted_name(state, inode)
+    if inode.shared_as and not inode.upper:
+        indexing.deleted_name(state, inode)
     else:
         inode.lost_links += 1
+        inode.packed = None
 
 
 def hold(state: State, inode: Inode) -> None:
@@ -272,7 +291,9 @@ def _open_orphan(state: State, inode: Inode) -> None:
     if isinstance(inode, Directory):
         state.upper_fd(inode)
     dir_fd, name = state.place(inode)
-    state.orphans[inode.number] = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+    state.orphans[inode.number] = state.descriptors.open(
+        lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd)
+    )
 
 
 def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
@@ -293,8 +314,6 @@ def rmdir(state: State, parent: Directory, name: bytes) -> None:
     if not isinstance(inode, Directory):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     check_empty(state, inode)
-    if inode.upper:
-        clear_whiteouts(state, inode)
     hide(state, parent, name, inode)
     forget_name(state, inode, parent, name)
 
@@ -307,10 +326,22 @@ def check_empty(state: State, directory: Directory) -> None:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
-def clear_whiteouts(state: State, directory: Directory) -> None:
-    """Remove the whiteouts in an upper directory that shows nothing; it stays empty, hiding all below."""
-    if lookup.above(state, directory):
-        whiteouts.clear(state, state.upper_fd(directory))
-        directory.above = {}
-        directory.lowers, directory.below = (), None
-        directory.packed = None
+def replace_by_empty(state: State, directory: Directory) -> None:
+    """Have an upper directory that shows nothing be empty on disk too, hiding all below: then it can be replaced.
+
+    Its whiteouts go with it and not one by one: in an opaque directory the kernel's overlayfs would show them.
+    """
+    if not lookup.above(state, directory) or directory.parent is None:
+        return
+    dir_fd = state.upper_fd(directory.parent)
+    before = os.fstat(dir_fd)
+    with state.upper_node(directory) as source, drafts.draft_directory(state) as draft:
+        st = os.fstat(source)
+        whiteouts.make_opaque(state, draft.fd)
+        metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st)
+        draft.replace(dir_fd, directory.name)
+    syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+    state.descriptors.drop_directory(directory.number)
+    directory.above = {}
+    directory.lowers, directory.below = (), None
+    directory.packed = None

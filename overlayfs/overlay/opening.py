@@ -71,7 +71,9 @@ def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
         raise MountError("lowerdir: at least one directory is needed")
     layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
     first = len(layers)
-    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+    return layers + [
+        _open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)
+    ]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -84,8 +86,8 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
         return State(options, layers, upper, limit)
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
-        _check_kernel_mounts(option, layer)
-        _lock(option, layer)
+        refuse_kernel_mounts(option, layer)
+        lock(option, layer)
     state = State(options, layers, upper, limit)
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
@@ -107,7 +109,9 @@ def _check_same_filesystem(upper: Layer, work: Layer) -> None:
 
 def _check_overlap(upper: Layer, work: Layer, lowers: list[Layer]) -> None:
     if _contains(upper, work) or _contains(work, upper):
-        raise MountError(f"workdir: {_text(work.path)} and upperdir {_text(upper.path)} overlap; use separate directories")
+        raise MountError(
+            f"workdir: {_text(work.path)} and upperdir {_text(upper.path)} overlap; use separate directories"
+        )
     for option, layer in (("upperdir", upper), ("workdir", work)):
         for lower in lowers:
             if _contains(lower, layer) or _contains(layer, lower):
@@ -137,18 +141,21 @@ def _check_writable(option: str, layer: Layer) -> None:
         raise MountError(f"{option}: {_text(layer.path)} is not writable")
 
 
-def _check_kernel_mounts(option: str, layer: Layer) -> None:
+def refuse_kernel_mounts(option: str, layer: Layer) -> None:
     """Refuse what one of the kernel's overlay mounts uses: two writers would destroy each other's work."""
     wanted = os.path.realpath(layer.path)
     for line in _mount_lines():
         fields, _, rest = line.partition(b" - ")
         kind, _, options = rest.split(b" ", 2) if rest.count(b" ") >= 2 else (b"", b"", b"")
         if kind == b"overlay" and any(
-            item.partition(b"=")[0] in (b"upperdir", b"workdir") and os.path.realpath(_unescape(item.partition(b"=")[2])) == wanted
+            item.partition(b"=")[0] in (b"upperdir", b"workdir")
+            and os.path.realpath(_unescape(item.partition(b"=")[2])) == wanted
             for item in options.split(b",")
         ):
             where = _text(_unescape(fields.split(b" ")[4]))
-            raise MountError(f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}")
+            raise MountError(
+                f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}"
+            )
 
 
 def _mount_lines() -> list[bytes]:
@@ -162,11 +169,13 @@ def _mount_lines() -> list[bytes]:
 def _unescape(text: bytes) -> bytes:
     """Undo mountinfo's octal escapes."""
     parts = text.split(b"\\")
-    decoded = [bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]]
+    decoded = [
+        bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]
+    ]
     return parts[0] + b"".join(decoded)
 
 
-def _lock(option: str, layer: Layer) -> None:
+def lock(option: str, layer: Layer) -> None:
     """Lock for the life of the descriptor. A daemon that was just unmounted gets a moment to let go."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
@@ -228,7 +237,9 @@ def _probe(state: State) -> None:
         WhiteoutFormat.OCI: True,
     }
     if wanted is not None and not able[wanted]:
-        raise MountError(f"whiteout={wanted.value}: the filesystem of upperdir cannot hold this format; try whiteout=oci")
+        raise MountError(
+            f"whiteout={wanted.value}: the filesystem of upperdir cannot hold this format; try whiteout=oci"
+        )
     state.whiteout = wanted or next(kind for kind, possible in able.items() if possible)
     _set_up_override(state)
 
@@ -281,9 +292,16 @@ def _set_up_override(state: State) -> None:
     try:
         os.setxattr(descriptor_path(state.upper.root_fd), name, _OVERRIDE_ROOT)
     except OSError as error:
-        raise MountError(f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}") from None
+        raise MountError(
+            f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}"
+        ) from None
     state.upper = Layer(
-        UPPER_INDEX, state.upper.path, state.upper.root_fd, state.upper.device, state.upper.identity, override=name
+        UPPER_INDEX,
+        state.upper.path,
+        state.upper.root_fd,
+        state.upper.device,
+        state.upper.identity,
+        override=name,
     )
 
 

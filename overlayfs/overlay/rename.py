@@ -30,7 +30,9 @@ class _Side:
         self.inode = lookup.child(state, parent, name)
 
 
-def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int) -> None:
+def rename(
+    state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int
+) -> None:
     """renameat2(2) in the merged tree, with NOREPLACE, EXCHANGE and WHITEOUT."""
     lookup.check_name(name)
     lookup.check_new_name(new_name)
@@ -96,11 +98,7 @@ def _copy_up(state: State, side: _Side) -> None:
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
     upper = lookup.above(state, side.parent)
     if side.name not in upper:  # a lower name of a hard-linked file that is in the upper under other names
-        copyup.ensure_upper_directory(state, side.parent)
-        dir_fd, name = state.place(inode)
-        if inode.index_name is not None:
-            indexing.change_lost_links(state, inode, +1)
-        indexing.link_names(state, dir_fd, name, [(side.parent, side.name)])
+        indexing.link_lower_name(state, inode, side.parent, side.name)
         upper[side.name] = Kind.FILE
 
 
@@ -138,10 +136,12 @@ def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> N
     _prepare_to_move(state, inode, target.parent, target.name)
     target_above = lookup.above(state, target.parent)
     if isinstance(replaced, Directory) and replaced.upper:
-        names.clear_whiteouts(state, replaced)
+        names.replace_by_empty(state, replaced)
     covered = leave_whiteout or lookup.in_lower(state, source.parent, source.name)
     if replaced is not None:
         names.hold(state, replaced)
+        if target.name not in target_above:
+            names.prepare_to_hide(state, target.parent, target.name, replaced)
     was_lower_name = replaced is not None and target.name not in target_above
     _rename_on_disk(state, source, target, covered)
 
@@ -152,7 +152,7 @@ def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> N
         source_above.pop(source.name, None)
     target_above[target.name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
     if was_lower_name and replaced is not None:
-        names.note_hidden_lower_name(state, replaced)
+        names.note_hidden(state, replaced)
     if replaced is not None:
         names.forget_name(state, replaced, target.parent, target.name)
     _reassign(source, target, inode)
@@ -183,7 +183,9 @@ def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -
         whiteouts.remove_oci_whiteout(to_fd, target.name)
 
 
-def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool) -> None:
+def _rename_with_whiteout(
+    source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool
+) -> None:
     if hidden and source.inode is not None and source.inode.is_directory:
         # a directory cannot replace the whiteout, but they can change places: then the whiteout is where it is wanted
         with suppress(FileNotFoundError):

@@ -56,7 +56,9 @@ class Descriptors:
     def __init__(self, limit: int) -> None:
         self._directory_limit = max(self._FEWEST, min(_DIRECTORY_DESCRIPTORS, limit // 4))
         self._file_limit = max(self._FEWEST, min(_FILE_DESCRIPTORS, limit // 4))
-        self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
+        self._directories: dict[
+            object, tuple[int, int]
+        ] = {}  # key: (descriptor, operation that used it last)
         self._files: dict[int, OpenFile] = {}
         self._operation = 0
 
@@ -154,7 +156,9 @@ class State:
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed.
     """
 
-    def __init__(self, options: OverlayOptions, layers: list[Layer], upper: Layer | None, descriptor_limit: int) -> None:
+    def __init__(
+        self, options: OverlayOptions, layers: list[Layer], upper: Layer | None, descriptor_limit: int
+    ) -> None:
         self.options = options
         self.layers = layers
         self.stack = tuple(layer for layer in layers if not layer.data_only)

@@ -78,25 +78,13 @@ def make_opaque(state: State, fd: int) -> None:
     if state.whiteout is WhiteoutFormat.OCI or not state.xattrs_work:
         directory = os.open(descriptor_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.close(os.open(marks.OPAQUE_NAME, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+            os.close(
+                os.open(marks.OPAQUE_NAME, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            )
         finally:
             os.close(directory)
     else:
         os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
-
-
-def clear(state: State, fd: int) -> None:
-    """Empty an upper directory that shows nothing, but for an OCI opaque file: after that it can be replaced.
-
-    It is made opaque first, so that removing whiteouts lets nothing reappear.
-    """
-    with os.scandir(descriptor_path(fd)) as entries:
-        names = [entry.name for entry in entries if entry.name != marks.OPAQUE_NAME]
-    if not names:
-        return
-    make_opaque(state, fd)
-    for name in names:
-        os.unlink(name, dir_fd=fd)
 
 
 def _oci_whiteout(dir_fd: int, name: bytes) -> None:

@@ -37,7 +37,11 @@ class AclEntry(NamedTuple):
 
 def parse_acl(value: bytes) -> list[AclEntry]:
     """The entries of a POSIX ACL xattr; raises EINVAL where it is malformed."""
-    if len(value) < 4 or (len(value) - 4) % _ACL_ENTRY.size or struct.unpack_from("<I", value)[0] != _ACL_VERSION:
+    if (
+        len(value) < 4
+        or (len(value) - 4) % _ACL_ENTRY.size
+        or struct.unpack_from("<I", value)[0] != _ACL_VERSION
+    ):
         raise OSError(errno.EINVAL, "malformed ACL")
     return [AclEntry(*entry) for entry in _ACL_ENTRY.iter_unpack(value[4:])]
 

@@ -1,0 +1,34 @@
+"""A FUSE overlay filesystem for container images, in Python.
+
+    import overlayfs
+
+    with overlayfs.mount(["layers/app", "layers/base"], upper="changes", work="scratch") as m:
+        print(os.listdir(m.path))
+
+The package, from the bottom up; each floor imports only from those before it:
+
+- `tree`: one directory tree on disk: system calls, marks (whiteouts and their kin), metadata.
+- `overlay`: the merged tree: lookup, listing, copy-up, rename. Synchronous; testable without a mount.
+- `fuse`: transport: pyfuse3 handlers over the engine, mounting, the daemon.
+- `cli`: the programs `overlayfs` and `overlayfs-mount`.
+
+Glossary: a *lower* layer is read-only, the *upper* takes all changes, the *work* directory is where they are built
+before they are published. A *whiteout* in a layer hides a name of the layers below; an *opaque* directory hides all
+they have in it. *Copy-up* brings a lower file into the upper before it changes; a *metacopy* is one without its data.
+A *redirect* says where in the lower layers a renamed directory's contents are; an *origin* which lower file was copied.
+"""
+
+from ._version import __version__
+from .api import Mount, mount
+from .overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
+
+__all__ = [
+    "FsyncPolicy",
+    "Mount",
+    "MountError",
+    "OverlayOptions",
+    "RedirectDir",
+    "WhiteoutFormat",
+    "__version__",
+    "mount",
+]

@@ -133,18 +133,21 @@ def _remove_after_unmount(directory: str, mountpoint: str) -> bool:
         os.close(daemon)
         return True
     try:
-        _detach()
-        _watch(entry, daemon, directory)
+        _watch(entry, _detach(daemon), directory)
     finally:
         os._exit(0)
 
 
-def _detach() -> None:
+def _detach(daemon: int) -> int:
+    """Keep nothing of the caller's but the daemon's pidfd, which may get another number."""
     os.setsid()
     os.chdir("/")
+    kept = os.dup2(daemon, 3, inheritable=False)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
+    return kept
 
 
 def _watch(entry: MountEntry, daemon: int, directory: str) -> None:

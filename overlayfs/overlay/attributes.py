@@ -28,9 +28,12 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
     return Packed.unpack(getattr_packed(state, inode))
 
 
-def remember(state: State, inode: Inode, st: os.stat_result) -> bytes:
+def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> bytes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
-    packed = inode.packed = Packed.pack(_shown(state, inode, st))
+    shown = _shown(state, inode, st)
+    if shown.nlink < fewest_links:
+        shown = shown._replace(nlink=fewest_links)
+    packed = inode.packed = Packed.pack(shown)
     return packed
 
 
@@ -133,12 +136,14 @@ def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Calle
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    copyup.ensure_upper(
-        state, inode, copyup.Need.METADATA if changes.size is None else copyup.Need.DATA, changes.size
-    )
-    if changes.size is not None:
+    need = copyup.Need.METADATA if changes.size is None else copyup.Need.DATA
+    truncated = copyup.ensure_upper(state, inode, need, changes.size)
+    if changes.size is not None and not truncated:
         opened = copyup.open_data(state, inode, writable=True)
+        inode.packed = None
         os.ftruncate(opened.fd, changes.size)
+    if changes == AttributeChanges(size=changes.size):
+        return
     with state.upper_node(inode) as fd:
         try:
             _set_owner_and_mode(state, inode, fd, changes)
@@ -146,6 +151,16 @@ def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Calle
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
             inode.packed = None
+
+
+def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
+    """The attributes after `setattr`; what was done is answered even where they cannot be read again."""
+    try:
+        return attributes_of(state, inode)
+    except OSError:
+        asked = {name: getattr(changes, name) for name in ("uid", "gid", "size", "atime_ns", "mtime_ns")}
+        mode = before.mode if changes.mode is None else stat.S_IFMT(before.mode) | stat.S_IMODE(changes.mode)
+        return before._replace(mode=mode, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeChanges) -> None:

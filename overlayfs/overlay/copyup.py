@@ -34,18 +34,20 @@ class Need(Enum):
     DATA = auto()
 
 
-def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int | None = None) -> None:
-    """Copy up unless done; `size` says that no more than so many bytes of data will be needed."""
+def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int | None = None) -> bool:
+    """Copy up unless done; with `size`, the copy is published as if truncated to that. True where this copied it."""
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if isinstance(inode, Directory):
         ensure_upper_directory(state, inode)
-        return
+        return False
     with ExitStack() as stack:
         work = begin(state, inode, need, size, stack)
-        if work is not None:
-            work.transfer()
-            work.publish()
+        if work is None:
+            return False
+        work.transfer()
+        work.publish()
+        return not isinstance(work, _LinkedCompletion)
 
 
 def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = None) -> int:
@@ -131,6 +133,7 @@ class CopyUp:
         """Let the file appear in the upper under all its known names, and the inode point at it."""
         state, inode = self._state, self._inode
         names = list(inode.names())
+        self._draft_st = os.fstat(self._draft.fd)
         if not names:
             self._replace_orphan()
         elif inode.upper:
@@ -147,9 +150,9 @@ class CopyUp:
         inode.packed = None
         state.descriptors.drop_file(inode.number)
         for parent, name in names:
-            lookup.above(state, parent)[name] = Kind.FILE
+            lookup.note(parent, name, Kind.FILE)
         if self._st.st_nlink > 1 and names:
-            state.share(inode, UPPER_INDEX, os.fstat(self._draft.fd))
+            state.share(inode, UPPER_INDEX, self._draft_st)
 
     def _replace_orphan(self) -> None:
         known = self._state.orphans.pop(self._inode.number, None)
@@ -198,7 +201,8 @@ def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> 
     dir_fd = state.upper_fd(parent)
     before = os.fstat(dir_fd)
     draft.publish(dir_fd, name)
-    syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+    with drafts.afterwards():
+        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
     if state.options.fsync is FsyncPolicy.STRICT:
         sync_directory(dir_fd)
 
@@ -284,7 +288,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.above = {}
     directory.default_acl = False
     directory.packed = None
-    lookup.above(state, parent)[directory.name] = Kind.DIRECTORY
+    lookup.note(parent, directory.name, Kind.DIRECTORY)
 
 
 def make_opaque(state: State, directory: Directory) -> None:
@@ -348,9 +352,12 @@ def open_data(state: State, inode: Inode, writable: bool) -> OpenFile:
     opened = state.descriptors.file(inode.number)
     if opened is None or (writable and not opened.writable):
         fd = state.descriptors.open(lambda: _open_data(state, inode, writable))
-        if not stat.S_ISREG(os.fstat(fd).st_mode):  # somebody changed the layer
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # somebody changed the layer
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        except OSError:
             os.close(fd)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise
         opened = state.descriptors.add_file(inode.number, fd, writable)
     return opened
 

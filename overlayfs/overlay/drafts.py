@@ -7,12 +7,30 @@ published leaves nothing behind; after a crash, what is left in the workdir goes
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from ..tree import syscalls
 from .state import State
+
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def afterwards() -> Iterator[None]:
+    """A step after the one that published: what is done is done, so a failure is logged and not raised.
+
+    Leftovers in the workdir are cleaned at the next mount.
+    """
+    try:
+        yield
+    except OSError as error:
+        log.warning("left over after a change: %s", error)
 
 
 class Draft:
@@ -29,12 +47,11 @@ class Draft:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        try:
+        with afterwards():
             if self._name is not None:
                 remove(self._work_fd, self._name)
-        finally:
-            if self.fd >= 0:
-                os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def keep_descriptor(self) -> int:
         """Hand the descriptor over to the caller."""

@@ -104,8 +104,9 @@ class Overlay:
 
     def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
         inode = self._inode(ino)
+        before = attributes.attributes_of(self.state, inode)
         attributes.setattr(self.state, inode, changes, caller)
-        return attributes.attributes_of(self.state, inode)
+        return attributes.after_change(self.state, inode, before, changes)
 
     def readlink(self, ino: int) -> bytes:
         inode = self._inode(ino)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
 from . import copyup, lookup
-from .drafts import Draft
+from .drafts import Draft, afterwards
 from .inodes import Directory, Inode
 from .layer import Location
 from .merge import Kind, scan
@@ -45,11 +45,14 @@ def publish(
     _count_from_lower(state, draft.fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
     state.index_names.add(index_name)
-    link_names(state, index_fd, index_name, names)
-    lost_links = 1 + len(names) - max(st.st_nlink - inode.lost_links, 1)
-    _count_from_upper(state, draft.fd, lost_links)
-    _forget_deleted_names(state, inode)
-    inode.index_name, inode.lost_links = index_name, lost_links
+    inode.index_name = index_name
+    remaining = max(st.st_nlink - inode.lost_links, 1)
+    with afterwards():  # names that cannot be linked are led to the copy by the index all the same
+        link_names(state, index_fd, index_name, names)
+    with afterwards():
+        inode.lost_links = os.fstat(draft.fd).st_nlink - remaining
+        _count_from_upper(state, draft.fd, inode.lost_links)
+        _forget_deleted_names(state, inode)
 
 
 def _can_index(state: State, inode: Inode) -> bool:
@@ -64,7 +67,9 @@ def link_names(state: State, dir_fd: int, source: bytes, names: list[tuple[Direc
         to_fd = state.upper_fd(parent)
         before = os.fstat(to_fd)
         os.link(source, name, src_dir_fd=dir_fd, dst_dir_fd=to_fd, follow_symlinks=False)
-        syscalls.set_times(to_fd, before.st_atime_ns, before.st_mtime_ns)
+        lookup.note(parent, name, Kind.FILE)
+        with afterwards():
+            syscalls.set_times(to_fd, before.st_atime_ns, before.st_mtime_ns)
 
 
 def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
@@ -79,7 +84,8 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         link_names(state, dir_fd, source, [(parent, name)])
         inode.lost_links += 1
         inode.packed = None
-        _count_from_upper(state, fd, inode.lost_links)
+        with afterwards():
+            _count_from_upper(state, fd, inode.lost_links)
 
 
 def _count_from_lower(state: State, fd: int, difference: int) -> None:
@@ -111,7 +117,8 @@ def remove(state: State, inode: Inode) -> None:
     if inode.index_name is None or state.index_fd is None:
         return
     inode.lower = inode.lower if inode.metacopy else None
-    os.unlink(inode.index_name, dir_fd=state.index_fd)
+    with afterwards():
+        os.unlink(inode.index_name, dir_fd=state.index_fd)
     state.index_names.discard(inode.index_name)
     inode.index_name = None
     inode.lost_links = 0
@@ -132,7 +139,8 @@ def deleted_name(state: State, inode: Inode) -> None:
     inode.lost_links += 1
     inode.packed = None
     state.lost_links[inode.number] = inode.lost_links
-    _write_count(state, inode.number, b"%d" % inode.lost_links)
+    with afterwards():
+        _write_count(state, inode.number, b"%d" % inode.lost_links)
 
 
 def _write_count(state: State, number: int, text: bytes) -> None:

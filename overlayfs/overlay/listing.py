@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..tree.marks import MalformedMarkError
 from . import attributes, lookup
 from .inodes import Attributes, Directory
 from .merge import Kind
@@ -67,10 +68,12 @@ class Listing:
         try:
             inode = lookup.child(state, self.directory, name)
             return None if inode is None else attributes.attributes_of(state, inode)
+        except MalformedMarkError:
+            return _unreadable(state, self.directory, name)
         except OSError as error:
             if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
                 return None
-            return _unreadable(state, self.directory, name)
+            raise
 
 
 def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:

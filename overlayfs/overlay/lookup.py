@@ -19,12 +19,11 @@ from .inodes import Directory, Inode
 from .layer import UPPER_INDEX, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
-
-_LONGEST_NAME = 255
+from .whiteouts import LONGEST_NAME
 
 
 def check_name(name: bytes) -> None:
-    if len(name) > _LONGEST_NAME:
+    if len(name) > LONGEST_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
 
 
@@ -57,6 +56,17 @@ def _scan(dir_fd: int) -> Names:
     they mean nothing (as for the kernel); here only the announcement of xattr whiteouts counts."""
     opacity = marks.read_marks_of_descriptor(dir_fd).opacity
     return scan(dir_fd, opacity if opacity is Opacity.XATTR_WHITEOUTS else Opacity.TRANSPARENT)
+
+
+def note(parent: Directory, name: bytes, kind: Kind | None) -> None:
+    """The upper changed under our hands: keep what is known of it right; None says that the name is gone.
+
+    Cannot fail: what was not read yet is read later, as it is then.
+    """
+    if parent.above is not None and kind is not None:
+        parent.above[name] = kind
+    elif parent.above is not None:
+        parent.above.pop(name, None)
 
 
 def names(state: State, directory: Directory) -> list[bytes]:

@@ -66,8 +66,9 @@ def _make(
         _fill(state, draft, parent, mode, caller)
         if stat.S_ISDIR(mode) and lookup.in_lower(state, parent, name):
             whiteouts.make_opaque(state, draft.fd)
+        before = os.fstat(draft.fd)
         publish(state, draft, parent, name)
-        return _adopt(state, draft, parent, name)
+        return _adopt(state, draft, parent, name, before)
 
 
 def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
@@ -119,19 +120,27 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
         copyup.sync_directory(dir_fd)
 
 
-def _adopt(state: State, draft: Draft, parent: Directory, name: bytes) -> Inode:
+def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
+    """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
-    st = os.fstat(draft.fd)
-    inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
-    note_new_name(state, inode, parent, name)
-    attributes.remember(state, inode, st)
+    inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
+    note_new_name(inode, parent, name)
+    attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
     if inode.kind == stat.S_IFREG:
         state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
     return inode
 
 
-def note_new_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
-    lookup.above(state, parent)[name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
+def _stat_or(fd: int, before: os.stat_result) -> os.stat_result:
+    """What stat says after publishing; if it cannot, what it said before."""
+    try:
+        return os.fstat(fd)
+    except OSError:
+        return before
+
+
+def note_new_name(inode: Inode, parent: Directory, name: bytes) -> None:
+    lookup.note(parent, name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)
     parent.children[name] = inode
     parent.packed = None
 
@@ -157,20 +166,19 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     prepare_new_name(state, parent, name)
     copyup.ensure_upper(state, inode)
+    with state.upper_node(inode) as fd:
+        st = os.fstat(fd)
     dir_fd = state.upper_fd(parent)
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
         _link_orphan(state, inode, orphan, dir_fd, name)
     else:
         _link_named(state, inode, parent, dir_fd, name)
-    state.share(inode, UPPER_INDEX, _stat(dir_fd, name)) if inode.shared_as is None else None
+    if inode.shared_as is None:
+        state.share(inode, UPPER_INDEX, st)
     inode.add_name(parent, name)
     inode.packed = None
-    note_new_name(state, inode, parent, name)
-
-
-def _stat(dir_fd: int, name: bytes) -> os.stat_result:
-    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    note_new_name(inode, parent, name)
 
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
@@ -184,7 +192,11 @@ def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name
             raise
         draft = state.draft_name()
         os.link(source, draft, src_dir_fd=from_fd, dst_dir_fd=work_fd, follow_symlinks=False)
-        os.rename(draft, name, src_dir_fd=work_fd, dst_dir_fd=dir_fd)
+        try:
+            os.rename(draft, name, src_dir_fd=work_fd, dst_dir_fd=dir_fd)
+        except OSError:
+            drafts.remove(work_fd, draft)
+            raise
     else:
         if lookup.above(state, parent).get(name) is Kind.WHITEOUT:
             whiteouts.remove_oci_whiteout(dir_fd, name)
@@ -218,6 +230,7 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
         prepare_to_hide(state, parent, name, inode)
     if name not in upper:
         whiteouts.whiteout(state, dir_fd, name)
+        lookup.note(parent, name, Kind.WHITEOUT)
         note_hidden(state, inode)
     else:
         hold(state, inode)
@@ -227,10 +240,7 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
             _remove_directory(state, dir_fd, name)
         else:
             os.unlink(name, dir_fd=dir_fd)
-    if covered:
-        upper[name] = Kind.WHITEOUT
-    else:
-        upper.pop(name, None)
+        lookup.note(parent, name, Kind.WHITEOUT if covered else None)
     parent.packed = None
     if state.options.fsync is FsyncPolicy.STRICT:
         copyup.sync_directory(dir_fd)
@@ -250,7 +260,8 @@ def remove_replaced(state: State, dir_fd: int, name: bytes) -> None:
     gone, work_fd = state.draft_name(), state.work_fd
     assert work_fd is not None
     os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
-    drafts.remove(work_fd, gone)
+    with drafts.afterwards():
+        drafts.remove(work_fd, gone)
 
 
 def prepare_to_hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
@@ -260,7 +271,6 @@ def prepare_to_hide(state: State, parent: Directory, name: bytes, inode: Inode) 
     """
     if inode.index_name is not None:
         indexing.link_lower_name(state, inode, parent, name)
-        lookup.above(state, parent)[name] = Kind.FILE
     elif inode.shared_as and not inode.upper:
         indexing.about_to_delete_name(state, inode, parent, name)
 
@@ -340,7 +350,8 @@ def replace_by_empty(state: State, directory: Directory) -> None:
         whiteouts.make_opaque(state, draft.fd)
         metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st)
         draft.replace(dir_fd, directory.name)
-    syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+    with drafts.afterwards():
+        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
     state.descriptors.drop_directory(directory.number)
     directory.above = {}
     directory.lowers, directory.below = (), None

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
-from . import copyup, indexing, lookup, names, whiteouts
+from . import copyup, drafts, indexing, lookup, names, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import FsyncPolicy, RedirectDir, WhiteoutFormat
@@ -96,10 +96,9 @@ def _copy_up(state: State, side: _Side) -> None:
     inode = side.inode
     assert inode is not None
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
-    upper = lookup.above(state, side.parent)
-    if side.name not in upper:  # a lower name of a hard-linked file that is in the upper under other names
+    if side.name not in lookup.above(state, side.parent):
+        # a lower name of a hard-linked file that is in the upper under other names
         indexing.link_lower_name(state, inode, side.parent, side.name)
-        upper[side.name] = Kind.FILE
 
 
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
@@ -144,13 +143,8 @@ def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> N
             names.prepare_to_hide(state, target.parent, target.name, replaced)
     was_lower_name = replaced is not None and target.name not in target_above
     _rename_on_disk(state, source, target, covered)
-
-    source_above = lookup.above(state, source.parent)
-    if covered:
-        source_above[source.name] = Kind.WHITEOUT
-    else:
-        source_above.pop(source.name, None)
-    target_above[target.name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
+    lookup.note(source.parent, source.name, Kind.WHITEOUT if covered else None)
+    lookup.note(target.parent, target.name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)
     if was_lower_name and replaced is not None:
         names.note_hidden(state, replaced)
     if replaced is not None:
@@ -191,7 +185,8 @@ def _rename_with_whiteout(
         with suppress(FileNotFoundError):
             syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
             if not covered:
-                os.unlink(source.name, dir_fd=from_fd)
+                with drafts.afterwards():
+                    os.unlink(source.name, dir_fd=from_fd)
             return
     syscalls.renameat2(from_fd, source.name, to_fd, target.name, WHITEOUT if covered else 0)
 
@@ -247,4 +242,4 @@ def _exchange(state: State, source: _Side, target: _Side) -> None:
     for inode, new in ((first, target), (second, source)):
         inode.add_name(new.parent, new.name)
         new.parent.children[new.name] = inode
-        lookup.above(state, new.parent)[new.name] = Kind.DIRECTORY if inode.is_directory else Kind.FILE
+        lookup.note(new.parent, new.name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)

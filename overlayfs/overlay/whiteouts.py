@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from typing import Final
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
@@ -15,6 +17,7 @@ from . import drafts
 from .options import WhiteoutFormat
 from .state import State
 
+LONGEST_NAME: Final = 255  # bytes; of every filesystem that can be an upper
 _MODE = stat.S_IFCHR  # the kernel's whiteouts have no permission bits
 
 
@@ -44,7 +47,8 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> None:
         with _xattr_whiteout(state) as draft:
             draft.publish(work_fd, gone)
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
-    drafts.remove(work_fd, gone)
+    with drafts.afterwards():
+        drafts.remove(work_fd, gone)
 
 
 def draft_whiteout(state: State) -> drafts.Draft:
@@ -66,11 +70,9 @@ def remove_whiteout(dir_fd: int, name: bytes) -> None:
 
 def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
     """Remove the OCI spelling of a whiteout, if there is one, beside the file that took its place."""
-    try:
-        os.unlink(marks.oci_whiteout(name), dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
+    with drafts.afterwards(), suppress(FileNotFoundError):
+        if len(marks.oci_whiteout(name)) <= LONGEST_NAME:
+            os.unlink(marks.oci_whiteout(name), dir_fd=dir_fd)
 
 
 def make_opaque(state: State, fd: int) -> None:

@@ -47,6 +47,13 @@ _ESCAPE: Final = b"overlay."
 _NO_XATTRS: Final = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 
 
+class MalformedMarkError(OSError):
+    """A mark that says nothing that may be followed. EIO, as the kernel's overlayfs."""
+
+    def __init__(self, reason: str, value: bytes) -> None:
+        super().__init__(errno.EIO, reason, value)
+
+
 class Opacity(Enum):
     """What the opaque mark of a directory says."""
 
@@ -202,7 +209,7 @@ def redirect_target(redirect: bytes, parent: bytes) -> bytes:
     names = parts[1:] if absolute else parts
     bad = any(name in (b"", b".", b"..") or b"\0" in name for name in names)
     if bad or len(redirect) > LONGEST_REDIRECT or (not absolute and len(parts) != 1):
-        raise OSError(errno.EIO, "malformed redirect", redirect)
+        raise MalformedMarkError("malformed redirect", redirect)
     return b"/".join(names) if absolute or not parent else parent + b"/" + redirect
 
 

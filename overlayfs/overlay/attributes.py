@@ -201,21 +201,32 @@ def statfs(state: State) -> os.statvfs_result:
 # -- extended attributes
 
 
+# Namespaces in which what exists is listed too, so that an absent name needs no system call.
+_LISTED = (b"user.", b"security.", b"trusted.", b"system.posix_acl_")
+
+
 def listxattr(state: State, inode: Inode) -> list[bytes]:
     """Names as seen inside the mount: marks hidden, escaped ones unescaped."""
     if not state.options.xattrs:
         return []
-    with state.node(inode) as fd:
-        stored = _names_of(fd)
-    return [name for name in map(marks.shown_xattr, stored) if name is not None and _allowed(state, name)]
+    shown = map(marks.shown_xattr, _stored_names(state, inode))
+    return [name for name in shown if name is not None and _allowed(state, name)]
 
 
-def _names_of(fd: int) -> list[bytes]:
+def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
+    """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
+    if inode.xattr_names is None or state.revalidates:
+        with state.node(inode) as fd:
+            inode.xattr_names = _names_of(fd)
+    return inode.xattr_names
+
+
+def _names_of(fd: int) -> tuple[bytes, ...]:
     try:
-        return [os.fsencode(name) for name in os.listxattr(descriptor_path(fd))]
+        return tuple(os.fsencode(name) for name in os.listxattr(descriptor_path(fd)))
     except OSError as error:
         if error.errno == errno.ENOTSUP:
-            return []
+            return ()
         raise
 
 
@@ -223,7 +234,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     stored = marks.stored_xattr(name)
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if stored is None:
+    if stored is None or (stored.startswith(_LISTED) and stored not in _stored_names(state, inode)):
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     with state.node(inode) as fd:
         value = os.getxattr(descriptor_path(fd), stored)
@@ -278,7 +289,7 @@ def _allowed(state: State, name: bytes) -> bool:
 
 
 def _forget_cached(inode: Inode, name: bytes) -> None:
-    inode.packed = None
+    inode.packed = inode.xattr_names = None
     if isinstance(inode, Directory) and name == metadata.DEFAULT_ACL:
         inode.default_acl = False
 

@@ -147,7 +147,7 @@ class CopyUp:
         inode.metacopy = self._metacopy
         if not self._metacopy and inode.index_name is None:
             inode.lower = None
-        inode.packed = None
+        inode.packed = inode.xattr_names = None
         state.descriptors.drop_file(inode.number)
         for parent, name in names:
             lookup.note(parent, name, Kind.FILE)
@@ -287,7 +287,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.upper = True
     directory.above = {}
     directory.default_acl = False
-    directory.packed = None
+    directory.packed = directory.xattr_names = None
     lookup.note(parent, directory.name, Kind.DIRECTORY)
 
 

@@ -53,12 +53,14 @@ def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
 
 def read_without_waiting(state: State, inode: Inode, offset: int, size: int) -> bytes | None:
     """As `read`, None where the data would have to come from a disk."""
-    buffer = bytearray(size)
+    buffer, opened = bytearray(size), pooled(state, inode, writable=False)
     try:
-        count = os.preadv(pooled(state, inode, writable=False).fd, [buffer], offset, os.RWF_NOWAIT)
+        count = os.preadv(opened.fd, [buffer], offset, os.RWF_NOWAIT)
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+        if error.errno == errno.EAGAIN:
             return None
+        if error.errno == errno.EOPNOTSUPP:  # a filesystem in memory, which cannot make us wait
+            return os.pread(opened.fd, size, offset)
         raise
     if count < size and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not

@@ -130,6 +130,7 @@ class Inode:
         "parent",
         "shared_as",
         "upper",
+        "xattr_names",
     )
 
     def __init__(self, number: int, kind: int, parent: Directory | None, name: bytes) -> None:
@@ -151,6 +152,7 @@ class Inode:
         self.nlookup = 0
         self.opens = 0
         self.packed: bytes | None = None
+        self.xattr_names: tuple[bytes, ...] | None = None  # as stored; None: not read yet
 
     @property
     def is_directory(self) -> bool:

@@ -160,22 +160,16 @@ class Handlers(pyfuse3.Operations):
     # -- names
 
     @_answered
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         return self._entry(self._overlay.symlink(parent_inode, name, target, _caller(ctx)))
 
     @_answered
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         await self._copied_up(inode, Need.DATA)
         return self._entry(self._overlay.link(inode, new_parent_inode, new_name))
 
     @_answered
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(self._overlay.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     @_answered
@@ -292,9 +286,7 @@ class Handlers(pyfuse3.Operations):
         for entry in self._overlay.readdir(fh, start_id):
             found = self._entry(entry.attributes)
             is_dot = entry.name in (b".", b"..")
-            if (
-                not entry.attributes.nlink and not is_dot
-            ):  # listed, but looking it up is an error: let the kernel ask
+            if not entry.attributes.nlink and not is_dot:  # listed, but looking it up is an error: let the kernel ask
                 found.entry_timeout = found.attr_timeout = 0
             if not pyfuse3.readdir_reply(token, entry.name, found, entry.offset):
                 break

@@ -88,9 +88,7 @@ def _open_device() -> int:
     try:
         return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hint = {errno.ENOENT: "load the fuse module", errno.EACCES: "your user may not open it"}.get(
-            error.errno or 0
-        )
+        hint = {errno.ENOENT: "load the fuse module", errno.EACCES: "your user may not open it"}.get(error.errno or 0)
         raise MountError(f"{_DEVICE}: {error.strerror}" + (f" ({hint})" if hint else "")) from None
 
 
@@ -124,9 +122,7 @@ def _find_helper() -> str:
 def _mount_by_helper(options: MountOptions) -> int:
     """As an ordinary user: the setuid helper mounts and hands the descriptor over a socket."""
     items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
-    items += [
-        name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")
-    ]
+    items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
     items += options.fuse_options
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from ..overlay.options import MountError, OverlayOptions
@@ -48,12 +48,7 @@ def serve_in_foreground(
     mounting.check_mountpoint(mount.mountpoint)
     overlay = Overlay.open(options)
     try:
-        fd = mounting.mount(mount)
-        try:
-            _serve(overlay, mount, fd, on_live or _do_nothing, lifeline_fd)
-        finally:
-            with suppress(OSError):
-                os.close(fd)
+        _serve(overlay, mount, mounting.mount(mount), on_live or _do_nothing, lifeline_fd)
     finally:
         overlay.close()
 
@@ -62,9 +57,7 @@ def _do_nothing() -> None:
     pass
 
 
-def _serve(
-    overlay: object, mount: MountOptions, fd: int, on_live: Callable[[], None], lifeline_fd: int | None
-) -> None:
+def _serve(overlay: object, mount: MountOptions, fd: int, on_live: Callable[[], None], lifeline_fd: int | None) -> None:
     import pyfuse3
     import trio
 
@@ -72,6 +65,8 @@ def _serve(
     from .handlers import Handlers
 
     assert isinstance(overlay, Overlay)
+    device = ExitStack()
+    device.callback(os.close, fd)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -81,18 +76,24 @@ def _serve(
         ours.send(os.read(fd, abi.LONGEST_REQUEST))
         pyfuse3.init(Handlers(overlay, mount.source), f"/dev/fd/{theirs.fileno()}", set())
         try:
-            unmounted = trio.run(_run, fd, ours, theirs.fileno(), on_live, lifeline_fd)
+            unmounted = trio.run(_run, fd, device, ours, theirs.fileno(), on_live, lifeline_fd)
         finally:
             pyfuse3.close(unmount=False)
     finally:
         if not unmounted:
             mounting.unmount(mount.mountpoint)
+        device.close()
         ours.close()
         theirs.detach()  # closed by libfuse with its session
 
 
 async def _run(
-    fd: int, ours: socket.socket, session_fd: int, on_live: Callable[[], None], lifeline_fd: int | None
+    fd: int,
+    device: ExitStack,
+    ours: socket.socket,
+    session_fd: int,
+    on_live: Callable[[], None],
+    lifeline_fd: int | None,
 ) -> bool:
     """Serve; True when the kernel ended the session, so nothing is left to unmount."""
     import pyfuse3
@@ -100,7 +101,7 @@ async def _run(
 
     await _shake_hands(fd, ours)
     os.dup2(fd, session_fd, inheritable=False)
-    os.close(fd)  # two would keep the connection alive after an unmount
+    device.close()  # two descriptors would keep the connection alive after the session's end
     on_live()
     ended = False
     async with trio.open_nursery() as nursery:
@@ -221,8 +222,6 @@ def set_up_logging(debug: bool) -> None:
         handler = logging.FileHandler(path)
     elif os.path.exists("/dev/log"):
         handler = logging.handlers.SysLogHandler("/dev/log")
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(logging.Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)

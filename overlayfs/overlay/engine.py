@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from . import attributes, copyup, files, listing, lookup, names
 from . import rename as renaming
 from .copyup import CopyUp, Need
-from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode, Packed
+from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode, Packed
 from .listing import DirectoryEntry, Listing
 from .opening import open_state
 from .options import OverlayOptions
@@ -86,7 +86,7 @@ class Overlay:
     def forget(self, ino: int, count: int) -> None:
         """Give back `count` lookups; numbers that are not known are ignored."""
         inode = self.state.inodes.get(ino)
-        if inode is not None:
+        if inode is not None and ino != ROOT:
             inode.nlookup = max(inode.nlookup - count, 0)
             self.state.drop_if_unused(inode)
 

@@ -12,7 +12,6 @@ MS_NOSUID = 1 << 1
 MS_NODEV = 1 << 2
 MS_NOEXEC = 1 << 3
 MS_SYNCHRONOUS = 1 << 4
-MS_MANDLOCK = 1 << 6
 MS_DIRSYNC = 1 << 7
 MS_NOATIME = 1 << 10
 MS_NODIRATIME = 1 << 11
@@ -42,7 +41,6 @@ FLAG_CHANGES: dict[bytes, FlagChange] = {
     **_switch(MS_NODEV, b"nodev", b"dev"),
     **_switch(MS_NOEXEC, b"noexec", b"exec"),
     **_switch(MS_SYNCHRONOUS, b"sync", b"async"),
-    **_switch(MS_MANDLOCK, b"mand", b"nomand"),
     **_switch(MS_NODIRATIME, b"nodiratime", b"diratime"),
     **_switch(MS_SILENT, b"silent", b"loud"),
     **_switch(MS_I_VERSION, b"iversion", b"noiversion"),

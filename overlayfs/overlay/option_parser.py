@@ -309,6 +309,7 @@ _READERS: dict[bytes, _Reader] = {
     b"subtype": _read_name,
     b"default_permissions": _accept(),
     b"nonempty": _accept(),
+    b"nomand": _accept(),
     **{name: _read_flag(change) for name, change in FLAG_CHANGES.items()},
     **dict.fromkeys(NOT_A_NEW_MOUNT, _read_no_new_mount),
     **dict.fromkeys(b"context fscontext defcontext rootcontext".split(), _read_context),

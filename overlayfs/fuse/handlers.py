@@ -198,8 +198,7 @@ class Handlers(pyfuse3.Operations):
         if flags & pyfuse3.RENAME_EXCHANGE:
             ends.append((parent_inode_new, name_new))
         for parent, name in ends:
-            inode = self._overlay.child_number(parent, name)
-            if inode is not None:
+            for inode in self._overlay.to_copy_before_rename(parent, name):
                 await self._copied_up(inode, Need.METADATA)
         self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 

@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import Enum, auto
 
@@ -116,9 +117,7 @@ class CopyUp:
         if self._new_size is not None:  # what is published is the truncated file already, so its time is now
             syscalls.set_times(fd, None, time.time_ns())
         if self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE:
-            os.fsync(
-                fd
-            )  # before it is published: a crash must not leave an empty file in place of the lower one
+            os.fsync(fd)  # before it is published: a crash must not leave an empty file in place of the lower one
 
     def _fill_data(self, fd: int) -> None:
         if self._inode.kind != stat.S_IFREG:
@@ -301,29 +300,38 @@ def make_opaque(state: State, directory: Directory) -> None:
 def copy_up_everything(state: State, directory: Directory) -> None:
     """Copy up a directory with all below it and make all of it opaque: then it can be moved as it is.
 
-    Every step leaves the merged tree as it is, so it may stop anywhere. Inodes that nobody uses are dropped again.
+    Every step leaves the merged tree as it is, so it may stop anywhere.
     """
-    ensure_upper_directory(state, directory)
-    todo: list[Directory] = [directory]
-    order: list[Directory] = []
-    while todo:
-        here = todo.pop()
-        order.append(here)
-        for name in lookup.names(state, here):
-            inode = lookup.child(state, here, name)
-            if inode is None:
-                continue
-            ensure_upper(state, inode)
-            if isinstance(inode, Directory):
-                todo.append(inode)
-            else:
-                state.drop_if_unused(inode)
+    order = [directory]
+    for inode in lower_files_below(state, directory):
+        ensure_upper(state, inode)
+    for here in order:
+        order += [child for child in here.children.values() if isinstance(child, Directory)]
     for here in reversed(order):
         if here.lowers:
             _forget_whiteouts(state, here)
             make_opaque(state, here)
-    for here in reversed(order):
         state.drop_if_unused(here)
+
+
+def lower_files_below(state: State, directory: Directory) -> Iterator[Inode]:
+    """Everything below a directory that is not in the upper yet, but for directories: those are copied up on the way.
+
+    The caller copies up what it is given, in its own time. Files that nobody uses are dropped again; directories
+    stay live until `copy_up_everything` is through with them.
+    """
+    todo = [directory]
+    while todo:
+        here = todo.pop()
+        ensure_upper_directory(state, here)
+        for name in lookup.names(state, here):
+            inode = lookup.child(state, here, name)
+            if isinstance(inode, Directory):
+                todo.append(inode)
+            elif inode is not None:
+                if not inode.upper or inode.metacopy:
+                    yield inode
+                state.drop_if_unused(inode)
 
 
 def _forget_whiteouts(state: State, directory: Directory) -> None:

@@ -144,10 +144,15 @@ class Overlay:
         source, target = self._directory(parent), self._directory(new_parent)
         renaming.rename(self.state, source, name, target, new_name, flags)
 
-    def child_number(self, parent: int, name: bytes) -> int | None:
-        """The inode number under a name, without raising nlookup."""
-        found = lookup.child(self.state, self._directory(parent), name)
-        return None if found is None else found.number
+    def to_copy_before_rename(self, parent: int, name: bytes) -> Iterator[int]:
+        """The inodes that `rename` of a name would have to copy up, for a caller that has threads for it."""
+        inode = lookup.child(self.state, self._directory(parent), name)
+        if inode is not None and renaming.needs_whole_copy(self.state, inode):
+            assert isinstance(inode, Directory)
+            for below in copyup.lower_files_below(self.state, inode):
+                yield below.number
+        elif inode is not None:
+            yield inode.number
 
     # -- files
 

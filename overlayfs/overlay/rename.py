@@ -104,29 +104,31 @@ def _copy_up(state: State, side: _Side) -> None:
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
     """Write into the upper file what lets it stay itself under another path. Changes nothing at the old one."""
     if isinstance(inode, Directory):
-        if inode.lowers and not _redirect(state, inode):
+        if needs_whole_copy(state, inode):
             copyup.copy_up_everything(state, inode)
-        elif not inode.lowers and lookup.in_lower(state, new_parent, new_name):
+        elif inode.lowers:
+            _write_redirect(state, inode, b"/" + inode.lower_path)
+        if not inode.lowers and lookup.in_lower(state, new_parent, new_name):
             whiteouts.make_opaque(state, state.upper_fd(inode))
     elif inode.metacopy and inode.lower is not None:
         target = b"/" + inode.lower.path
-        if len(target) > marks.LONGEST_REDIRECT or not _write_redirect(state, inode, target):
+        if len(target) > marks.LONGEST_REDIRECT:
             copyup.ensure_upper(state, inode)
+        else:
+            _write_redirect(state, inode, target)
 
 
-def _redirect(state: State, directory: Directory) -> bool:
-    """Record where the lower part of a directory is; False where that cannot be written."""
-    target = b"/" + directory.lower_path
-    wanted = state.options.redirect_dir is RedirectDir.ON and state.whiteout is not WhiteoutFormat.OCI
-    if not wanted or not state.xattrs_work or len(target) > marks.LONGEST_REDIRECT:
+def needs_whole_copy(state: State, inode: Inode) -> bool:
+    """True for a directory that is merged with lower layers and cannot be moved with a redirect."""
+    if not isinstance(inode, Directory) or not inode.lowers:
         return False
-    return _write_redirect(state, directory, target)
+    wanted = state.options.redirect_dir is RedirectDir.ON and state.whiteout is not WhiteoutFormat.OCI
+    return not wanted or not state.xattrs_work or len(inode.lower_path) >= marks.LONGEST_REDIRECT
 
 
-def _write_redirect(state: State, inode: Inode, target: bytes) -> bool:
+def _write_redirect(state: State, inode: Inode, target: bytes) -> None:
     with state.upper_node(inode) as fd:
         os.setxattr(descriptor_path(fd), state.prefix + marks.REDIRECT, target)
-    return True
 
 
 def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> None:

@@ -18,9 +18,13 @@ they have in it. *Copy-up* brings a lower file into the upper before it changes;
 A *redirect* says where in the lower layers a renamed directory's contents are; an *origin* which lower file was copied.
 """
 
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .api import Mount, mount
-from .overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
+
+if TYPE_CHECKING:
+    from .api import Mount, mount
+    from .overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
 
 __all__ = [
     "FsyncPolicy",
@@ -32,3 +36,13 @@ __all__ = [
     "__version__",
     "mount",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load the API when it is first used: the mount program's start must not wait for it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import api
+    from .overlay import options
+
+    return getattr(api if name in ("Mount", "mount") else options, name)

@@ -69,6 +69,7 @@ def mount(options: MountOptions) -> int:
 def check_mountpoint(path: bytes) -> None:
     try:
         st = os.stat(path)
+        os.statvfs(path)  # unlike stat, never answered from what the kernel remembers of a dead daemon's mount
     except FileNotFoundError:
         raise MountError(f"mountpoint {_text(path)} does not exist") from None
     except OSError as error:
@@ -123,6 +124,8 @@ def _mount_by_helper(options: MountOptions) -> int:
     """As an ordinary user: the setuid helper mounts and hands the descriptor over a socket."""
     items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
     items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
+    if os.geteuid() == 0:  # the helper takes both away unless it is told
+        items += [name for bit, name in ((2, "suid"), (4, "dev")) if not options.flags & bit]
     items += options.fuse_options
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

@@ -311,7 +311,8 @@ def copy_up_everything(state: State, directory: Directory) -> None:
         if here.lowers:
             _forget_whiteouts(state, here)
             make_opaque(state, here)
-        state.drop_if_unused(here)
+        if here is not directory:
+            state.drop_if_unused(here)
 
 
 def lower_files_below(state: State, directory: Directory) -> Iterator[Inode]:

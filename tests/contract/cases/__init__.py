@@ -1,0 +1,8 @@
+"""The cases, by what they are about."""
+
+from __future__ import annotations
+
+from ..case import Case
+from . import attributes, content, naming, reading, renaming
+
+CASES: list[Case] = [*reading.CASES, *naming.CASES, *renaming.CASES, *attributes.CASES, *content.CASES]

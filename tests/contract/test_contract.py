@@ -1,0 +1,55 @@
+"""One contract, played on every implementation of the overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.case import ENGINE, FUSE, KERNEL, Case
+from tests.contract.cases import CASES
+from tests.contract.differences import KERNEL_DIFFERENCES
+from tests.contract.play import play
+from tests.contract.targets import EngineTarget, FuseTarget, KernelTarget, Target
+from tests.contract.tree import Format
+
+_OURS = [(case, form) for case in CASES for form in case.formats]
+_ON_ENGINE = [(case, form) for case, form in _OURS if ENGINE in case.targets]
+_ON_FUSE = [(case, form) for case, form in _OURS if FUSE in case.targets]
+_ON_KERNEL = [case for case in CASES if KERNEL in case.targets]
+
+
+def _name(value: Case | Format) -> str:
+    return value.id if isinstance(value, Case) else value.value
+
+
+@pytest.fixture(scope="module")
+def fuse() -> Iterator[Target]:
+    target = FuseTarget()
+    yield target
+    target.close()
+
+
+@pytest.mark.parametrize(("case", "form"), _ON_ENGINE, ids=_name)
+def test_engine_keeps_the_contract(case: Case, form: Format) -> None:
+    play(case, EngineTarget(), form)
+
+
+@pytest.mark.parametrize(("case", "form"), _ON_FUSE, ids=_name)
+def test_mount_keeps_the_contract(case: Case, form: Format, fuse: Target) -> None:
+    play(case, fuse, form)
+
+
+@pytest.mark.parametrize("case", _ON_KERNEL, ids=_name)
+def test_kernel_agrees_or_differs_as_the_table_says(case: Case) -> None:
+    deviation = KERNEL_DIFFERENCES.get(case.id)
+    play(case if deviation is None else deviation.applied(case), KernelTarget(), Format.OVERLAY)
+
+
+def test_every_difference_speaks_of_a_case_that_the_kernel_plays() -> None:
+    assert KERNEL_DIFFERENCES.keys() <= {case.id for case in _ON_KERNEL}
+
+
+def test_case_names_are_unique() -> None:
+    names = [case.id for case in CASES]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

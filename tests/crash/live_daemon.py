@@ -1,0 +1,53 @@
+"""A daemon in the foreground that can be told to break: `live_daemon.py LOWER UPPER WORK MOUNTPOINT SWITCH`.
+
+The method of the engine that the file SWITCH names raises an exception which is no `OSError`: what a bug in
+it would do.  Says "live" on its standard output when it serves.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from overlayfs.fuse.session import MountOptions, serve_in_foreground
+from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.options import MountError, OverlayOptions
+
+NOT_REQUESTS = frozenset({"open", "close"})
+
+
+class InjectedBugError(Exception):
+    """Raised in place of an answer."""
+
+
+def _breakable(method: Callable[..., Any], switch: Path) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def attempt(*arguments: Any, **named: Any) -> Any:
+        if switch.read_text() == method.__name__:
+            raise InjectedBugError(method.__name__)
+        return method(*arguments, **named)
+
+    return attempt
+
+
+def make_breakable(switch: Path) -> None:
+    for name, method in list(vars(Overlay).items()):
+        if callable(method) and not name.startswith("_") and name not in NOT_REQUESTS:
+            setattr(Overlay, name, _breakable(method, switch))
+
+
+def main(lower: str, upper: str, work: str, mountpoint: str, switch: str) -> None:
+    if os.path.exists(switch):
+        make_breakable(Path(switch))
+    options = OverlayOptions(lowers=(os.fsencode(lower),), upper=os.fsencode(upper), work=os.fsencode(work))
+    mount = MountOptions(mountpoint=os.fsencode(mountpoint))
+    try:
+        serve_in_foreground(options, mount, on_live=lambda: print("live", flush=True))
+    except MountError as refusal:
+        sys.exit(str(refusal))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

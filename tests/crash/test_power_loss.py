@@ -1,0 +1,264 @@
+"""The power goes: the tree is one that the operations passed through, and what was synced is there."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from overlayfs.overlay.options import FsyncPolicy, WhiteoutFormat
+
+from .operations import (
+    Step,
+    chmod,
+    create,
+    mkdir,
+    rename,
+    rmdir,
+    set_xattr,
+    sync,
+    sync_data,
+    sync_directory,
+    truncate,
+    unlink,
+    write,
+)
+from .power import (
+    EXT4,
+    XFS,
+    FileSystem,
+    Rig,
+    close_quietly,
+    commit_something_else,
+    cuts,
+    judge,
+    layers_on,
+    make_image,
+    mounted_image,
+    shut_down,
+    timeless,
+    tree_of,
+)
+from .mounting import sync_file_system
+from .sweep import Figures, options_for, sampled
+from .trees import PAGES, Tree, differences, make_upper, seen_through
+from overlayfs.overlay.engine import Overlay
+
+SEED = 20240601
+
+
+class Act(NamedTuple):
+    """A change and the calls that make it durable, by name."""
+
+    steps: tuple[Step, ...]
+    syncs: dict[str, Step]
+
+
+def _file(path: str, *steps: Step, data: bool = True) -> Act:
+    syncs = {"fsync": sync(path)}
+    return Act(steps, syncs | {"fdatasync": sync_data(path)} if data else syncs)
+
+
+def _names(directory: str, *steps: Step) -> Act:
+    return Act(steps, {"fsyncdir": sync_directory(directory)})
+
+
+ACTS: dict[str, Act] = {
+    "append to lower file": _file("big", write("big", b"appended", len(PAGES))),
+    "overwrite lower file": _file("dir/file", write("dir/file", b"new")),
+    "truncate lower file": _file("dir/file", truncate("dir/file", 5)),
+    "truncate to nothing": _file("big", truncate("big", 0)),
+    "chmod lower file": _file("big", chmod("big", 0o600), data=False),
+    "setxattr lower file": _file("big", set_xattr("big", b"user.new", b"value"), data=False),
+    "write upper file": _file("mine", write("mine", b"changed")),
+    "rename lower file": _names("", rename("big", "renamed")),
+    "rename lower file over lower": _names("dir", rename("dir/other", "dir/file")),
+    "rename lower directory": _names("", rename("lowtree", "moved")),
+    "rename merged directory": _names("", rename("merged", "combined")),
+    "unlink lower file": _names("dir", unlink("dir/file")),
+    "rmdir lower directory": _names("", rmdir("empty")),
+    "mkdir over whiteout": _names("", mkdir("gone")),
+    "write hard-linked lower file": _file("one", write("one", b"LINKED")),
+    "create and write": _file("dir/new", create("dir/new"), write("dir/new", b"content" * 100)),
+    "replace by rename": Act(
+        (
+            create("dir/.tmp"),
+            write("dir/.tmp", b"new version" * 50),
+            sync("dir/.tmp"),
+            rename("dir/.tmp", "dir/file"),
+        ),
+        {"fsyncdir": sync_directory("dir")},
+    ),
+}
+COPYING = ("append to lower file", "overwrite lower file", "chmod lower file", "rename lower file")
+
+
+def _sequence(act: Act, kind: str | None) -> list[tuple[Step, bool]]:
+    steps = [(step, False) for step in act.steps]
+    return steps if kind is None else [*steps, (act.syncs[kind], True)]
+
+
+def _variants() -> Iterator[tuple[str, str | None]]:
+    for name, act in ACTS.items():
+        yield from ((name, kind) for kind in (None, *act.syncs))
+
+
+# --- a file system that forgets
+
+
+class Loss(NamedTuple):
+    name: str
+    kind: str | None
+    states: list[Tree]
+
+
+def _act_on_all(
+    place: Path, lowers: tuple[Path, ...], fsync: FsyncPolicy, system: FileSystem, committed: bool
+) -> list[Loss]:
+    """Each variant on an upper of its own in one file system, which then loses what it has not written."""
+    losses = []
+    with ExitStack() as undo:
+        for number, (name, kind) in enumerate(_variants()):
+            layers = layers_on(place, lowers, str(number))
+            overlay = Overlay.open(options_for(layers, WhiteoutFormat.OVERLAY, fsync=fsync))
+            undo.callback(close_quietly, overlay)
+            states = [timeless(seen_through(overlay))]
+            for step, _ in _sequence(ACTS[name], kind):
+                step(overlay)
+                states.append(timeless(seen_through(overlay)))
+            losses.append(Loss(name, kind, states))
+        if committed:
+            commit_something_else(place)
+        shut_down(place)
+    return losses
+
+
+def _shutdown_figures(
+    base: Path, lowers: tuple[Path, ...], fsync: FsyncPolicy, system: FileSystem, committed: bool
+) -> Figures:
+    image = base / "image"
+    make_image(image, system)
+    with mounted_image(image, system, base / "mount") as place:
+        for number, _ in enumerate(_variants()):
+            (place / str(number)).mkdir()
+            make_upper(layers_on(place, lowers, str(number)), WhiteoutFormat.OVERLAY)
+        sync_file_system(place)
+        losses = _act_on_all(place, lowers, fsync, system, committed)
+    found = Figures()
+    with mounted_image(image, system, base / "mount") as place:
+        for number, loss in enumerate(losses):
+            _judge_loss(found, loss, tree_of(layers_on(place, lowers, str(number))))
+    return found
+
+
+def _judge_loss(found: Figures, loss: Loss, tree: Tree) -> None:
+    allowed = loss.states[-1:] if loss.kind else loss.states
+    found.add("lost power")
+    lines = min((differences(state, tree) for state in allowed), key=len)
+    if lines:
+        found.accuse(
+            "neither old nor new" if not loss.kind else "synced and lost",
+            f"{loss.name}, {loss.kind}: {lines}",
+        )
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["nothing-committed", "journal-committed"])
+@pytest.mark.parametrize("system", [EXT4, pytest.param(XFS, marks=pytest.mark.long)], ids=lambda one: one.name)
+@pytest.mark.parametrize("fsync", [FsyncPolicy.AUTO, FsyncPolicy.STRICT])
+def test_forgetful_file_system_holds_old_or_new(
+    fsync: FsyncPolicy,
+    system: FileSystem,
+    committed: bool,
+    scratch: Path,
+    lowers: tuple[Path, ...],
+    figures: dict[str, Figures],
+) -> None:
+    found = _shutdown_figures(scratch, lowers, fsync, system, committed)
+    figures.setdefault(f"power loss, {system.name} shut down, fsync={fsync.value}", Figures()).__iadd__(found)
+    assert not found.bad, "\n".join(found.bad)
+
+
+def test_without_our_fsync_a_forgetful_file_system_loses_lower_content(scratch: Path, lowers: tuple[Path, ...]) -> None:
+    """Negative control: `volatile` publishes what is not on the disk yet, and the same test finds it."""
+    found = _shutdown_figures(scratch, lowers, FsyncPolicy.VOLATILE, EXT4, committed=True)
+    torn = [line for line in found.bad if any(name in line for name in COPYING)]
+    assert len(torn) >= len(COPYING), found.bad
+
+
+# --- a disk cut at each of its writes
+
+
+def _replay_figures(rig: Rig, sequence: Sequence[tuple[Step, bool]], limit: int | None, name: str) -> Figures:
+    recording = rig.record(sequence)
+    start = recording.moments[0].begins
+    found = Figures()
+    for cut in sampled(list(cuts(recording.records, start, random.Random(SEED))), limit):
+        found.add("cut")
+        try:
+            lines = judge(recording, cut, rig.replay(recording, cut))
+        except OSError as error:
+            lines = [f"unreadable: {error}"]
+        if lines:
+            found.accuse("neither old nor new", f"{name} at {cut.position}, {len(cut.kept)} writes: {lines}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("append to lower file", "fsync"), ("rename lower directory", None), ("replace by rename", "fsyncdir")],
+)
+def test_cut_disk_holds_old_or_new(
+    name: str, kind: str | None, scratch: Path, lowers: tuple[Path, ...], figures: dict[str, Figures]
+) -> None:
+    found = _replay_figures(Rig(scratch, EXT4, lowers), _sequence(ACTS[name], kind), 6, name)
+    figures.setdefault("power loss, cut disk, sample", Figures()).__iadd__(found)
+    assert not found.bad, "\n".join(found.bad)
+
+
+def test_without_our_fsync_a_cut_disk_loses_lower_content(scratch: Path, lowers: tuple[Path, ...]) -> None:
+    """Negative control for the recording disk."""
+    rig = Rig(scratch, EXT4, lowers, FsyncPolicy.VOLATILE)
+    found = _replay_figures(rig, _sequence(ACTS["append to lower file"], None), None, "volatile")
+    assert found.outcomes["neither old nor new"] >= 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("system", [EXT4, XFS], ids=lambda one: one.name)
+def test_disk_cut_at_every_write_holds_old_or_new(
+    system: FileSystem, scratch: Path, lowers: tuple[Path, ...], figures: dict[str, Figures]
+) -> None:
+    rig = Rig(scratch, system, lowers)
+    found = Figures()
+    for name, kind in _variants():
+        found += _replay_figures(rig, _sequence(ACTS[name], kind), None, f"{name}, {kind}")
+    figures[f"power loss, cut disk, {system.name}, single"] = found
+    assert not found.bad, "\n".join(found.bad)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_disk_cut_during_two_operations_holds_old_or_new(
+    scratch: Path, lowers: tuple[Path, ...], figures: dict[str, Figures]
+) -> None:
+    """The first is made durable before the second begins: so it is there, whatever becomes of the second."""
+    rig = Rig(scratch, EXT4, lowers)
+    found = Figures()
+    for first, second in itertools.permutations(PAIRED, 2):
+        sequence = _sequence(ACTS[first], next(iter(ACTS[first].syncs))) + _sequence(ACTS[second], None)
+        found += _replay_figures(rig, sequence, 24, f"{first}, then {second}")
+    figures["power loss, cut disk, ext4, pairs"] = found
+    assert not found.bad, "\n".join(found.bad)
+
+
+PAIRED = (
+    "append to lower file",
+    "write hard-linked lower file",
+    "rename lower directory",
+    "rename merged directory",
+    "unlink lower file",
+    "mkdir over whiteout",
+    "create and write",
+)

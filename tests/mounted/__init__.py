@@ -1,0 +1,1 @@
+"""What can only be tested through a mount: the kernel, other users, real programs, hostile neighbours."""

@@ -1,0 +1,94 @@
+"""Who may do what, and what that does to modes, owners and ACLs: exactly as on a plain directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.actors import as_actor
+from tests.mounted.permission_rows import ROWS, Row, Thing
+from tests.mounted.stack import Stack
+
+Facts = dict[str, tuple[object, ...]]
+
+
+def _put(row: Row, directory: Path) -> None:
+    """Make the row's things as root."""
+    directory.mkdir()
+    directory.chmod(0o777)
+    for name, thing in row.things.items():
+        place = directory / name
+        if thing.link is not None:
+            os.link(directory / thing.link, place)
+            continue
+        if name.endswith("/"):
+            place.mkdir()
+        else:
+            place.write_bytes(thing.content)
+        _dress(place, thing)
+
+
+def _dress(place: Path, thing: Thing) -> None:
+    os.chown(place, thing.uid, thing.gid)
+    # after the owner: chown takes set-id bits and capabilities away
+    place.chmod(thing.mode)
+    for name, value in thing.xattrs.items():
+        os.setxattr(place, name, value)
+
+
+def _facts(directory: Path) -> Facts:
+    found: Facts = {}
+    for place in sorted(directory.rglob("*")):
+        info = place.lstat()
+        xattrs = [
+            (name, os.getxattr(place, name, follow_symlinks=False))
+            for name in sorted(os.listxattr(place, follow_symlinks=False))
+        ]
+        content = place.read_bytes() if stat.S_ISREG(info.st_mode) else b""
+        owner = (info.st_uid, info.st_gid)
+        links = None if stat.S_ISDIR(info.st_mode) else info.st_nlink
+        found[str(place.relative_to(directory))] = (oct(info.st_mode), owner, links, xattrs, content)
+    return found
+
+
+def _play(row: Row, directory: Path) -> tuple[list[object], Facts]:
+    """What each call gave, and what is there afterwards."""
+    outcomes = [as_actor(row.who, lambda call=call: call(directory)) for call in row.calls]  # type: ignore[misc]
+    return outcomes, _facts(directory)
+
+
+@pytest.fixture(scope="module")
+def arena(module_scratch: Path) -> Iterator[Stack]:
+    """A mount whose lower layer holds every row's directory; beside it a plain one."""
+    stack = Stack.make(module_scratch)
+    plain = module_scratch / "plain"
+    plain.mkdir()
+    for row in ROWS:
+        _put(row, stack.lowers[0] / row.name)
+        _put(row, plain / row.name)
+    stack.mount()
+    yield stack
+    stack.unmount()
+
+
+def test_rows_have_names_of_their_own() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS) >= 60
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_lower_files_have_native_permissions(row: Row, arena: Stack) -> None:
+    expected = _play(row, arena.base / "plain" / row.name)
+    assert _play(row, arena.place / row.name) == expected
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_upper_files_have_native_permissions(row: Row, arena: Stack) -> None:
+    directories = (arena.base / "plain" / f"{row.name}-upper", arena.place / f"{row.name}-upper")
+    for directory in directories:
+        _put(row, directory)
+    expected, found = (_play(row, directory) for directory in directories)
+    assert found == expected

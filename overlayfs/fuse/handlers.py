@@ -263,16 +263,18 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        opened = self._overlay.pin_to_sync(fh)
-        if opened is None:
+        pinned = self._overlay.pin_to_sync(fh, datasync)
+        if pinned is None:
             return
+        opened, call = pinned
         try:
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, opened.fd)
+            await trio.to_thread.run_sync(call, opened.fd)
         except OSError as error:
-            self._overlay.note_failed_sync(fh, error.errno or errno.EIO)
+            self._overlay.note_sync(fh, error)
             raise
         finally:
             opened.unpin()
+        self._overlay.note_sync(fh, None)
 
     # -- directories
 

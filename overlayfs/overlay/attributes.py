@@ -179,9 +179,7 @@ def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeC
         os.chmod(path, stat.S_IMODE(changes.mode))
 
 
-def _change_override(
-    state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None
-) -> None:
+def _change_override(state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
     assert state.upper is not None and state.upper.override is not None
     owner = read_override(state.upper, path, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
     changed = Owner(

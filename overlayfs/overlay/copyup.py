@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
 
 from ..tree import marks, metadata, syscalls
@@ -113,8 +112,10 @@ class CopyUp:
             owner = Owner(os.geteuid(), os.getegid(), 0o600 | owner.mode & 0o111, 0)
         for name, value in self._xattrs:
             os.setxattr(path, name, value)
-        metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st)
-        if self._new_size is not None:  # what is published is the truncated file already, so its time is now
+        # what is published with a new size is the truncated file already: modified now, and without capabilities
+        without = b"" if self._new_size is None else metadata.CAPABILITY
+        metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
+        if self._new_size is not None:
             syscalls.set_times(fd, None, time.time_ns())
         if self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE:
             os.fsync(fd)  # before it is published: a crash must not leave an empty file in place of the lower one
@@ -142,6 +143,7 @@ class CopyUp:
         else:
             publish_name(state, self._draft, *names[0])
         # no step that can fail from here on: upper and inode must agree
+        state.unsynced_names.add(inode.number)
         inode.upper = True
         inode.metacopy = self._metacopy
         if not self._metacopy and inode.index_name is None:
@@ -230,7 +232,7 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
     takes_user_xattrs = inode.kind in (stat.S_IFREG, stat.S_IFDIR)
     if not state.xattrs_work or not (takes_user_xattrs or state.prefix == marks.TRUSTED):
         return []
-    found = [(state.prefix + marks.NUMBER, struct.pack("<Q", inode.number))]
+    found = [(state.prefix + marks.NUMBER, marks.integer_value(inode.number))]
     if inode.upper:
         origin = marks.read_xattr_of_target(descriptor_path(source), state.prefix + marks.ORIGIN)
         found += [] if origin is None else [(state.prefix + marks.ORIGIN, origin)]
@@ -302,28 +304,40 @@ def copy_up_everything(state: State, directory: Directory) -> None:
 
     Every step leaves the merged tree as it is, so it may stop anywhere.
     """
-    order = [directory]
-    for inode in lower_files_below(state, directory):
-        ensure_upper(state, inode)
-    for here in order:
-        order += [child for child in here.children.values() if isinstance(child, Directory)]
-    for here in reversed(order):
-        if here.lowers:
-            _forget_whiteouts(state, here)
-            make_opaque(state, here)
-        if here is not directory:
-            state.drop_if_unused(here)
+    with held(state) as directories:
+        for inode in lower_files_below(state, directory, directories):
+            ensure_upper(state, inode)
+        for here in reversed(directories):
+            if here.lowers:
+                _forget_whiteouts(state, here)
+                make_opaque(state, here)
 
 
-def lower_files_below(state: State, directory: Directory) -> Iterator[Inode]:
+@contextmanager
+def held(state: State) -> Iterator[list[Directory]]:
+    """A list to which directories are added with one lookup each, given back at the end: they stay live meanwhile."""
+    directories: list[Directory] = []
+    try:
+        yield directories
+    finally:
+        for directory in directories:
+            directory.nlookup -= 1
+        for directory in reversed(directories):
+            if directory.parent is not None and directory.nlookup == 0:
+                state.drop_if_unused(directory)
+
+
+def lower_files_below(state: State, directory: Directory, directories: list[Directory]) -> Iterator[Inode]:
     """Everything below a directory that is not in the upper yet, but for directories: those are copied up on the way.
 
-    The caller copies up what it is given, in its own time. Files that nobody uses are dropped again; directories
-    stay live until `copy_up_everything` is through with them.
+    The caller copies up what it is given, in its own time; files that nobody uses are dropped again. `directories`
+    (see `held`) takes every directory met, parents first.
     """
     todo = [directory]
     while todo:
         here = todo.pop()
+        here.nlookup += 1
+        directories.append(here)
         ensure_upper_directory(state, here)
         for name in lookup.names(state, here):
             inode = lookup.child(state, here, name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from . import attributes, copyup, files, listing, lookup, names
@@ -149,8 +149,9 @@ class Overlay:
         inode = lookup.child(self.state, self._directory(parent), name)
         if inode is not None and renaming.needs_whole_copy(self.state, inode):
             assert isinstance(inode, Directory)
-            for below in copyup.lower_files_below(self.state, inode):
-                yield below.number
+            with copyup.held(self.state) as directories:
+                for below in copyup.lower_files_below(self.state, inode, directories):
+                    yield below.number
         elif inode is not None:
             yield inode.number
 
@@ -195,16 +196,18 @@ class Overlay:
     def fsync(self, ino: int, datasync: bool) -> None:
         files.fsync(self.state, self._inode(ino), datasync)
 
-    def pin_to_sync(self, ino: int) -> OpenFile | None:
-        """For an fsync in a thread: the pinned descriptor, None where nothing can be dirty."""
-        opened = files.descriptor_to_sync(self.state, self._inode(ino))
-        if opened is not None:
-            opened.pins += 1
-        return opened
+    def pin_to_sync(self, ino: int, datasync: bool) -> tuple[OpenFile, Callable[[int], None]] | None:
+        """For an fsync in a thread: the pinned descriptor and the call to make; None where nothing can be dirty."""
+        inode = self._inode(ino)
+        opened = files.descriptor_to_sync(self.state, inode)
+        if opened is None:
+            return None
+        opened.pins += 1
+        return opened, files.sync_call(self.state, inode, datasync)
 
-    def note_failed_sync(self, ino: int, code: int) -> None:
-        """An fsync failed: no later one of this file may succeed."""
-        self.state.sync_errors[ino] = code
+    def note_sync(self, ino: int, failure: OSError | None) -> None:
+        """How that fsync ended; once it failed, no later one of this file succeeds."""
+        files.note_sync(self.state, self._inode(ino), failure)
 
     def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
         """How much data the next change would have to copy up first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from . import attributes, copyup
 from .inodes import AttributeChanges, Caller, Directory, Inode
@@ -109,15 +110,29 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
     return pooled(state, inode, writable=False)
 
 
+def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], None]:
+    """The system call that makes a file durable: fdatasync does not when its name in the upper is news to the disk."""
+    return os.fdatasync if datasync and inode.number not in state.unsynced_names else os.fsync
+
+
+def note_sync(state: State, inode: Inode, failure: OSError | None) -> None:
+    """How an fsync of the file ended."""
+    if failure is None:
+        state.unsynced_names.discard(inode.number)
+    else:
+        state.sync_errors[inode.number] = failure.errno or errno.EIO
+
+
 def fsync(state: State, inode: Inode, datasync: bool) -> None:
     opened = descriptor_to_sync(state, inode)
     if opened is None:
         return
     try:
-        (os.fdatasync if datasync else os.fsync)(opened.fd)
+        sync_call(state, inode, datasync)(opened.fd)
     except OSError as error:
-        state.sync_errors[inode.number] = error.errno or errno.EIO
+        note_sync(state, inode, error)
         raise
+    note_sync(state, inode, None)
 
 
 def fsync_directory(state: State, directory: Directory) -> None:

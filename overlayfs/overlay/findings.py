@@ -99,9 +99,7 @@ _FACTS = {
         "a metacopy mark that the kernel's overlayfs refuses with EIO",
         "replace it by the plain mark, without a digest",
     ),
-    Problem.STRAY_METACOPY: _Facts(
-        Severity.NOTE, "a metacopy mark on what is not a regular file", "remove the mark"
-    ),
+    Problem.STRAY_METACOPY: _Facts(Severity.NOTE, "a metacopy mark on what is not a regular file", "remove the mark"),
     Problem.BAD_ORIGIN: _Facts(
         Severity.NOTE, "an origin that is no file handle", 'replace it by "copied up, from where is unknown"'
     ),
@@ -127,9 +125,7 @@ _FACTS = {
         "an xattr whiteout in a directory that does not say it has any: listed, but not there",
         "mark the directory",
     ),
-    Problem.WHITEOUT_MODE: _Facts(
-        Severity.NOTE, "a whiteout device with permission bits", "take the bits away"
-    ),
+    Problem.WHITEOUT_MODE: _Facts(Severity.NOTE, "a whiteout device with permission bits", "take the bits away"),
     Problem.FULL_WHITEOUT: _Facts(
         Severity.WARNING, "a .wh. name on what is not an empty file: it deletes, and what it holds is hidden"
     ),

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
-from . import copyup, lookup
+from . import attributes, copyup, lookup
 from .drafts import Draft, afterwards
 from .inodes import Directory, Inode
 from .layer import Location
@@ -42,6 +42,7 @@ def publish(
         inode.lost_links = 0
         return
     index_fd = _index_fd(state)
+    os.setxattr(descriptor_path(draft.fd), state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
     _count_from_lower(state, draft.fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
     state.index_names.add(index_name)
@@ -136,9 +137,13 @@ def about_to_delete_name(state: State, inode: Inode, directory: Directory, name:
 
 
 def deleted_name(state: State, inode: Inode) -> None:
+    remaining = attributes.attributes_of(state, inode).nlink - 1
     inode.lost_links += 1
     inode.packed = None
     state.lost_links[inode.number] = inode.lost_links
+    if not remaining:
+        _forget_deleted_names(state, inode)
+        return
     with afterwards():
         _write_count(state, inode.number, b"%d" % inode.lost_links)
 
@@ -162,7 +167,7 @@ def _path_of(directory: Directory, name: bytes) -> bytes:
 
 def _forget_deleted_names(state: State, inode: Inode) -> None:
     if state.lost_links.pop(inode.number, None) is not None and state.links_fd is not None:
-        with suppress(FileNotFoundError):
+        with afterwards(), suppress(FileNotFoundError):
             os.unlink(b"%016x" % inode.number, dir_fd=state.links_fd)
 
 
@@ -172,7 +177,7 @@ def load(state: State) -> None:
         if state.index_fd is None:
             state.index_fd = _subdirectory(state, _INDEX)
         st = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
-        if stat.S_ISREG(st.st_mode) or stat.S_ISLNK(st.st_mode):
+        if not stat.S_ISDIR(st.st_mode) and not marks.is_whiteout_device(st):
             state.index_names.add(name)
     for name in _present(state, _LINKS):
         if state.links_fd is None:
@@ -205,9 +210,7 @@ def _stat(dir_fd: int, name: bytes) -> os.stat_result:
 def _present(state: State, name: bytes) -> list[bytes]:
     assert state.workdir_fd is not None
     try:
-        fd = os.open(
-            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.workdir_fd
-        )
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.workdir_fd)
     except FileNotFoundError:
         return []
     try:

@@ -80,8 +80,8 @@ class Packed:
 
     @staticmethod
     def unpack(packed: bytes) -> Attributes:
-        ino, size, blocks, atime, mtime, ctime, an, mn, cn, mode, nlink, uid, gid, rdev, blksize, _ = (
-            _PACKED.unpack(packed)
+        ino, size, blocks, atime, mtime, ctime, an, mn, cn, mode, nlink, uid, gid, rdev, blksize, _ = _PACKED.unpack(
+            packed
         )
         device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
         return Attributes(
@@ -142,12 +142,8 @@ class Inode:
         self.upper = False
         self.lower: Location | None = None
         self.metacopy = False  # upper holds only metadata, data is below
-        self.index_name: bytes | None = (
-            None  # hard-linked in a lower layer and copied up: its entry in the index
-        )
-        self.lost_links = (
-            0  # links on disk that are no names in the merged tree (negative: names not on disk)
-        )
+        self.index_name: bytes | None = None  # hard-linked in a lower layer and copied up: its entry in the index
+        self.lost_links = 0  # links on disk that are no names in the merged tree (negative: names not on disk)
         self.shared_as: list[tuple[int, int, int]] | None = None  # its keys in State.by_real
         self.nlookup = 0
         self.opens = 0

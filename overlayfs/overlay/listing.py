@@ -79,8 +79,6 @@ class Listing:
 def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:
     """Never show less than there is: a name whose marks are malformed is listed, and looking it up says EIO."""
     kind = lookup.above(state, directory).get(name)
-    is_directory = (
-        isinstance(lookup.below(state, directory).get(name), tuple) if kind is None else kind != Kind.FILE
-    )
+    is_directory = isinstance(lookup.below(state, directory).get(name), tuple) if kind is None else kind != Kind.FILE
     mode = stat.S_IFDIR if is_directory else stat.S_IFREG
     return Attributes(directory.number ^ hash(name) & 0x7FFF_FFFF, mode, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

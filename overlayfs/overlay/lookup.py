@@ -131,9 +131,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     above_it = parent.lowers[position]
     location, dir_fd = above_it.child(name), state.lower_fd(above_it)
     st = _stat(dir_fd, name)
-    if marks.is_whiteout_device(st) or (
-        marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)
-    ):
+    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
         below(state, parent).pop(name, None)
         return None
     linked = st.st_nlink > 1
@@ -172,9 +170,7 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     number = found.number if found.number is not None else state.upper.number(st)
     if stat.S_ISDIR(st.st_mode):
         return _upper_directory(state, parent, name, st, found, number, kind)
-    if marks.is_whiteout_device(st) or (
-        marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)
-    ):
+    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
     known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None
@@ -204,7 +200,7 @@ def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, fo
     entry = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
     if (entry.st_dev, entry.st_ino) == (st.st_dev, st.st_ino):
         inode.index_name = name
-        inode.lost_links = _lost_links(found, st, _lower_links(state, inode.parent, inode.name))
+        inode.lost_links = _lost_links(found, st, found.lower_links or _lower_links(state, inode.parent, inode.name))
 
 
 def _lower_links(state: State, parent: Directory, name: bytes) -> int | None:

@@ -27,21 +27,15 @@ from .state import State
 
 def create(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
     """Make a regular file; its data descriptor stays in the pool."""
-    return _make(
-        state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state)
-    )
+    return _make(state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state))
 
 
 def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
-    return _make(
-        state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state)
-    )
+    return _make(state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state))
 
 
 def symlink(state: State, parent: Directory, name: bytes, target: bytes, caller: Caller) -> Inode:
-    return _make(
-        state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target)
-    )
+    return _make(state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target))
 
 
 def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
@@ -53,9 +47,7 @@ def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, ca
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     if kind not in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-    return _make(
-        state, parent, name, kind | stat.S_IMODE(mode), caller, lambda: drafts.draft_node(state, kind, rdev)
-    )
+    return _make(state, parent, name, kind | stat.S_IMODE(mode), caller, lambda: drafts.draft_node(state, kind, rdev))
 
 
 def _make(
@@ -125,6 +117,7 @@ def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: o
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
     note_new_name(inode, parent, name)
+    state.unsynced_names.add(inode.number)
     attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
     if inode.kind == stat.S_IFREG:
         state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
@@ -301,9 +294,7 @@ def _open_orphan(state: State, inode: Inode) -> None:
     if isinstance(inode, Directory):
         state.upper_fd(inode)
     dir_fd, name = state.place(inode)
-    state.orphans[inode.number] = state.descriptors.open(
-        lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd)
-    )
+    state.orphans[inode.number] = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
 
 
 def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:

@@ -33,6 +33,8 @@ def open_state(options: OverlayOptions) -> State:
     limit = _raise_descriptor_limit()
     with ExitStack() as undo:
         layers = _open_lowers(options, undo)
+        if (options.upper is None) != (options.work is None):
+            raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
             state = State(options, layers, None, limit)
         else:
@@ -71,9 +73,7 @@ def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
         raise MountError("lowerdir: at least one directory is needed")
     layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
     first = len(layers)
-    return layers + [
-        _open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)
-    ]
+    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -153,9 +153,7 @@ def refuse_kernel_mounts(option: str, layer: Layer) -> None:
             for item in options.split(b",")
         ):
             where = _text(_unescape(fields.split(b" ")[4]))
-            raise MountError(
-                f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}"
-            )
+            raise MountError(f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}")
 
 
 def _mount_lines() -> list[bytes]:
@@ -169,9 +167,7 @@ def _mount_lines() -> list[bytes]:
 def _unescape(text: bytes) -> bytes:
     """Undo mountinfo's octal escapes."""
     parts = text.split(b"\\")
-    decoded = [
-        bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]
-    ]
+    decoded = [bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]]
     return parts[0] + b"".join(decoded)
 
 
@@ -292,9 +288,7 @@ def _set_up_override(state: State) -> None:
     try:
         os.setxattr(descriptor_path(state.upper.root_fd), name, _OVERRIDE_ROOT)
     except OSError as error:
-        raise MountError(
-            f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}"
-        ) from None
+        raise MountError(f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}") from None
     state.upper = Layer(
         UPPER_INDEX,
         state.upper.path,

@@ -39,9 +39,7 @@ class Ownership:
     def __init__(self, options: OverlayOptions) -> None:
         self._uid_map, self._gid_map = options.uid_map, options.gid_map
         self._squash_uid, self._squash_gid = options.squash_uid, options.squash_gid
-        self.plain = (
-            not (self._uid_map or self._gid_map) and self._squash_uid is None and self._squash_gid is None
-        )
+        self.plain = not (self._uid_map or self._gid_map) and self._squash_uid is None and self._squash_gid is None
 
     def shown_uid(self, uid: int) -> int:
         return _shown(uid, self._uid_map) if self._squash_uid is None else self._squash_uid
@@ -72,9 +70,7 @@ def _disk(container: int, ranges: Sequence[IdRange]) -> int:
 
 def override_name(layer_root: bytes) -> bytes | None:
     """The override xattr that a layer uses: the one on its root directory."""
-    names = (
-        name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_target(layer_root, name) is not None
-    )
+    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_target(layer_root, name) is not None)
     return next(names, None)
 
 

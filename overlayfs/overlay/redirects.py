@@ -34,9 +34,7 @@ def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
     return True
 
 
-def stack_of(
-    state: State, parent: Directory, name: bytes, positions: tuple[int, ...]
-) -> tuple[Location, ...]:
+def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> tuple[Location, ...]:
     """The lower directories that make up the child `name`, from the parent's layers that have it."""
     found: list[Location] = []
     bottom = len(state.stack) - 1
@@ -113,9 +111,7 @@ class _Walk:
         except FileNotFoundError:
             self.stop = self.stop or _has_oci_whiteout(dir_fd, part)
             return 0
-        if marks.is_whiteout_device(st) or (
-            marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, part)
-        ):
+        if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, part)):
             self.stop = True
             return 0
         if not stat.S_ISDIR(st.st_mode):

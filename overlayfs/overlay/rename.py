@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
@@ -30,9 +31,7 @@ class _Side:
         self.inode = lookup.child(state, parent, name)
 
 
-def rename(
-    state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int
-) -> None:
+def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int) -> None:
     """renameat2(2) in the merged tree, with NOREPLACE, EXCHANGE and WHITEOUT."""
     lookup.check_name(name)
     lookup.check_new_name(new_name)
@@ -41,16 +40,30 @@ def rename(
     _check(state, source, target, flags)
     if source.inode is target.inode:
         return
-    _copy_up(state, source)
-    copyup.ensure_upper_directory(state, new_parent)
-    if flags & EXCHANGE:
-        _copy_up(state, target)
-        _exchange(state, source, target)
-    else:
-        _move(state, source, target, bool(flags & WHITEOUT))
+    with _live(state, source.inode), _live(state, target.inode):
+        _copy_up(state, source)
+        copyup.ensure_upper_directory(state, new_parent)
+        if flags & EXCHANGE:
+            _copy_up(state, target)
+            _exchange(state, source, target)
+        else:
+            _move(state, source, target, bool(flags & WHITEOUT))
     if state.options.fsync is FsyncPolicy.STRICT:
         for directory in {parent, new_parent}:
             copyup.sync_directory(state.upper_fd(directory))
+
+
+@contextmanager
+def _live(state: State, inode: Inode | None) -> Iterator[None]:
+    """Keep an inode in the table, whoever else lets go of it meanwhile."""
+    if inode is not None:
+        inode.nlookup += 1
+    try:
+        yield
+    finally:
+        if inode is not None:
+            inode.nlookup -= 1
+            state.drop_if_unused(inode)
 
 
 def _check(state: State, source: _Side, target: _Side, flags: int) -> None:
@@ -179,9 +192,7 @@ def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -
         whiteouts.remove_oci_whiteout(to_fd, target.name)
 
 
-def _rename_with_whiteout(
-    source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool
-) -> None:
+def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool) -> None:
     if hidden and source.inode is not None and source.inode.is_directory:
         # a directory cannot replace the whiteout, but they can change places: then the whiteout is where it is wanted
         with suppress(FileNotFoundError):
@@ -219,8 +230,11 @@ def _rename_then_whiteout(
         syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
         whiteouts.announce(state, from_fd)
         return
+    # in the OCI spelling it can stand beside the source before that leaves
+    whiteouts.oci_whiteout(from_fd, source.name)
     _replace(state, source, target, from_fd, to_fd)
     whiteouts.whiteout(state, from_fd, source.name)
+    whiteouts.remove_oci_whiteout(from_fd, source.name)
 
 
 def _exists(dir_fd: int, name: bytes) -> bool:

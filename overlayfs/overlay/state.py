@@ -56,9 +56,7 @@ class Descriptors:
     def __init__(self, limit: int) -> None:
         self._directory_limit = max(self._FEWEST, min(_DIRECTORY_DESCRIPTORS, limit // 4))
         self._file_limit = max(self._FEWEST, min(_FILE_DESCRIPTORS, limit // 4))
-        self._directories: dict[
-            object, tuple[int, int]
-        ] = {}  # key: (descriptor, operation that used it last)
+        self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
         self._files: dict[int, OpenFile] = {}
         self._operation = 0
 
@@ -153,7 +151,8 @@ class State:
     `layers` is indexed as `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None
     for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
-    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed.
+    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed;
+    `unsynced_names` files that got their name in the upper after their data, which fdatasync alone may not persist.
     """
 
     def __init__(
@@ -169,6 +168,7 @@ class State:
         self.by_real: dict[tuple[int, int, int], Inode] = {}
         self.orphans: dict[int, int] = {}
         self.sync_errors: dict[int, int] = {}
+        self.unsynced_names: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
@@ -234,6 +234,7 @@ class State:
         self.descriptors.drop_file(inode.number)
         self.descriptors.drop_directory(inode.number)
         self.sync_errors.pop(inode.number, None)
+        self.unsynced_names.discard(inode.number)
         orphan = self.orphans.pop(inode.number, None)
         if orphan is not None:
             os.close(orphan)

@@ -69,9 +69,7 @@ class _Found(NamedTuple):
 class View:
     """The merged tree of `layers`, top first; the layers stay their owner's and must outlive the view."""
 
-    def __init__(
-        self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None) -> None:
         self._layers = {layer.index: layer for layer in (*layers, *data_layers, *((index,) if index else ()))}
         self._index = None if index is None else Location(index.index, b"")
         self._uuids: dict[int, bytes] = {}

@@ -26,7 +26,7 @@ def whiteout(state: State, dir_fd: int, name: bytes) -> None:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         os.mknod(name, _MODE, 0, dir_fd=dir_fd)
     elif state.whiteout is WhiteoutFormat.OCI:
-        _oci_whiteout(dir_fd, name)
+        oci_whiteout(dir_fd, name)
     else:
         announce(state, dir_fd)
         with _xattr_whiteout(state) as draft:
@@ -40,7 +40,7 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> None:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
     elif state.whiteout is WhiteoutFormat.OCI:
-        _oci_whiteout(dir_fd, name)
+        oci_whiteout(dir_fd, name)
         os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
     else:
         announce(state, dir_fd)
@@ -78,18 +78,16 @@ def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
 def make_opaque(state: State, fd: int) -> None:
     """Let an upper directory hide all that lies below it."""
     if state.whiteout is WhiteoutFormat.OCI or not state.xattrs_work:
-        directory = os.open(descriptor_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.close(
-                os.open(marks.OPAQUE_NAME, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
-            )
-        finally:
-            os.close(directory)
+        before = os.fstat(fd)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(marks.OPAQUE_NAME, flags, 0o600, dir_fd=fd))
+        with drafts.afterwards():  # nobody is to see that something was done
+            syscalls.set_times(fd, before.st_atime_ns, before.st_mtime_ns)
     else:
         os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
 
 
-def _oci_whiteout(dir_fd: int, name: bytes) -> None:
+def oci_whiteout(dir_fd: int, name: bytes) -> None:
     flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(marks.oci_whiteout(name), flags, 0o600, dir_fd=dir_fd))
 

@@ -36,6 +36,8 @@ ORIGIN: Final = b"origin"
 NLINK: Final = b"nlink"
 # Ours: the inode number that the file had before it was copied up (u64, little-endian).
 NUMBER: Final = b"overlayfs.number"
+# Ours: how many links the lower file has that this one was copied from (u64, little-endian).
+LOWER_LINKS: Final = b"overlayfs.lower-links"
 
 OVERRIDE_NAMES: Final = (
     b"user.containers.override_stat",
@@ -71,6 +73,7 @@ class Marks:
     metacopy: bool = False
     number: int | None = None
     nlink: bytes | None = None
+    lower_links: int | None = None
 
 
 NO_MARKS: Final = Marks()
@@ -173,14 +176,23 @@ def _marks(path: bytes, present: list[bytes], read: Callable[[bytes, bytes], byt
                 return read(path, prefix + mark)
         return None
 
-    number = value(NUMBER)
     return Marks(
         opacity=_opacity(value(OPAQUE)),
         redirect=value(REDIRECT),
         metacopy=value(METACOPY) is not None,
-        number=struct.unpack("<Q", number)[0] if number is not None and len(number) == 8 else None,
+        number=_integer(value(NUMBER)),
         nlink=value(NLINK),
+        lower_links=_integer(value(LOWER_LINKS)),
     )
+
+
+def integer_value(number: int) -> bytes:
+    """An integer as our own marks hold it."""
+    return struct.pack("<Q", number)
+
+
+def _integer(value: bytes | None) -> int | None:
+    return struct.unpack("<Q", value)[0] if value is not None and len(value) == 8 else None
 
 
 def _opacity(value: bytes | None) -> Opacity:

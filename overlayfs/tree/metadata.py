@@ -37,11 +37,7 @@ class AclEntry(NamedTuple):
 
 def parse_acl(value: bytes) -> list[AclEntry]:
     """The entries of a POSIX ACL xattr; raises EINVAL where it is malformed."""
-    if (
-        len(value) < 4
-        or (len(value) - 4) % _ACL_ENTRY.size
-        or struct.unpack_from("<I", value)[0] != _ACL_VERSION
-    ):
+    if len(value) < 4 or (len(value) - 4) % _ACL_ENTRY.size or struct.unpack_from("<I", value)[0] != _ACL_VERSION:
         raise OSError(errno.EINVAL, "malformed ACL")
     return [AclEntry(*entry) for entry in _ACL_ENTRY.iter_unpack(value[4:])]
 
@@ -96,25 +92,27 @@ def _masked(entries: list[AclEntry], mode: int) -> tuple[int, list[AclEntry]]:
     return masked, result
 
 
-def copy_metadata(source: int, target: int, uid: int, gid: int, mode: int, st: os.stat_result) -> None:
+def copy_metadata(
+    source: int, target: int, uid: int, gid: int, mode: int, st: os.stat_result, without: bytes = b""
+) -> None:
     """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
 
-    Overlay marks are not copied. To be called after the data is written: writing clears capabilities.
+    Overlay marks are not copied, nor is the xattr `without`. To be called after the data is written: writing clears capabilities.
     """
     path = descriptor_path(target)
     if (uid, gid) != (os.geteuid(), os.getegid()):
         os.chown(path, uid, gid)
-    copy_xattrs(source, target)
+    copy_xattrs(source, target, without)
     if not stat.S_ISLNK(mode):
         os.chmod(path, stat.S_IMODE(mode))
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 
-def copy_xattrs(source: int, target: int) -> None:
+def copy_xattrs(source: int, target: int, without: bytes = b"") -> None:
     """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
     source_path, target_path = descriptor_path(source), descriptor_path(target)
     for name in map(os.fsencode, os.listxattr(source_path)) if _has_xattrs(source_path) else ():
-        if marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES:
+        if name == without or marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES:
             continue
         try:
             os.setxattr(target_path, name, os.getxattr(source_path, name))

@@ -206,9 +206,7 @@ def copy_data(source: int, target: int, size: int) -> None:
 def _clone(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
-    except (
-        OSError
-    ):  # any refusal: another filesystem, no support, seccomp; copying tells what really is wrong
+    except OSError:  # any refusal: another filesystem, no support, seccomp; copying tells what really is wrong
         return False
     return True
 

@@ -23,6 +23,8 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 _SYS_GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 _LONGEST_PATH = 3000
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +54,12 @@ def mount(source: bytes, target: bytes, kind: bytes, data: bytes = b"", flags: i
 def unmount(target: bytes, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(target, flags), target)
+
+
+def leave_mount_namespace() -> None:
+    """Make mounts that only this process (its thread and its children) sees from now on."""
+    _check(_libc.unshare(_CLONE_NEWNS))
+    mount(b"none", b"/", b"none", flags=_MS_REC | _MS_PRIVATE)
 
 
 class DirectoryRecord(NamedTuple):

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.inodes import AttributeChanges, Caller
 
 from .trees import PAGES
 

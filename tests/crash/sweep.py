@@ -19,7 +19,7 @@ from overlayfs.overlay.options import FsyncPolicy, OverlayOptions, WhiteoutForma
 from .mounting import kernel_overlay
 from .operations import Operation
 from .supervisor import Call, Ending, Fail, Fault, Gate, Kill, Run, Short, supervise
-from .syscall_table import REMOVALS, SHORTENABLE, plausible_errors
+from .syscall_table import SHORTENABLE, plausible_errors
 from .trees import Layers, Tree, differences, make_upper, seen_at, seen_through, without_times
 
 Item = TypeVar("Item")
@@ -326,11 +326,11 @@ def _judge_error(scene: Scene, run: Run, point: ErrorPoint, where: str, figures:
         figures.add("failed")
         if isinstance(point.action, Short) or report.error != point.action.errno:
             figures.accuse("wrong errno", f"{where}: {os.strerror(report.error)}")
-    _judge_tree(scene, run, report, where, figures)
-    _judge_remains(scene, run, report, where, figures)
+    _judge_tree(scene, report, where, figures)
+    _judge_remains(scene, report, where, figures)
 
 
-def _judge_tree(scene: Scene, run: Run, report: Report, where: str, figures: Figures) -> None:
+def _judge_tree(scene: Scene, report: Report, where: str, figures: Figures) -> None:
     reached = len(scene.states) - 1 if report.failed_step is None else report.failed_step
     verdict = "ok but wrong" if report.failed_step is None else "partial"
     if report.live is None or report.complaint:
@@ -355,9 +355,10 @@ def _judge_tree(scene: Scene, run: Run, report: Report, where: str, figures: Fig
         figures.accuse("left in workdir", f"{where}: after a remount {sorted(left)}")
 
 
-def _judge_remains(scene: Scene, run: Run, report: Report, where: str, figures: Figures) -> None:
+def _judge_remains(scene: Scene, report: Report, where: str, figures: Figures) -> None:
+    """A failure leaves nothing.  What was replaced and could not be removed is left for the next mount."""
     left = report.work - scene.allowed_work()
-    if left and run.struck is not None and run.struck.name not in REMOVALS:  # else left for the next mount to remove
+    if left and report.error is not None:
         figures.accuse("left in workdir", f"{where}: {sorted(left)}")
     if report.descriptors and not report.complaint:
         figures.accuse("descriptors leaked", f"{where}: {report.descriptors}")

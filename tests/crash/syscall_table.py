@@ -61,7 +61,6 @@ MUTATING_OPEN_FLAGS = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
 OPENS = frozenset({"open", "openat", "openat2", "creat"})
 SYNCS = frozenset({"fsync", "fdatasync", "sync", "syncfs", "sync_file_range"})
-REMOVALS = frozenset({"unlink", "unlinkat", "rmdir"})
 SHORTENABLE = frozenset({"write", "pwrite64", "copy_file_range", "sendfile"})
 
 SYSCALLS: dict[int, Syscall] = {

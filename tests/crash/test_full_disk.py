@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import WhiteoutFormat
 

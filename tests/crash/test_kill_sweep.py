@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import WhiteoutFormat
 

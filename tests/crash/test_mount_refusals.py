@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import MountError, OverlayOptions, WhiteoutFormat
 

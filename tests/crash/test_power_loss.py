@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import FsyncPolicy, WhiteoutFormat
 
+from .mounting import sync_file_system
 from .operations import (
     Step,
     chmod,
@@ -41,10 +44,8 @@ from .power import (
     timeless,
     tree_of,
 )
-from .mounting import sync_file_system
 from .sweep import Figures, options_for, sampled
 from .trees import PAGES, Tree, differences, make_upper, seen_through
-from overlayfs.overlay.engine import Overlay
 
 SEED = 20240601
 

@@ -112,7 +112,8 @@ def create(name: str, mode: int = 0o666, flags: int = os.O_CREAT | os.O_EXCL | o
 
 
 def fallocate(name: str) -> Call:
-    return opened(name, os.O_WRONLY, lambda descriptor: os.posix_fallocate(descriptor, 0, 4096))
+    """Beyond the end, so that it writes even where the C library must imitate it; that needs to read, too."""
+    return opened(name, os.O_RDWR, lambda descriptor: os.posix_fallocate(descriptor, len(BIG), 4096))
 
 
 def mmap_write(name: str) -> Call:

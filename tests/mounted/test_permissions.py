@@ -70,7 +70,8 @@ def arena(module_scratch: Path) -> Iterator[Stack]:
     for row in ROWS:
         _put(row, stack.lowers[0] / row.name)
         _put(row, plain / row.name)
-    stack.mount()
+    # who may do what does not depend on what a crash would leave
+    stack.mount("volatile")
     yield stack
     stack.unmount()
 

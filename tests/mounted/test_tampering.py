@@ -223,11 +223,58 @@ CASES: dict[str, Tamper] = {
 }  # fmt: skip
 
 
+REFUSED_BY_US = {
+    "redirect-nul",
+    "redirect-nul-at-end",
+    "redirect-257-bytes",
+    "redirect-long",
+    "file-redirect-nul",
+    "file-redirect-nul-at-end",
+    "metacopy-version",
+    "metacopy-length",
+    "metacopy-long",
+}
+"""Malformed marks that the kernel happens to read as something; to us they are EIO."""
+
+
+def departures(expected: Observations, found: Observations, *, may_refuse: bool) -> list[str]:
+    """Where we show something else than the kernel does.
+
+    Whatever error the kernel has for a mark that leads nowhere, ours is EIO. Names that the kernel lists but does
+    not find (whiteouts where nothing is merged) we do not list.
+    """
+    wanted = _without_ghosts(expected)
+    lines: list[str] = []
+    for path in sorted(wanted.keys() | found.keys()):
+        want, have = wanted.get(path), found.get(path)
+        refused = have is not None and "EIO" in have
+        justified = may_refuse or (want is not None and bool({"EIO", "EINVAL", "EACCES"} & set(map(str, want))))
+        if want != have and not (refused and justified) and not _is_below_refused(path, found):
+            lines.append(f"{path}: {have}, but the kernel {want}")
+    return lines
+
+
+def _without_ghosts(observed: Observations) -> Observations:
+    ghosts = {path for path, facts in observed.items() if facts[0] == "ENOENT"}
+    return {
+        path: (facts[0], [name for name in facts[1] if os.path.join(path, name) not in ghosts], *facts[2:])
+        if isinstance(facts[1], list)
+        else facts
+        for path, facts in observed.items()
+        if path not in ghosts
+    }
+
+
+def _is_below_refused(path: str, found: Observations) -> bool:
+    parents = [str(parent) for parent in Path(path).parents]
+    return any("EIO" in found.get("" if parent == "." else parent, ()) for parent in parents)
+
+
 def _layers(stack: Stack) -> None:
     for layer in ("lower1", "lower0", "upper"):
         make_tree(
             stack.base / layer,
-            [f"d/{layer}", "d/f0", "d/sub/f0", "other/f0", "other/sub/f0", "file"],
+            [f"d/{layer}", "d/f0", "d/sub/f0", f"other/{layer}", "other/f0", "other/sub/f0", "file"],
             layer.encode(),
         )
         (stack.base / layer / "link").symlink_to(stack.base.parent / "outside")
@@ -261,7 +308,7 @@ def test_lying_marks_are_errors_or_ignored_as_by_the_kernel(
     stack.mount("metacopy=on")
     found = observe(stack.place)
     assert shows_secret(found) == []
-    assert found == expected
+    assert departures(expected, found, may_refuse=name.removeprefix("lower-") in REFUSED_BY_US) == []
     disturb(stack.place)
     assert is_alive(stack)
 
@@ -343,9 +390,7 @@ def test_changed_lower_layer_is_stale_or_an_error(
     CHANGES[name](stack.lowers[0])
     found = observe(stack.place)
     assert shows_secret(found) == []
-    wrong = {
-        answer for facts in found.values() for answer in facts if isinstance(answer, str) and answer[0] == "E"
-    }
+    wrong = {answer for facts in found.values() for answer in facts if isinstance(answer, str) and answer[0] == "E"}
     assert wrong <= ANSWERS_TO_CHANGE
     disturb(stack.place)
     assert is_alive(stack)
@@ -422,13 +467,9 @@ def _client(place: Path, number: int) -> Callable[[int], object]:
 
 
 @pytest.mark.parametrize("timeout", ["", "timeout=0"])
-def test_directories_swapped_for_links_lead_nobody_out(
-    timeout: str, stack: Stack, canary: Path, long: bool
-) -> None:
+def test_directories_swapped_for_links_lead_nobody_out(timeout: str, stack: Stack, canary: Path, long: bool) -> None:
     for layer in (stack.upper, stack.lowers[0]):
-        make_tree(
-            layer, [f"d/{inside}f{number}" for inside in ("", "sub/", "sub/deep/") for number in range(4)]
-        )
+        make_tree(layer, [f"d/{inside}f{number}" for inside in ("", "sub/", "sub/deep/") for number in range(4)])
         (layer / "d-link").symlink_to(canary)
         (layer / "d/sub-link").symlink_to(canary / "sub")
     stack.mount(timeout)

@@ -219,9 +219,7 @@ class EngineTarget:
     def _is_above(self, ino: int, path: bytes) -> bool:
         """Whether the walk to the directory of `path` passes through `ino`."""
         parts = path.split(b"/")[:-1]
-        return any(
-            self._walk(b"/".join(parts[:depth]), follow=True).ino == ino for depth in range(1, len(parts) + 1)
-        )
+        return any(self._walk(b"/".join(parts[:depth]), follow=True).ino == ino for depth in range(1, len(parts) + 1))
 
     def link(self, old: bytes, new: bytes) -> None:
         self._give_back()
@@ -257,7 +255,14 @@ class EngineTarget:
         self.overlay.setattr(ino, AttributeChanges(mode=mode), self.caller)
 
     def chown(self, path: bytes, uid: int, gid: int) -> None:
-        self.overlay.setattr(self._find(path).ino, AttributeChanges(uid=uid, gid=gid), self.caller)
+        found = self._find(path)
+        if uid == gid == -1:
+            # nobody changes, but set-id bits go: the kernel sends the mode that is left
+            kept = found.mode & ~(stat.S_ISUID | (stat.S_ISGID if found.mode & stat.S_IXGRP else 0))
+            changes = AttributeChanges(mode=kept if stat.S_ISREG(found.mode) else None)
+        else:
+            changes = AttributeChanges(uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
+        self.overlay.setattr(found.ino, changes, self.caller)
 
     def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
         changes = AttributeChanges(atime_ns=atime_ns, mtime_ns=mtime_ns)
@@ -302,9 +307,7 @@ class EngineTarget:
         names: list[bytes] = []
         offset = 0
         while True:
-            piece = [
-                entry for entry, _ in zip(self.overlay.readdir(handle, offset), range(size), strict=False)
-            ]
+            piece = [entry for entry, _ in zip(self.overlay.readdir(handle, offset), range(size), strict=False)]
             if not piece:
                 return names
             names += [entry.name for entry in piece]
@@ -343,8 +346,7 @@ class EngineTarget:
             mtime_ns=found.mtime_ns if found.mtime_ns < self.started_ns else None,
             data=self._data(found),
             xattrs=tuple(
-                (name, self.overlay.getxattr(found.ino, name))
-                for name in sorted(self.overlay.listxattr(found.ino))
+                (name, self.overlay.getxattr(found.ino, name)) for name in sorted(self.overlay.listxattr(found.ino))
             ),
         )
 

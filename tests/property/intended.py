@@ -23,9 +23,7 @@ def _held_read_only(step: Step, plain: Outcome, found: Outcome) -> bool:
 
 
 INTENDED = (
-    Intended(
-        "kernel", "who opened for reading before the copy-up goes on reading the lower file", _held_read_only
-    ),
+    Intended("kernel", "who opened for reading before the copy-up goes on reading the lower file", _held_read_only),
 )
 
 

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 from hypothesis import note
 from hypothesis import strategies as st
@@ -102,7 +103,7 @@ class ThreeWays(RuleBasedStateMachine):
         note(str(wanted))
         self.done.append(wanted)
 
-    def _diverge(self, what: str) -> None:
+    def _diverge(self, what: str) -> NoReturn:
         self.diverged = True
         raise Divergence(what)
 
@@ -116,18 +117,21 @@ class ThreeWays(RuleBasedStateMachine):
         self._note(step("observe"))
         expected = self.plain.snapshot()
         for target in self.targets[1:]:
-            self._compare(target.name, expected, target.snapshot())
+            self._compare(target.name, expected, self._snapshot(target))
+
+    def _snapshot(self, target: Target) -> Snapshot:
+        """The target's whole tree; that it can be read without an error is part of the comparison."""
+        try:
+            return target.snapshot()
+        except OSError as error:
+            self._diverge(f"{target.name}: what it lists cannot be read: {error!r}")
 
     # Choosing
 
     def _paths(self, accept: Callable[[int], bool] = lambda mode: True) -> list[bytes]:
         """What is there, but the root, in a plain directory's order."""
         root = self.plain.root
-        return [
-            path
-            for path in self.plain.snapshot()
-            if path and accept(os.lstat(os.path.join(root, path)).st_mode)
-        ]
+        return [path for path in self.plain.snapshot() if path and accept(os.lstat(os.path.join(root, path)).st_mode)]
 
     def _there(self, data: st.DataObject, accept: Callable[[int], bool] = lambda mode: True) -> bytes:
         """A path that mostly names something of the wanted kind."""
@@ -188,11 +192,7 @@ class ThreeWays(RuleBasedStateMachine):
     @rule(data=st.data(), number=st.integers(0, 3))
     def hold(self, data: st.DataObject, number: int) -> None:
         path = self._there(data, stat.S_ISREG)
-        if (
-            number in self.open_numbers
-            or self._is_fifo(path)
-            or os.path.isdir(os.path.join(self.plain.root, path))
-        ):
+        if number in self.open_numbers or self._is_fifo(path) or os.path.isdir(os.path.join(self.plain.root, path)):
             return
         if not isinstance(self.do("hold", number, path, self._flags(number)), str):
             self.open_numbers.add(number)
@@ -253,11 +253,7 @@ class ThreeWays(RuleBasedStateMachine):
     @rule(data=st.data(), flags=st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE)))
     def rename(self, data: st.DataObject, flags: int) -> None:
         old = self._there(data)
-        new = (
-            self._there(data)
-            if flags == RENAME_EXCHANGE or not data.draw(st.integers(0, 2))
-            else self._place(data)
-        )
+        new = self._there(data) if flags == RENAME_EXCHANGE or not data.draw(st.integers(0, 2)) else self._place(data)
         self.do("rename", old, new, flags)
 
     @rule(data=st.data())
@@ -292,11 +288,7 @@ class ThreeWays(RuleBasedStateMachine):
 
     @rule(data=st.data(), name=st.sampled_from(XATTR_NAMES), flags=st.sampled_from((0, 0, 1, 2)))
     def setxattr(self, data: st.DataObject, name: bytes, flags: int) -> None:
-        value = (
-            CAPABILITY
-            if name == b"security.capability"
-            else data.draw(st.sampled_from((b"", b"1", b"x" * 200)))
-        )
+        value = CAPABILITY if name == b"security.capability" else data.draw(st.sampled_from((b"", b"1", b"x" * 200)))
         accept = stat.S_ISREG if name == b"security.capability" else None
         self.do("setxattr", self._there(data, accept or (lambda mode: True)), name, value, flags)
 
@@ -366,6 +358,6 @@ class ThreeWays(RuleBasedStateMachine):
             note(f"interchange: what {writer} wrote")
             self._add(opener, [place, self.base / f"{writer}-upper", self.base / f"{writer}-work"])
             self.targets[-1].started_ns = self.plain.started_ns
-            found = self.targets[-1].snapshot()
+            found = self._snapshot(self.targets[-1])
             self.targets.pop().close()
             self._compare(f"over the upper that {writer} wrote, the other", expected, found)

@@ -19,9 +19,7 @@ class EngineMachine(ThreeWays):
     """Ours is the engine without a mount."""
 
     def open_ours(self, place: Path, lowers: Sequence[Path], upper: Path, work: Path) -> Target:
-        options = OverlayOptions(
-            lowers=tuple(bytes(lower) for lower in lowers), upper=bytes(upper), work=bytes(work)
-        )
+        options = OverlayOptions(lowers=tuple(bytes(lower) for lower in lowers), upper=bytes(upper), work=bytes(work))
         return EngineTarget(options)
 
 

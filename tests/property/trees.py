@@ -72,9 +72,7 @@ def _in_layer(node: Node, index: int) -> Node:
 
 def _put(merged: dict[bytes, Node], path: bytes, node: Node) -> None:
     below = merged.get(path)
-    joins = (
-        node.kind is Kind.DIRECTORY and not node.opaque and below is not None and below.kind is Kind.DIRECTORY
-    )
+    joins = node.kind is Kind.DIRECTORY and not node.opaque and below is not None and below.kind is Kind.DIRECTORY
     if not joins:
         _remove(merged, path)
     if node.kind is not Kind.WHITEOUT:
@@ -90,9 +88,7 @@ def _remove(merged: dict[bytes, Node], path: bytes) -> None:
 def _without_hidden_links(merged: dict[bytes, Node]) -> dict[bytes, Node]:
     """A group of which only one name is left is an ordinary file."""
     names = Counter(node.group for node in merged.values() if node.group is not None)
-    return {
-        path: replace(node, group=None) if names[node.group] == 1 else node for path, node in merged.items()
-    }
+    return {path: replace(node, group=None) if names[node.group] == 1 else node for path, node in merged.items()}
 
 
 def tidy(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -131,15 +127,10 @@ def _with_whole_groups(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     tidied: list[Layer] = []
     for index, layer in enumerate(reversed(layers)):
         stored = Counter(node.group for node in layer.values() if node.group is not None)
-        broken = {
-            group for group, count in stored.items() if visible[group + 1000 * index] != count or count == 1
-        }
+        broken = {group for group, count in stored.items() if visible[group + 1000 * index] != count or count == 1}
         tidied.insert(
             0,
-            {
-                path: replace(node, group=None) if node.group in broken else node
-                for path, node in layer.items()
-            },
+            {path: replace(node, group=None) if node.group in broken else node for path, node in layer.items()},
         )
     return tuple(tidied)
 

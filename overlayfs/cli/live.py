@@ -39,6 +39,7 @@ class MountEntry:
     """One line of mountinfo: proc(5), "/proc/pid/mountinfo"."""
 
     mount_id: int
+    device: bytes
     mountpoint: bytes
     filesystem_type: bytes
     source: bytes
@@ -125,6 +126,7 @@ def _parse_mount_line(line: bytes) -> MountEntry:
     fields, tail = before.split(), after.split(b" ")
     return MountEntry(
         mount_id=int(fields[0]),
+        device=fields[2],
         mountpoint=_unescape(fields[4]),
         filesystem_type=tail[0],
         source=_unescape(tail[1]),
@@ -208,6 +210,25 @@ def _why_no_status(error: OSError) -> str:
     if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
         return "its daemon gives no status"
     return os.strerror(error.errno or 0)
+
+
+def holders_elsewhere(device: bytes) -> list[int]:
+    """Processes, one of each other mount namespace that still has the filesystem with this device number."""
+    found: dict[str, int] = {}
+    ours = os.readlink("/proc/self/ns/mnt")
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace != ours and namespace not in found and _has_device(pid, device):
+                found[namespace] = pid
+        except OSError:  # it ended, or is another user's
+            continue
+    return list(found.values())
+
+
+def _has_device(pid: int, device: bytes) -> bool:
+    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
+        return any(_parse_mount_line(line).device == device for line in lines)
 
 
 def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -142,8 +143,9 @@ def _detach(daemon: int) -> int:
     """Keep nothing of the caller's but the daemon's pidfd, which may get another number."""
     os.setsid()
     os.chdir("/")
-    kept = os.dup2(daemon, 3, inheritable=False)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    kept = fcntl.fcntl(daemon, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from contextlib import ExitStack, suppress
 
 from overlayfs.cli.live import (
     CommandError,
     MountEntry,
+    holders_elsewhere,
     mount_at,
     read_status,
     resolve_name,
@@ -20,6 +22,7 @@ from overlayfs.cli.output import printable
 from overlayfs.tree.syscalls import unmount
 
 GONE_WITHIN_S = 30.0
+LOOK_AGAIN_S = 1.0
 USERS_SHOWN = 5
 
 
@@ -121,5 +124,11 @@ def _wait_until_gone(entry: MountEntry, daemon: int | None) -> None:
     path = printable(entry.mountpoint)
     if not wait_until_unmounted(entry, GONE_WITHIN_S):
         raise CommandError(f"{path}: still mounted after {GONE_WITHIN_S:g} s")
-    if daemon is not None and not wait_until_ended(daemon, GONE_WITHIN_S):
-        raise CommandError(f"{path}: unmounted, but its daemon is still at work: its upper is not free yet")
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while daemon is not None and not wait_until_ended(daemon, LOOK_AGAIN_S):
+        holders = holders_elsewhere(entry.device)
+        if holders:
+            names = ", ".join(f"{_command_name(pid)} ({pid})" for pid in holders[:USERS_SHOWN])
+            raise CommandError(f"{path}: unmounted here, but the mount namespace of {names} still has it")
+        if time.monotonic() > deadline:
+            raise CommandError(f"{path}: unmounted, but its daemon is still at work: its upper is not free yet")

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -138,7 +139,8 @@ class Handlers(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         await self._copied_up(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
-        return self._entry(self._overlay.setattr(inode, changes, _caller(ctx)))
+        sets_group = changes.size is not None and self._overlay.getattr(inode).mode & stat.S_ISGID
+        return self._entry(self._overlay.setattr(inode, changes, _caller(ctx, with_groups=bool(sets_group))))
 
     @_answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

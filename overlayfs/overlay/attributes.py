@@ -5,6 +5,7 @@ Reading never copies up; every function that changes something may.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import stat
@@ -136,12 +137,18 @@ def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Calle
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if changes.size is not None and changes.mode is None:
+        before = attributes_of(state, inode)
+        if _loses_setgid(before, caller) and not before.mode & stat.S_IXGRP:
+            # the kernel takes the bit away itself where the group may execute (setattr_should_drop_sgid)
+            changes = dataclasses.replace(changes, mode=before.mode & ~stat.S_ISGID)
     need = copyup.Need.METADATA if changes.size is None else copyup.Need.DATA
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
     if changes.size is not None and not truncated:
         opened = copyup.open_data(state, inode, writable=True)
-        inode.packed = None
-        os.ftruncate(opened.fd, changes.size)
+        inode.packed = inode.xattr_names = None
+        # not ftruncate: that sets mtime even where the size stays
+        os.truncate(descriptor_path(opened.fd), changes.size)
     if changes == AttributeChanges(size=changes.size):
         return
     with state.upper_node(inode) as fd:
@@ -151,6 +158,14 @@ def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Calle
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
             inode.packed = None
+
+
+def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
+    """Read the attributes again after a change that is done and stays done, even where they cannot be read."""
+    try:
+        remember(state, inode, _real_stat(state, inode))
+    except OSError:
+        inode.packed = Packed.pack(otherwise)
 
 
 def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
@@ -248,19 +263,20 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, 
     if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
         value = metadata.map_acl(value, ids.disk_uid, ids.disk_gid)
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
+    before = attributes_of(state, inode)
     with state.upper_node(inode) as fd:
         os.setxattr(descriptor_path(fd), stored, value, flags)
-        if name == metadata.ACCESS_ACL:
-            _clear_setgid(state, inode, fd, caller)
-    _forget_cached(inode, name)
+        _forget_cached(inode, name)
+        if name == metadata.ACCESS_ACL and _loses_setgid(before, caller):  # as on ext4 (posix_acl_update_mode)
+            mode = attributes_of(state, inode).mode & ~stat.S_ISGID
+            _set_owner_and_mode(state, inode, fd, AttributeChanges(mode=mode))
+            inode.packed = None
 
 
-def _clear_setgid(state: State, inode: Inode, fd: int, caller: Caller) -> None:
-    """An ACL set by somebody outside the file's group takes the setgid bit away, as on ext4 (posix_acl_update_mode)."""
-    inode.packed = None
-    now = attributes_of(state, inode)
-    if now.mode & stat.S_ISGID and caller.uid != 0 and now.gid != caller.gid and now.gid not in caller.groups:
-        _set_owner_and_mode(state, inode, fd, AttributeChanges(mode=now.mode & ~stat.S_ISGID))
+def _loses_setgid(before: Attributes, caller: Caller) -> bool:
+    """True where a change by the caller takes the setgid bit away: who is not in the group may not leave it."""
+    outside = before.gid != caller.gid and before.gid not in caller.groups
+    return bool(before.mode & stat.S_ISGID) and outside and caller.uid != 0
 
 
 def removexattr(state: State, inode: Inode, name: bytes) -> None:

@@ -115,7 +115,7 @@ class CopyUp:
         # what is published with a new size is the truncated file already: modified now, and without capabilities
         without = b"" if self._new_size is None else metadata.CAPABILITY
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
-        if self._new_size is not None:
+        if self._new_size not in (None, self._st.st_size):
             syscalls.set_times(fd, None, time.time_ns())
         if self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE:
             os.fsync(fd)  # before it is published: a crash must not leave an empty file in place of the lower one
@@ -150,8 +150,6 @@ class CopyUp:
             inode.lower = None
         inode.packed = inode.xattr_names = None
         state.descriptors.drop_file(inode.number)
-        for parent, name in names:
-            lookup.note(parent, name, Kind.FILE)
         if self._st.st_nlink > 1 and names:
             state.share(inode, UPPER_INDEX, self._draft_st)
 
@@ -200,8 +198,9 @@ class _LinkedCompletion(CopyUp):
 def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     """Publish into an upper directory that must not look changed by it."""
     dir_fd = state.upper_fd(parent)
-    before = os.fstat(dir_fd)
+    before, made = os.fstat(dir_fd), os.fstat(draft.fd)
     draft.publish(dir_fd, name)
+    lookup.note(parent, name, Kind.DIRECTORY if stat.S_ISDIR(made.st_mode) else Kind.FILE)
     with drafts.afterwards():
         syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
     if state.options.fsync is FsyncPolicy.STRICT:
@@ -289,7 +288,6 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.above = {}
     directory.default_acl = False
     directory.packed = directory.xattr_names = None
-    lookup.note(parent, directory.name, Kind.DIRECTORY)
 
 
 def make_opaque(state: State, directory: Directory) -> None:

@@ -38,7 +38,8 @@ def publish(
     first, *others = names
     if index_name is None:
         copyup.publish_name(state, draft, *first)
-        link_names(state, state.upper_fd(first[0]), first[1], others)
+        with afterwards():
+            link_names(state, state.upper_fd(first[0]), first[1], others)
         inode.lost_links = 0
         return
     index_fd = _index_fd(state)
@@ -85,7 +86,13 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         link_names(state, dir_fd, source, [(parent, name)])
         inode.lost_links += 1
         inode.packed = None
-        with afterwards():
+        _count_from_upper(state, fd, inode.lost_links)
+
+
+def before_linking(state: State, inode: Inode) -> None:
+    """A name in the upper is about to be made or deleted: have the count on disk follow that by itself."""
+    if inode.index_name is not None:
+        with state.upper_node(inode) as fd:
             _count_from_upper(state, fd, inode.lost_links)
 
 

@@ -56,6 +56,14 @@ class Layer:
 def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
     """Hold the directory `path` as a layer; OSError where it cannot be opened or is no directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _describe(index, path, fd, data_only)
+    except OSError:
+        os.close(fd)
+        raise
+
+
+def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     st = os.fstat(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)

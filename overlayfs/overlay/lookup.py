@@ -268,7 +268,9 @@ def _upper_directory(
     directory = _new_directory(state, parent, name, number)
     directory.upper = True
     directory.lower_path = redirects.join(parent.lower_path, name)
-    opaque = kind is Kind.OPAQUE_DIRECTORY or redirects.is_opaque(state.upper_fd(parent), name, found)
+    # an OCI whiteout beside the directory hides its lower part, but not one that a redirect finds elsewhere
+    beside = kind is Kind.OPAQUE_DIRECTORY and found.redirect is None
+    opaque = beside or redirects.is_opaque(state.upper_fd(parent), name, found)
     if not opaque and found.redirect is not None and state.follows_redirects:
         directory.lower_path = marks.redirect_target(found.redirect, parent.lower_path)
         directory.lowers = redirects.locate(state, 0, directory.lower_path)

@@ -161,6 +161,8 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     copyup.ensure_upper(state, inode)
     with state.upper_node(inode) as fd:
         st = os.fstat(fd)
+    indexing.before_linking(state, inode)
+    before = attributes.attributes_of(state, inode)
     dir_fd = state.upper_fd(parent)
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
@@ -170,8 +172,8 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     if inode.shared_as is None:
         state.share(inode, UPPER_INDEX, st)
     inode.add_name(parent, name)
-    inode.packed = None
     note_new_name(inode, parent, name)
+    attributes.refresh(state, inode, before._replace(nlink=before.nlink + 1))
 
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
@@ -226,9 +228,10 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
         lookup.note(parent, name, Kind.WHITEOUT)
         note_hidden(state, inode)
     else:
+        indexing.before_linking(state, inode)
         hold(state, inode)
         if covered:
-            whiteouts.replace_by_whiteout(state, dir_fd, name)
+            inode.lost_links += not whiteouts.replace_by_whiteout(state, dir_fd, name)
         elif inode.is_directory:
             _remove_directory(state, dir_fd, name)
         else:
@@ -303,6 +306,8 @@ def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> N
         del parent.children[name]
     inode.remove_name(parent, name)
     inode.packed = None
+    if inode.parent is None:
+        state.sync_errors.pop(inode.number, None)
     if inode.index_name is not None and not list(inode.names()) and inode.number in state.orphans:
         indexing.remove(state, inode)
     state.drop_if_unused(inode)

@@ -30,6 +30,14 @@ _OVERRIDE_ROOT = b"0:0:755:dir"
 
 def open_state(options: OverlayOptions) -> State:
     """All layers open and checked, upper and workdir locked and clean."""
+    try:
+        return _open_state(options)
+    except OSError as error:
+        where = f"{_text(error.filename)}: " if isinstance(error.filename, bytes) and error.filename else ""
+        raise MountError(f"cannot open the layers: {where}{error.strerror}") from None
+
+
+def _open_state(options: OverlayOptions) -> State:
     limit = _raise_descriptor_limit()
     with ExitStack() as undo:
         layers = _open_lowers(options, undo)
@@ -123,11 +131,8 @@ def _contains(outer: Layer, inner: Layer) -> bool:
     wanted = os.fstat(outer.root_fd)
     path = os.path.realpath(inner.path)
     while True:
-        try:
-            if os.path.samestat(os.stat(path), wanted):
-                return True
-        except OSError:
-            return False
+        if os.path.samestat(os.stat(path), wanted):
+            return True
         above = os.path.dirname(path)
         if above == path:
             return False

@@ -151,7 +151,7 @@ class State:
     `layers` is indexed as `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None
     for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
-    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed;
+    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed until they are deleted;
     `unsynced_names` files that got their name in the upper after their data, which fdatasync alone may not persist.
     """
 
@@ -233,7 +233,6 @@ class State:
             self.by_real.pop(key, None)
         self.descriptors.drop_file(inode.number)
         self.descriptors.drop_directory(inode.number)
-        self.sync_errors.pop(inode.number, None)
         self.unsynced_names.discard(inode.number)
         orphan = self.orphans.pop(inode.number, None)
         if orphan is not None:

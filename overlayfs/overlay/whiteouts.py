@@ -33,8 +33,11 @@ def whiteout(state: State, dir_fd: int, name: bytes) -> None:
             draft.publish(dir_fd, name)
 
 
-def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> None:
-    """Hide `name` and remove what the upper directory `dir_fd` has under it, in that order or at once."""
+def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
+    """Hide `name` and remove what the upper directory `dir_fd` has under it, in that order or at once.
+
+    False where it is hidden but could not be removed from the workdir.
+    """
     work_fd, gone = state.work_fd, state.draft_name()
     assert work_fd is not None
     if state.whiteout is WhiteoutFormat.OVERLAY:
@@ -47,8 +50,11 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> None:
         with _xattr_whiteout(state) as draft:
             draft.publish(work_fd, gone)
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
+    removed = False
     with drafts.afterwards():
         drafts.remove(work_fd, gone)
+        removed = True
+    return removed
 
 
 def draft_whiteout(state: State) -> drafts.Draft:

@@ -175,6 +175,22 @@ def test_lazy_unmount_takes_a_busy_mount_away(mounted: Site) -> None:
         assert held.read() == b"a\n"
 
 
+def test_unmount_says_that_another_mount_namespace_keeps_it(mounted: Site) -> None:
+    command = ["unshare", "--mount", "sh", "-c", "echo ready; read line"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == b"ready\n"
+        daemon = os.pidfd_open(daemon_of(mounted))
+        try:
+            said = run("umount", mounted.mountpoint, status=1).stderr
+            assert f"unmounted here, but the mount namespace of sh ({other.pid})" in said
+            assert mount_at(os.fsencode(mounted.mountpoint)) is None
+            other.stdin.close()
+            assert wait_until_ended(daemon, PATIENCE_S)
+        finally:
+            os.close(daemon)
+
+
 def test_second_mount_of_the_same_upper_is_refused(mounted: Site) -> None:
     other = mounted.top / "other"
     other.mkdir()
@@ -324,11 +340,13 @@ def test_diff_of_a_fresh_mount_is_empty(mounted: Site) -> None:
 
 
 def test_reading_and_listing_changes_nothing(mounted: Site) -> None:
+    before = diff(mounted, "--all")  # the root itself: upper and lower were made at different times
     for path in mounted.mountpoint.rglob("*"):
         path.stat()
         if path.is_file():
             path.read_bytes()
-    assert diff(mounted, "--all") == []
+    assert before == diff(mounted, "--all") == ["M /"]
+    assert list(mounted.upper.iterdir()) == []
 
 
 def test_diff_of_a_mount_shows_what_was_done(mounted: Site) -> None:

@@ -243,7 +243,7 @@ def is_opaque(place: bytes, form: Format) -> bool:
 
 
 def check_work(places: Directories, target: Target) -> None:
-    """Nothing half made is left behind; the index of hard links may stay."""
+    """Nothing half made is left behind; what keeps count of hard links may stay."""
     if places.upper is None or target.name == KERNEL:
         return
     work = places.at(places.work)
@@ -251,8 +251,8 @@ def check_work(places: Directories, target: Target) -> None:
         os.path.relpath(os.path.join(parent, name), work)
         for parent, directories, names in os.walk(work)
         for name in (*directories, *names)
-        if os.path.join(parent, name) not in (os.path.join(work, b"work"), os.path.join(work, b"index"))
-        and not parent.startswith(os.path.join(work, b"index"))
+        if os.path.relpath(os.path.join(parent, name), work).split(b"/")[0] not in (b"index", b"overlayfs-links")
+        and os.path.join(parent, name) != os.path.join(work, b"work")
     ]
     assert not left, f"left in the workdir: {left}"
 

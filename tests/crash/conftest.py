@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .sweep import Figures
+from .sweep import Figures, Stage
 from .trees import make_lowers
 
 FIGURES = pytest.StashKey[dict[str, Figures]]()
@@ -43,6 +43,11 @@ def lowers(memory: Path) -> tuple[Path, ...]:
     return make_lowers(memory)
 
 
+@pytest.fixture(scope="session")
+def stage(memory: Path, lowers: tuple[Path, ...]) -> Stage:
+    return Stage(lowers, memory / "stage")
+
+
 @pytest.fixture
 def scratch(memory: Path) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(dir=memory))
@@ -50,11 +55,6 @@ def scratch(memory: Path) -> Iterator[Path]:
         yield base
     finally:
         shutil.rmtree(base)
-
-
-@pytest.fixture
-def long(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture

@@ -86,7 +86,6 @@ class Scene:
     lowers: tuple[Path, ...]
     base: Path
     whiteout: WhiteoutFormat
-    with_kernel: bool = False
     states: list[State] = field(default_factory=list)
     unharmed: Run = field(default_factory=Run)
 
@@ -108,7 +107,7 @@ class Scene:
             if report.live is None or report.failed_step is not None:
                 raise AssertionError(f"{self.name} fails without a fault: {report}")
             self.unharmed = run
-            state = self.look()
+            state = self.look(with_kernel=self.whiteout is WhiteoutFormat.OVERLAY)
             lines = differences(state.ours, report.live)
             assert not lines, f"{self.name}: a remount changes the tree: {lines}"
             self.states.append(state)
@@ -117,8 +116,8 @@ class Scene:
         empty(self.base)
         make_upper(self.layers, self.whiteout)
 
-    def look(self) -> State:
-        """Mount again, as after a crash, and look; then let the kernel look."""
+    def look(self, *, with_kernel: bool) -> State:
+        """Mount again, as after a crash, and look; then let the kernel look, which may change the upper."""
         overlay = Overlay.open(self.options)
         try:
             ours = seen_through(overlay)
@@ -126,7 +125,7 @@ class Scene:
         finally:
             overlay.close()
         kernel = None
-        if self.with_kernel:
+        if with_kernel:
             with kernel_overlay(self.lowers, self.layers.upper, self.layers.work, self.base) as mount:
                 kernel = seen_at(mount)
         return State(ours, kernel, work)
@@ -190,6 +189,24 @@ class Scene:
     def allowed_work(self) -> frozenset[str]:
         """Names that the workdir may hold after the operation, whatever became of it."""
         return frozenset().union(*(state.work for state in self.states), self.report_of(self.unharmed).work)
+
+
+class Stage:
+    """The layers on which operations are struck.  What they do unharmed is learnt once for all sweeps."""
+
+    def __init__(self, lowers: tuple[Path, ...], base: Path) -> None:
+        self._lowers = lowers
+        self._base = base
+        self._learnt: dict[tuple[str, WhiteoutFormat], Scene] = {}
+
+    def scene(self, name: str, operation: Operation, whiteout: WhiteoutFormat = WhiteoutFormat.OVERLAY) -> Scene:
+        """The scene of `operation`, learnt; a name stands for the same operation always."""
+        key = (name, whiteout)
+        if key not in self._learnt:
+            scene = Scene(name, operation, self._lowers, self._base, whiteout)
+            scene.learn()
+            self._learnt[key] = scene
+        return self._learnt[key]
 
 
 def options_for(
@@ -265,7 +282,7 @@ def sweep_kills(scene: Scene, limit: int | None) -> Figures:
 
 def _judge_kill(scene: Scene, run: Run, where: str, figures: Figures) -> None:
     try:
-        found = scene.look()
+        found = scene.look(with_kernel=scene.states[0].kernel is not None)
     except Exception:  # noqa: BLE001  a finding
         figures.accuse("cannot mount", f"{where}: {traceback.format_exc()}")
         return
@@ -345,7 +362,7 @@ def _judge_tree(scene: Scene, report: Report, where: str, figures: Figures) -> N
             figures.accuse("wrong after retry", f"{where}: {lines}")
             return
     try:
-        found = scene.look()
+        found = scene.look(with_kernel=False)
     except Exception:  # noqa: BLE001  a finding
         figures.accuse("cannot mount", f"{where}: {traceback.format_exc()}")
         return

@@ -5,7 +5,6 @@ import os
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +17,7 @@ from .sweep import (
     ErrorPoint,
     Figures,
     Scene,
+    Stage,
     error_points,
     fingerprint,
     names_below,
@@ -33,12 +33,6 @@ OPERATIONS = MUTATIONS | OBSERVATIONS
 SAMPLE = 4
 
 
-def _scene(name: str, lowers: tuple[Path, ...], scratch: Path, whiteout: WhiteoutFormat) -> Scene:
-    scene = Scene(name, OPERATIONS[name], lowers, scratch, whiteout)
-    scene.learn()
-    return scene
-
-
 def _points(scene: Scene, limit: int | None) -> Sequence[ErrorPoint]:
     """A sample takes a third of its points from the observing calls, the rest from the changing ones."""
     points = error_points(scene.unharmed.calls)
@@ -51,10 +45,8 @@ def _points(scene: Scene, limit: int | None) -> Sequence[ErrorPoint]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_failing_call_gives_its_errno_or_a_right_tree(
-    name: str, lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
-) -> None:
-    scene = _scene(name, lowers, scratch, WhiteoutFormat.OVERLAY)
+def test_failing_call_gives_its_errno_or_a_right_tree(name: str, stage: Stage, figures: dict[str, Figures]) -> None:
+    scene = stage.scene(name, OPERATIONS[name])
     found = sweep_errors(scene, _points(scene, SAMPLE))
     figures.setdefault("errno sweep, sample", Figures()).__iadd__(found)
     assert not found.bad, "\n".join(found.bad)
@@ -64,18 +56,18 @@ def test_failing_call_gives_its_errno_or_a_right_tree(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("whiteout", WhiteoutFormat)
 def test_no_call_of_any_operation_fails_badly(
-    whiteout: WhiteoutFormat, lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
+    whiteout: WhiteoutFormat, stage: Stage, figures: dict[str, Figures]
 ) -> None:
     found = Figures()
     for name in OPERATIONS:
-        scene = _scene(name, lowers, scratch, whiteout)
+        scene = stage.scene(name, OPERATIONS[name], whiteout)
         found += sweep_errors(scene, _points(scene, None))
     figures[f"errno sweep, {whiteout.value}, full"] = found
     assert not found.bad, "\n".join(found.bad)
     assert found.points >= 278
 
 
-def test_sweep_sees_a_partial_change_and_an_untrue_success(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_sweep_sees_a_partial_change_and_an_untrue_success(stage: Stage) -> None:
     """Negative control: a step that ignores a failure, and one that fails half done, are both found."""
 
     def ignore_failure(overlay: Overlay) -> object:
@@ -90,18 +82,16 @@ def test_sweep_sees_a_partial_change_and_an_untrue_success(lowers: tuple[Path, .
     outcomes = {}
     for step in (ignore_failure, fail_half_done):
         operation = Operation((step,), frozenset({b"."}))
-        scene = Scene(step.__name__, operation, lowers, scratch, WhiteoutFormat.OVERLAY)
-        scene.learn()
-        outcomes[step.__name__] = sweep_errors(scene, _points(scene, None)).outcomes
+        scene = stage.scene(step.__name__, operation)
+        outcomes[step.__name__] = sweep_errors(scene, _points(scene, 18)).outcomes
     assert outcomes["ignore_failure"]["ok but wrong"] >= 1
     assert outcomes["fail_half_done"]["partial"] >= 1
 
 
-def test_failed_fsync_is_not_acknowledged_on_retry(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_failed_fsync_is_not_acknowledged_on_retry(stage: Stage) -> None:
     """The kernel reports lost pages once; a second fsync that says yes would be a lie."""
     operation = Operation((write("dir/file", b"new"), sync("dir/file")), frozenset({b".", b"./dir"}))
-    scene = Scene("fsync", operation, lowers, scratch, WhiteoutFormat.OVERLAY)
-    scene.learn()
+    scene = stage.scene("fsync", operation)
     calls = scene.unharmed.calls
     last = max(index for index, call in enumerate(calls) if call.name in ("fsync", "fdatasync"))
     scene.reset()
@@ -124,11 +114,10 @@ def test_failed_fsync_is_not_acknowledged_on_retry(lowers: tuple[Path, ...], scr
     assert run.sent == [errno.EIO, errno.EIO, errno.EIO]
 
 
-def test_copy_whose_fsync_failed_is_made_again(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_copy_whose_fsync_failed_is_made_again(stage: Stage) -> None:
     """After a failed fsync the copy's pages may be gone: the next try copies anew, and syncs that."""
     step = write("big", b"x", len(PAGES))
-    scene = Scene("copy-up", Operation((step,), frozenset({b"."})), lowers, scratch, WhiteoutFormat.OVERLAY)
-    scene.learn()
+    scene = stage.scene("copy-up", Operation((step,), frozenset({b"."})))
     syncs = [index for index, call in enumerate(scene.unharmed.calls) if call.name in ("fsync", "fdatasync")]
     assert syncs, "auto: the copy is synced before it is published"
 
@@ -147,7 +136,7 @@ def test_copy_whose_fsync_failed_is_made_again(lowers: tuple[Path, ...], scratch
     after = names[syncs[0] + 1 :]
     copying = {"copy_file_range", "sendfile", "pwrite64", "write", "ioctl"}
     assert copying & set(after[: after.index(names[syncs[0]])])
-    assert not scene.compare(scene.states[1], scene.look().ours)
+    assert not scene.compare(scene.states[1], scene.look(with_kernel=False).ours)
 
 
 def _errno_of(step: Step, overlay: Overlay) -> int | None:
@@ -158,9 +147,9 @@ def _errno_of(step: Step, overlay: Overlay) -> int | None:
     return None
 
 
-def test_volatile_never_syncs(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_volatile_never_syncs(stage: Stage) -> None:
     operation = MUTATIONS["fsync lower file after write"]
-    scene = Scene("volatile", operation, lowers, scratch, WhiteoutFormat.OVERLAY)
+    scene = stage.scene("fsync lower file after write", operation)
     scene.reset()
 
     def work(gate: Gate) -> None:
@@ -175,10 +164,10 @@ def test_volatile_never_syncs(lowers: tuple[Path, ...], scratch: Path) -> None:
 
 @pytest.mark.parametrize("limit", [40, pytest.param(None, marks=pytest.mark.long)])
 def test_failing_call_while_mounting_refuses_the_mount(
-    limit: int | None, lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
+    limit: int | None, stage: Stage, figures: dict[str, Figures]
 ) -> None:
     """A mount that cannot be made says so and leaves nothing open; the next finds everything as it was."""
-    scene = _scene("mkdir", lowers, scratch, WhiteoutFormat.OVERLAY)
+    scene = stage.scene("mkdir", OPERATIONS["mkdir"])
     options = options_for(scene.layers)  # the format is probed as well
 
     def mount(gate: Gate) -> tuple[str, int]:
@@ -220,7 +209,7 @@ def _judge_mounting(scene: Scene, sent: object, where: str, found: Figures) -> N
         found.accuse("descriptors leaked", f"{where}: {sent}")
     elif "\n" in str(sent[0]):
         found.accuse("refusal is not one line", f"{where}: {sent[0]}")
-    elif lines := scene.compare(scene.states[0], scene.look().ours):
+    elif lines := scene.compare(scene.states[0], scene.look(with_kernel=False).ours):
         found.accuse("wrong tree at the next mount", f"{where}: {lines}")
     elif left := names_below(scene.layers.work) - scene.allowed_work():
         found.accuse("left in workdir", f"{where}: {sorted(left)}")

@@ -1,7 +1,7 @@
 """The process killed before each system call that changes something: the tree is that of before or after."""
 
 import os
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
@@ -10,25 +10,16 @@ from overlayfs.overlay.options import WhiteoutFormat
 
 from .operations import MUTATIONS, Operation, mkdir, set_xattr
 from .supervisor import Ending, Fault, Gate, Kill, supervise
-from .sweep import Figures, Scene, names_below, opened, options_for, sweep_kills
+from .sweep import Figures, Stage, names_below, opened, options_for, sweep_kills
 from .trees import differences, seen_through
 
 SAMPLE = 3
 LONG_POINTS = 400
 
 
-def _scene(name: str, lowers: tuple[Path, ...], scratch: Path, whiteout: WhiteoutFormat) -> Scene:
-    with_kernel = whiteout is WhiteoutFormat.OVERLAY
-    scene = Scene(name, MUTATIONS[name], lowers, scratch, whiteout, with_kernel)
-    scene.learn()
-    return scene
-
-
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_killed_operation_leaves_tree_of_before_or_after(
-    name: str, lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
-) -> None:
-    scene = _scene(name, lowers, scratch, WhiteoutFormat.OVERLAY)
+def test_killed_operation_leaves_tree_of_before_or_after(name: str, stage: Stage, figures: dict[str, Figures]) -> None:
+    scene = stage.scene(name, MUTATIONS[name])
     found = sweep_kills(scene, SAMPLE)
     figures.setdefault("kill sweep, sample", Figures()).__iadd__(found)
     assert found.points
@@ -37,23 +28,19 @@ def test_killed_operation_leaves_tree_of_before_or_after(
 
 @pytest.mark.long
 @pytest.mark.parametrize("whiteout", WhiteoutFormat)
-def test_no_point_of_any_operation_is_bad(
-    whiteout: WhiteoutFormat, lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
-) -> None:
+def test_no_point_of_any_operation_is_bad(whiteout: WhiteoutFormat, stage: Stage, figures: dict[str, Figures]) -> None:
     found = Figures()
     for name in MUTATIONS:
-        found += sweep_kills(_scene(name, lowers, scratch, whiteout), None)
+        found += sweep_kills(stage.scene(name, MUTATIONS[name], whiteout), None)
     figures[f"kill sweep, {whiteout.value}, full"] = found
     assert not found.bad, "\n".join(found.bad)
     assert found.points >= LONG_POINTS
     assert found.outcomes["not reached"] == 0
 
 
-def test_killed_mount_can_be_mounted_again(
-    lowers: tuple[Path, ...], scratch: Path, figures: dict[str, Figures]
-) -> None:
+def test_killed_mount_can_be_mounted_again(stage: Stage, figures: dict[str, Figures]) -> None:
     """The mount that cleans up after a crash is killed at each of its own calls."""
-    scene = _scene("mkdir over whiteout", lowers, scratch, WhiteoutFormat.OVERLAY)
+    scene = stage.scene("mkdir over whiteout", MUTATIONS["mkdir over whiteout"])
     crash = [index for index, call in enumerate(scene.unharmed.calls) if call.mutates][-2]
 
     def mount(gate: Gate) -> None:
@@ -67,7 +54,7 @@ def test_killed_mount_can_be_mounted_again(
         crashed = scene.strike(Fault(crash, Kill()))
         run = supervise(mount, Fault(index, Kill()))
         found.add("killed" if run.ending is Ending.KILLED else "not reached")
-        state = scene.look()
+        state = scene.look(with_kernel=False)
         allowed = scene.states[crashed.completed : crashed.completed + 2]
         if not any(not scene.compare(one, state.ours) and state.work <= one.work for one in allowed):
             found.accuse("bad", f"killed at {run.struck}: {sorted(state.work)}")
@@ -75,30 +62,33 @@ def test_killed_mount_can_be_mounted_again(
     assert not found.bad, "\n".join(found.bad)
 
 
-def test_sweep_finds_the_bad_point_of_two_calls_passed_off_as_one(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_sweep_finds_the_bad_point_of_two_calls_passed_off_as_one(stage: Stage) -> None:
     """Negative control: what is not atomic is found, at the very call between its halves."""
 
     def careless(overlay: Overlay) -> object:
         mkdir("gone")(overlay)
         return set_xattr("gone", b"user.mark", b"value")(overlay)
 
-    scene = Scene("careless", Operation((careless,), frozenset({b"."})), lowers, scratch, WhiteoutFormat.OVERLAY, True)
-    scene.learn()
+    scene = stage.scene("careless", Operation((careless,), frozenset({b"."})))
     found = sweep_kills(scene, None)
     assert found.outcomes["neither old nor new"] >= 1, found.bad
     assert "setxattr" in found.bad[-1]
 
 
-def test_sweep_finds_leftovers(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_sweep_finds_leftovers(stage: Stage) -> None:
     """Negative control: what a mount does not clean is reported."""
-    scene = _scene("mkdir", lowers, scratch, WhiteoutFormat.OVERLAY)
-    scene.states = [state._replace(work=frozenset()) for state in scene.states]
-    scene.unharmed.sent = scene.report_of(scene.unharmed)._replace(work=frozenset())
+    scene = stage.scene("mkdir", MUTATIONS["mkdir"])
+    report = scene.report_of(scene.unharmed)._replace(work=frozenset())
+    scene = replace(
+        scene,
+        states=[state._replace(work=frozenset()) for state in scene.states],
+        unharmed=replace(scene.unharmed, sent=report),
+    )
     assert any("left in workdir" in line for line in sweep_kills(scene, 1).bad)
 
 
-def test_rubbish_in_workdir_is_removed_by_the_mount(lowers: tuple[Path, ...], scratch: Path) -> None:
-    scene = _scene("mkdir", lowers, scratch, WhiteoutFormat.OVERLAY)
+def test_rubbish_in_workdir_is_removed_by_the_mount(stage: Stage) -> None:
+    scene = stage.scene("mkdir", MUTATIONS["mkdir"])
     scene.reset()
     with opened(scene.options):
         clean = names_below(scene.layers.work)
@@ -113,9 +103,9 @@ def test_rubbish_in_workdir_is_removed_by_the_mount(lowers: tuple[Path, ...], sc
         assert not differences(scene.states[0].ours, seen_through(overlay))
 
 
-def test_killed_owner_leaves_no_lock(lowers: tuple[Path, ...], scratch: Path) -> None:
+def test_killed_owner_leaves_no_lock(stage: Stage) -> None:
     """The lock of upper and workdir goes with the process; nothing has to be cleared by hand."""
-    scene = _scene("mkdir", lowers, scratch, WhiteoutFormat.OVERLAY)
+    scene = stage.scene("mkdir", MUTATIONS["mkdir"])
     assert scene.strike(Fault(0, Kill())).ending is Ending.KILLED
     with opened(options_for(scene.layers, scene.whiteout)) as overlay:
         assert overlay.getattr(1).ino == 1

@@ -41,6 +41,17 @@ _SHARED_CASES = [
     if {ENGINE, KERNEL} <= case.targets and case.steps and case.upper is not None and case.id not in KERNEL_DIFFERENCES
 ]
 _EVERY = 6
+# Deleting one name of a hard-linked lower file copies nothing up: the kernel, which would have copied it, keeps the
+# count in the copy and so cannot know ours. As a lower layer, an upper has no index to tell it of links at all.
+_LINKS_ONLY_WE_KNOW = {
+    ("rename-over-hard-link", Format.OVERLAY),
+    ("rename-over-hard-link", Format.OVERLAY_XATTR),
+    ("rename-hard-link-keeps-the-others", Format.OVERLAY_XATTR),
+    ("unlink-one-of-three", Format.OVERLAY),
+    ("unlink-two-of-three", Format.OVERLAY),
+    ("replace-one-of-two", Format.OVERLAY),
+    ("delete-and-remake-one-of-two", Format.OVERLAY),
+}
 
 
 def _some_by_default(forms: Sequence[Format]) -> list[object]:
@@ -70,7 +81,11 @@ def _change(target: Target, case: Case, places: Directories, form: Format) -> No
 def test_kernel_reads_what_we_have_written(case: Case, form: Format) -> None:
     with directories(case, form) as places:
         _change(EngineTarget(), case, places, form)
-        assert not _shows(KernelTarget(), case, places, form)
+        lines = _shows(KernelTarget(), case, places, form)
+    if (case.id, form) in _LINKS_ONLY_WE_KNOW:
+        assert lines
+        lines = [line for line in lines if "nlink is" not in line and "not one inode" not in line]
+    assert not lines
 
 
 @pytest.mark.parametrize(("case", "form"), _some_by_default([Format.OVERLAY]))

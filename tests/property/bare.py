@@ -6,7 +6,6 @@ import stat
 from typing import ClassVar, NoReturn
 
 from overlayfs.overlay.engine import AttributeChanges, Attributes, Caller, Overlay
-
 from overlayfs.overlay.options import OverlayOptions
 
 from .steps import RENAME_EXCHANGE, RENAME_NOREPLACE, UMASK, Entry, Snapshot, now_of_files_ns

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
-from overlayfs.cli.live import CommandError, mount_at, read_status, resolve
+from overlayfs.cli.live import CommandError, in_time, mount_at, read_status, resolve
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
 from overlayfs.cli.patch import print_patch
 from overlayfs.overlay.changes import Change, ChangeKind, Comparison, Version
+from overlayfs.tree.syscalls import sync_filesystem
 
+SYNC_WITHIN_S = 60.0
 _STYLES = {ChangeKind.ADDED: "green", ChangeKind.MODIFIED: "yellow", ChangeKind.DELETED: "red"}
 _WORDS = {ChangeKind.ADDED: "added", ChangeKind.MODIFIED: "modified", ChangeKind.DELETED: "deleted"}
 
@@ -53,7 +55,17 @@ def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
     status = read_status(path)
     if status.upper is None:
         raise CommandError(f"{printable(tree)}: mounted without an upper, so nothing can have changed")
+    in_time(lambda: _sync(path), SYNC_WITHIN_S)
     return Comparison.open(status.upper, status.lowers, status.data_lowers, status.work)
+
+
+def _sync(mountpoint: bytes) -> None:
+    """Let the kernel hand what it has not written yet to the daemon: with writeback=1 the upper lags behind."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
 
 
 def _shown_path(change: Change) -> str:

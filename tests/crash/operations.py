@@ -24,11 +24,15 @@ Step: TypeAlias = Callable[[Overlay], object]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Steps in their order; `parents` are the directories whose times a fault may leave in either state."""
+    """Steps in their order; `parents` are the directories whose times a fault may leave in either state.
+
+    So may it those of `moved` directories in the OCI format, which has to make a file in them.
+    """
 
     steps: tuple[Step, ...]
     parents: frozenset[bytes]
     metacopy: bool = False
+    moved: frozenset[bytes] = frozenset()
 
 
 @contextmanager
@@ -258,9 +262,13 @@ def read_space(path: str) -> Step:
     return step
 
 
-def _operation(parents: str, *steps: Step, metacopy: bool = False) -> Operation:
-    """`parents`: the changed directories, blank-separated; the root is one always."""
-    return Operation(steps, frozenset(b"./" + name.encode() for name in parents.split()) | {b"."}, metacopy)
+def _operation(parents: str, *steps: Step, metacopy: bool = False, moved: str = "") -> Operation:
+    """`parents`: the changed directories, blank-separated; the root is one always.  `moved` likewise."""
+    return Operation(steps, _paths(parents) | {b"."}, metacopy, _paths(moved))
+
+
+def _paths(names: str) -> frozenset[bytes]:
+    return frozenset(b"./" + name.encode() for name in names.split())
 
 
 ACCESS_ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000600ffffffff20000400ffffffff")
@@ -288,13 +296,22 @@ MUTATIONS: dict[str, Operation] = {
     "rename upper file over lower": _operation("dir", rename("mine", "dir/file")),
     "rename upper file over whiteout": _operation("", rename("mine", "deleted")),
     "rename without replacing": _operation("dir", rename("big", "dir/big", RENAME_NOREPLACE)),
-    "rename lower directory": _operation("", rename("lowtree", "moved")),
-    "rename lower directory elsewhere": _operation("merged lowtree", rename("lowtree/b", "merged/b")),
-    "rename merged directory": _operation("", rename("merged", "combined")),
-    "rename merged directory into lower one": _operation("dir dir/sub", rename("merged", "dir/sub/merged")),
-    "rename merged directory over empty one": _operation("", rename("merged", "empty")),
-    "rename upper directory over whiteout": _operation("", rename("myown", "gone")),
-    "rename directory twice": _operation("", rename("lowtree", "second"), rename("second", "third")),
+    "rename lower directory": _operation("", rename("lowtree", "moved"), moved="lowtree lowtree/b moved moved/b"),
+    "rename lower directory elsewhere": _operation(
+        "merged lowtree", rename("lowtree/b", "merged/b"), moved="lowtree/b merged/b"
+    ),
+    "rename merged directory": _operation("", rename("merged", "combined"), moved="merged combined"),
+    "rename merged directory into lower one": _operation(
+        "dir dir/sub", rename("merged", "dir/sub/merged"), moved="merged dir/sub/merged"
+    ),
+    "rename merged directory over empty one": _operation("", rename("merged", "empty"), moved="merged empty"),
+    "rename upper directory over whiteout": _operation("", rename("myown", "gone"), moved="myown gone"),
+    "rename directory twice": _operation(
+        "",
+        rename("lowtree", "second"),
+        rename("second", "third"),
+        moved="lowtree lowtree/b second second/b third third/b",
+    ),
     "unlink lower file": _operation("dir", unlink("dir/file")),
     "unlink upper file": _operation("", unlink("mine")),
     "unlink merged file": _operation("merged", unlink("merged/both"), unlink("merged/upper")),
@@ -318,8 +335,12 @@ MUTATIONS: dict[str, Operation] = {
         "dir", create("dir/.tmp"), write("dir/.tmp", b"the new version"), rename("dir/.tmp", "dir/file")
     ),
     "exchange lower and upper file": _operation("dir", rename("dir/file", "mine", RENAME_EXCHANGE)),
-    "exchange lower and upper directory": _operation("", rename("lowtree", "myown", RENAME_EXCHANGE)),
-    "exchange lower file and merged directory": _operation("", rename("big", "merged", RENAME_EXCHANGE)),
+    "exchange lower and upper directory": _operation(
+        "", rename("lowtree", "myown", RENAME_EXCHANGE), moved="lowtree lowtree/b myown myown/b"
+    ),
+    "exchange lower file and merged directory": _operation(
+        "", rename("big", "merged", RENAME_EXCHANGE), moved="merged big"
+    ),
     "rename leaving whiteout": _operation("", rename("mine", "gone2", RENAME_WHITEOUT)),
     "write to hard-linked lower file": _operation("", write("one", b"LINKED"), write("two", b"TWICE", 7)),
     "chmod and unlink hard-linked file": _operation("", chmod("two", 0o600), unlink("one")),

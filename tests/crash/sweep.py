@@ -176,14 +176,18 @@ class Scene:
         self.reset()
         return supervise(lambda gate: self._act(gate, len(self.operation.steps), retry), fault)
 
+    def _loose(self) -> frozenset[bytes]:
+        moved = self.operation.moved if self.whiteout is WhiteoutFormat.OCI else frozenset()
+        return self.operation.parents | moved
+
     def compare(self, expected: State, found: Tree) -> list[str]:
-        loose = self.operation.parents
+        loose = self._loose()
         return differences(without_times(expected.ours, loose), without_times(found, loose))
 
     def compare_kernel(self, expected: State, found: Tree | None) -> list[str]:
         if expected.kernel is None or found is None:
             return []
-        loose = self.operation.parents
+        loose = self._loose()
         return differences(without_times(expected.kernel, loose), without_times(found, loose))
 
     def allowed_work(self) -> frozenset[str]:

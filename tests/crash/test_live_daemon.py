@@ -330,3 +330,31 @@ def test_bug_in_any_handler_is_eio_and_a_traceback(daemon: Daemon) -> None:
     assert log.count("Traceback") >= len(REQUESTS)
     assert client(daemon, "print(open('dir/file').read(), os.path.exists('victim'))") == "lower True"
     daemon.unmount()
+
+
+@pytest.mark.long
+def test_daemon_killed_for_want_of_memory_can_be_replaced(daemon: Daemon) -> None:
+    """The kernel's own SIGKILL: a memory cgroup too small for what the client makes the daemon remember."""
+    with memory_cgroup(daemon) as limit, load(daemon) as worker:
+        limit.write_text(str(4 << 20))
+        assert daemon.ended() == -signal.SIGKILL
+        last = last_synced(worker)
+    unmount(daemon.mount)
+    daemon.start()
+    assert_synced_files_are_there(daemon, last)
+    daemon.unmount()
+
+
+@contextmanager
+def memory_cgroup(daemon: Daemon) -> Iterator[Path]:
+    """Put the daemon into a group of its own; yields the file to write its limit in bytes to."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    parent, limit = (version_1, "memory.limit_in_bytes") if version_1.is_dir() else (version_1.parent, "memory.max")
+    group = parent / f"overlayfs-crash-{daemon.pid}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(daemon.pid))
+        yield group / limit
+    finally:
+        daemon.stop()
+        group.rmdir()

@@ -203,7 +203,8 @@ def _run_daemon(options: OverlayOptions, mount: MountOptions, status_fd: int) ->
 
 def _leave_everything(status_fd: int) -> int:
     """Keep only the status pipe of the caller's descriptors, and no directory busy."""
-    os.dup2(status_fd, 3, inheritable=False)
+    if status_fd != 3:
+        os.dup2(status_fd, 3, inheritable=False)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):

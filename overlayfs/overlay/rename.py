@@ -177,17 +177,18 @@ def _reassign(source: _Side, target: _Side, inode: Inode) -> None:
 
 
 def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -> None:
-    """Move, replacing what is there, and leave a whiteout where `covered`."""
+    """Move, replacing what is there, and leave a whiteout where `covered`. Done, or failed with nothing changed."""
     from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
     hidden = lookup.above(state, target.parent).get(target.name) is Kind.WHITEOUT
     if state.whiteout is WhiteoutFormat.OVERLAY:
         _rename_with_whiteout(source, target, from_fd, to_fd, hidden, covered)
-    elif state.whiteout is WhiteoutFormat.OCI:
-        if covered:
-            whiteouts.whiteout(state, from_fd, source.name)
+    elif not covered:
         _replace(state, source, target, from_fd, to_fd)
+    elif state.whiteout is WhiteoutFormat.OCI:
+        with _oci_whiteout_beside(source, from_fd):
+            _replace(state, source, target, from_fd, to_fd)
     else:
-        _rename_then_whiteout(state, source, target, from_fd, to_fd, hidden, covered)
+        _rename_and_xattr_whiteout(state, source, target, from_fd, to_fd, hidden)
     if hidden:
         whiteouts.remove_oci_whiteout(to_fd, target.name)
 
@@ -208,33 +209,56 @@ def _replace(state: State, source: _Side, target: _Side, from_fd: int, to_fd: in
     """Plain rename over anything that can be replaced; an empty directory may still hold its OCI opaque file."""
     try:
         syscalls.renameat2(from_fd, source.name, to_fd, target.name)
+        return
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+    syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+    try:
         names.remove_replaced(state, from_fd, source.name)
+    except OSError:
+        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+        raise
 
 
-def _rename_then_whiteout(
-    state: State, source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool
+@contextmanager
+def _oci_whiteout_beside(source: _Side, from_fd: int) -> Iterator[None]:
+    """A `.wh.` file for the source can stand beside it before that leaves, as it only hides what lies below."""
+    whiteouts.oci_whiteout(from_fd, source.name)
+    try:
+        yield
+    except OSError:
+        whiteouts.remove_oci_whiteout(from_fd, source.name)
+        raise
+
+
+def _rename_and_xattr_whiteout(
+    state: State, source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool
 ) -> None:
-    """With xattr whiteouts, which rename(2) cannot leave: put one at the target first, then let them change places."""
-    in_the_way = hidden or target.inode is not None
-    if not covered:
-        _replace(state, source, target, from_fd, to_fd)
-        return
-    if not in_the_way:
-        whiteouts.whiteout(state, to_fd, target.name)
-        hidden = True
+    """rename(2) cannot leave an xattr whiteout: have one at the target first, then let the two change places.
+
+    Where the target is something visible, that would show; there an OCI whiteout guards the source meanwhile.
+    """
+    whiteouts.announce(state, from_fd)
+    whiteouts.announce(state, to_fd)
     if hidden and _exists(to_fd, target.name):
         syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
-        whiteouts.announce(state, from_fd)
         return
-    # in the OCI spelling it can stand beside the source before that leaves
-    whiteouts.oci_whiteout(from_fd, source.name)
-    _replace(state, source, target, from_fd, to_fd)
-    whiteouts.whiteout(state, from_fd, source.name)
-    whiteouts.remove_oci_whiteout(from_fd, source.name)
+    with whiteouts.draft_whiteout(state) as draft:
+        if target.inode is None and not hidden:
+            draft.publish(to_fd, target.name)
+            try:
+                syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+            except OSError:
+                with drafts.afterwards():
+                    os.unlink(target.name, dir_fd=to_fd)
+                raise
+            return
+        with _oci_whiteout_beside(source, from_fd):
+            _replace(state, source, target, from_fd, to_fd)
+        with drafts.afterwards():  # until then, and if it fails, the guard hides the source as well
+            draft.publish(from_fd, source.name)
+            whiteouts.remove_oci_whiteout(from_fd, source.name)
 
 
 def _exists(dir_fd: int, name: bytes) -> bool:

@@ -44,12 +44,21 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
     elif state.whiteout is WhiteoutFormat.OCI:
         oci_whiteout(dir_fd, name)
-        os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+        try:
+            os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+        except OSError:
+            remove_oci_whiteout(dir_fd, name)
+            raise
     else:
         announce(state, dir_fd)
         with _xattr_whiteout(state) as draft:
             draft.publish(work_fd, gone)
-        syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
+        try:
+            syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
+        except OSError:
+            with drafts.afterwards():
+                drafts.remove(work_fd, gone)
+            raise
     removed = False
     with drafts.afterwards():
         drafts.remove(work_fd, gone)

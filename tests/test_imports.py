@@ -76,7 +76,7 @@ def _is_within(module: str, prefix: str) -> bool:
 
 def _is_allowed(importer: str, imported: str) -> bool:
     floor = _floor(importer)
-    if floor and _is_within(imported, f"overlayfs.{floor}"):
+    if _floor(imported) == floor:
         return True
     return any(_is_within(imported, prefix) for prefix in MAY_IMPORT[floor])
 

@@ -48,6 +48,7 @@ def serve_in_foreground(
     mounting.check_mountpoint(mount.mountpoint)
     overlay = Overlay.open(options)
     try:
+        overlay.refuse_mountpoint(mount.mountpoint)
         _serve(overlay, mount, mounting.mount(mount), on_live or _do_nothing, lifeline_fd)
     finally:
         overlay.close()

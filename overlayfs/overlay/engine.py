@@ -20,7 +20,7 @@ from . import rename as renaming
 from .copyup import CopyUp, Need
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode, Packed
 from .listing import DirectoryEntry, Listing
-from .opening import open_state
+from .opening import open_state, refuse_mountpoint
 from .options import OverlayOptions
 from .state import OpenFile, State
 
@@ -38,6 +38,10 @@ class Overlay:
     def open(cls, options: OverlayOptions) -> Overlay:
         """Open, check and lock the layers; raises MountError with the one line for the user."""
         return cls(open_state(options))
+
+    def refuse_mountpoint(self, mountpoint: bytes) -> None:
+        """MountError where the tree cannot be mounted there; to be asked before it is."""
+        refuse_mountpoint(self.state, mountpoint)
 
     def close(self) -> None:
         """Give back all descriptors and locks."""

@@ -9,7 +9,8 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import xxhash
@@ -41,6 +42,7 @@ class Layer:
     device: int
     identity: bytes
     data_only: bool = False
+    apart: bool = False  # held in a private copy of its mount, so that no later mount is met in it
     override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
 
     def number(self, st: os.stat_result) -> int:
@@ -67,7 +69,43 @@ def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     st = os.fstat(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
-    return Layer(index, path, fd, st.st_dev, identity, data_only, override_name(syscalls.descriptor_path(fd)))
+    override = override_name(syscalls.descriptor_path(fd))
+    return Layer(index, path, fd, st.st_dev, identity, data_only, override=override)
+
+
+def hold_apart(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers in one private copy of the mount that they all lie on; unchanged where that cannot be had.
+
+    A mountpoint inside a layer would otherwise lead the daemon into its own mount. One copy for upper and workdir,
+    as nothing can be renamed from one copy to another.
+    """
+    paths = [os.path.realpath(layer.path) for layer in layers]
+    top = os.path.commonpath(paths)
+    try:
+        tree_fd = syscalls.open_apart(top)
+    except OSError:
+        return list(layers)
+    try:
+        return [
+            _hold_beneath(tree_fd, os.path.relpath(path, top), layer) for layer, path in zip(layers, paths, strict=True)
+        ]
+    finally:
+        os.close(tree_fd)
+
+
+def _hold_beneath(tree_fd: int, path: bytes, layer: Layer) -> Layer:
+    """The layer with its descriptor, of the same number, led into the copy; unchanged where that shows another file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree_fd)
+    except OSError:
+        return layer
+    try:
+        if not os.path.samestat(os.fstat(fd), os.fstat(layer.root_fd)):  # another mount lies between
+            return layer
+        os.dup2(fd, layer.root_fd, inheritable=False)
+    finally:
+        os.close(fd)
+    return replace(layer, apart=True)
 
 
 def filesystem_uuid(fd: int) -> bytes:

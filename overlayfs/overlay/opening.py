@@ -5,6 +5,7 @@ Every refusal is a MountError of one line that says what is wrong; nothing is ch
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -18,7 +19,7 @@ from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
 from .inodes import ROOT
-from .layer import UPPER_INDEX, Layer, mount_id, open_layer
+from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
 
@@ -76,12 +77,16 @@ def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool
     return layer
 
 
+def _open_lower(path: bytes, undo: ExitStack, index: int, data_only: bool = False) -> Layer:
+    return hold_apart([_open("lowerdir", path, undo, index, data_only)])[0]
+
+
 def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
     if not options.lowers:
         raise MountError("lowerdir: at least one directory is needed")
-    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
+    layers = [_open_lower(path, undo, index) for index, path in enumerate(options.lowers)]
     first = len(layers)
-    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+    return layers + [_open_lower(path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -90,8 +95,11 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     work = _open("workdir", options.work, undo, UPPER_INDEX)
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
+    upper, work = hold_apart([upper, work])
     if options.read_only:
-        return State(options, layers, upper, limit)
+        state = State(options, layers, upper, limit)
+        state.workdir_fd = work.root_fd
+        return state
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)
@@ -128,8 +136,11 @@ def _check_overlap(upper: Layer, work: Layer, lowers: list[Layer]) -> None:
 
 def _contains(outer: Layer, inner: Layer) -> bool:
     """True where `inner` is `outer` or lies below it, however either is spelled."""
+    return _is_inside(os.path.realpath(inner.path), outer)
+
+
+def _is_inside(path: bytes, outer: Layer) -> bool:
     wanted = os.fstat(outer.root_fd)
-    path = os.path.realpath(inner.path)
     while True:
         if os.path.samestat(os.stat(path), wanted):
             return True
@@ -294,14 +305,18 @@ def _set_up_override(state: State) -> None:
         os.setxattr(descriptor_path(state.upper.root_fd), name, _OVERRIDE_ROOT)
     except OSError as error:
         raise MountError(f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}") from None
-    state.upper = Layer(
-        UPPER_INDEX,
-        state.upper.path,
-        state.upper.root_fd,
-        state.upper.device,
-        state.upper.identity,
-        override=name,
-    )
+    state.upper = dataclasses.replace(state.upper, override=name)
+
+
+def refuse_mountpoint(state: State, mountpoint: bytes) -> None:
+    """Refuse a mountpoint in which the daemon would meet its own mount: inside a layer that is not held apart."""
+    above = os.path.dirname(os.path.realpath(mountpoint))
+    for layer in (*state.layers, *((state.upper,) if state.upper else ())):
+        if not layer.apart and _is_inside(above, layer):
+            raise MountError(
+                f"mountpoint {_text(mountpoint)} lies in the layer {_text(layer.path)}, which only root can mount;"
+                " choose one outside"
+            )
 
 
 def _honour_opaque_roots(state: State) -> None:

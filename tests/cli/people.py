@@ -21,7 +21,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run `overlayfs`; the exit status must be `status`, and an error one line without a traceback."""
     done = subprocess.run(
-        [*COMMAND, *map(os.fspath, arguments)],
+        [*COMMAND, *arguments],
         capture_output=True,
         encoding="utf-8",
         errors="surrogateescape",

@@ -41,7 +41,7 @@ def on_a_terminal(*arguments: str | os.PathLike[str]) -> str:
     environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
     environ.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [*COMMAND, *map(os.fspath, arguments)], stdout=theirs, stderr=theirs, stdin=theirs, env=environ
+        [*COMMAND, *arguments], stdout=theirs, stderr=theirs, stdin=theirs, env=environ
     )
     os.close(theirs)
     shown = b""

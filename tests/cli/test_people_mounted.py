@@ -137,7 +137,8 @@ def test_ephemeral_mount_that_fails_leaves_nothing(site: Site, monkeypatch: pyte
 def test_foreground_mount_ends_with_the_unmount(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(site.top))
     base = site.lower("base", BASE)
-    command = [*COMMAND, "mount", "--foreground", "--lower", base, "--ephemeral", site.mountpoint]
+    arguments = ("mount", "--foreground", "--lower", base, "--ephemeral", site.mountpoint)
+    command: list[str | os.PathLike[str]] = [*COMMAND, *arguments]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             wait_until_mounted(site)

@@ -12,8 +12,8 @@ import os
 import pickle
 import sys
 
-import trio  # noqa: F401  (imported before the forks, as are pyfuse3 and the session)
-
+import overlayfs.fuse.handlers  # what the session imports late, imported before the forks
+import overlayfs.overlay.engine  # noqa: F401
 from overlayfs.fuse.session import MountOptions, serve_in_background
 from overlayfs.overlay.options import MountError, OverlayOptions
 

@@ -339,7 +339,6 @@ def test_daemon_killed_for_want_of_memory_can_be_replaced(daemon: Daemon) -> Non
         limit.write_text(str(4 << 20))
         assert daemon.ended() == -signal.SIGKILL
         last = last_synced(worker)
-    unmount(daemon.mount)
     daemon.start()
     assert_synced_files_are_there(daemon, last)
     daemon.unmount()
@@ -347,7 +346,7 @@ def test_daemon_killed_for_want_of_memory_can_be_replaced(daemon: Daemon) -> Non
 
 @contextmanager
 def memory_cgroup(daemon: Daemon) -> Iterator[Path]:
-    """Put the daemon into a group of its own; yields the file to write its limit in bytes to."""
+    """Put the daemon into a group of its own; yields the file to write its limit in bytes to.  Stops it at the end."""
     version_1 = Path("/sys/fs/cgroup/memory")
     parent, limit = (version_1, "memory.limit_in_bytes") if version_1.is_dir() else (version_1.parent, "memory.max")
     group = parent / f"overlayfs-crash-{daemon.pid}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pickle
@@ -24,6 +25,24 @@ class Who:
 
 
 PATIENCE_S = 60.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def fork(call: Callable[[], object]) -> int:
+    """Do it in a child, which dies with us; its exit status says whether it went well."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        call()
+        status = 0
+    except OSError:
+        pass
+    finally:
+        os._exit(status)
 
 
 def as_actor(who: Who, call: Callable[[], object], root: Path | None = None) -> object:
@@ -33,9 +52,7 @@ def as_actor(who: Who, call: Callable[[], object], root: Path | None = None) -> 
     not answer within `PATIENCE_S` is killed, and the test fails.
     """
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _act(who, call, writing, root)
+    child = fork(lambda: _act(who, call, writing, root))
     os.close(writing)
     with open(reading, "rb") as answer:
         if not select.select([answer], [], [], PATIENCE_S)[0]:
@@ -55,7 +72,7 @@ class _Failed:
 
 
 def _act(who: Who, call: Callable[[], object], writing: int, root: Path | None) -> None:
-    """In the child: never returns."""
+    """In the child: do it and answer."""
     try:
         if root is not None:
             confine(root)
@@ -68,7 +85,6 @@ def _act(who: Who, call: Callable[[], object], writing: int, root: Path | None) 
         outcome = _Failed(traceback.format_exc())
     with open(writing, "wb") as answer:
         pickle.dump(outcome, answer)
-    os._exit(0)
 
 
 def confine(root: Path) -> None:

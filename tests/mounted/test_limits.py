@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.actors import Who, as_actor
+from tests.mounted.actors import Who, as_actor, fork
 from tests.mounted.program import has_ended, mounts_beneath, wait_for_mounts
 from tests.mounted.stack import REPOSITORY, Stack, make_tree
 from tests.property.paths import unmount
@@ -225,7 +225,7 @@ def test_16_clients_at_once(stack: Stack) -> None:
     make_tree(stack.lowers[0], [f"shared/lower{turn}" for turn in range(turns)], b"lower")
     (stack.lowers[0] / "log").write_bytes(b"")
     stack.mount("volatile")
-    pids = [_fork(lambda number=number: _busy_client(stack.place, number, turns)) for number in range(16)]  # type: ignore[misc]
+    pids = [fork(lambda number=number: _busy_client(stack.place, number, turns)) for number in range(16)]  # type: ignore[misc]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 16
     for number in range(16):
         kept = {f"file{turn}" for turn in range(0, turns, 2)} | {f"moved{turn}" for turn in range(1, turns, 2)}
@@ -233,19 +233,6 @@ def test_16_clients_at_once(stack: Stack) -> None:
     assert len(os.listdir(stack.place / "shared")) == turns + 16 * (turns // 2)
     lines = (stack.place / "log").read_text().splitlines()
     assert sorted(lines) == sorted(f"{number} {turn}" for number in range(16) for turn in range(turns))
-
-
-def _fork(call: Callable[[], object]) -> int:
-    """Do it in a child, whose exit status says whether it went well."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        call()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 # Large files
@@ -288,22 +275,24 @@ def test_sparse_file_over_4_gib_keeps_its_holes_in_copy_up(change: str, stack: S
 
 # A daemon that is stopped, ended or killed
 
+MOST_WRITTEN = 10_000
+
 
 def _writer(place: Path, ready: int) -> None:
     """Write files and say so after each fsync, until something fails."""
-    number = 0
-    while True:
-        with open(place / f"written{number}", "wb", buffering=0) as file:
-            file.write(f"content {number}".encode())
-            os.fsync(file.fileno())
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY)  # the mount's, also when that is gone
+    for number in range(MOST_WRITTEN):
+        file = os.open(f"written{number}", os.O_CREAT | os.O_WRONLY, dir_fd=directory)
+        os.write(file, f"content {number}".encode())
+        os.fsync(file)
+        os.close(file)
         os.write(ready, b".")
-        number += 1
 
 
 def _start_writer(place: Path) -> tuple[int, int]:
     """Its pid, and a pipe that has a byte for each file that must not be lost."""
     reading, writing = os.pipe()
-    pid = _fork(lambda: _writer(place, writing))
+    pid = fork(lambda: _writer(place, writing))
     os.close(writing)
     return pid, reading
 
@@ -343,7 +332,7 @@ def test_stopped_daemon_keeps_clients_waiting_and_goes_on(stack: Stack) -> None:
     pidfd = os.pidfd_open(stack.pid)
     signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
     reading, writing = os.pipe()
-    pid = _fork(lambda: os.write(writing, (stack.place / "file").read_bytes()))
+    pid = fork(lambda: os.write(writing, (stack.place / "file").read_bytes()))
     os.set_blocking(reading, False)
     with pytest.raises(BlockingIOError):
         os.read(reading, 10)
@@ -360,7 +349,7 @@ def test_client_that_waits_for_a_stopped_daemon_can_be_killed(stack: Stack) -> N
     stack.mount()
     pidfd = os.pidfd_open(stack.pid)
     signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-    pid = _fork((stack.place / "file").read_bytes)
+    pid = fork((stack.place / "file").read_bytes)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     signal.pidfd_send_signal(pidfd, signal.SIGCONT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import itertools
 import os
 import signal
 import stat
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.actors import Who, as_actor, confine
+from tests.mounted.actors import Who, as_actor, confine, fork
 from tests.mounted.stack import RefusedError, Stack, make_tree, tree_of
 from tests.property.paths import rename_with_flags, unmount
 from tests.property.steps import RENAME_EXCHANGE
@@ -90,7 +92,7 @@ def _disturb() -> None:
         _try(lambda path=path: path.chmod(0o711))  # type: ignore[misc]
         _try(lambda path=path: path.write_bytes(b"overwritten"))  # type: ignore[misc]
         _try(lambda path=path: os.setxattr(path, "user.x", b"x"))  # type: ignore[misc]
-    for name in reversed(_observe()):
+    for name in filter(None, reversed(_observe())):
         path = root / name
         _try(lambda path=path: path.rename(path.with_name("moved")))  # type: ignore[misc]
         _try(lambda path=path: path.with_name("moved").unlink())  # type: ignore[misc]
@@ -413,22 +415,18 @@ class Workers:
 
     @staticmethod
     def _fork(call: Callable[[int], object]) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            turn = 0
-            while True:
-                _try(lambda: call(turn))  # noqa: B023 - called at once
-                turn += 1
-        finally:
-            os._exit(1)
+        return fork(lambda: _over_and_over(call))
 
     def stop(self) -> None:
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
         for pid in self.pids:
             os.waitpid(pid, 0)
+
+
+def _over_and_over(call: Callable[[int], object]) -> None:
+    for turn in itertools.count():
+        _try(functools.partial(call, turn))
 
 
 def _swap(place: Path) -> Callable[[int], object]:

@@ -47,7 +47,9 @@ def layer(draw: st.DrawFn, depth: int = 3, *, oci: bool = False) -> dict[str, No
             tree[name] = draw(leaves)
     if oci:
         for name in draw(st.sets(st.sampled_from([*NAMES, ".wh..opq"]), max_size=1)):
-            tree[f".wh.{name}"] = file()
+            beside = tree.get(name)
+            if beside is None or REDIRECT not in (beside.xattrs or {}):  # no writer makes both
+                tree[f".wh.{name}"] = file()
     return tree
 
 

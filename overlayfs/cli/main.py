@@ -70,9 +70,7 @@ def mount(
         list[str] | None,
         typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
     ] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")
-    ] = False,
+    foreground: Annotated[bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")] = False,
 ) -> None:
     """Mount lower layers, and an upper that takes the changes, as one tree on MNT.
 

@@ -76,12 +76,7 @@ def show_layers(mountpoint: str, as_json: bool) -> None:
     _, status = status_of(mountpoint)
     layers = layers_of(status)
     if as_json:
-        print_json(
-            [
-                {"layer": n, "role": role, "directory": plain(path)}
-                for n, (role, path) in enumerate(layers)
-            ]
-        )
+        print_json([{"layer": n, "role": role, "directory": plain(path)} for n, (role, path) in enumerate(layers)])
         return
     styles = {"upper": "green", "lower": "", "data": "dim"}
     print_table(

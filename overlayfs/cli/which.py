@@ -112,9 +112,7 @@ def _show(path: bytes, status: Status, found: Provenance) -> None:
     text, style = _summary(found, status)
     Lines().print(Cell(printable(path), "bold"), Cell(": "), Cell(text, style))
     if found.answers:
-        print_table(
-            ("LAYER", "ROLE", "WHAT", "WHERE", "MARKS"), [_row(answer, status) for answer in found.answers]
-        )
+        print_table(("LAYER", "ROLE", "WHAT", "WHERE", "MARKS"), [_row(answer, status) for answer in found.answers])
 
 
 def _row(answer: Answer, status: Status) -> list[Cell]:

@@ -133,7 +133,7 @@ def _is_metacopy(state: State, location: Location) -> bool:
     return marks.read_marks(*state.lower_place(location)).metacopy
 
 
-def setattr(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
+def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -169,7 +169,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
 
 
 def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
-    """The attributes after `setattr`; what was done is answered even where they cannot be read again."""
+    """The attributes after `change`; what was done is answered even where they cannot be read again."""
     try:
         return attributes_of(state, inode)
     except OSError:

@@ -73,9 +73,7 @@ class _Directory:
             else:
                 yield from self._check_file(entry)
 
-    def _found(
-        self, problem: Problem, entry: _Entry, mend: Callable[[], None] | None, detail: str = ""
-    ) -> Found:
+    def _found(self, problem: Problem, entry: _Entry, mend: Callable[[], None] | None, detail: str = "") -> Found:
         return Found(Finding(problem, _join(self._path, entry.name), detail), mend)
 
     # -- whiteouts

@@ -17,7 +17,6 @@ from typing import Self
 from ..tree import syscalls
 from .state import State
 
-
 log = logging.getLogger(__name__)
 
 
@@ -126,6 +125,16 @@ def _work_fd(state: State) -> int:
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     return state.work_fd
+
+
+def removed_from_work(work_fd: int, name: bytes) -> bool:
+    """Remove what has been replaced; False, logged, where that must wait for the next mount."""
+    try:
+        remove(work_fd, name)
+    except OSError as error:
+        log.warning("left over after a change: %s", error)
+        return False
+    return True
 
 
 def remove(dir_fd: int, name: bytes) -> None:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from . import attributes, copyup, files, listing, lookup, names
+from . import attributes, copyup, files, lookup, names
 from . import rename as renaming
 from .copyup import CopyUp, Need
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode, Packed
@@ -109,7 +109,7 @@ class Overlay:
     def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
         inode = self._inode(ino)
         before = attributes.attributes_of(self.state, inode)
-        attributes.setattr(self.state, inode, changes, caller)
+        attributes.change(self.state, inode, changes, caller)
         return attributes.after_change(self.state, inode, before, changes)
 
     def readlink(self, ino: int) -> bytes:

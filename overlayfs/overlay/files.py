@@ -26,7 +26,7 @@ def open_file(state: State, inode: Inode, flags: int) -> None:
     if writes and state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if flags & os.O_TRUNC and inode.kind == stat.S_IFREG:
-        attributes.setattr(state, inode, AttributeChanges(size=0), _NOBODY)
+        attributes.change(state, inode, AttributeChanges(size=0), _NOBODY)
     inode.opens += 1
 
 

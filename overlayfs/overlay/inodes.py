@@ -195,7 +195,7 @@ class Directory(Inode):
         self.above: dict[bytes, Kind] | None = None
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
-        self.default_acl: bytes | None | bool = False  # False: not read yet
+        self.default_acl: bytes | bool | None = False  # False: not read yet
 
     @property
     def merged(self) -> bool:

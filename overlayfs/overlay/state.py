@@ -151,8 +151,8 @@ class State:
     `layers` is indexed as `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None
     for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
-    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed until they are deleted;
-    `unsynced_names` files that got their name in the upper after their data, which fdatasync alone may not persist.
+    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
+    until they are deleted; `unsynced_names` files that got their name in the upper after their data, which fdatasync alone may not persist.
     """
 
     def __init__(
@@ -260,17 +260,22 @@ class State:
 
     def upper_fd(self, directory: Directory) -> int:
         """A descriptor (O_PATH) of a directory in the upper, opened from the nearest parent that is in the pool."""
-        names: list[bytes] = []
-        here: Directory | None = directory
+        fd = self._held_upper_fd(directory)
+        if fd is not None:
+            return fd
+        start, path = self._nearest_held(directory)
+        return self.descriptors.directory(
+            directory.number, lambda: syscalls.open_beneath(start, path, syscalls.OPEN_DIRECTORY)
+        )
+
+    def _nearest_held(self, directory: Directory) -> tuple[int, bytes]:
+        """The descriptor of the nearest parent that is in the pool, and the path from there."""
+        names = [directory.name]
+        here = directory.parent
         while here is not None:
             fd = self._held_upper_fd(here)
             if fd is not None:
-                if here is directory:
-                    return fd
-                start, path = fd, b"/".join(reversed(names))
-                return self.descriptors.directory(
-                    directory.number, lambda: syscalls.open_beneath(start, path, syscalls.OPEN_DIRECTORY)
-                )
+                return fd, b"/".join(reversed(names))
             names.append(here.name)
             here = here.parent
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -321,7 +326,7 @@ class State:
 
     @contextmanager
     def upper_node(self, inode: Inode) -> Iterator[int]:
-        """As `node`, for changes: a file that is not in the upper is refused, so that no lower layer is ever written."""
+        """As `node`, for changes: what is not in the upper is refused, so that no lower layer is ever written."""
         if not inode.upper:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         with self.node(inode) as fd:

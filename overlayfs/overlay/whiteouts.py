@@ -59,11 +59,7 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
             with drafts.afterwards():
                 drafts.remove(work_fd, gone)
             raise
-    removed = False
-    with drafts.afterwards():
-        drafts.remove(work_fd, gone)
-        removed = True
-    return removed
+    return drafts.removed_from_work(work_fd, gone)
 
 
 def draft_whiteout(state: State) -> drafts.Draft:

@@ -97,7 +97,8 @@ def copy_metadata(
 ) -> None:
     """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
 
-    Overlay marks are not copied, nor is the xattr `without`. To be called after the data is written: writing clears capabilities.
+    Overlay marks are not copied, nor is the xattr `without`. To be called after the data is written: writing clears
+    capabilities.
     """
     path = descriptor_path(target)
     if (uid, gid) != (os.geteuid(), os.getegid()):
@@ -112,7 +113,7 @@ def copy_xattrs(source: int, target: int, without: bytes = b"") -> None:
     """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
     source_path, target_path = descriptor_path(source), descriptor_path(target)
     for name in map(os.fsencode, os.listxattr(source_path)) if _has_xattrs(source_path) else ():
-        if name == without or marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES:
+        if name == without or (marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:
             os.setxattr(target_path, name, os.getxattr(source_path, name))

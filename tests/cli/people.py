@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from overlayfs.cli.live import holders_elsewhere, mount_at
 from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import Tree, build
 
@@ -48,6 +49,7 @@ class Site:
     def __init__(self, top: Path) -> None:
         self.top = top
         self.mountpoint = top / "mnt"
+        self._device = b""
         self.upper, self.work = top / "upper", top / "work"
         for path in (self.mountpoint, self.upper, self.work):
             path.mkdir()
@@ -60,6 +62,17 @@ class Site:
         layers = [text for lower in lowers for text in ("--lower", str(lower))]
         upper = ["--upper", str(self.upper), "--work", str(self.work)] if writable else []
         run("mount", *layers, *upper, self.mountpoint)
+        entry = mount_at(os.fsencode(self.mountpoint))
+        assert entry is not None
+        self._device = entry.device
+
+    def unmount(self) -> None:
+        """Unmount by the command; another test's mount namespace may have a copy, which is not our failure."""
+        try:
+            run("umount", self.mountpoint)
+        except AssertionError:
+            if os.path.ismount(self.mountpoint) or not holders_elsewhere(self._device):
+                raise
 
     def close(self) -> None:
         while os.path.ismount(self.mountpoint) or self._is_dead_mount():

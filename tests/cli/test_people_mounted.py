@@ -57,7 +57,7 @@ def test_mounted_tree_can_be_read_and_written_and_goes_away(mounted: Site) -> No
 
 
 def test_umount_returns_when_the_upper_is_free(mounted: Site) -> None:
-    run("umount", mounted.mountpoint)
+    mounted.unmount()
     assert answer("check", mounted.upper, mounted.work) == []
 
 
@@ -166,7 +166,7 @@ def test_busy_mount_says_who_uses_it_and_stays(mounted: Site) -> None:
         assert f"({os.getpid()})" in said
         assert "--lazy" in said
         assert held.read() == b"a\n"
-    run("umount", mounted.mountpoint)
+    mounted.unmount()
 
 
 def test_lazy_unmount_takes_a_busy_mount_away(mounted: Site) -> None:
@@ -255,7 +255,7 @@ def test_hung_daemon_hangs_nobody(mounted: Site) -> None:
         assert "no answer within" in run("which", mounted.mountpoint / "etc" / "a", status=1).stderr
     finally:
         os.kill(daemon, signal.SIGCONT)
-    run("umount", mounted.mountpoint)
+    mounted.unmount()
 
 
 def test_mount_of_a_dead_daemon_is_shown_and_can_be_unmounted(mounted: Site) -> None:
@@ -267,7 +267,7 @@ def test_mount_of_a_dead_daemon_is_shown_and_can_be_unmounted(mounted: Site) -> 
         os.close(daemon)
     line = next(line for line in run("mounts").stdout.splitlines() if str(mounted.mountpoint) in line)
     assert "its daemon is gone" in line
-    run("umount", mounted.mountpoint)
+    mounted.unmount()
     assert mount_at(os.fsencode(mounted.mountpoint)) is None
 
 
@@ -357,7 +357,7 @@ def test_diff_of_a_mount_shows_what_was_done(mounted: Site) -> None:
     (at / "bin").mkdir()
     (at / "bin" / "tool").write_text("x")
     assert diff(mounted) == ["A /bin/", "A /bin/tool", "D /etc/a", "M /etc/b"]
-    run("umount", at)
+    mounted.unmount()
     lowers = ("--lower", mounted.top / "top", "--lower", mounted.top / "base")
     assert run("diff", mounted.upper, *lowers).stdout.splitlines() == [
         "A /bin/",

@@ -22,11 +22,20 @@ def memory() -> Iterator[Path]:
         if _has_user_xattrs(base):
             break
         base.rmdir()
-    os.umask(0)
     try:
         yield base
     finally:
         shutil.rmtree(base)
+
+
+@pytest.fixture(autouse=True)
+def _modes_as_asked() -> Iterator[None]:
+    """As in the daemon: modes are what the engine says."""
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _has_user_xattrs(base: Path) -> bool:

@@ -28,7 +28,7 @@ _READS = {
     "getxattr": (191, 0), "lgetxattr": (192, 0), "fgetxattr": (193, None),
     "listxattr": (194, 0), "llistxattr": (195, 0), "flistxattr": (196, None),
     "getxattrat": (464, 1), "listxattrat": (465, 1),
-    "name_to_handle_at": (303, 1), "open_by_handle_at": (304, None),
+    "name_to_handle_at": (303, 1), "open_by_handle_at": (304, None), "open_tree": (428, 1),
     "statfs": (137, 0), "fstatfs": (138, None), "dup": (32, None), "flock": (73, None),
 }  # fmt: skip
 _WRITES = {
@@ -59,7 +59,7 @@ FICLONE, FICLONERANGE, FS_IOC_SETFLAGS = 0x40049409, 0x4020940D, 0x40086602
 MUTATING_IOCTLS = frozenset({FICLONE, FICLONERANGE, FS_IOC_SETFLAGS})
 MUTATING_OPEN_FLAGS = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
-OPENS = frozenset({"open", "openat", "openat2", "creat"})
+OPENS = frozenset({"open", "openat", "openat2", "creat", "open_tree"})
 SYNCS = frozenset({"fsync", "fdatasync", "sync", "syncfs", "sync_file_range"})
 SHORTENABLE = frozenset({"write", "pwrite64", "copy_file_range", "sendfile"})
 

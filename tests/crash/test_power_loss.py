@@ -208,12 +208,17 @@ def _replay_figures(rig: Rig, sequence: Sequence[tuple[Step, bool]], limit: int 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("append to lower file", "fsync"), ("rename lower directory", None), ("replace by rename", "fsyncdir")],
+    [
+        ("append to lower file", "fsync"),
+        ("overwrite lower file", "fdatasync"),
+        ("rename lower directory", None),
+        ("replace by rename", "fsyncdir"),
+    ],
 )
 def test_cut_disk_holds_old_or_new(
     name: str, kind: str | None, scratch: Path, lowers: tuple[Path, ...], figures: dict[str, Figures]
 ) -> None:
-    found = _replay_figures(Rig(scratch, EXT4, lowers), _sequence(ACTS[name], kind), 6, name)
+    found = _replay_figures(Rig(scratch, EXT4, lowers), _sequence(ACTS[name], kind), 12, name)
     figures.setdefault("power loss, cut disk, sample", Figures()).__iadd__(found)
     assert not found.bad, "\n".join(found.bad)
 

@@ -77,6 +77,16 @@ def test_opaque_directory_deletes_what_it_hides(tmp_path: Path, form: Format) ->
     assert listed(tmp_path, [lower], upper, form) == expected
 
 
+def test_opaque_directory_hides_what_is_deep_in_it(tmp_path: Path) -> None:
+    upper = {"d": opaque_dir(), "d/sub": directory(), "d/sub/new": file()}
+    assert listed(tmp_path, [{"d/sub/old": file()}], upper) == ["A d/sub/new", "D d/sub/old"]
+
+
+def test_opaque_directory_follows_no_redirect(tmp_path: Path) -> None:
+    upper = {"d": directory(xattrs={TRUSTED + "opaque": b"y", REDIRECT: b"/x"})}
+    assert listed(tmp_path, [{"x/f": file()}], upper) == ["A d"]
+
+
 def test_what_an_opaque_lower_directory_hid_already_is_not_deleted_again(tmp_path: Path) -> None:
     middle = {"d": opaque_dir(), "d/b": file()}
     assert listed(tmp_path, [middle, {"d/a": file()}], {"d": opaque_dir()}) == ["D d/b"]

@@ -143,7 +143,7 @@ class CopyUp:
         else:
             publish_name(state, self._draft, *names[0])
         # no step that can fail from here on: upper and inode must agree
-        state.unsynced_names.add(inode.number)
+        state.synced_names.discard(inode.number)
         inode.upper = True
         inode.metacopy = self._metacopy
         if not self._metacopy and inode.index_name is None:

@@ -128,13 +128,18 @@ def _work_fd(state: State) -> int:
 
 
 def removed_from_work(work_fd: int, name: bytes) -> bool:
-    """Remove what has been replaced; False, logged, where that must wait for the next mount."""
-    try:
-        remove(work_fd, name)
-    except OSError as error:
-        log.warning("left over after a change: %s", error)
-        return False
-    return True
+    """Remove what has been replaced; False, logged, where that must wait for the next mount.
+
+    Tried twice, as a hard link that stays is counted.
+    """
+    for _ in range(2):
+        try:
+            remove(work_fd, name)
+        except OSError as error:
+            log.warning("left over after a change: %s", error)
+        else:
+            return True
+    return False
 
 
 def remove(dir_fd: int, name: bytes) -> None:

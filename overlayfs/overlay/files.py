@@ -111,14 +111,14 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
 
 
 def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], None]:
-    """The system call that makes a file durable: fdatasync does not when its name in the upper is news to the disk."""
-    return os.fdatasync if datasync and inode.number not in state.unsynced_names else os.fsync
+    """The system call that makes a file durable: fdatasync does not where its name may be news to the disk."""
+    return os.fdatasync if datasync and inode.number in state.synced_names else os.fsync
 
 
 def note_sync(state: State, inode: Inode, failure: OSError | None) -> None:
     """How an fsync of the file ended."""
     if failure is None:
-        state.unsynced_names.discard(inode.number)
+        state.synced_names.add(inode.number)
     else:
         state.sync_errors[inode.number] = failure.errno or errno.EIO
 

@@ -117,7 +117,6 @@ def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: o
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
     note_new_name(inode, parent, name)
-    state.unsynced_names.add(inode.number)
     attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
     if inode.kind == stat.S_IFREG:
         state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)

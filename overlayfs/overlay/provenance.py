@@ -236,7 +236,8 @@ def _look(view: View, parent: Location, name: bytes) -> _Seen | None:
     if not stat.S_ISDIR(kind):
         redirect = found.redirect if found.metacopy else None
         return _Seen(place, kind, metacopy=found.metacopy, redirect=redirect)
-    opaque = _opaque_mark(view, place) or ("" if oci is None else "a .wh. file beside it")
+    hidden_below = oci is not None and found.redirect is None
+    opaque = _opaque_mark(view, place) or ("a .wh. file beside it" if hidden_below else "")
     return _Seen(place, kind, opaque=opaque, redirect=found.redirect)
 
 

@@ -123,7 +123,8 @@ class _Walk:
             self.stop = self.stop and not found.redirect.startswith(b"/")
             before = self.path.split(b"/")[: -1 - len(rest)]
             self.path = b"/".join([marks.redirect_target(found.redirect, b"/".join(before)), *rest])
-        self.stop = self.stop or is_opaque(dir_fd, part, found) or _has_oci_whiteout(dir_fd, part)
+        hidden_below = found.redirect is None and _has_oci_whiteout(dir_fd, part)
+        self.stop = self.stop or is_opaque(dir_fd, part, found) or hidden_below
         return stat.S_IFDIR
 
 

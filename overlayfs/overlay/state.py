@@ -152,7 +152,8 @@ class State:
     for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
-    until they are deleted; `unsynced_names` files that got their name in the upper after their data, which fdatasync alone may not persist.
+    until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
+    fdatasync alone is not enough.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class State:
         self.by_real: dict[tuple[int, int, int], Inode] = {}
         self.orphans: dict[int, int] = {}
         self.sync_errors: dict[int, int] = {}
-        self.unsynced_names: set[int] = set()
+        self.synced_names: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
@@ -233,7 +234,7 @@ class State:
             self.by_real.pop(key, None)
         self.descriptors.drop_file(inode.number)
         self.descriptors.drop_directory(inode.number)
-        self.unsynced_names.discard(inode.number)
+        self.synced_names.discard(inode.number)
         orphan = self.orphans.pop(inode.number, None)
         if orphan is not None:
             os.close(orphan)

@@ -188,11 +188,13 @@ class View:
                 return
             place = parent.child(name)
             yield place
-            if kind is Kind.OPAQUE_DIRECTORY or self.names(place).opaque:
+            if self.names(place).opaque:
                 return
             redirect = self.marks(place).redirect
-            if redirect is not None:
+            if redirect is not None:  # which leads out from beside a whiteout of the directory's own name
                 yield from self._redirected(parents[position + 1 :], redirect, place.layer)
+                return
+            if kind is Kind.OPAQUE_DIRECTORY:
                 return
 
     def _redirected(self, parents: Sequence[Location], redirect: bytes, layer: int) -> Iterator[Location]:

@@ -160,6 +160,19 @@ def test_deleting_upper_files_frees_a_full_disk(fill: Callable[[Path], None], sc
         assert overlay.lookup(1, b"new").ino
 
 
+@pytest.mark.parametrize("fill", [_fill_space, _fill_inodes])
+def test_full_disk_can_be_mounted_and_made_free(fill: Callable[[Path], None], scratch: Path) -> None:
+    """Who finds his disk full after a crash must be able to mount it and to delete what is his."""
+    with _small_disk(scratch, "size=1M,nr_inodes=200") as layers:
+        with opened(options_for(layers)) as overlay:
+            before = without_times(seen_through(overlay), PARENTS)
+        fill(layers.upper.parent)
+        with opened(options_for(layers)) as overlay:
+            assert not differences(before, without_times(seen_through(overlay), PARENTS))
+            unlink("mine")(overlay)
+            mkdir("new")(overlay)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_change_over_quota_is_all_or_nothing(name: str, scratch: Path) -> None:
@@ -172,13 +185,14 @@ def test_change_over_quota_is_all_or_nothing(name: str, scratch: Path) -> None:
     with loop_device(image) as device, mounted(str(device), scratch / "mount", "btrfs") as place:
         run("btrfs", "subvolume", "create", place / "limited")
         run("btrfs", "quota", "enable", place)
-        run("btrfs", "qgroup", "limit", "1M", place / "limited")
+        run("btrfs", "qgroup", "limit", "16M", place / "limited")
         layers = Layers((scratch / "lower",), place / "limited" / "upper", place / "limited" / "work")
         build(layers.upper, UPPER)
         layers.work.mkdir()
         with opened(options_for(layers)) as overlay:
             _fill_quota(place / "limited")
             _assert_all_or_nothing(overlay, layers, name)
+            (place / "limited" / "filler").unlink()
             after = without_times(seen_through(overlay), PARENTS)
         assert not differences(after, _look(layers))
 
@@ -188,7 +202,7 @@ def _fill_quota(place: Path) -> None:
     with (place / "filler").open("wb", buffering=0) as stream:
 
         def write_synced() -> None:
-            stream.write(bytes(16384))
+            stream.write(bytes(1 << 18))
             os.fsync(stream.fileno())
 
         _until_refused(errno.EDQUOT, write_synced)

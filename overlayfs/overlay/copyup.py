@@ -137,7 +137,7 @@ class CopyUp:
         if not names:
             self._replace_orphan()
         elif inode.upper:
-            self._draft.replace(*state.place(inode))
+            replace_unseen(self._draft, *state.place(inode))
         elif self._st.st_nlink > 1 and inode.lower is not None:
             indexing.publish(state, inode, self._draft, inode.lower, self._st, names)
         else:
@@ -193,6 +193,14 @@ class _LinkedCompletion(CopyUp):
         inode.metacopy, inode.packed = False, None
         inode.lower = inode.lower if inode.index_name is not None else None
         state.descriptors.drop_file(inode.number)
+
+
+def replace_unseen(draft: Draft, dir_fd: int, name: bytes) -> None:
+    """Publish over a file in an upper directory that must not look changed by it."""
+    before = os.fstat(dir_fd)
+    draft.replace(dir_fd, name)
+    with drafts.afterwards():
+        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
 
 
 def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> None:

@@ -24,6 +24,8 @@ from .opening import open_state, refuse_mountpoint
 from .options import OverlayOptions
 from .state import OpenFile, State
 
+__all__ = ["AttributeChanges", "Attributes", "Caller", "DirectoryEntry", "Overlay"]
+
 
 class Overlay:
     """One merged tree."""

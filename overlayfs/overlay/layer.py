@@ -73,12 +73,22 @@ def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     return Layer(index, path, fd, st.st_dev, identity, data_only, override=override)
 
 
-def hold_apart(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers in one private copy of the mount that they all lie on; unchanged where that cannot be had.
+def hold_apart(lowers: Sequence[Layer], writable: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """Hold layers in private copies of the mounts that they lie on, as few as possible; unchanged where that cannot be.
 
-    A mountpoint inside a layer would otherwise lead the daemon into its own mount. One copy for upper and workdir,
+    A mountpoint inside a layer would otherwise lead the daemon into its own mount. The writable layers share a copy,
     as nothing can be renamed from one copy to another.
     """
+    held = _hold_in_one_copy([*lowers, *writable])
+    below, above = held[: len(lowers)], held[len(lowers) :]
+    below = [layer if layer.apart else _hold_in_one_copy([layer])[0] for layer in below]
+    if not all(layer.apart for layer in above):
+        above = _hold_in_one_copy(above)
+    return below, above
+
+
+def _hold_in_one_copy(layers: Sequence[Layer]) -> list[Layer]:
+    """Copy the mount once, from the directory that all the layers lie in. Each copy costs the kernel milliseconds."""
     paths = [os.path.realpath(layer.path) for layer in layers]
     top = os.path.commonpath(paths)
     try:

@@ -339,14 +339,11 @@ def replace_by_empty(state: State, directory: Directory) -> None:
     if not lookup.above(state, directory) or directory.parent is None:
         return
     dir_fd = state.upper_fd(directory.parent)
-    before = os.fstat(dir_fd)
     with state.upper_node(directory) as source, drafts.draft_directory(state) as draft:
         st = os.fstat(source)
         whiteouts.make_opaque(state, draft.fd)
         metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st)
-        draft.replace(dir_fd, directory.name)
-    with drafts.afterwards():
-        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+        copyup.replace_unseen(draft, dir_fd, directory.name)
     state.descriptors.drop_directory(directory.number)
     directory.above = {}
     directory.lowers, directory.below = (), None

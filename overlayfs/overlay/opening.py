@@ -45,7 +45,7 @@ def _open_state(options: OverlayOptions) -> State:
         if (options.upper is None) != (options.work is None):
             raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
-            state = State(options, layers, None, limit)
+            state = State(options, hold_apart(layers, ())[0], None, limit)
         else:
             state = _open_writable(options, layers, limit, undo)
         _honour_opaque_roots(state)
@@ -77,16 +77,12 @@ def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool
     return layer
 
 
-def _open_lower(path: bytes, undo: ExitStack, index: int, data_only: bool = False) -> Layer:
-    return hold_apart([_open("lowerdir", path, undo, index, data_only)])[0]
-
-
 def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
     if not options.lowers:
         raise MountError("lowerdir: at least one directory is needed")
-    layers = [_open_lower(path, undo, index) for index, path in enumerate(options.lowers)]
+    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
     first = len(layers)
-    return layers + [_open_lower(path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -95,7 +91,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     work = _open("workdir", options.work, undo, UPPER_INDEX)
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
-    upper, work = hold_apart([upper, work])
+    layers, (upper, work) = hold_apart(layers, (upper, work))
     if options.read_only:
         state = State(options, layers, upper, limit)
         state.workdir_fd = work.root_fd

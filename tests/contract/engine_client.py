@@ -114,8 +114,7 @@ class EngineClient(Client):
             handle = self.overlay.opendir(ino)
             try:
                 return [
-                    Entry(found.name, found.attributes.ino, found.offset)
-                    for found in self.overlay.readdir(handle, 0)
+                    Entry(found.name, found.attributes.ino, found.offset) for found in self.overlay.readdir(handle, 0)
                 ]
             finally:
                 self.overlay.releasedir(handle)
@@ -175,9 +174,7 @@ class EngineClient(Client):
         self._change(path, AttributeChanges(mode=mode))
 
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._change(
-            path, AttributeChanges(uid=None if uid < 0 else uid, gid=None if gid < 0 else gid)
-        )
+        self._change(path, AttributeChanges(uid=None if uid < 0 else uid, gid=None if gid < 0 else gid))
 
     def utime(self, path: str, atime: int, mtime: int) -> None:
         self._change(path, AttributeChanges(atime_ns=atime, mtime_ns=mtime))

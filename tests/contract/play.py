@@ -255,4 +255,3 @@ def check_work(places: Directories, target: Target) -> None:
         and os.path.join(parent, name) != os.path.join(work, b"work")
     ]
     assert not left, f"left in the workdir: {left}"
-

@@ -67,9 +67,7 @@ class Target(ABC):
 
     @abstractmethod
     @contextmanager
-    def mounted(
-        self, places: Directories, form: Format, options: Mapping[str, Any]
-    ) -> Iterator[Client]:
+    def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
         """Mount, hand out a client, unmount; MountRefusedError if it will not mount."""
 
     def close(self) -> None:
@@ -98,9 +96,7 @@ class EngineTarget(Target):
     name = "engine"
 
     @contextmanager
-    def mounted(
-        self, places: Directories, form: Format, options: Mapping[str, Any]
-    ) -> Iterator[Client]:
+    def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
         umask = os.umask(0)
         try:
             overlay = Overlay.open(overlay_options(places, form, options))
@@ -130,9 +126,7 @@ class FuseTarget(Target):
         )
 
     @contextmanager
-    def mounted(
-        self, places: Directories, form: Format, options: Mapping[str, Any]
-    ) -> Iterator[Client]:
+    def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
         mountpoint = places.at(places.mountpoint)
         self._mount(overlay_options(places, form, options), mountpoint)
         daemon = _daemon_of(mountpoint)
@@ -177,9 +171,7 @@ class KernelTarget(Target):
     name = "kernel"
 
     @contextmanager
-    def mounted(
-        self, places: Directories, form: Format, options: Mapping[str, Any]
-    ) -> Iterator[Client]:
+    def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
         chosen = {"index": True, "redirect_dir": "on", "metacopy": False, **options}
         data = _kernel_data(places, chosen)
         here = os.open(".", os.O_PATH)

@@ -87,9 +87,7 @@ def file(
     sparse: bool = False,
 ) -> Node:
     """A regular file; `size` larger than the data makes the rest a hole."""
-    return Node(
-        Kind.FILE, data, mode, uid, gid, (0, 0), xattrs, mtime, atime, size, nlink, False, sparse
-    )
+    return Node(Kind.FILE, data, mode, uid, gid, (0, 0), xattrs, mtime, atime, size, nlink, False, sparse)
 
 
 def directory(

@@ -77,7 +77,9 @@ def _with_prefix(tree: Tree, prefix: str) -> dict[str, Node]:
     from dataclasses import replace
 
     return {
-        path: replace(node, xattrs={name.replace(TRUSTED, prefix): value for name, value in (node.xattrs or {}).items()})
+        path: replace(
+            node, xattrs={name.replace(TRUSTED, prefix): value for name, value in (node.xattrs or {}).items()}
+        )
         for path, node in tree.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from ..case import ALL_FORMATS, EVERYWHERE, KERNEL, MOUNTED, OURS, Case, Step
+from ..case import ALL_FORMATS, EVERYWHERE, MOUNTED, OURS, Case, Step
 from ..steps import (
     LATER,
     append_to,
@@ -13,17 +13,15 @@ from ..steps import (
     chown,
     close,
     create,
-    fsync,
     ftruncate,
     getxattr,
     listxattr,
+    make_symlink,
     mkchar,
     mkdir,
     mkfifo,
     mkfile,
-    make_symlink,
     mksocket,
-    missing,
     names,
     open_,
     overwrite,
@@ -50,7 +48,6 @@ from ..tree import (
     directory,
     fifo,
     file,
-    hardlink,
     opaque_dir,
     socket,
     symlink,
@@ -79,8 +76,14 @@ def changed(node: Node) -> dict[str, tuple[list[Step], Node]]:
         "chown-both": ([chown("x", 1000, 1001)], replace(node, uid=1000, gid=1001)),
         "utime": ([utime("x", LATER)], replace(node, mtime=LATER)),
         "utime-in-the-past": ([utime("x", -3 * SECOND + 1, 0)], replace(node, mtime=-3 * SECOND + 1)),
-        "setxattr": ([setxattr("x", "trusted.new", b"v")], replace(node, xattrs={"trusted.old": b"1", "trusted.new": b"v"})),
-        "replace-xattr": ([setxattr("x", "trusted.old", b"2", XATTR_REPLACE)], replace(node, xattrs={"trusted.old": b"2"})),
+        "setxattr": (
+            [setxattr("x", "trusted.new", b"v")],
+            replace(node, xattrs={"trusted.old": b"1", "trusted.new": b"v"}),
+        ),
+        "replace-xattr": (
+            [setxattr("x", "trusted.old", b"2", XATTR_REPLACE)],
+            replace(node, xattrs={"trusted.old": b"2"}),
+        ),
         "removexattr": ([removexattr("x", "trusted.old")], replace(node, xattrs={})),
         "everything": (
             [chown("x", 7, 8), setxattr("x", "trusted.new", b"v"), removexattr("x", "trusted.old"), utime("x", LATER)],

@@ -26,7 +26,6 @@ from ..steps import (
     longest_name,
     make_symlink,
     missing,
-    mkchar,
     mkdir,
     mkfifo,
     mkfile,
@@ -57,7 +56,6 @@ from ..tree import (
     fifo,
     file,
     hardlink,
-    socket,
     symlink,
     whiteout,
 )

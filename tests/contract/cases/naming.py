@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from ..case import ALL_FORMATS, MOUNTED, Case, Step
 from ..steps import (
-    create,
+    chmod,
+    chown,
     close,
+    create,
     link,
     make_symlink,
+    missing,
     mkblock,
     mkchar,
     mkdir,
@@ -25,9 +27,6 @@ from ..steps import (
     rmdir,
     unlink,
     write_file,
-    missing,
-    chmod,
-    chown,
 )
 from ..tree import (
     Node,

@@ -115,8 +115,28 @@ MERGING = [
     Case("hard-linked-symlinks", [{"a": symlink("x"), "b": hardlink("a")}], {"a": symlink("x"), "b": hardlink("a")}),
     Case(
         "odd-names",
-        [{"a b": A, "new\nline": A, "\udcff\udcfe": A, "d\u00e4/\u4e16": A, "-": A, ".hidden": A, "...": A, "a\\:b,c": A}],
-        {"a b": A, "new\nline": A, "\udcff\udcfe": A, "d\u00e4/\u4e16": A, "-": A, ".hidden": A, "...": A, "a\\:b,c": A},
+        [
+            {
+                "a b": A,
+                "new\nline": A,
+                "\udcff\udcfe": A,
+                "d\u00e4/\u4e16": A,
+                "-": A,
+                ".hidden": A,
+                "...": A,
+                "a\\:b,c": A,
+            }
+        ],
+        {
+            "a b": A,
+            "new\nline": A,
+            "\udcff\udcfe": A,
+            "d\u00e4/\u4e16": A,
+            "-": A,
+            ".hidden": A,
+            "...": A,
+            "a\\:b,c": A,
+        },
     ),
     Case(
         "times-in-nanoseconds",
@@ -124,7 +144,11 @@ MERGING = [
         {"f": file(b"", mtime=1_234_567_890_123_456_789), "d": directory(mtime=987_654_321_000_000_001)},
     ),
     Case("times-before-1970", [{"f": file(b"", mtime=-1_500_000_000)}], {"f": file(b"", mtime=-1_500_000_000)}),
-    Case("symlink-times", [{"s": symlink("x", mtime=1_111_111_111_222_222_222)}], {"s": symlink("x", mtime=1_111_111_111_222_222_222)}),
+    Case(
+        "symlink-times",
+        [{"s": symlink("x", mtime=1_111_111_111_222_222_222)}],
+        {"s": symlink("x", mtime=1_111_111_111_222_222_222)},
+    ),
     Case(
         "equal-inode-numbers-on-two-filesystems",
         [{"a": A}, {"b": B}, {"c": C}],
@@ -324,11 +348,16 @@ OVERRIDES = [
     )
 ]  # fmt: skip
 
+# a file in every tenth layer only: a client that forgets each lookup has all of them read again for each name
+SPREAD = {f"only/{at:03}": file(b"%d" % at) for at in range(0, 500, 10)}
 MANY_LAYERS = [
     Case(
         "five-hundred-layers",
-        [{f"only/{at:03}": file(b"%d" % at), "shared": file(b"%d" % at)} for at in range(500)],
-        {**{f"only/{at:03}": file(b"%d" % at) for at in range(500)}, "shared": file(b"0")},
+        [
+            {"shared": file(b"%d" % at), **({f"only/{at:03}": SPREAD[f"only/{at:03}"]} if at % 10 == 0 else {})}
+            for at in range(500)
+        ],
+        {**SPREAD, "shared": file(b"0")},
         [stat("only/250", size=3), missing("only/500")],
     )
 ]

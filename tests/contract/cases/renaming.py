@@ -11,8 +11,8 @@ from ..steps import (
     WHITEOUT,
     append_to,
     chmod,
-    mkdir,
     missing,
+    mkdir,
     names,
     read,
     rename,
@@ -34,7 +34,7 @@ from ..tree import (
     symlink,
     whiteout,
 )
-from .states import BY_ID, LOW, MID, STATES, UP, State, at
+from .states import BY_ID, LOW, MID, UP, State, at
 
 SOURCES = [
     BY_ID[name]
@@ -145,7 +145,9 @@ MATRIX = [
 ]
 
 
-def simple(name: str, steps: list[Step], view: Tree, lower: Tree, upper_after: Tree | None = None, upper: Tree | None = None) -> Case:
+def simple(
+    name: str, steps: list[Step], view: Tree, lower: Tree, upper_after: Tree | None = None, upper: Tree | None = None
+) -> Case:
     """A case over one lower layer, in every write format."""
     return Case(name, [lower], view, steps, upper or {}, upper_after or {}, formats=ALL_FORMATS)
 

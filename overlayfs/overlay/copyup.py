@@ -86,7 +86,7 @@ class CopyUp:
     def __init__(self, state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> None:
         self._state, self._inode, self._new_size = state, inode, size
         with state.node(inode) as source:
-            self._source = os.dup(source)
+            self._source = state.descriptors.open(lambda: os.dup(source))
         stack.callback(os.close, self._source)
         self._st = os.fstat(self._source)
         self._owner = _owner_on_disk(state, inode, self._st)
@@ -212,12 +212,13 @@ def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> 
     with drafts.afterwards():
         syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
     if state.options.fsync is FsyncPolicy.STRICT:
-        sync_directory(dir_fd)
+        sync_directory(state, dir_fd)
 
 
-def sync_directory(fd: int) -> None:
+def sync_directory(state: State, fd: int) -> None:
     """fsync(2) of a directory that is only held by O_PATH."""
-    readable = os.open(descriptor_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    readable = state.descriptors.open(lambda: os.open(descriptor_path(fd), flags))
     try:
         os.fsync(readable)
     finally:

@@ -137,4 +137,4 @@ def fsync(state: State, inode: Inode, datasync: bool) -> None:
 
 def fsync_directory(state: State, directory: Directory) -> None:
     if directory.upper and state.options.fsync is not FsyncPolicy.VOLATILE:
-        copyup.sync_directory(state.upper_fd(directory))
+        copyup.sync_directory(state, state.upper_fd(directory))

@@ -109,7 +109,7 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
         if hidden:
             whiteouts.remove_oci_whiteout(dir_fd, name)
     if state.options.fsync is FsyncPolicy.STRICT:
-        copyup.sync_directory(dir_fd)
+        copyup.sync_directory(state, dir_fd)
 
 
 def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
@@ -238,7 +238,7 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
         lookup.note(parent, name, Kind.WHITEOUT if covered else None)
     parent.packed = None
     if state.options.fsync is FsyncPolicy.STRICT:
-        copyup.sync_directory(dir_fd)
+        copyup.sync_directory(state, dir_fd)
 
 
 def _remove_directory(state: State, dir_fd: int, name: bytes) -> None:

@@ -256,9 +256,10 @@ def _works(attempt: Callable[[], None]) -> bool:
     try:
         attempt()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        if error.errno in (errno.EIO, errno.EROFS):
             raise MountError(f"workdir: cannot write: {error.strerror}") from None
-        return False
+        # a full filesystem cannot tell; it must still be mounted to be made free, so expect what is usual
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return True
 
 

@@ -50,7 +50,7 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
             _move(state, source, target, bool(flags & WHITEOUT))
     if state.options.fsync is FsyncPolicy.STRICT:
         for directory in {parent, new_parent}:
-            copyup.sync_directory(state.upper_fd(directory))
+            copyup.sync_directory(state, state.upper_fd(directory))
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -
     elif not covered:
         _replace(state, source, target, from_fd, to_fd)
     elif state.whiteout is WhiteoutFormat.OCI:
-        with _oci_whiteout_beside(source, from_fd):
+        with _oci_whiteout_beside(state, source, from_fd):
             _replace(state, source, target, from_fd, to_fd)
     else:
         _rename_and_xattr_whiteout(state, source, target, from_fd, to_fd, hidden)
@@ -222,9 +222,9 @@ def _replace(state: State, source: _Side, target: _Side, from_fd: int, to_fd: in
 
 
 @contextmanager
-def _oci_whiteout_beside(source: _Side, from_fd: int) -> Iterator[None]:
+def _oci_whiteout_beside(state: State, source: _Side, from_fd: int) -> Iterator[None]:
     """A `.wh.` file for the source can stand beside it before that leaves, as it only hides what lies below."""
-    whiteouts.oci_whiteout(from_fd, source.name)
+    whiteouts.oci_whiteout(state, from_fd, source.name)
     try:
         yield
     except OSError:
@@ -254,7 +254,7 @@ def _rename_and_xattr_whiteout(
                     os.unlink(target.name, dir_fd=to_fd)
                 raise
             return
-        with _oci_whiteout_beside(source, from_fd):
+        with _oci_whiteout_beside(state, source, from_fd):
             _replace(state, source, target, from_fd, to_fd)
         with drafts.afterwards():  # until then, and if it fails, the guard hides the source as well
             draft.publish(from_fd, source.name)

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
 from .inodes import ROOT, Directory, Inode
@@ -20,6 +20,8 @@ from .ownership import Ownership
 _DIRECTORY_DESCRIPTORS: Final = 512
 _FILE_DESCRIPTORS: Final = 1024
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+
+_Result = TypeVar("_Result")
 
 
 class OpenFile:
@@ -107,17 +109,22 @@ class Descriptors:
         if found is not None:
             os.close(found[0])
 
-    def open(self, opener: Callable[[], int]) -> int:
-        """Open, giving pooled descriptors up as long as there are too few."""
+    def open(self, opener: Callable[[], _Result]) -> _Result:
+        """Call what opens descriptors, giving pooled ones up as long as there are too few."""
         while True:
             try:
                 return opener()
             except OSError as error:
-                if error.errno not in _OUT_OF_DESCRIPTORS or not self._give_up_one():
+                if error.errno not in _OUT_OF_DESCRIPTORS or not self._make_room():
                     raise
 
-    def _give_up_one(self) -> bool:
-        return self._evict_file() or self._evict_directory()
+    def _make_room(self) -> bool:
+        """Close half of what may be closed: the limit was lowered, or somebody else uses it up. False: nothing may."""
+        closed = 0
+        for evict, size in ((self._evict_file, len(self._files)), (self._evict_directory, len(self._directories))):
+            for _ in range((size + 1) // 2):
+                closed += evict()
+        return closed > 0
 
     def _evict_file(self) -> bool:
         for number, opened in self._files.items():

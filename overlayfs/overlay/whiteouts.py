@@ -26,7 +26,7 @@ def whiteout(state: State, dir_fd: int, name: bytes) -> None:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         os.mknod(name, _MODE, 0, dir_fd=dir_fd)
     elif state.whiteout is WhiteoutFormat.OCI:
-        oci_whiteout(dir_fd, name)
+        oci_whiteout(state, dir_fd, name)
     else:
         announce(state, dir_fd)
         with _xattr_whiteout(state) as draft:
@@ -43,7 +43,7 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
     elif state.whiteout is WhiteoutFormat.OCI:
-        oci_whiteout(dir_fd, name)
+        oci_whiteout(state, dir_fd, name)
         try:
             os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
         except OSError:
@@ -91,16 +91,16 @@ def make_opaque(state: State, fd: int) -> None:
     if state.whiteout is WhiteoutFormat.OCI or not state.xattrs_work:
         before = os.fstat(fd)
         flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(marks.OPAQUE_NAME, flags, 0o600, dir_fd=fd))
+        os.close(state.descriptors.open(lambda: os.open(marks.OPAQUE_NAME, flags, 0o600, dir_fd=fd)))
         with drafts.afterwards():  # nobody is to see that something was done
             syscalls.set_times(fd, before.st_atime_ns, before.st_mtime_ns)
     else:
         os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
 
 
-def oci_whiteout(dir_fd: int, name: bytes) -> None:
+def oci_whiteout(state: State, dir_fd: int, name: bytes) -> None:
     flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(marks.oci_whiteout(name), flags, 0o600, dir_fd=dir_fd))
+    os.close(state.descriptors.open(lambda: os.open(marks.oci_whiteout(name), flags, 0o600, dir_fd=dir_fd)))
 
 
 def _xattr_whiteout(state: State) -> drafts.Draft:

@@ -21,6 +21,7 @@ class Anything:
 
 
 ANYTHING = Anything()
+ROOT = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Step:
     arguments: tuple[Any, ...] = ()
     errno: int = 0
     result: Any = ANYTHING
-    caller: Credentials = Credentials()
+    caller: Credentials = ROOT
 
     def fails(self, errno: int) -> Step:
         """The same step, expected to fail."""
@@ -58,7 +59,7 @@ class Case:
     """One case. `lowers` has the top layer first; `upper` None makes the mount read-only.
 
     `view` is the whole merged tree afterwards; `upper_after` says what the upper holds at some of
-    its paths. `formats` are the write formats in which our targets run the case. `targets` leaves
+    its paths. `cell` marks one of many cases that a matrix makes. `formats` are the write formats in which our targets run the case. `targets` leaves
     out the kernel where the case is about marks or options that only we have, and the engine where
     the kernel's path walk does the work.
     """
@@ -73,8 +74,8 @@ class Case:
     targets: frozenset[str] = EVERYWHERE
     formats: Sequence[Format] = (Format.OVERLAY,)
     options: Mapping[str, Any] = field(default_factory=dict)
-    mount_fails: bool = False
     separate_filesystems: bool = False
+    cell: bool = False
     unreadable: int = 0
 
 

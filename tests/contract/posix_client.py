@@ -31,6 +31,18 @@ def stat_of(result: os.stat_result) -> Stat:
 def acting_as(caller: Credentials) -> Iterator[None]:
     """Effective ids and umask of `caller`: without capabilities when the uid is not root's."""
     umask = os.umask(caller.umask)
+    try:
+        if caller.uid or caller.gid:
+            with _ids_of(caller):
+                yield
+        else:
+            yield
+    finally:
+        os.umask(umask)
+
+
+@contextmanager
+def _ids_of(caller: Credentials) -> Iterator[None]:
     groups = os.getgroups()
     try:
         os.setgroups([])
@@ -41,7 +53,6 @@ def acting_as(caller: Credentials) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
-        os.umask(umask)
 
 
 class PosixClient(Client):

@@ -70,9 +70,6 @@ class Target(ABC):
     def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
         """Mount, hand out a client, unmount; MountRefusedError if it will not mount."""
 
-    def close(self) -> None:
-        """End whatever the target keeps running between mounts."""
-
 
 def overlay_options(places: Directories, form: Format, options: Mapping[str, Any]) -> OverlayOptions:
     """The options of our engine; `redirect_dir` is given by its value, the rest by field."""

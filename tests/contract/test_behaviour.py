@@ -16,8 +16,9 @@ from tests.contract import libc
 from tests.contract.case import Case
 from tests.contract.client import Client, Credentials
 from tests.contract.engine_client import EngineClient
-from tests.contract.play import directories
+from tests.contract.play import check_step, directories
 from tests.contract.posix_client import PosixClient, acting_as
+from tests.contract.steps import make_symlink, mkdir, rename, rmdir, unlink
 from tests.contract.targets import EngineTarget, FuseTarget, KernelTarget, Target
 from tests.contract.tree import Format, Tree, char, directory, fifo, file, hardlink, symlink, whiteout
 
@@ -25,7 +26,7 @@ LOW = file(b"low", 0o640, 5, 6)
 
 
 @pytest.fixture(scope="module")
-def fuse() -> Iterator[Target]:
+def fuse() -> Iterator[FuseTarget]:
     target = FuseTarget()
     yield target
     target.close()
@@ -196,15 +197,9 @@ def test_number_of_a_new_file_is_kept(ours: Target, form: Format) -> None:
 
 def test_changes_of_names_change_the_times_of_the_directory(target: Target) -> None:
     with mounted(target, [{"d/f": LOW, "e": directory()}]) as client:
-        for change in (
-            lambda: client.mkdir("d/n"),
-            lambda: client.unlink("d/f"),
-            lambda: client.rename("d/n", "d/m"),
-            lambda: client.rmdir("d/m"),
-            lambda: client.symlink("t", "d/s"),
-        ):
+        for step in (mkdir("d/n"), unlink("d/f"), rename("d/n", "d/m"), rmdir("d/m"), make_symlink("t", "d/s")):
             client.utime("d", 0, 0)
-            change()
+            check_step(client, step, str(step))
             seen = client.stat("d")
             assert seen.mtime > 0
             assert seen.ctime > 0
@@ -267,11 +262,11 @@ def test_shared_mapping_over_copy_up(name: str, fuse: Target) -> None:
 def test_shared_writable_mapping_reaches_the_file(on_mount: Target) -> None:
     with mountpoint(on_mount, [{"f": file(b"old" * 2000)}]) as root:
         path = os.path.join(root, b"f")
-        with open(path, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapping:
+        with open(path, "r+b") as writer, mmap.mmap(writer.fileno(), 0) as mapping:
             mapping[:3] = b"NEW"
             mapping.flush()
-        with open(path, "rb") as stream:
-            assert stream.read(6) == b"NEWold"
+        with open(path, "rb") as reader:
+            assert reader.read(6) == b"NEWold"
 
 
 def test_buffered_reads_see_direct_writes(on_mount: Target) -> None:
@@ -314,10 +309,13 @@ def test_holes_are_found_or_the_whole_is_data(on_mount: Target) -> None:
 
 
 def test_copy_file_range_copies(on_mount: Target) -> None:
-    with mountpoint(on_mount, [{"f": file(b"content")}]) as root:
-        with open(os.path.join(root, b"f"), "rb") as source, open(os.path.join(root, b"g"), "w+b") as made:
-            assert os.copy_file_range(source.fileno(), made.fileno(), 7) == 7
-            assert os.pread(made.fileno(), 10, 0) == b"content"
+    with (
+        mountpoint(on_mount, [{"f": file(b"content")}]) as root,
+        open(os.path.join(root, b"f"), "rb") as source,
+        open(os.path.join(root, b"g"), "w+b") as made,
+    ):
+        assert os.copy_file_range(source.fileno(), made.fileno(), 7) == 7
+        assert os.pread(made.fileno(), 10, 0) == b"content"
 
 
 def test_symlinks_are_followed_inside_the_mount(on_mount: Target) -> None:

@@ -14,9 +14,9 @@ from tests.contract.targets import EngineTarget, FuseTarget, KernelTarget, Targe
 from tests.contract.tree import Format
 
 _ON_KERNEL = [case for case in CASES if KERNEL in case.targets]
-# Every case runs in the first of its formats; the engine runs every third one in another too, by turns, and the long
-# run has them all. The formats are the engine's business: through the mount they add little.
-_EVERY = {ENGINE: 3, FUSE: 12}
+# The default run plays every case on the engine and on the kernel, in the first of its formats, every eighth case in
+# another format too, and of the matrices every third cell through the mount; the long run plays everything.
+_CELLS_ON_MOUNT, _OTHER_FORMATS = 3, 8
 
 
 def _plays(target: str) -> list[object]:
@@ -24,15 +24,18 @@ def _plays(target: str) -> list[object]:
     plays: list[object] = []
     for at, case in enumerate(case for case in CASES if target in case.targets):
         for nth, form in enumerate(case.formats):
-            extra = nth and (at + nth) % _EVERY[target]
-            plays.append(
-                pytest.param(case, form, id=f"{case.id}-{form.value}", marks=[pytest.mark.long] if extra else [])
-            )
+            by_default = (at + nth) % _OTHER_FORMATS == 0 if nth else not _only_in_long_run(target, case, at)
+            marks = [] if by_default else [pytest.mark.long]
+            plays.append(pytest.param(case, form, id=f"{case.id}-{form.value}", marks=marks))
     return plays
 
 
+def _only_in_long_run(target: str, case: Case, at: int) -> bool:
+    return target == FUSE and case.cell and at % _CELLS_ON_MOUNT != 0
+
+
 @pytest.fixture(scope="module")
-def fuse() -> Iterator[Target]:
+def fuse() -> Iterator[FuseTarget]:
     target = FuseTarget()
     yield target
     target.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.contract.case import Case
@@ -15,6 +17,7 @@ from tests.contract.tree import (
     char,
     directory,
     file,
+    hardlink,
     opaque_dir,
     spell,
     symlink,
@@ -74,14 +77,11 @@ VIEW: Tree = {
 
 def _with_prefix(tree: Tree, prefix: str) -> dict[str, Node]:
     """The same tree with its marks under another xattr prefix."""
-    from dataclasses import replace
-
-    return {
-        path: replace(
-            node, xattrs={name.replace(TRUSTED, prefix): value for name, value in (node.xattrs or {}).items()}
-        )
-        for path, node in tree.items()
-    }
+    spelled = {}
+    for path, node in tree.items():
+        marks = {name.replace(TRUSTED, prefix): value for name, value in (node.xattrs or {}).items()}
+        spelled[path] = replace(node, xattrs=marks)
+    return spelled
 
 
 def _devices_and_fuse_overlayfs_marks(tree: Tree) -> dict[str, Node]:
@@ -147,7 +147,5 @@ def test_an_upper_of_ours_can_be_a_lower_layer(form: Format) -> None:
 
 def test_whiteouts_as_the_layer_tools_write_them() -> None:
     """podman hard-links one whiteout device for all; the kernel does too."""
-    from tests.contract.tree import hardlink
-
     case = Case("linked", [{"a": char(0, 0), "b": hardlink("a")}, {"a": LOW, "b": LOW, "c": LOW}], {"c": LOW})
     assert not _differences(case, EngineTarget())

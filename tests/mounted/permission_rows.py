@@ -29,6 +29,12 @@ OTHER = Who(1003, 1003)
 ROOT = Who(0, 0)
 
 
+INTENDED = {
+    "clear-mmap-write": ("capable", "a page written back is a write to us: it takes the capability, as write(2) does"),
+}
+"""The table of differences that are meant: rows by the start of their names, the thing that differs, and why."""
+
+
 # Things
 
 
@@ -54,9 +60,7 @@ def acl(*entries: tuple[str, int | None, int]) -> bytes:
     return struct.pack("<I", 2) + packed
 
 
-def named_user(
-    uid: int, permissions: int, mask: int, *, user: int = 6, group: int = 4, other: int = 0
-) -> bytes:
+def named_user(uid: int, permissions: int, mask: int, *, user: int = 6, group: int = 4, other: int = 0) -> bytes:
     """An ACL with one named user."""
     return acl(
         ("user", None, user),
@@ -191,9 +195,7 @@ def rmdir(name: str) -> Call:
 
 
 def rename(old: str, new: str, flags: int = 0) -> Call:
-    return lambda directory: rename_with_flags(
-        os.fsencode(directory / old), os.fsencode(directory / new), flags
-    )
+    return lambda directory: rename_with_flags(os.fsencode(directory / old), os.fsencode(directory / new), flags)
 
 
 def link(old: str, new: str) -> Call:
@@ -327,9 +329,7 @@ def _inheritance() -> list[Row]:
     narrow = {"d/": Thing(0o777, uid=0, xattrs={DEFAULT: named_user(1003, 4, 4, user=6, group=0)})}
     plain = {"d/": Thing(0o777, uid=0)}
     minimal = {
-        "d/": Thing(
-            0o777, uid=0, xattrs={DEFAULT: acl(("user", None, 7), ("group", None, 7), ("other", None, 7))}
-        )
+        "d/": Thing(0o777, uid=0, xattrs={DEFAULT: acl(("user", None, 7), ("group", None, 7), ("other", None, 7))})
     }
     rows = [
         Row(f"{label}-{name}", things, who, makers)
@@ -402,9 +402,7 @@ def _acls() -> list[Row]:
                 ),
             ),
         ),
-        Row(
-            "acl-default-on-file", {"f": Thing(0o600)}, OWNER, (setxattr("f", DEFAULT, named_user(5, 7, 7)),)
-        ),
+        Row("acl-default-on-file", {"f": Thing(0o600)}, OWNER, (setxattr("f", DEFAULT, named_user(5, 7, 7)),)),
         Row(
             "acl-default-by-other",
             {"d/": Thing(0o777)},
@@ -478,9 +476,7 @@ def _ownership() -> list[Row]:
     mine = {"f": Thing(0o644), "d/": Thing(0o755)}
     return [
         Row("chown-by-owner", mine, OWNER, (chown("f", 1001, -1), chown("f", 1000, -1), chown("d", 0, -1))),
-        Row(
-            "chgrp-to-own-group", mine, Who(1000, 1000, (3000,)), (chown("f", -1, 3000), chown("d", -1, 1000))
-        ),
+        Row("chgrp-to-own-group", mine, Who(1000, 1000, (3000,)), (chown("f", -1, 3000), chown("d", -1, 1000))),
         Row("chgrp-to-foreign-group", mine, OWNER, (chown("f", -1, 4000), chown("f", -1, 2000))),
         Row("chown-by-other", mine, OTHER, (chown("f", 1003, -1), chown("f", -1, 1003), chown("f", -1, -1))),
         Row("chown-by-root", mine, ROOT, (chown("f", 5, 6), chown("d", 7, 8))),
@@ -541,9 +537,7 @@ def _ownership() -> list[Row]:
 
 def _xattrs() -> list[Row]:
     things = {
-        "f": Thing(
-            0o644, xattrs={"user.there": b"1", "trusted.there": b"2", "security.capability": CAPABILITY}
-        ),
+        "f": Thing(0o644, xattrs={"user.there": b"1", "trusted.there": b"2", "security.capability": CAPABILITY}),
         "w": Thing(0o666),
         "r": Thing(0o200),
     }
@@ -563,8 +557,7 @@ def _xattrs() -> list[Row]:
         removexattr("f", "security.capability"),
     )
     return [
-        Row(f"xattrs-{name}", things, who, calls)
-        for name, who in (("owner", OWNER), ("other", OTHER), ("root", ROOT))
+        Row(f"xattrs-{name}", things, who, calls) for name, who in (("owner", OWNER), ("other", OTHER), ("root", ROOT))
     ]
 
 

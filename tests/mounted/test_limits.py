@@ -389,7 +389,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "rename": lambda place: (place / "mover").rename(place / "moved"),
     "create": lambda place: (place / "made").write_bytes(b"x"),
     "open_file": lambda place: (place / "file").read_bytes(),
-    "read": lambda place: (place / "file").read_bytes(),
+    "read_without_waiting": lambda place: (place / "file").read_bytes(),
     "write": lambda place: (place / "written").write_bytes(b"x"),
     "opendir": lambda place: os.listdir(place / "d"),
     "readdir": lambda place: os.listdir(place / "d"),
@@ -398,7 +398,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "listxattr": lambda place: os.listxattr(place / "file"),
     "setxattr": lambda place: os.setxattr(place / "file", "user.y", b"y"),
     "removexattr": lambda place: os.removexattr(place / "file", "user.x"),
-    "fsync": lambda place: _fsync(place / "file"),
+    "pin_to_sync": lambda place: _fsync(place / "file"),
 }
 
 

@@ -58,6 +58,7 @@ def on_state(name: str, state: State, steps: list[Step], view: Tree, upper_after
         upper=at("x", state.upper),
         upper_after=upper_after,
         formats=ALL_FORMATS,
+        cell=True,
     )
 
 

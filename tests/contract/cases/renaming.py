@@ -112,6 +112,7 @@ def matrix_case(source: State, target: State, flags: int, old: str = "old", new:
         upper={**at(old, source.upper), **at(new, target.upper)},
         upper_after=after,
         formats=ALL_FORMATS,
+        cell=True,
     )
 
 

@@ -121,11 +121,7 @@ def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
         return st.st_blocks
     if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
         return st.st_blocks
-    try:
-        source = copyup.data_location(state, inode)
-    except OSError:
-        return 0
-    dir_fd, name = state.lower_place(source)
+    dir_fd, name = state.lower_place(copyup.data_location(state, inode))
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_blocks
 
 

@@ -373,7 +373,7 @@ def _forget_whiteouts(state: State, directory: Directory) -> None:
 def data_location(state: State, inode: Inode) -> Location:
     """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere."""
     if inode.lower is None:
-        raise OSError(errno.EIO, "metacopy without data")
+        raise marks.MalformedMarkError("metacopy without data", inode.name)
     return redirects.data_below_lower(state, inode.lower)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import TypeVar
 
 from ..tree import marks, syscalls
 from ..tree.marks import Marks, Opacity
@@ -20,6 +21,8 @@ from .layer import UPPER_INDEX, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
 from .whiteouts import LONGEST_NAME
+
+_AnyInode = TypeVar("_AnyInode", bound=Inode)
 
 
 def check_name(name: bytes) -> None:
@@ -146,8 +149,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     inode.lost_links = state.lost_links.get(inode.number, 0) if linked else 0
     if linked:
         state.share(inode, location.layer, st)
-    attributes.remember(state, inode, st)
-    return inode
+    return _known(state, inode, st)
 
 
 def _lower_directory(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> Directory:
@@ -156,8 +158,7 @@ def _lower_directory(state: State, parent: Directory, name: bytes, positions: tu
     directory = _new_directory(state, parent, name, state.layers[lowers[0].layer].number(st))
     directory.lowers = lowers
     directory.lower_path = redirects.join(parent.lower_path, name)
-    attributes.remember(state, directory, st)
-    return directory
+    return _known(state, directory, st)
 
 
 # -- upper
@@ -178,15 +179,13 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     if known is not None:
         known.add_name(parent, name)
         return known
+    metacopy = stat.S_ISREG(st.st_mode) and found.metacopy
+    data = redirects.data_below(state, parent, name, found.redirect) if metacopy else None
     inode = _new_inode(state, parent, name, st, number)
-    inode.upper = True
-    inode.metacopy = found.metacopy and stat.S_ISREG(st.st_mode)
-    if inode.metacopy:
-        inode.lower = redirects.data_below(state, parent, name, found.redirect)
+    inode.upper, inode.metacopy, inode.lower = True, metacopy, data
     if st.st_nlink > 1:
         _share_upper(state, inode, dir_fd, st, found)
-    attributes.remember(state, inode, st)
-    return inode
+    return _known(state, inode, st)
 
 
 def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, found: Marks) -> None:
@@ -246,7 +245,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         known.index_name = name
         known.lost_links = _lost_links(found, entry, st.st_nlink)
         state.share(known, UPPER_INDEX, entry)
-        attributes.remember(state, known, entry)
+        _known(state, known, entry)
     known.lower = known.lower or location
     return known
 
@@ -279,11 +278,20 @@ def _upper_directory(
         candidates = below(state, parent).get(name)
         if isinstance(candidates, tuple):
             directory.lowers = redirects.stack_of(state, parent, name, candidates)
-    attributes.remember(state, directory, st)
-    return directory
+    return _known(state, directory, st)
 
 
 # -- new inodes
+
+
+def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
+    """The inode with its attributes; what cannot be described is not kept."""
+    try:
+        attributes.remember(state, inode, st)
+    except OSError:
+        state.discard(inode)
+        raise
+    return inode
 
 
 def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
@@ -300,11 +308,10 @@ def _new_directory(state: State, parent: Directory, name: bytes, number: int) ->
 
 def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat_result) -> Inode:
     """The inode of a file that was just made in the upper."""
-    assert state.upper is not None
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
-        inode = _new_directory(state, parent, name, number)
-        inode.lower_path = redirects.join(parent.lower_path, name)
+        inode = directory = _new_directory(state, parent, name, number)
+        directory.lower_path = redirects.join(parent.lower_path, name)
     else:
         inode = _new_inode(state, parent, name, st, number)
     inode.upper = True

@@ -98,7 +98,7 @@ class _Walk:
             here = here.child(part)
             if kind == stat.S_IFDIR:
                 continue
-            if kind and not rest:
+            if kind == stat.S_IFREG and not rest:
                 self.file = here
             return
         self.directory = here
@@ -168,7 +168,7 @@ def data_below_lower(state: State, location: Location) -> Location:
         if following is None:
             break
         location = following
-    raise OSError(errno.EIO, "metacopy without data", location.path)
+    raise marks.MalformedMarkError("metacopy without data", location.path)
 
 
 def _file_at(state: State, first_layer: int, path: bytes, data_only: bool = True) -> Location | None:

@@ -226,12 +226,13 @@ class State:
             if isinstance(inode, Directory) and inode.children:
                 return
             parent = inode.parent
-            self._drop(inode)
+            self.discard(inode)
             if parent is None:
                 return
             inode = parent
 
-    def _drop(self, inode: Inode) -> None:
+    def discard(self, inode: Inode) -> None:
+        """Take an inode out of all tables and give back what it holds."""
         if self.inodes.pop(inode.number, None) is None:
             return
         for parent, name in inode.names():

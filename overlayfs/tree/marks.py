@@ -70,10 +70,19 @@ class Marks:
 
     opacity: Opacity = Opacity.TRANSPARENT
     redirect: bytes | None = None
-    metacopy: bool = False
+    metacopy_value: bytes | None = None
     number: int | None = None
     nlink: bytes | None = None
     lower_links: int | None = None
+
+    @property
+    def metacopy(self) -> bool:
+        """True where only a file's metadata is here. EIO where the value is neither empty nor a whole header, as the
+        kernel's ovl_check_metacopy_xattr."""
+        value = self.metacopy_value
+        if value and (len(value) < 4 or value[0] != 0 or value[1] != len(value)):
+            raise MalformedMarkError("malformed metacopy", value)
+        return value is not None
 
 
 NO_MARKS: Final = Marks()
@@ -179,7 +188,7 @@ def _marks(path: bytes, present: list[bytes], read: Callable[[bytes, bytes], byt
     return Marks(
         opacity=_opacity(value(OPAQUE)),
         redirect=value(REDIRECT),
-        metacopy=value(METACOPY) is not None,
+        metacopy_value=value(METACOPY),
         number=_integer(value(NUMBER)),
         nlink=value(NLINK),
         lower_links=_integer(value(LOWER_LINKS)),

@@ -59,9 +59,10 @@ class Case:
     """One case. `lowers` has the top layer first; `upper` None makes the mount read-only.
 
     `view` is the whole merged tree afterwards; `upper_after` says what the upper holds at some of
-    its paths. `cell` marks one of many cases that a matrix makes. `formats` are the write formats in which our targets run the case. `targets` leaves
-    out the kernel where the case is about marks or options that only we have, and the engine where
-    the kernel's path walk does the work.
+    its paths. `cell` marks one of many cases that a matrix makes. `formats` are the write formats in
+    which our targets run the case. `targets` leaves out the kernel where the case is about marks or
+    options that only we have, and the engine where the kernel's path walk does the work.
+    `unreadable` is the errno with which walking the merged tree must fail.
     """
 
     id: str

@@ -174,6 +174,7 @@ class Scene:
     def strike(self, fault: Fault, retry: bool = False) -> Run:
         """Run the whole operation on a fresh upper with one fault."""
         self.reset()
+        retry = retry and self.operation.repeatable
         return supervise(lambda gate: self._act(gate, len(self.operation.steps), retry), fault)
 
     def _loose(self) -> frozenset[bytes]:

@@ -124,7 +124,7 @@ def test_tar_takes_a_tree_in_and_out_unchanged(stack: Stack, scratch: Path) -> N
     out.mkdir()
     run("tar", "--create", "--file", archive, "--directory", source, "--exclude=__pycache__", ".")
     run("tar", "--extract", "--file", archive, "--directory", stack.place)
-    run("cp", "--archive", stack.place / ".", out)
+    run("cp", "--archive", f"{stack.place}/.", out)
     assert run("diff", "--recursive", "--exclude=__pycache__", source, out) == ""
     run("rm", "--recursive", *stack.place.iterdir())
     assert list(stack.place.iterdir()) == []

@@ -252,7 +252,8 @@ def departures(expected: Observations, found: Observations, *, may_refuse: bool)
     """Where we show something else than the kernel does.
 
     Whatever error the kernel has for a mark that leads nowhere, ours is EIO. Names that the kernel lists but does
-    not find (whiteouts where nothing is merged) we do not list. A second directory over the same lower one is ESTALE there; we show both.
+    not find (whiteouts where nothing is merged) we do not list. A second directory over the same lower one is
+    ESTALE there; we show both.
     """
     wanted = _without_ghosts(expected)
     gone = {path for path, facts in found.items() if facts[0] == "EIO"}
@@ -371,27 +372,24 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "file-deleted": lambda lower: (lower / "d/f0").unlink(),
     "file-truncated": lambda lower: os.truncate(lower / "d/f0", 0),
     "file-grown": lambda lower: (lower / "d/f0").write_bytes(b"grown" * 10_000),
-    "file-replaced": lambda lower: ((lower / "d/f0").unlink(), (lower / "d/f0").write_bytes(b"new")),
-    "file-to-directory": lambda lower: ((lower / "d/f0").unlink(), (lower / "d/f0").mkdir()),
-    "file-to-fifo": lambda lower: ((lower / "d/f0").unlink(), os.mkfifo(lower / "d/f0")),
-    "file-to-link": lambda lower: (
-        (lower / "d/f0").unlink(),
-        (lower / "d/f0").symlink_to("../../../outside/f0"),
-    ),
-    "file-to-whiteout": lambda lower: ((lower / "d/f0").unlink(), os.mknod(lower / "d/f0", stat.S_IFCHR, 0)),
+    "file-replaced": lambda lower: _away(lower / "d/f0").write_bytes(b"new"),
+    "file-to-directory": lambda lower: _away(lower / "d/f0").mkdir(),
+    "file-to-fifo": lambda lower: os.mkfifo(_away(lower / "d/f0")),
+    "file-to-link": lambda lower: _away(lower / "d/f0").symlink_to("../../../outside/f0"),
+    "file-to-whiteout": lambda lower: os.mknod(_away(lower / "d/f0"), stat.S_IFCHR, 0),
     "directory-renamed": lambda lower: (lower / "d").rename(lower / "elsewhere"),
-    "directory-to-file": lambda lower: ((lower / "d").rename(lower / "e"), (lower / "d").write_bytes(b"")),
-    "directory-to-link": lambda lower: (
-        (lower / "d").rename(lower / "e"),
-        (lower / "d").symlink_to("../../outside"),
-    ),
-    "inner-directory-to-link": lambda lower: (
-        (lower / "d/sub").rename(lower / "e"),
-        (lower / "d/sub").symlink_to("../../../outside/sub"),
-    ),
+    "directory-to-file": lambda lower: _away(lower / "d").write_bytes(b""),
+    "directory-to-link": lambda lower: _away(lower / "d").symlink_to("../../outside"),
+    "inner-directory-to-link": lambda lower: _away(lower / "d/sub").symlink_to("../../../outside/sub"),
     "all-deleted": lambda lower: subprocess.run(["rm", "-rf", *lower.iterdir()], check=True),
     "names-added": lambda lower: make_tree(lower, [f"d/added{number}" for number in range(50)]),
 }
+
+
+def _away(path: Path) -> Path:
+    """Rename what is at `path`, to make something else there."""
+    path.rename(path.with_name("gone"))
+    return path
 
 
 @pytest.mark.parametrize("timeout", ["", "timeout=0"])

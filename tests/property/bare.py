@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from typing import ClassVar, NoReturn
+from typing import NoReturn
 
 from overlayfs.overlay.engine import AttributeChanges, Attributes, Caller, Overlay
 from overlayfs.overlay.options import OverlayOptions
@@ -22,7 +22,7 @@ def fail(number: int) -> NoReturn:
 class EngineTarget:
     """`Overlay` driven by paths; holds one lookup count for each number in hand, as the kernel would."""
 
-    name: ClassVar[str] = "ours"
+    name = "ours"
 
     def __init__(self, options: OverlayOptions) -> None:
         self.options = options

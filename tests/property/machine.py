@@ -34,6 +34,10 @@ def posix_acl(user: int, mask: int) -> bytes:
     )
 
 
+Opener = Callable[[Path, Sequence[Path], Path, Path], Target]
+"""Mounts at a place the lowers with an upper and its workdir."""
+
+
 class Divergence(AssertionError):
     """One of the three says something else."""
 
@@ -72,14 +76,15 @@ class ThreeWays(RuleBasedStateMachine):
         self.lower_before = self._lower_snapshots()
         trees.write(trees.merge(layers), os.fsencode(self._directory("plain")))
         self.targets = [self.plain]
-        for name, opener in (("kernel", KernelTarget), ("ours", self.open_ours)):
+        openers: tuple[tuple[str, Opener], ...] = (("kernel", KernelTarget), ("ours", self.open_ours))
+        for name, opener in openers:
             places = [self._directory(f"{name}-{what}") for what in ("mount", "upper", "work")]
             # the upper's root is the mount's
             trees.write({b"": layers[0][b""]}, os.fsencode(places[1]))
             self._add(opener, places)
         self.observe()
 
-    def _add(self, opener: Callable[..., Target], places: list[Path]) -> None:
+    def _add(self, opener: Opener, places: list[Path]) -> None:
         mount, upper, work = places
         self.targets.append(opener(mount, self.lowers, upper, work))
 
@@ -136,9 +141,10 @@ class ThreeWays(RuleBasedStateMachine):
     def _there(self, data: st.DataObject, accept: Callable[[int], bool] = lambda mode: True) -> bytes:
         """A path that mostly names something of the wanted kind."""
         wanted = self._paths(accept)
-        if wanted and data.draw(st.integers(0, 9)):
+        if wanted and data.draw(st.integers(0, 9)) > 0:
             return data.draw(st.sampled_from(wanted))
-        return data.draw(trees.PATHS)
+        path: bytes = data.draw(trees.PATHS)
+        return path
 
     def _place(self, data: st.DataObject) -> bytes:
         """A path that may be free, in a directory that mostly exists."""
@@ -253,7 +259,7 @@ class ThreeWays(RuleBasedStateMachine):
     @rule(data=st.data(), flags=st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE)))
     def rename(self, data: st.DataObject, flags: int) -> None:
         old = self._there(data)
-        new = self._there(data) if flags == RENAME_EXCHANGE or not data.draw(st.integers(0, 2)) else self._place(data)
+        new = self._there(data) if flags == RENAME_EXCHANGE or data.draw(st.booleans()) else self._place(data)
         self.do("rename", old, new, flags)
 
     @rule(data=st.data())
@@ -354,7 +360,8 @@ class ThreeWays(RuleBasedStateMachine):
     def _check_interchange(self, expected: Snapshot) -> None:
         """faults 19: each mounts what the other wrote and shows the same tree."""
         place = self._directory("interchange")
-        for writer, opener in (("kernel", self.open_ours), ("ours", KernelTarget)):
+        openers: tuple[tuple[str, Opener], ...] = (("kernel", self.open_ours), ("ours", KernelTarget))
+        for writer, opener in openers:
             note(f"interchange: what {writer} wrote")
             self._add(opener, [place, self.base / f"{writer}-upper", self.base / f"{writer}-work"])
             self.targets[-1].started_ns = self.plain.started_ns

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
 
 from .steps import Entry, Snapshot, now_of_files_ns
 
@@ -38,7 +37,7 @@ def unmount(place: Path) -> None:
 class PlainTarget:
     """A plain directory: what every filesystem ought to be like."""
 
-    name: ClassVar[str] = "plain"
+    name = "plain"
 
     def __init__(self, root: Path) -> None:
         self.root = os.fsencode(root)
@@ -162,7 +161,7 @@ class PlainTarget:
 class KernelTarget(PlainTarget):
     """The kernel's overlayfs over the same layers, with an upper of its own."""
 
-    name: ClassVar[str] = "kernel"
+    name = "kernel"
 
     def __init__(self, place: Path, lowers: Iterable[Path], upper: Path, work: Path) -> None:
         super().__init__(place)
@@ -186,7 +185,7 @@ class KernelTarget(PlainTarget):
 class MountedTarget(PlainTarget):
     """Our own mount program's mount."""
 
-    name: ClassVar[str] = "ours"
+    name = "ours"
 
     def __init__(self, place: Path, lowers: Iterable[Path], upper: Path, work: Path) -> None:
         super().__init__(place)

@@ -87,7 +87,7 @@ def _remove(merged: dict[bytes, Node], path: bytes) -> None:
 
 def _without_hidden_links(merged: dict[bytes, Node]) -> dict[bytes, Node]:
     """A group of which only one name is left is an ordinary file."""
-    names = Counter(node.group for node in merged.values() if node.group is not None)
+    names = Counter(node.group for node in merged.values())
     return {path: replace(node, group=None) if names[node.group] == 1 else node for path, node in merged.items()}
 
 

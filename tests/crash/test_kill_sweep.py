@@ -27,6 +27,7 @@ def test_killed_operation_leaves_tree_of_before_or_after(name: str, stage: Stage
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("whiteout", WhiteoutFormat)
 def test_no_point_of_any_operation_is_bad(whiteout: WhiteoutFormat, stage: Stage, figures: dict[str, Figures]) -> None:
     found = Figures()

@@ -314,7 +314,9 @@ def kernel_mount(stack: Stack) -> Iterator[Path]:
         unmount(place)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name.startswith("lower-") else ()) for name in CASES]
+)
 def test_lying_marks_are_errors_or_ignored_as_by_the_kernel(
     name: str, new_stack: Callable[..., Stack], canary: Path
 ) -> None:
@@ -392,8 +394,15 @@ def _away(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("timeout", ["", "timeout=0"])
-@pytest.mark.parametrize("seen", [True, False], ids=["after-a-look", "before-a-look"])
+@pytest.mark.parametrize(
+    ("seen", "timeout"),
+    [
+        pytest.param(True, "", id="after-a-look"),
+        pytest.param(False, "timeout=0", id="before-a-look-no-timeout"),
+        pytest.param(False, "", id="before-a-look", marks=pytest.mark.long),
+        pytest.param(True, "timeout=0", id="after-a-look-no-timeout", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_lower_layer_is_stale_or_an_error(
     name: str, seen: bool, timeout: str, stack: Stack, canary: Path

@@ -40,9 +40,7 @@ def on_a_terminal(*arguments: str | os.PathLike[str]) -> str:
     ours, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
     environ.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=theirs, stderr=theirs, stdin=theirs, env=environ
-    )
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=theirs, stderr=theirs, stdin=theirs, env=environ)
     os.close(theirs)
     shown = b""
     try:
@@ -208,7 +206,7 @@ PATCHED: Tree = {
     "exec": file(b"#!/bin/sh\n"),
     "link": symlink("old"),
     "becomes a link": file(b"was a file\n"),
-    "d/ä \"quoted\"\t": file(b"1\n"),
+    'd/ä "quoted"\t': file(b"1\n"),
     "minus": file(b"-- x\n"),
 }
 PATCH: Tree = {
@@ -218,7 +216,7 @@ PATCH: Tree = {
     "exec": file(b"#!/bin/sh\n", 0o755),
     "link": symlink("new"),
     "becomes a link": symlink("elsewhere"),
-    "d/ä \"quoted\"\t": file(b"2\n"),
+    'd/ä "quoted"\t': file(b"2\n"),
     "new/file": file(b"new\n"),
     "empty": file(),
     "latin": file(b"caf\xe9\r\n"),
@@ -313,9 +311,7 @@ def test_sizes(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (61.9, "1m 1s"), (3600, "1h"), (90061, "1d 1h"), (-5, "0s")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (61.9, "1m 1s"), (3600, "1h"), (90061, "1d 1h"), (-5, "0s")])
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 

@@ -324,9 +324,7 @@ def test_which_and_the_mount_agree_on_every_path(mounted: Site) -> None:
     inside = ("etc", "etc/a", "etc/b", "bin", "bin/x", "moved", "moved/etc", "moved/etc/a", "moved/etc/b")
     paths = [at / name for name in (*inside, "moved/etc/new", "none")]
     found = answer("which", *paths, status=1)
-    assert [(entry["path"], entry["exists"]) for entry in found] == [
-        (str(path), path.exists()) for path in paths
-    ]
+    assert [(entry["path"], entry["exists"]) for entry in found] == [(str(path), path.exists()) for path in paths]
 
 
 # -- diff

@@ -53,9 +53,7 @@ class Stack:
     def options(self) -> str:
         lowers = ":".join(map(str, self.lowers))
         return (
-            f"lowerdir={lowers},upperdir={self.upper},workdir={self.work}"
-            if self.has_upper
-            else f"lowerdir={lowers}"
+            f"lowerdir={lowers},upperdir={self.upper},workdir={self.work}" if self.has_upper else f"lowerdir={lowers}"
         )
 
     def mount(self, *more: str) -> Stack:
@@ -137,8 +135,7 @@ def tree_of(root: Path) -> dict[str, tuple[object, ...]]:
 def _facts(path: Path) -> tuple[object, ...]:
     info = path.lstat()
     xattrs = tuple(
-        (name, os.getxattr(path, name, follow_symlinks=False))
-        for name in os.listxattr(path, follow_symlinks=False)
+        (name, os.getxattr(path, name, follow_symlinks=False)) for name in os.listxattr(path, follow_symlinks=False)
     )
     content: str | bytes = b""
     if path.is_symlink():

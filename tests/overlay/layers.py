@@ -14,9 +14,7 @@ from tests.contract.tree import Format, Tree, build, directory
 class Layers:
     """The directories of one test: `up`, `work` and the lowers `0`, `1`, …, top first."""
 
-    def __init__(
-        self, top: Path, lowers: list[Tree], upper: Tree | None, form: Format = Format.OVERLAY
-    ) -> None:
+    def __init__(self, top: Path, lowers: list[Tree], upper: Tree | None, form: Format = Format.OVERLAY) -> None:
         self._fds: list[int] = []
         for number, tree in enumerate(lowers):
             build(os.fsencode(top / str(number)), {"": directory(), **tree}, form)

@@ -160,9 +160,7 @@ def test_file_replaced_by_directory_adds_what_is_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("redirect", [b"/old/dir", b"dir"])
-def test_renamed_directory_is_deleted_there_and_added_here_with_all_in_it(
-    tmp_path: Path, redirect: bytes
-) -> None:
+def test_renamed_directory_is_deleted_there_and_added_here_with_all_in_it(tmp_path: Path, redirect: bytes) -> None:
     lower = {"old/dir/f": file(b"1"), "old/dir/gone": file(), "old/dir/sub/g": file()}
     upper = {
         "old/dir": whiteout(),

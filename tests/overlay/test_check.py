@@ -135,9 +135,7 @@ def test_bad_mark_is_found_mended_and_gone(tmp_path: Path, problem: Problem, tre
         (Problem.NAMELESS_WHITEOUT, {".wh.": file()}, ".wh."),
     ],
 )
-def test_what_only_a_person_can_decide_is_left_alone(
-    tmp_path: Path, problem: Problem, tree: Tree, path: str
-) -> None:
+def test_what_only_a_person_can_decide_is_left_alone(tmp_path: Path, problem: Problem, tree: Tree, path: str) -> None:
     place = Place(tmp_path, tree)
     (finding,) = place.check(repair=True)
     assert (finding.problem, os.fsdecode(finding.path), finding.repaired) == (problem, path, False)
@@ -249,9 +247,7 @@ def test_many_whiteouts_of_one_inode_are_all_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["upper", "work"])
-def test_directories_of_a_live_mount_are_refused(
-    tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directories_of_a_live_mount_are_refused(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("overlayfs.overlay.opening._LOCK_PATIENCE_S", 0)
     place = Place(tmp_path, {"d": opaque_dir(), "d/w": char(0, 0, 0)})
     fd = os.open(tmp_path / which, os.O_RDONLY)

@@ -31,9 +31,7 @@ METACOPY = TRUSTED + "metacopy"
 Row = tuple[int, str, Role, int | None]
 
 
-def asked(
-    top: Path, lowers: list[Tree], upper: Tree, path: str, form: Format = Format.OVERLAY
-) -> Provenance:
+def asked(top: Path, lowers: list[Tree], upper: Tree, path: str, form: Format = Format.OVERLAY) -> Provenance:
     layers = Layers(top, lowers, upper, form)
     opened = layers.open(with_upper=True)
     try:
@@ -79,9 +77,7 @@ def test_the_root_is_merged_of_all(tmp_path: Path) -> None:
         (Format.OCI, "d/.wh.f", "whiteout: a .wh. file"),
     ],
 )
-def test_whiteout_deletes_and_says_how_it_is_spelled(
-    tmp_path: Path, form: Format, mark: str, note: str
-) -> None:
+def test_whiteout_deletes_and_says_how_it_is_spelled(tmp_path: Path, form: Format, mark: str, note: str) -> None:
     found = asked(tmp_path, [{"d/f": file()}], {"d": directory(), "d/f": whiteout()}, "d/f", form)
     assert rows(found) == [(-1, mark, Role.DELETES, None), (0, "d/f", Role.HIDDEN, -1)]
     assert found.answers[0].notes == (note,)

@@ -160,4 +160,3 @@ def test_view_and_kernel_show_the_same(lowers: list[Tree]) -> None:
             assert seen == seen_by_kernel(mountpoint)
         finally:
             unmount(os.fsencode(mountpoint), lazy=True)
-

@@ -256,7 +256,9 @@ class EngineTarget:
     def chown(self, path: bytes, uid: int, gid: int) -> None:
         found = self._find(path)
         if uid == gid == -1:
-            # nobody changes, but set-id bits go: the kernel sends the mode that is left
+            # nobody changes, but set-id bits and capabilities go: the kernel asks for just that
+            if b"security.capability" in self.overlay.listxattr(found.ino):
+                self.overlay.removexattr(found.ino, b"security.capability")
             kept = found.mode & ~(stat.S_ISUID | (stat.S_ISGID if found.mode & stat.S_IXGRP else 0))
             changes = AttributeChanges(mode=kept if stat.S_ISREG(found.mode) else None)
         else:

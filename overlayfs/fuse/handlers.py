@@ -137,10 +137,11 @@ class Handlers(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
         await self._copied_up(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
-        sets_group = changes.size is not None and self._overlay.getattr(inode).mode & stat.S_ISGID
-        return self._entry(self._overlay.setattr(inode, changes, _caller(ctx, with_groups=bool(sets_group))))
+        groups_count = changes.mode is None and bool(self._overlay.getattr(inode).mode & stat.S_ISGID)
+        return self._entry(self._overlay.setattr(inode, changes, _caller(ctx, with_groups=groups_count)))
 
     @_answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

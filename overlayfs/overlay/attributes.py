@@ -129,15 +129,27 @@ def _is_metacopy(state: State, location: Location) -> bool:
     return marks.read_marks(*state.lower_place(location)).metacopy
 
 
+def _with_lost_setgid(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> AttributeChanges:
+    """Truncation, chown and writing take setgid from a file, if the caller is not in its group.
+
+    Where the group may execute, the kernel's FUSE does it; else it leaves it to us (setattr_should_drop_sgid), and
+    announces a write by a SETATTR that changes nothing.
+    """
+    takes = changes.size is not None or changes.uid is not None or changes.gid is not None
+    if changes.mode is not None or inode.kind != stat.S_IFREG or not (takes or changes == AttributeChanges()):
+        return changes
+    before = attributes_of(state, inode)
+    may_write = takes or caller.uid == before.uid or before.mode & stat.S_IWOTH
+    if before.mode & stat.S_IXGRP or not may_write or not _loses_setgid(before, caller):
+        return changes
+    return dataclasses.replace(changes, mode=before.mode & ~stat.S_ISGID)
+
+
 def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if changes.size is not None and changes.mode is None:
-        before = attributes_of(state, inode)
-        if _loses_setgid(before, caller) and not before.mode & stat.S_IXGRP:
-            # the kernel takes the bit away itself where the group may execute (setattr_should_drop_sgid)
-            changes = dataclasses.replace(changes, mode=before.mode & ~stat.S_ISGID)
+    changes = _with_lost_setgid(state, inode, changes, caller)
     need = copyup.Need.METADATA if changes.size is None else copyup.Need.DATA
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
     if changes.size is not None and not truncated:

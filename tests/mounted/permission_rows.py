@@ -31,8 +31,16 @@ ROOT = Who(0, 0)
 
 INTENDED = {
     "clear-mmap-write": ("capable", "a page written back is a write to us: it takes the capability, as write(2) does"),
+    "clear-chown-nothing-other": (
+        "sgid-no-exec",
+        "the kernel's FUSE sends a chown that changes nothing as it announces a write, and who may write takes setgid",
+    ),
 }
 """The table of differences that are meant: rows by the start of their names, the thing that differs, and why."""
+
+
+CLEARED_FILES = ("suid", "sgid", "sgid-no-exec", "both", "capable")
+"""What the calls of a `clear-` row are made on, in this order."""
 
 
 # Things
@@ -434,7 +442,6 @@ def _clearing() -> list[Row]:
         "source": Thing(0o666),
         "d/": Thing(0o6777),
     }
-    files = ("suid", "sgid", "sgid-no-exec", "both", "capable")
     ways: dict[str, Callable[[str], Call]] = {
         "write": write,
         "write-nothing": lambda name: write(name, b""),
@@ -461,7 +468,7 @@ def _clearing() -> list[Row]:
     }
     whos = {"owner": OWNER, "owner-in-group": Who(1000, 1000, (2000,)), "other": OTHER, "root": ROOT}
     rows = [
-        Row(f"clear-{label}-{name}", special, who, tuple(way(file) for file in files))
+        Row(f"clear-{label}-{name}", special, who, tuple(way(file) for file in CLEARED_FILES))
         for label, way in ways.items()
         for name, who in whos.items()
     ]

@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
@@ -165,7 +164,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     dir_fd = state.upper_fd(parent)
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
-        _link_orphan(state, inode, orphan, dir_fd, name)
+        _link_orphan(state, inode, parent, orphan, dir_fd, name)
     else:
         _link_named(state, inode, parent, dir_fd, name)
     if inode.shared_as is None:
@@ -177,32 +176,41 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
     from_fd, source = state.place(inode)
+
+    def link_at(to_fd: int, to: bytes) -> None:
+        os.link(source, to, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+
+    _link_over_whiteout(state, parent, dir_fd, name, link_at)
+
+
+def _link_orphan(state: State, inode: Inode, parent: Directory, orphan: int, dir_fd: int, name: bytes) -> None:
+    """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
+    _link_over_whiteout(state, parent, dir_fd, name, lambda to_fd, to: syscalls.link_descriptor(orphan, to_fd, to))
+    os.close(state.orphans.pop(inode.number))
+
+
+def _link_over_whiteout(
+    state: State, parent: Directory, dir_fd: int, name: bytes, link_at: Callable[[int, bytes], None]
+) -> None:
+    """Link under a name that nothing visible has; a whiteout goes in the same step, so a failure uncovers nothing."""
+    hidden = lookup.above(state, parent).get(name) is Kind.WHITEOUT
     work_fd = state.work_fd
     assert work_fd is not None
     try:
-        os.link(source, name, src_dir_fd=from_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        link_at(dir_fd, name)
     except FileExistsError:
-        if lookup.above(state, parent).get(name) is not Kind.WHITEOUT:
+        if not hidden:
             raise
         draft = state.draft_name()
-        os.link(source, draft, src_dir_fd=from_fd, dst_dir_fd=work_fd, follow_symlinks=False)
+        link_at(work_fd, draft)
         try:
             os.rename(draft, name, src_dir_fd=work_fd, dst_dir_fd=dir_fd)
         except OSError:
             drafts.remove(work_fd, draft)
             raise
     else:
-        if lookup.above(state, parent).get(name) is Kind.WHITEOUT:
+        if hidden:
             whiteouts.remove_oci_whiteout(dir_fd, name)
-
-
-def _link_orphan(state: State, inode: Inode, orphan: int, dir_fd: int, name: bytes) -> None:
-    """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
-    with suppress(FileNotFoundError):  # a whiteout in the way goes: nobody can see the difference
-        if state.xattrs_work:
-            whiteouts.remove_whiteout(dir_fd, name)
-    syscalls.link_descriptor(orphan, dir_fd, name)
-    os.close(state.orphans.pop(inode.number))
 
 
 def unlink(state: State, parent: Directory, name: bytes) -> None:

@@ -303,7 +303,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self._overlay.fsyncdir(self._overlay.listed_directory(fh), datasync)
+        self._overlay.fsyncdir(fh, datasync)
 
     # -- extended attributes
 

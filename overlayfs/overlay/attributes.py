@@ -13,29 +13,36 @@ import stat
 from ..tree import marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import copyup
-from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode, Packed
+from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
 from .ownership import Owner, format_override, parse_override
 from .state import State
 
 
-def getattr_packed(state: State, inode: Inode) -> bytes:
-    """The attributes in packed form; no system call while they are known."""
-    packed = inode.packed
-    return packed if packed is not None else remember(state, inode, _real_stat(state, inode))
-
-
 def attributes_of(state: State, inode: Inode) -> Attributes:
-    return Packed.unpack(getattr_packed(state, inode))
+    """The attributes; no system call while they are known."""
+    known = inode.attributes
+    return known if known is not None else remember(state, inode, _real_stat(state, inode))
 
 
-def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> bytes:
+def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
-    shown = _shown(state, inode, st)
-    if shown.nlink < fewest_links:
-        shown = shown._replace(nlink=fewest_links)
-    packed = inode.packed = Packed.pack(shown)
-    return packed
+    owner = owner_of(state, inode, st)
+    shown = inode.attributes = Attributes.pack(
+        ino=inode.number,
+        mode=owner.mode,
+        nlink=max(_link_count(state, inode, st), fewest_links),
+        uid=owner.uid,
+        gid=owner.gid,
+        rdev=owner.rdev,
+        size=st.st_size,
+        blocks=_blocks(state, inode, st),
+        blksize=st.st_blksize,
+        atime_ns=st.st_atime_ns,
+        mtime_ns=st.st_mtime_ns,
+        ctime_ns=st.st_ctime_ns,
+    )
+    return shown
 
 
 def _real_stat(state: State, inode: Inode) -> os.stat_result:
@@ -47,25 +54,6 @@ def _real_stat(state: State, inode: Inode) -> os.stat_result:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:  # changed behind our back
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-
-
-def _shown(state: State, inode: Inode, st: os.stat_result) -> Attributes:
-    owner = owner_of(state, inode, st)
-    size = st.st_size
-    return Attributes(
-        ino=inode.number,
-        mode=owner.mode,
-        nlink=_link_count(state, inode, st),
-        uid=owner.uid,
-        gid=owner.gid,
-        rdev=owner.rdev,
-        size=size,
-        blocks=_blocks(state, inode, st),
-        blksize=st.st_blksize,
-        atime_ns=st.st_atime_ns,
-        mtime_ns=st.st_mtime_ns,
-        ctime_ns=st.st_ctime_ns,
-    )
 
 
 def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
@@ -154,7 +142,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
     if changes.size is not None and not truncated:
         opened = copyup.open_data(state, inode, writable=True)
-        inode.packed = inode.xattr_names = None
+        inode.attributes = inode.xattr_names = None
         # not ftruncate: that sets mtime even where the size stays
         os.truncate(descriptor_path(opened.fd), changes.size)
     if changes == AttributeChanges(size=changes.size):
@@ -165,7 +153,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
             if changes.atime_ns is not None or changes.mtime_ns is not None:
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
-            inode.packed = None
+            inode.attributes = None
 
 
 def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
@@ -173,7 +161,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     try:
         remember(state, inode, _real_stat(state, inode))
     except OSError:
-        inode.packed = Packed.pack(otherwise)
+        inode.attributes = otherwise
 
 
 def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
@@ -183,7 +171,7 @@ def after_change(state: State, inode: Inode, before: Attributes, changes: Attrib
     except OSError:
         asked = {name: getattr(changes, name) for name in ("uid", "gid", "size", "atime_ns", "mtime_ns")}
         mode = before.mode if changes.mode is None else stat.S_IFMT(before.mode) | stat.S_IMODE(changes.mode)
-        return before._replace(mode=mode, **{name: value for name, value in asked.items() if value is not None})
+        return before.changed(mode=mode, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeChanges) -> None:
@@ -278,7 +266,7 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, 
         if name == metadata.ACCESS_ACL and _loses_setgid(before, caller):  # as on ext4 (posix_acl_update_mode)
             mode = attributes_of(state, inode).mode & ~stat.S_ISGID
             _set_owner_and_mode(state, inode, fd, AttributeChanges(mode=mode))
-            inode.packed = None
+            inode.attributes = None
 
 
 def _loses_setgid(before: Attributes, caller: Caller) -> bool:
@@ -311,7 +299,7 @@ def _allowed(state: State, name: bytes) -> bool:
 
 
 def _forget_cached(inode: Inode, name: bytes) -> None:
-    inode.packed = inode.xattr_names = None
+    inode.attributes = inode.xattr_names = None
     if isinstance(inode, Directory) and name == metadata.DEFAULT_ACL:
         inode.default_acl = False
 

@@ -148,7 +148,7 @@ class CopyUp:
         inode.metacopy = self._metacopy
         if not self._metacopy and inode.index_name is None:
             inode.lower = None
-        inode.packed = inode.xattr_names = None
+        inode.attributes = inode.xattr_names = None
         state.descriptors.drop_file(inode.number)
         if self._st.st_nlink > 1 and names:
             state.share(inode, UPPER_INDEX, self._draft_st)
@@ -190,7 +190,7 @@ class _LinkedCompletion(CopyUp):
         for prefix in marks.PREFIXES:
             if marks.read_xattr_of_target(path, prefix + marks.METACOPY) is not None:
                 os.removexattr(path, prefix + marks.METACOPY)
-        inode.metacopy, inode.packed = False, None
+        inode.metacopy, inode.attributes = False, None
         inode.lower = inode.lower if inode.index_name is not None else None
         state.descriptors.drop_file(inode.number)
 
@@ -296,14 +296,14 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.upper = True
     directory.above = {}
     directory.default_acl = False
-    directory.packed = directory.xattr_names = None
+    directory.attributes = directory.xattr_names = None
 
 
 def make_opaque(state: State, directory: Directory) -> None:
     """Make an upper directory hide its lower part, which must be empty or copied up; nothing changes in the view."""
     whiteouts.make_opaque(state, state.upper_fd(directory))
     directory.lowers, directory.below = (), None
-    directory.packed = None
+    directory.attributes = None
 
 
 def copy_up_everything(state: State, directory: Directory) -> None:

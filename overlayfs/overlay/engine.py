@@ -15,11 +15,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from . import attributes, copyup, files, lookup, names
+from . import attributes, copyup, files, listing, lookup, names
 from . import rename as renaming
 from .copyup import CopyUp, Need
-from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode, Packed
-from .listing import DirectoryEntry, Listing
+from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
+from .listing import DirectoryEntry
 from .opening import open_state, refuse_mountpoint
 from .options import OverlayOptions
 from .state import OpenFile, State
@@ -33,8 +33,6 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
-        self._listings: dict[int, Listing] = {}
-        self._next_handle = 1
 
     @classmethod
     def open(cls, options: OverlayOptions) -> Overlay:
@@ -59,9 +57,9 @@ class Overlay:
 
     def _taken(self, inode: Inode) -> Attributes:
         """The attributes of an inode that the caller now knows of."""
-        packed = attributes.getattr_packed(self.state, inode)
+        found = attributes.attributes_of(self.state, inode)
         inode.nlookup += 1
-        return Packed.unpack(packed)
+        return found
 
     def facts(self) -> dict[str, object]:
         """What people ask about a live mount; paths as text."""
@@ -105,7 +103,7 @@ class Overlay:
     def getattr(self, ino: int) -> Attributes:
         inode = self._inode(ino)
         if self.state.revalidates:
-            inode.packed = None
+            inode.attributes = None
         return attributes.attributes_of(self.state, inode)
 
     def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
@@ -226,29 +224,22 @@ class Overlay:
     # -- directories
 
     def opendir(self, ino: int) -> int:
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
-        directory = self._directory(ino)
-        directory.opens += 1
-        self._listings[handle] = Listing(directory)
-        return handle
+        """Count an open; the handle is the inode number."""
+        self._directory(ino).opens += 1
+        return ino
 
-    def readdir(self, handle: int, offset: int) -> Iterator[DirectoryEntry]:
+    def readdir(self, ino: int, offset: int) -> Iterator[DirectoryEntry]:
         """Entries after `offset`, `.` and `..` included. Call `acquire` for each one that the caller keeps."""
-        self.state.descriptors.begin()
-        return self._listings[handle].entries(self.state, offset)
+        return listing.entries(self.state, self._directory(ino), offset)
 
-    def releasedir(self, handle: int) -> None:
-        found = self._listings.pop(handle, None)
-        if found is not None:
-            found.directory.opens -= 1
-            self.state.drop_if_unused(found.directory)
+    def releasedir(self, ino: int) -> None:
+        directory = self.state.inodes.get(ino)
+        if directory is not None:
+            directory.opens = max(directory.opens - 1, 0)
+            self.state.drop_if_unused(directory)
 
     def fsyncdir(self, ino: int, datasync: bool) -> None:
         files.fsync_directory(self.state, self._directory(ino))
-
-    def listed_directory(self, handle: int) -> int:
-        """The inode number of an open directory."""
-        return self._listings[handle].directory.number
 
     # -- extended attributes
 

@@ -73,7 +73,7 @@ def write(state: State, inode: Inode, offset: int, data: bytes) -> int:
     copyup.ensure_upper(state, inode)
     opened = pooled(state, inode, writable=True)
     view, done = memoryview(data), 0
-    inode.packed = inode.xattr_names = None  # writing clears capabilities
+    inode.attributes = inode.xattr_names = None  # writing clears capabilities
     while done < len(data):
         try:
             count = os.pwrite(opened.fd, view[done:], offset + done)

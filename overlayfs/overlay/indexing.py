@@ -85,7 +85,7 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         _count_from_lower(state, fd, os.fstat(fd).st_nlink - inode.lost_links - links_below)
         link_names(state, dir_fd, source, [(parent, name)])
         inode.lost_links += 1
-        inode.packed = None
+        inode.attributes = None
         _count_from_upper(state, fd, inode.lost_links)
 
 
@@ -146,7 +146,7 @@ def about_to_delete_name(state: State, inode: Inode, directory: Directory, name:
 def deleted_name(state: State, inode: Inode) -> None:
     remaining = attributes.attributes_of(state, inode).nlink - 1
     inode.lost_links += 1
-    inode.packed = None
+    inode.attributes = None
     state.lost_links[inode.number] = inode.lost_links
     if not remaining:
         _forget_deleted_names(state, inode)

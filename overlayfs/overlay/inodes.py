@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -29,23 +30,6 @@ class Caller(NamedTuple):
     groups: frozenset[int] = frozenset()  # supplementary; only filled in where they count
 
 
-class Attributes(NamedTuple):
-    """stat(2) of a file in the merged tree; times in ns since the epoch, `size` in bytes, `blocks` of 512 bytes."""
-
-    ino: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size: int
-    blocks: int
-    blksize: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-
 @dataclass(frozen=True, slots=True)
 class AttributeChanges:
     """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored."""
@@ -59,51 +43,111 @@ class AttributeChanges:
     ctime_ns: int | None = None
 
 
-# The kernel's struct fuse_attr (linux/fuse.h): what the fast path sends, and the smallest form to keep.
-_PACKED = struct.Struct("<6Q3i7I")
+# The kernel's struct fuse_attr (linux/fuse.h): ino, size, blocks; seconds of atime, mtime, ctime, their nanoseconds;
+# mode, nlink, uid, gid, rdev, blksize, flags.
+_FUSE_ATTR: Final = struct.Struct("<3Q3q3I7I")
+_S: Final = 1_000_000_000  # ns
 
 
-class Packed:
-    """Attributes as 88 bytes in the layout of struct fuse_attr."""
+def encode_device(device: int) -> int:
+    """A device number in 32 bits, as the kernel's new_encode_dev."""
+    major, minor = os.major(device), os.minor(device)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
-    @staticmethod
-    def pack(a: Attributes) -> bytes:
-        atime_s, atime_ns = divmod(a.atime_ns, 1_000_000_000)
-        mtime_s, mtime_ns = divmod(a.mtime_ns, 1_000_000_000)
-        ctime_s, ctime_ns = divmod(a.ctime_ns, 1_000_000_000)
-        mask = 0xFFFF_FFFF_FFFF_FFFF  # times before 1970 are two's complement
-        rdev = os.minor(a.rdev) & 0xFF | os.major(a.rdev) << 8 | (os.minor(a.rdev) & ~0xFF) << 12
-        return _PACKED.pack(
-            a.ino, a.size, a.blocks, atime_s & mask, mtime_s & mask, ctime_s & mask,
-            atime_ns, mtime_ns, ctime_ns, a.mode, a.nlink, a.uid, a.gid, rdev, a.blksize, 0,
+
+def decode_device(encoded: int) -> int:
+    return os.makedev(encoded >> 8 & 0xFFF, encoded & 0xFF | encoded >> 12 & 0xFFF00)
+
+
+class Attributes(bytes):
+    """stat(2) of a file in the merged tree, as the 88 bytes that FUSE sends: a reply is then a join of bytes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def pack(
+        cls,
+        *,
+        ino: int,
+        mode: int,
+        nlink: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        size: int = 0,
+        blocks: int = 0,
+        blksize: int = 4096,
+        atime_ns: int = 0,
+        mtime_ns: int = 0,
+        ctime_ns: int = 0,
+    ) -> Attributes:
+        """Times in ns since the epoch, `size` in bytes, `blocks` of 512 bytes."""
+        atime, atime_rest = divmod(atime_ns, _S)
+        mtime, mtime_rest = divmod(mtime_ns, _S)
+        ctime, ctime_rest = divmod(ctime_ns, _S)
+        return cls(
+            _FUSE_ATTR.pack(
+                ino, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+            )
         )  # fmt: skip
 
-    @staticmethod
-    def unpack(packed: bytes) -> Attributes:
-        ino, size, blocks, atime, mtime, ctime, an, mn, cn, mode, nlink, uid, gid, rdev, blksize, _ = _PACKED.unpack(
-            packed
-        )
-        device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
-        return Attributes(
-            ino,
-            mode,
-            nlink,
-            uid,
-            gid,
-            device,
-            size,
-            blocks,
-            blksize,
-            _time(atime, an),
-            _time(mtime, mn),
-            _time(ctime, cn),
-        )
+    def changed(self, **fields: int) -> Attributes:
+        """With some of the arguments of `pack` different."""
+        names = ("ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks", "blksize")
+        times = ("atime_ns", "mtime_ns", "ctime_ns")
+        return Attributes.pack(**{name: getattr(self, name) for name in names + times} | fields)
 
+    def _field(self, index: int) -> int:
+        return int(_FUSE_ATTR.unpack(self)[index])
 
-def _time(seconds: int, nanoseconds: int) -> int:
-    if seconds >> 63:
-        seconds -= 1 << 64
-    return seconds * 1_000_000_000 + nanoseconds
+    @property
+    def ino(self) -> int:
+        return self._field(0)
+
+    @property
+    def size(self) -> int:
+        return self._field(1)
+
+    @property
+    def blocks(self) -> int:
+        return self._field(2)
+
+    @property
+    def atime_ns(self) -> int:
+        return self._field(3) * _S + self._field(6)
+
+    @property
+    def mtime_ns(self) -> int:
+        return self._field(4) * _S + self._field(7)
+
+    @property
+    def ctime_ns(self) -> int:
+        return self._field(5) * _S + self._field(8)
+
+    @property
+    def mode(self) -> int:
+        return self._field(9)
+
+    @property
+    def nlink(self) -> int:
+        return self._field(10)
+
+    @property
+    def uid(self) -> int:
+        return self._field(11)
+
+    @property
+    def gid(self) -> int:
+        return self._field(12)
+
+    @property
+    def rdev(self) -> int:
+        return decode_device(self._field(13))
+
+    @property
+    def blksize(self) -> int:
+        return self._field(14)
 
 
 class Inode:
@@ -112,11 +156,12 @@ class Inode:
     Invariants: `upper` says that the file is in the upper layer (or, unlinked, was; then `State.orphans` holds its
     descriptor). `parent` and `name` are one name it has, None and empty when it has none; `aliases` are further
     names that were looked up. `lower` is the visible file of the lower layers, kept after copy-up only while a
-    metacopy needs its data. `packed` is None when attributes must be read again.
+    metacopy needs its data. `attributes` is None when they must be read again.
     """
 
     __slots__ = (
         "aliases",
+        "attributes",
         "index_name",
         "kind",
         "lost_links",
@@ -126,7 +171,6 @@ class Inode:
         "nlookup",
         "number",
         "opens",
-        "packed",
         "parent",
         "shared_as",
         "upper",
@@ -147,7 +191,7 @@ class Inode:
         self.shared_as: list[tuple[int, int, int]] | None = None  # its keys in State.by_real
         self.nlookup = 0
         self.opens = 0
-        self.packed: bytes | None = None
+        self.attributes: Attributes | None = None
         self.xattr_names: tuple[bytes, ...] | None = None  # as stored; None: not read yet
 
     @property
@@ -177,16 +221,30 @@ class Inode:
             self.aliases = [alias for alias in self.aliases if alias != (parent, name)] or None
 
 
+class Listing:
+    """The names of a directory in the order they are shown in, each with the offset that resumes after it.
+
+    Offsets only grow, so they stay good while names come and go. Invariant: both are in the same order.
+    """
+
+    __slots__ = ("names", "offsets")
+
+    def __init__(self) -> None:
+        self.names: list[bytes] = []
+        self.offsets: array[int] = array("Q")
+
+
 class Directory(Inode):
     """A directory: in the upper, in any number of lower layers, or both.
 
     Invariants: `lowers` are all lower directories merged here, top first, and never change but by `make_opaque`.
     `above` and `below` are what the upper and the merged lowers hold, None until read; `above` is kept current by
     every operation, `below` never changes. `children` are the live inodes by name. `lower_path` is where the lower
-    layers have this directory, seen without the upper: what a redirect to it must say.
+    layers have this directory, seen without the upper: what a redirect to it must say. `listing` is what readers of
+    the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "lower_path", "lowers")
+    __slots__ = ("above", "below", "children", "default_acl", "listing", "lower_path", "lowers")
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -196,6 +254,7 @@ class Directory(Inode):
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
+        self.listing: Listing | None = None
 
     @property
     def merged(self) -> bool:

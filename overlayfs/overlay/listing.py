@@ -1,23 +1,26 @@
-"""Which entries does an open directory show, and in what order?
+"""Which entries does a directory show, and in what order?
 
-An open directory keeps the names it saw first in their places: offsets stay good while entries come and go, what
-was there all the time is shown exactly once, and rewinding adds what is new at the end.
+A name keeps its place as long as it is there, however many read the directory and whatever else comes and goes: what
+was there all the time is shown exactly once. What is new comes at the end, for those who start after it was made. A
+directory has one listing for all its readers, as the kernel need not say who opens and closes it.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..tree.marks import MalformedMarkError
 from . import attributes, lookup
-from .inodes import Attributes, Directory
+from .inodes import Attributes, Directory, Listing
 from .merge import Kind
 from .state import State
 
-_FIRST_NAME = 2  # after "." and ".."
+_DOT, _DOT_DOT = 1, 2  # the offsets after "." and ".."
 
 
 class DirectoryEntry(NamedTuple):
@@ -28,52 +31,63 @@ class DirectoryEntry(NamedTuple):
     attributes: Attributes
 
 
-class Listing:
-    """One open directory."""
+def _refreshed(state: State, directory: Directory) -> Listing:
+    """The listing as a reader who starts now must see it."""
+    if state.revalidates:
+        directory.below = None
+    current = lookup.names(state, directory)
+    known = directory.listing
+    if known is None:
+        known = directory.listing = Listing()
+        known.names = current
+        known.offsets.extend(range(_DOT_DOT + 1, _DOT_DOT + 1 + len(current)))
+    elif known.names != current:
+        _update(known, current)
+    return known
 
-    def __init__(self, directory: Directory) -> None:
-        self.directory = directory
-        self.names: list[bytes] | None = None
 
-    def _refresh(self, state: State) -> list[bytes]:
-        if state.revalidates:
-            self.directory.below = None
-        current = lookup.names(state, self.directory)
-        if self.names is None:
-            self.names = current
-        elif self.names != current:
-            known = set(self.names)
-            self.names += [name for name in current if name not in known]
-        return self.names
+def _update(listing: Listing, current: list[bytes]) -> None:
+    """Drop the names that are gone, add the new ones at the end."""
+    last = listing.offsets[-1] if listing.offsets else _DOT_DOT
+    there, before = set(current), set(listing.names)
+    kept = [(name, at) for name, at in zip(listing.names, listing.offsets, strict=True) if name in there]
+    new = [name for name in current if name not in before]
+    listing.names = [name for name, _ in kept] + new
+    listing.offsets = array("Q", [at for _, at in kept])
+    listing.offsets.extend(range(last + 1, last + 1 + len(new)))
 
-    def entries(self, state: State, offset: int) -> Iterator[DirectoryEntry]:
-        """The entries after `offset`; nlookup is not raised, and inodes that nobody takes are dropped again."""
-        names = self._refresh(state) if offset == 0 or self.names is None else self.names
-        own = attributes.attributes_of(state, self.directory)
-        if offset < 1:
-            yield DirectoryEntry(b".", 1, own)
-        if offset < _FIRST_NAME:
-            above = self.directory.parent
-            yield DirectoryEntry(b"..", 2, attributes.attributes_of(state, above) if above else own)
-        for index in range(max(offset - _FIRST_NAME, 0), len(names)):
-            found = self._look(state, names[index])
-            if found is not None:
-                yield DirectoryEntry(names[index], index + _FIRST_NAME + 1, found)
-                inode = self.directory.children.get(names[index])
-                if inode is not None:
-                    state.drop_if_unused(inode)
 
-    def _look(self, state: State, name: bytes) -> Attributes | None:
-        state.descriptors.begin()
-        try:
-            inode = lookup.child(state, self.directory, name)
-            return None if inode is None else attributes.attributes_of(state, inode)
-        except MalformedMarkError:
-            return _unreadable(state, self.directory, name)
-        except OSError as error:
-            if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
-                return None
-            raise
+def entries(state: State, directory: Directory, offset: int) -> Iterator[DirectoryEntry]:
+    """The entries after `offset`; nlookup is not raised, and inodes that nobody takes are dropped again."""
+    listing = directory.listing if offset and directory.listing else _refreshed(state, directory)
+    names, offsets = listing.names, listing.offsets
+    own = attributes.attributes_of(state, directory)
+    if offset < _DOT:
+        yield DirectoryEntry(b".", _DOT, own)
+    if offset < _DOT_DOT:
+        above = directory.parent
+        yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own)
+    for index in range(bisect_right(offsets, offset), len(names)):
+        name = names[index]
+        found = _look(state, directory, name)
+        if found is not None:
+            yield DirectoryEntry(name, offsets[index], found)
+            inode = directory.children.get(name)
+            if inode is not None and not inode.nlookup:
+                state.drop_if_unused(inode)
+
+
+def _look(state: State, directory: Directory, name: bytes) -> Attributes | None:
+    state.descriptors.begin()
+    try:
+        inode = lookup.child(state, directory, name)
+        return None if inode is None else attributes.attributes_of(state, inode)
+    except MalformedMarkError:
+        return _unreadable(state, directory, name)
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
+            return None
+        raise
 
 
 def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:
@@ -81,4 +95,5 @@ def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:
     kind = lookup.above(state, directory).get(name)
     is_directory = isinstance(lookup.below(state, directory).get(name), tuple) if kind is None else kind != Kind.FILE
     mode = stat.S_IFDIR if is_directory else stat.S_IFREG
-    return Attributes(directory.number ^ hash(name) & 0x7FFF_FFFF, mode, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    number = directory.number ^ hash(name) & 0x7FFF_FFFF
+    return Attributes.pack(ino=number, mode=mode, nlink=0, uid=0, gid=0)

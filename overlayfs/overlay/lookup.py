@@ -328,7 +328,7 @@ def _revalidate(state: State, parent: Directory, name: bytes) -> None:
     known = parent.children.get(name)
     if known is None or known.upper:
         return
-    known.packed = None
+    known.attributes = None
     if isinstance(known, Directory):
         known.below = None
     fresh = None
@@ -346,7 +346,7 @@ def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode,
     """One file, one inode: the fresh look only stays where it is another file than before."""
     same = fresh.number == known.number and fresh.kind == known.kind
     if same and not isinstance(known, Directory):
-        known.packed = fresh.packed
+        known.attributes = fresh.attributes
     if same:
         state.inodes[known.number] = known
         parent.children[name] = known

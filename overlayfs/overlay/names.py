@@ -133,7 +133,7 @@ def _stat_or(fd: int, before: os.stat_result) -> os.stat_result:
 def note_new_name(inode: Inode, parent: Directory, name: bytes) -> None:
     lookup.note(parent, name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)
     parent.children[name] = inode
-    parent.packed = None
+    parent.attributes = None
 
 
 def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode:
@@ -171,7 +171,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
         state.share(inode, UPPER_INDEX, st)
     inode.add_name(parent, name)
     note_new_name(inode, parent, name)
-    attributes.refresh(state, inode, before._replace(nlink=before.nlink + 1))
+    attributes.refresh(state, inode, before.changed(nlink=before.nlink + 1))
 
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
@@ -244,7 +244,7 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
         else:
             os.unlink(name, dir_fd=dir_fd)
         lookup.note(parent, name, Kind.WHITEOUT if covered else None)
-    parent.packed = None
+    parent.attributes = None
     if state.options.fsync is FsyncPolicy.STRICT:
         copyup.sync_directory(state, dir_fd)
 
@@ -286,7 +286,7 @@ def note_hidden(state: State, inode: Inode) -> None:
         indexing.deleted_name(state, inode)
     else:
         inode.lost_links += 1
-        inode.packed = None
+        inode.attributes = None
 
 
 def hold(state: State, inode: Inode) -> None:
@@ -312,7 +312,7 @@ def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> N
     if parent.children.get(name) is inode:
         del parent.children[name]
     inode.remove_name(parent, name)
-    inode.packed = None
+    inode.attributes = None
     if inode.parent is None:
         state.sync_errors.pop(inode.number, None)
     if inode.index_name is not None and not list(inode.names()) and inode.number in state.orphans:
@@ -355,4 +355,4 @@ def replace_by_empty(state: State, directory: Directory) -> None:
     state.descriptors.drop_directory(directory.number)
     directory.above = {}
     directory.lowers, directory.below = (), None
-    directory.packed = None
+    directory.attributes = None

@@ -165,7 +165,7 @@ def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> N
     if replaced is not None:
         names.forget_name(state, replaced, target.parent, target.name)
     _reassign(source, target, inode)
-    inode.packed = source.parent.packed = target.parent.packed = None
+    inode.attributes = source.parent.attributes = target.parent.attributes = None
 
 
 def _reassign(source: _Side, target: _Side, inode: Inode) -> None:
@@ -278,7 +278,7 @@ def _exchange(state: State, source: _Side, target: _Side) -> None:
     syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
     for inode, old, new in ((first, source, target), (second, target, source)):
         inode.remove_name(old.parent, old.name)
-        inode.packed = new.parent.packed = None
+        inode.attributes = new.parent.attributes = None
     for inode, new in ((first, target), (second, source)):
         inode.add_name(new.parent, new.name)
         new.parent.children[new.name] = inode

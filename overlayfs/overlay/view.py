@@ -293,7 +293,7 @@ class View:
 
     def _attributes(self, place: Location, fd: int, st: os.stat_result) -> Attributes:
         owner = self._overridden(place, fd, st) or Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
-        return Attributes(
+        return Attributes.pack(
             ino=st.st_ino,
             mode=owner.mode,
             nlink=st.st_nlink,

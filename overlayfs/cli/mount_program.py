@@ -162,6 +162,8 @@ def mount_options(line: CommandLine, parsed: ParsedOptions, target: str, *, is_r
         fuse_options=fuse_options,
         subtype=parsed.subtype or defaults.subtype,
         debug=line.debug,
+        lane=parsed.lane,
+        poll_us=defaults.poll_us if parsed.poll_us is None else parsed.poll_us,
     )
 
 

@@ -1,23 +1,147 @@
 """How do the kernel's FUSE messages look? No I/O.
 
-Layouts and values are those of linux/fuse.h, protocol 7.x.
+Layouts, numbers and flags are those of linux/fuse.h, protocol 7.x, little-endian; each `Struct` is named after the C
+struct that it is.
 """
 
 from __future__ import annotations
 
 import struct
+from enum import IntEnum
 from typing import Final
 
-# struct fuse_out_header, then the start of struct fuse_init_out: major, minor, max_readahead, flags.
-_INIT_FLAGS: Final = struct.Struct("<I")
-_INIT_FLAGS_OFFSET: Final = 16 + 12
+
+class Opcode(IntEnum):
+    """What a request asks for (enum fuse_opcode)."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+
+
+OPCODE_LIMIT: Final = 64  # above every opcode there is
+WITHOUT_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
+
+# -- INIT flags
 
 FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
 FUSE_DONT_MASK: Final = 1 << 6
+FUSE_WRITEBACK_CACHE: Final = 1 << 16
 FUSE_HANDLE_KILLPRIV: Final = 1 << 19
 FUSE_CACHE_SYMLINKS: Final = 1 << 23
+FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+# -- flags of other messages
+
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+FATTR_CTIME: Final = 1 << 10
+FATTR_KILL_SUIDGID: Final = 1 << 11
+FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_CACHE_DIR: Final = 1 << 3
+FOPEN_NOFLUSH: Final = 1 << 5
+FUSE_FSYNC_FDATASYNC: Final = 1 << 0
+FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
+FUSE_IOCTL_DIR: Final = 1 << 4
+
+# -- messages
 
 LONGEST_REQUEST: Final = (1 << 20) + 4096  # max_pages of data and one page of header
+
+IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
+HANDLE: Final = struct.Struct("<Q")  # what most requests about open files start with
+OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error (a negative errno), unique
+# What stands between nodeid and attributes in fuse_entry_out: generation, entry_valid, attr_valid, and their ns.
+ENTRY_TIMES: Final = struct.Struct("<QQQII")
+ENTRY_SIZE: Final = 8 + ENTRY_TIMES.size + 88
+ATTR_TIMES: Final = struct.Struct("<QII")  # the start of fuse_attr_out: attr_valid, its ns, dummy
+FORGET_IN: Final = struct.Struct("<Q")  # nlookup
+FORGET_ONE: Final = struct.Struct("<QQ")  # nodeid, nlookup
+BATCH_FORGET_IN: Final = struct.Struct("<II")  # count, dummy
+# valid, padding, fh, size, lock_owner, atime, mtime, ctime, their ns, mode, unused, uid, gid, unused
+SETATTR_IN: Final = struct.Struct("<IIQQQqqqIIIIIIII")
+MKNOD_IN: Final = struct.Struct("<IIII")  # mode, rdev, umask, padding
+MKDIR_IN: Final = struct.Struct("<II")  # mode, umask
+LINK_IN: Final = struct.Struct("<Q")  # oldnodeid
+RENAME_IN: Final = struct.Struct("<Q")  # newdir
+RENAME2_IN: Final = struct.Struct("<QII")  # newdir, flags, padding
+OPEN_IN: Final = struct.Struct("<II")  # flags, open_flags
+OPEN_OUT: Final = struct.Struct("<QIi")  # fh, open_flags, backing_id
+CREATE_IN: Final = struct.Struct("<IIII")  # flags, mode, umask, open_flags
+READ_IN: Final = struct.Struct("<QQIIQII")  # fh, offset, size, read_flags, lock_owner, flags, padding
+WRITE_IN: Final = struct.Struct("<QQIIQII")  # fh, offset, size, write_flags, lock_owner, flags, padding
+WRITE_OUT: Final = struct.Struct("<II")  # size, padding
+FSYNC_IN: Final = struct.Struct("<QII")  # fh, fsync_flags, padding
+GETXATTR_IN: Final = struct.Struct("<II")  # size, padding
+GETXATTR_OUT: Final = struct.Struct("<II")  # size, padding
+# blocks, bfree, bavail, files, ffree; bsize, namelen, frsize, padding; spare
+STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")
+DIRENT: Final = struct.Struct("<QQII")  # ino, off, namelen, type; then the name, padded to 8
+FALLOCATE_IN: Final = struct.Struct("<QQQII")  # fh, offset, length, mode, padding
+LSEEK_IN: Final = struct.Struct("<QQII")  # fh, offset, whence, padding
+LSEEK_OUT: Final = struct.Struct("<Q")  # offset
+COPY_FILE_RANGE_IN: Final = struct.Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
+IOCTL_IN: Final = struct.Struct("<QIIQII")  # fh, flags, cmd, arg, in_size, out_size
+IOCTL_OUT: Final = struct.Struct("<iIII")  # result, flags, in_iovs, out_iovs
+STATX_IN: Final = struct.Struct("<IIQII")  # getattr_flags, reserved, fh, sx_flags, sx_mask
+STATX_TIMES: Final = struct.Struct("<QII16x")  # the start of fuse_statx_out: attr_valid, its ns, flags, spare
+
+# The start of fuse_init_out that we look at: major, minor, max_readahead, flags.
+_INIT_FLAGS: Final = struct.Struct("<I")
+_INIT_FLAGS_OFFSET: Final = OUT_HEADER.size + 12
 
 
 def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
@@ -28,3 +152,13 @@ def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
     (flags,) = _INIT_FLAGS.unpack_from(edited, _INIT_FLAGS_OFFSET)
     _INIT_FLAGS.pack_into(edited, _INIT_FLAGS_OFFSET, flags & ~cleared | added)
     return bytes(edited)
+
+
+def direntplus_size(name_length: int) -> int:
+    """The bytes of one fuse_direntplus, padding included."""
+    return ENTRY_SIZE + dirent_size(name_length)
+
+
+def dirent_size(name_length: int) -> int:
+    """The bytes of one fuse_dirent, padding included."""
+    return (DIRENT.size + name_length + 7) & ~7

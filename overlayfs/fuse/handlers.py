@@ -15,7 +15,6 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, Final, TypeVar, cast
 
 import pyfuse3
@@ -35,11 +34,12 @@ from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
+from .callers import caller
+from .copying import CopyUps
 
 log = logging.getLogger(__name__)
 
 _FOR_EVER_S: Final = 10 * 365 * 86400.0
-_INLINE_COPY: Final = 256 << 10  # bytes; below this a thread costs more than it frees
 STATUS_XATTR: Final = b"user.overlayfs.status"
 _STATUS_PAGE: Final = 60_000
 
@@ -70,12 +70,12 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, overlay: Overlay, source: str) -> None:
+    def __init__(self, overlay: Overlay, source: str, copy_ups: CopyUps) -> None:
         super().__init__()
         self._overlay = overlay
         self._source = source
         self._mounted_at = time.time()
-        self._copying: dict[int, trio.Event] = {}
+        self._copy_ups = copy_ups
         self._status = b""
         timeout_s = overlay.options.timeout_s
         self._timeout_s = _FOR_EVER_S if timeout_s is None else timeout_s
@@ -139,7 +139,7 @@ class Handlers(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        await self._copied_up(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
+        await self._copy_ups.finish(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
         groups_count = changes.mode is None and bool(self._overlay.getattr(inode).mode & stat.S_ISGID)
         return self._entry(self._overlay.setattr(inode, changes, _caller(ctx, with_groups=groups_count)))
 
@@ -168,7 +168,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        await self._copied_up(inode, Need.DATA)
+        await self._copy_ups.finish(inode, Need.DATA)
         return self._entry(self._overlay.link(inode, new_parent_inode, new_name))
 
     @_answered
@@ -197,32 +197,12 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        ends = [(parent_inode_old, name_old)]
-        if flags & pyfuse3.RENAME_EXCHANGE:
-            ends.append((parent_inode_new, name_new))
-        for parent, name in ends:
-            for inode in self._overlay.to_copy_before_rename(parent, name):
-                await self._copied_up(inode, Need.METADATA)
+        for moved in self._overlay.moved_by_rename(parent_inode_old, name_old, parent_inode_new, name_new, flags):
+            for inode in self._overlay.to_copy_before_rename(moved):
+                await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # -- files
-
-    async def _copied_up(self, inode: int, need: Need, size: int | None = None) -> None:
-        """Have a large file copied up in a thread before an operation that needs it; a small one it copies itself."""
-        while inode in self._copying:
-            await self._copying[inode].wait()
-        if self._overlay.bytes_to_copy(inode, need, size) <= _INLINE_COPY:
-            return
-        done = self._copying[inode] = trio.Event()
-        try:
-            with ExitStack() as stack:
-                work = self._overlay.begin_copy_up(inode, need, size, stack)
-                if work is not None:
-                    await trio.to_thread.run_sync(work.transfer)
-                    work.publish()
-        finally:
-            del self._copying[inode]
-            done.set()
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -242,9 +222,10 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        data = self._overlay.read_without_waiting(fh, off, size)
-        if data is not None:
-            return data
+        data = bytearray(size)
+        count = self._overlay.read_into(fh, off, memoryview(data))
+        if count is not None:
+            return bytes(memoryview(data)[:count])
         opened = self._overlay.pin_data(fh)
         try:
             return await trio.to_thread.run_sync(os.pread, opened.fd, size, off)
@@ -253,7 +234,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        await self._copied_up(fh, Need.DATA)
+        await self._copy_ups.finish(fh, Need.DATA)
         return self._overlay.write(fh, off, buf)
 
     @_answered
@@ -315,19 +296,16 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        names = self._overlay.listxattr(inode)
-        if ctx.uid == 0:
-            return names
-        return [name for name in names if not name.startswith(b"trusted.")]  # as everywhere: for administrators only
+        return self._overlay.listxattr(inode, with_trusted=ctx.uid == 0)
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._copied_up(inode, Need.METADATA)
+        await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.setxattr(inode, name, value, 0, _caller(ctx, with_groups=name == ACCESS_ACL))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._copied_up(inode, Need.METADATA)
+        await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.removexattr(inode, name)
 
     # -- status
@@ -353,10 +331,4 @@ class Handlers(pyfuse3.Operations):
 
 
 def _caller(ctx: RequestContext, with_groups: bool = False) -> Caller:
-    groups: frozenset[int] = frozenset()
-    if with_groups:
-        try:
-            groups = frozenset(pyfuse3.get_sup_groups(ctx.pid))
-        except (OSError, RuntimeError):  # the caller is gone, or out of sight in another pid namespace
-            groups = frozenset()
-    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, groups)
+    return caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, with_groups=with_groups)

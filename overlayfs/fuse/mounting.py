@@ -15,6 +15,7 @@ from typing import Final
 from ..overlay.options import MountError
 from ..tree import syscalls
 
+DEFAULT_POLL_US: Final = 100
 _DEVICE: Final = "/dev/fuse"
 _HELPERS: Final = ("fusermount3", "fusermount")
 # mount(8) strips PATH from the environment of the programs that it runs.
@@ -41,7 +42,11 @@ _KERNEL_OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Where and how an overlay is mounted. `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3."""
+    """Where and how an overlay is mounted and served.
+
+    `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3. `lane` False has pyfuse3 answer everything;
+    `poll_us` bounds how long the lane looks for the next request before it sleeps, in µs.
+    """
 
     mountpoint: bytes
     source: str = "overlayfs"
@@ -49,6 +54,8 @@ class MountOptions:
     fuse_options: tuple[str, ...] = ()
     subtype: str = "overlayfs"
     debug: bool = False
+    lane: bool = True
+    poll_us: int = DEFAULT_POLL_US
 
 
 def mount(options: MountOptions) -> int:

@@ -1,8 +1,6 @@
-"""How does a mount run: mount, serve until unmounted, in the foreground or as a daemon?
+"""How does a mount live as a process: mount, serve until unmounted, in the foreground or as a daemon?
 
-pyfuse3 serves the kernel's descriptor. Only the INIT handshake passes through our hands, because the reply needs
-flags that pyfuse3 has no setting for; it is exchanged over a socket pair, one end of which then becomes the kernel's
-descriptor itself (libfuse takes `/dev/fd/N` for a mountpoint).
+Imports what serves only when it is needed: a refusal must not wait for it.
 """
 
 from __future__ import annotations
@@ -10,15 +8,13 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
-import signal
-import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Final
 
 from ..overlay.options import MountError, OverlayOptions
-from . import abi, mounting
+from . import mounting
 from .mounting import MountOptions
 
 __all__ = ["MountOptions", "serve_in_background", "serve_in_foreground"]
@@ -26,10 +22,6 @@ __all__ = ["MountOptions", "serve_in_background", "serve_in_foreground"]
 log = logging.getLogger(__name__)
 
 _LIVE: Final = b"\0"
-# The kernel then clears suid bits and capabilities by SETATTR and REMOVEXATTR, knowing the caller's capabilities;
-# truncates by SETATTR; and leaves the umask to us, who know the default ACL.
-_CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC
-_ADDED_FLAGS: Final = abi.FUSE_DONT_MASK | abi.FUSE_CACHE_SYMLINKS
 
 
 def serve_in_foreground(
@@ -49,105 +41,16 @@ def serve_in_foreground(
     overlay = Overlay.open(options)
     try:
         overlay.refuse_mountpoint(mount.mountpoint)
-        _serve(overlay, mount, mounting.mount(mount), on_live or _do_nothing, lifeline_fd)
+        fd = mounting.mount(mount)
+        from .serving import serve
+
+        serve(overlay, mount, fd, on_live or _do_nothing, lifeline_fd)
     finally:
         overlay.close()
 
 
 def _do_nothing() -> None:
     pass
-
-
-def _serve(overlay: object, mount: MountOptions, fd: int, on_live: Callable[[], None], lifeline_fd: int | None) -> None:
-    import pyfuse3
-    import trio
-
-    from ..overlay.engine import Overlay
-    from .handlers import Handlers
-
-    assert isinstance(overlay, Overlay)
-    device = ExitStack()
-    device.callback(os.close, fd)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (ours, theirs):
-        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            end.setsockopt(socket.SOL_SOCKET, buffer, 1 << 16)
-    unmounted = False
-    try:
-        ours.send(os.read(fd, abi.LONGEST_REQUEST))
-        pyfuse3.init(Handlers(overlay, mount.source), f"/dev/fd/{theirs.fileno()}", set())
-        try:
-            unmounted = trio.run(_run, fd, device, ours, theirs.fileno(), on_live, lifeline_fd)
-        finally:
-            pyfuse3.close(unmount=False)
-    finally:
-        if not unmounted:
-            mounting.unmount(mount.mountpoint)
-        device.close()
-        ours.close()
-        theirs.detach()  # closed by libfuse with its session
-
-
-async def _run(
-    fd: int,
-    device: ExitStack,
-    ours: socket.socket,
-    session_fd: int,
-    on_live: Callable[[], None],
-    lifeline_fd: int | None,
-) -> bool:
-    """Serve; True when the kernel ended the session, so nothing is left to unmount."""
-    import pyfuse3
-    import trio
-
-    await _shake_hands(fd, ours)
-    os.dup2(fd, session_fd, inheritable=False)
-    device.close()  # two descriptors would keep the connection alive after the session's end
-    on_live()
-    ended = False
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
-        if lifeline_fd is not None:
-            nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
-        await pyfuse3.main()
-        ended = True
-        nursery.cancel_scope.cancel()
-    return ended
-
-
-async def _shake_hands(fd: int, ours: socket.socket) -> None:
-    """Let pyfuse3 answer INIT, and pass its answer on with our flags."""
-    import pyfuse3
-    import trio
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pyfuse3.main)
-        await trio.lowlevel.wait_readable(ours)
-        nursery.cancel_scope.cancel()
-    reply = ours.recv(abi.LONGEST_REQUEST)
-    os.write(fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, _ADDED_FLAGS))
-
-
-async def _end_on_signal(scope: object) -> None:
-    import trio
-
-    assert isinstance(scope, trio.CancelScope)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("ending on %s", signal.Signals(number).name)
-            scope.cancel()
-            return
-
-
-async def _end_with_parent(lifeline_fd: int, scope: object) -> None:
-    import trio
-
-    assert isinstance(scope, trio.CancelScope)
-    while True:
-        await trio.lowlevel.wait_readable(lifeline_fd)
-        if not os.read(lifeline_fd, 4096):
-            scope.cancel()
-            return
 
 
 # -- daemon

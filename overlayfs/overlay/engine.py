@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+from ..tree import syscalls
 from . import attributes, copyup, files, listing, lookup, names
 from . import rename as renaming
 from .copyup import CopyUp, Need
@@ -148,16 +149,27 @@ class Overlay:
         source, target = self._directory(parent), self._directory(new_parent)
         renaming.rename(self.state, source, name, target, new_name, flags)
 
-    def to_copy_before_rename(self, parent: int, name: bytes) -> Iterator[int]:
-        """The inodes that `rename` of a name would have to copy up, for a caller that has threads for it."""
-        inode = lookup.child(self.state, self._directory(parent), name)
-        if inode is not None and renaming.needs_whole_copy(self.state, inode):
+    def moved_by_rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> list[int]:
+        """The inodes that get another name: what is renamed, and with RENAME_EXCHANGE what it changes places with."""
+        ends = [(parent, name)]
+        if flags & syscalls.RENAME_EXCHANGE:
+            ends.append((new_parent, new_name))
+        found = [lookup.child(self.state, self._directory(parent), name) for parent, name in ends]
+        return [inode.number for inode in found if inode is not None]
+
+    def to_copy_before_rename(self, ino: int) -> Iterator[int]:
+        """What has to be copied up before an inode is renamed, for a caller that has threads for it."""
+        inode = self._inode(ino)
+        if renaming.needs_whole_copy(self.state, inode):
             assert isinstance(inode, Directory)
             with copyup.held(self.state) as directories:
                 for below in copyup.lower_files_below(self.state, inode, directories):
                     yield below.number
-        elif inode is not None:
-            yield inode.number
+        else:
+            yield ino
+
+    def is_directory(self, ino: int) -> bool:
+        return self.state.inode(ino).is_directory
 
     # -- files
 
@@ -184,9 +196,9 @@ class Overlay:
     def read(self, ino: int, offset: int, size: int) -> bytes:
         return files.read(self.state, self._inode(ino), offset, size)
 
-    def read_without_waiting(self, ino: int, offset: int, size: int) -> bytes | None:
-        """As `read`, None where the data is not in memory: read it through `pin_data` in a thread then."""
-        return files.read_without_waiting(self.state, self._inode(ino), offset, size)
+    def read_into(self, ino: int, offset: int, buffer: memoryview) -> int | None:
+        """Read what is in memory: how much there was, None where it is on a disk. Use `pin_data` in a thread then."""
+        return files.read_into(self.state, self._inode(ino), offset, buffer)
 
     def pin_data(self, ino: int) -> OpenFile:
         """The descriptor of a file's data, good until it is unpinned."""
@@ -194,7 +206,7 @@ class Overlay:
         opened.pins += 1
         return opened
 
-    def write(self, ino: int, offset: int, data: bytes) -> int:
+    def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         return files.write(self.state, self._inode(ino), offset, data)
 
     def fsync(self, ino: int, datasync: bool) -> None:
@@ -246,8 +258,10 @@ class Overlay:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         return attributes.getxattr(self.state, self._inode(ino), name)
 
-    def listxattr(self, ino: int) -> list[bytes]:
-        return attributes.listxattr(self.state, self._inode(ino))
+    def listxattr(self, ino: int, *, with_trusted: bool = True) -> list[bytes]:
+        """The names; those of `trusted.` only for administrators, as everywhere."""
+        names = attributes.listxattr(self.state, self._inode(ino))
+        return names if with_trusted else [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         attributes.setxattr(self.state, self._inode(ino), name, value, flags, caller)

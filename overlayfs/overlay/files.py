@@ -52,23 +52,23 @@ def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
     return os.pread(pooled(state, inode, writable=False).fd, size, offset)
 
 
-def read_without_waiting(state: State, inode: Inode, offset: int, size: int) -> bytes | None:
-    """As `read`, None where the data would have to come from a disk."""
-    buffer, opened = bytearray(size), pooled(state, inode, writable=False)
+def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
+    """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
+    opened = pooled(state, inode, writable=False)
     try:
         count = os.preadv(opened.fd, [buffer], offset, os.RWF_NOWAIT)
     except OSError as error:
         if error.errno == errno.EAGAIN:
             return None
         if error.errno == errno.EOPNOTSUPP:  # a filesystem in memory, which cannot make us wait
-            return os.pread(opened.fd, size, offset)
+            return os.preadv(opened.fd, [buffer], offset)
         raise
-    if count < size and offset + count < attributes.attributes_of(state, inode).size:
+    if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not
-    return bytes(memoryview(buffer)[:count])
+    return count
 
 
-def write(state: State, inode: Inode, offset: int, data: bytes) -> int:
+def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> int:
     """Write what fits; raises only where nothing was written. Copies up."""
     copyup.ensure_upper(state, inode)
     opened = pooled(state, inode, writable=True)

@@ -41,6 +41,7 @@ from overlayfs.overlay.options import (
 
 # fuse-overlayfs's variable, set by those who cannot have device nodes in an upper.
 DISABLE_OVERLAY_WHITEOUT = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
+_LONGEST_POLL_US = 10_000
 # The kernel shows it only when SELinux is enabled.
 SELINUX = "/sys/fs/selinux/enforce"
 
@@ -49,8 +50,9 @@ SELINUX = "/sys/fs/selinux/enforce"
 class ParsedOptions:
     """What all the `-o` texts of one command line say together.
 
-    `flags` are MS_* bits (see mount_flags), `fuse_options` go to FUSE as they stand; `source` and
-    `subtype` are None when not given; `warnings` are whole lines for the user, in the order written.
+    `flags` are MS_* bits (see mount_flags), `fuse_options` go to FUSE as they stand; `source`,
+    `subtype` and `poll_us` (µs) are None when not given; `lane` says whether the fast lane is wanted;
+    `warnings` are whole lines for the user, in the order written.
     """
 
     overlay: OverlayOptions
@@ -58,6 +60,8 @@ class ParsedOptions:
     fuse_options: tuple[str, ...] = ()
     source: str | None = None
     subtype: str | None = None
+    lane: bool = True
+    poll_us: int | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -91,6 +95,8 @@ class _Draft:
     flags: int = 0
     fuse: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    lane: bool = True
+    poll_us: int | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -130,6 +136,8 @@ def _finish(draft: _Draft, cwd: bytes) -> ParsedOptions:
         tuple(draft.fuse.values()),
         draft.names.get("fsname"),
         draft.names.get("subtype"),
+        draft.lane,
+        draft.poll_us,
         tuple(draft.warnings),
     )
 
@@ -246,6 +254,14 @@ def _read_max_read(draft: _Draft, item: OptionItem) -> None:
     draft.fuse["max_read"] = f"max_read={decimal(_required(item), 2**32 - 1)}"
 
 
+def _read_lane(draft: _Draft, item: OptionItem) -> None:
+    draft.lane = on_off(_required(item))
+
+
+def _read_poll(draft: _Draft, item: OptionItem) -> None:
+    draft.poll_us = decimal(_required(item), _LONGEST_POLL_US)
+
+
 def _read_name(draft: _Draft, item: OptionItem) -> None:
     draft.names[item.name.decode()] = os.fsdecode(unescape(_required(item)))
 
@@ -299,6 +315,8 @@ _READERS: dict[bytes, _Reader] = {
     b"timeout": _valued("timeout_s", seconds),
     b"noacl": _switch("acl", False),
     b"noxattrs": _switch("xattrs", False),
+    b"lane": _read_lane,
+    b"poll": _read_poll,
     b"static_nlink": _switch("static_nlink", True),
     b"writeback": _switch("writeback", True),
     b"allow_other": _read_fuse_word,

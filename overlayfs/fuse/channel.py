@@ -1,0 +1,95 @@
+"""How do requests reach us, and pyfuse3 those that it answers?
+
+The lane is the only reader of the kernel's descriptor. pyfuse3's session reads from one end of a seqpacket socket pair
+as if it were that descriptor; what it writes there is relayed to the kernel. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from typing import Final
+
+import trio
+
+from . import abi
+
+log = logging.getLogger(__name__)
+
+# What the kernel says to an answer that nobody waits for any more, and to anything once the mount is gone.
+_NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPERM)
+
+
+class Channel:
+    """The kernel's descriptor and our end of the pair; both belong to the caller."""
+
+    def __init__(self, device_fd: int, ours: socket.socket) -> None:
+        self.device_fd = device_fd
+        self._ours = ours
+        self._waiting: deque[bytes] = deque()
+        self.in_flight = 0  # requests that pyfuse3 has and has not answered
+        os.set_blocking(device_fd, False)
+        ours.setblocking(False)
+
+    def answer(self, unique: int, body: bytes) -> None:
+        """Send a reply."""
+        self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique) + body)
+
+    def answer_data(self, unique: int, data: memoryview | bytes) -> None:
+        """Send a reply without copying its data first."""
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), 0, unique)
+        try:
+            os.writev(self.device_fd, (header, data))
+        except OSError as error:
+            self._note(error)
+
+    def refuse(self, unique: int, code: int) -> None:
+        """Send an errno."""
+        self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
+
+    def _write(self, reply: bytes) -> None:
+        try:
+            os.write(self.device_fd, reply)
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        if error.errno not in _NOBODY_WAITS:
+            log.error("the kernel takes no answer: %s", error)
+
+    # -- pyfuse3
+
+    def forward(self, request: bytes, *, has_reply: bool) -> None:
+        """Hand a request to pyfuse3, in order."""
+        self.in_flight += has_reply
+        if self._waiting:
+            self._waiting.append(request)
+            return
+        try:
+            self._ours.send(request)
+        except BlockingIOError:
+            self._waiting.append(request)
+
+    async def relay(self) -> None:
+        """Pass pyfuse3's answers to the kernel, for ever; and requests to pyfuse3 that it had no room for."""
+        while True:
+            await trio.lowlevel.wait_readable(self._ours)
+            try:
+                reply = self._ours.recv(abi.LONGEST_REQUEST)
+            except BlockingIOError:
+                continue
+            self.in_flight -= 1
+            self._write(reply)
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Whenever pyfuse3 has answered it has room again."""
+        while self._waiting:
+            try:
+                self._ours.send(self._waiting[0])
+            except BlockingIOError:
+                return
+            self._waiting.popleft()

@@ -1,0 +1,46 @@
+"""How are large files copied up while others are served?
+
+In a worker thread, before the operation that needs the copy; whatever else changes the file waits for it. Small files
+are copied by the operation itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Final
+
+import trio
+
+from ..overlay.copyup import Need
+from ..overlay.engine import Overlay
+
+_INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
+
+
+class CopyUps:
+    """The long copy-ups of one mount; all on the thread of the engine but for the transfer of data."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._running: dict[int, trio.Event] = {}
+
+    def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:
+        """True where an operation has to call `finish` first."""
+        return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > _INLINE_BYTES
+
+    async def finish(self, inode: int, need: Need, size: int | None = None) -> None:
+        """Have a large file copied up; returns at once where there is nothing to wait for."""
+        while inode in self._running:
+            await self._running[inode].wait()
+        if self._overlay.bytes_to_copy(inode, need, size) <= _INLINE_BYTES:
+            return
+        done = self._running[inode] = trio.Event()
+        try:
+            with ExitStack() as stack:
+                work = self._overlay.begin_copy_up(inode, need, size, stack)
+                if work is not None:
+                    await trio.to_thread.run_sync(work.transfer)
+                    work.publish()
+        finally:
+            del self._running[inode]
+            done.set()

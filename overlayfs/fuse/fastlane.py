@@ -1,0 +1,404 @@
+"""How are hot requests answered without pyfuse3?
+
+The lane reads the kernel's descriptor, answers what needs no waiting from the engine, and forwards the rest unchanged.
+A request is forwarded before the engine has done anything for it, or not at all. All on the trio thread that owns the
+engine; what waits for a disk does so in a worker thread, in a task of the nursery that `serve` is given.
+
+Each method `_<opcode>` takes the node, the message after its header and who sent it, and returns the body of the
+reply; None where the reply comes later, or never.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from ..overlay.copyup import Need
+from ..overlay.engine import Overlay
+from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
+from . import abi
+from .abi import Opcode
+from .callers import caller
+from .channel import Channel
+from .copying import CopyUps
+
+log = logging.getLogger(__name__)
+
+_DONE: Final = b""
+_FOR_EVER_S: Final = 10 * 365 * 86400
+_NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
+_TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
+_LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
+_PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
+
+_Asker = tuple[int, int, int]  # uid, gid, pid
+_Method = Callable[[int, memoryview, _Asker], bytes | None]
+
+
+class _Forwarded(Exception):
+    """This request is pyfuse3's."""
+
+
+class FastLane:
+    """One mount's lane. `status_xattr` is the name that pyfuse3's handlers answer themselves."""
+
+    def __init__(
+        self, overlay: Overlay, copy_ups: CopyUps, channel: Channel, *, poll_us: int, status_xattr: bytes
+    ) -> None:
+        self._overlay = overlay
+        self._copy_ups = copy_ups
+        self._channel = channel
+        self._poll_ns = poll_us * 1000
+        self._status_xattr = status_xattr
+        self._buffer = bytearray(abi.LONGEST_REQUEST)
+        self._view = memoryview(self._buffer)
+        self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
+        self._unique = 0
+        self._tasks = 0
+        self._nursery: trio.Nursery | None = None
+        self.answered = [0] * abi.OPCODE_LIMIT  # by opcode
+        self.forwarded = [0] * abi.OPCODE_LIMIT
+        timeout_s = overlay.options.timeout_s
+        self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
+        # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
+        # open everything, and must keep what it created open.
+        self._counts_opens = timeout_s == 0 or os.geteuid() != 0
+        self._counts_opendirs = timeout_s == 0
+        self._table: list[_Method | None] = [None] * abi.OPCODE_LIMIT
+        for opcode in Opcode:
+            self._table[opcode] = getattr(self, f"_{opcode.name.lower()}", None)
+
+    def _set_timeouts(self, seconds: float) -> None:
+        whole, rest = int(seconds), int(seconds % 1 * 1e9)
+        self._entry_times = abi.ENTRY_TIMES.pack(0, whole, whole, rest, rest)
+        self._attr_times = abi.ATTR_TIMES.pack(whole, rest, 0)
+        self._absent = bytes(8) + self._entry_times + bytes(88)
+        self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
+
+    # -- the loop
+
+    async def serve(self, nursery: trio.Nursery) -> None:
+        """Serve until the kernel ends the session."""
+        self._nursery = nursery
+        fd, buffers, channel = self._channel.device_fd, [self._buffer], self._channel
+        turn = started = time.perf_counter_ns()
+        while True:
+            try:
+                length = os.readv(fd, buffers)
+            except BlockingIOError:
+                now = time.perf_counter_ns()
+                if now - started < self._poll_ns and not channel.in_flight and not self._tasks:
+                    os.sched_yield()
+                    continue
+                await trio.lowlevel.wait_readable(fd)
+                turn = started = time.perf_counter_ns()
+                continue
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted
+                    return
+                if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
+                    continue
+                raise
+            self._handle(length)
+            started = time.perf_counter_ns()
+            if started - turn > (_TURN_NS if channel.in_flight or self._tasks else _LONG_TURN_NS):
+                await trio.lowlevel.checkpoint()
+                turn = started = time.perf_counter_ns()
+
+    def _handle(self, length: int) -> None:
+        """Answer or forward the request in the buffer; whatever happens, the lane goes on."""
+        _, opcode, unique, node, uid, gid, pid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
+        method = self._table[opcode] if opcode < abi.OPCODE_LIMIT else None
+        if method is None:
+            self._forward(opcode, length)
+            return
+        self._unique = unique
+        try:
+            reply = method(node, self._view[abi.IN_HEADER.size : length], (uid, gid, pid))
+        except OSError as error:
+            self._channel.refuse(unique, error.errno or errno.EIO)
+        except _Forwarded:
+            self._forward(opcode, length)
+            return
+        except Exception:
+            log.exception("%s failed", Opcode(opcode).name)
+            self._channel.refuse(unique, errno.EIO)
+        else:
+            if reply is not None:
+                self._channel.answer(unique, reply)
+        self.answered[opcode] += 1
+
+    def _forward(self, opcode: int, length: int) -> None:
+        self.forwarded[min(opcode, abi.OPCODE_LIMIT - 1)] += 1
+        self._channel.forward(bytes(self._view[:length]), has_reply=opcode not in abi.WITHOUT_REPLY)
+
+    def _later(self, work: Callable[[], Awaitable[bytes]]) -> None:
+        """Answer the current request by a task."""
+        assert self._nursery is not None
+        self._tasks += 1
+        self._nursery.start_soon(self._finish, self._unique, work)
+
+    async def _finish(self, unique: int, work: Callable[[], Awaitable[bytes]]) -> None:
+        try:
+            reply = await work()
+        except OSError as error:
+            self._channel.refuse(unique, error.errno or errno.EIO)
+        except Exception:
+            log.exception("a request failed")
+            self._channel.refuse(unique, errno.EIO)
+        else:
+            self._channel.answer(unique, reply)
+        finally:
+            self._tasks -= 1
+
+    # -- inodes
+
+    def _entry(self, found: Attributes) -> bytes:
+        return found[:8] + self._entry_times + found
+
+    def _lookup(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        try:
+            return self._entry(self._overlay.lookup(node, bytes(body[:-1])))
+        except FileNotFoundError:
+            return self._absent
+
+    def _forget(self, node: int, body: memoryview, _: _Asker) -> None:
+        self._overlay.forget(node, abi.FORGET_IN.unpack_from(body)[0])
+
+    def _batch_forget(self, _node: int, body: memoryview, _: _Asker) -> None:
+        count, _dummy = abi.BATCH_FORGET_IN.unpack_from(body)
+        start = abi.BATCH_FORGET_IN.size
+        for node, lookups in abi.FORGET_ONE.iter_unpack(body[start : start + count * abi.FORGET_ONE.size]):
+            self._overlay.forget(node, lookups)
+
+    def _interrupt(self, _node: int, _body: memoryview, _: _Asker) -> None:
+        """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
+
+    def _getattr(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        return self._attr_times + self._overlay.getattr(node)
+
+    def _setattr(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        changes = _changes(body)
+        need = Need.METADATA if changes.size is None else Need.DATA
+        if self._copy_ups.must_wait(node, need, changes.size):
+            raise _Forwarded
+        groups_count = changes.mode is None and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
+        return self._attr_times + self._overlay.setattr(node, changes, caller(*asker, with_groups=groups_count))
+
+    def _readlink(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        return self._overlay.readlink(node)
+
+    def _statfs(self, _node: int, _body: memoryview, _: _Asker) -> bytes:
+        f = self._overlay.statfs()
+        return abi.STATFS_OUT.pack(
+            f.f_blocks, f.f_bfree, f.f_bavail, f.f_files, f.f_ffree, f.f_bsize, f.f_namemax, f.f_frsize, 0
+        )
+
+    # -- names
+
+    def _symlink(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        name, target = bytes(body[:-1]).split(b"\0")
+        return self._entry(self._overlay.symlink(node, name, target, caller(*asker)))
+
+    def _mknod(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
+        name = bytes(body[abi.MKNOD_IN.size : -1])
+        return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
+
+    def _mkdir(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        mode, umask = abi.MKDIR_IN.unpack_from(body)
+        return self._entry(self._overlay.mkdir(node, bytes(body[abi.MKDIR_IN.size : -1]), mode, caller(*asker, umask)))
+
+    def _link(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        (old,) = abi.LINK_IN.unpack_from(body)
+        if self._copy_ups.must_wait(old, Need.DATA):
+            raise _Forwarded
+        return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
+
+    def _unlink(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        self._overlay.unlink(node, bytes(body[:-1]))
+        return _DONE
+
+    def _rmdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        self._overlay.rmdir(node, bytes(body[:-1]))
+        return _DONE
+
+    def _rename(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        (new,) = abi.RENAME_IN.unpack_from(body)
+        return self._move(node, new, bytes(body[abi.RENAME_IN.size : -1]), 0)
+
+    def _rename2(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        new, flags, _padding = abi.RENAME2_IN.unpack_from(body)
+        return self._move(node, new, bytes(body[abi.RENAME2_IN.size : -1]), flags)
+
+    def _move(self, node: int, new: int, names: bytes, flags: int) -> bytes:
+        old_name, new_name = names.split(b"\0")
+        for inode in self._overlay.moved_by_rename(node, old_name, new, new_name, flags):
+            # A directory may have to be copied up with all that is in it.
+            if self._overlay.is_directory(inode) or self._copy_ups.must_wait(inode, Need.METADATA):
+                raise _Forwarded
+        self._overlay.rename(node, old_name, new, new_name, flags)
+        return _DONE
+
+    # -- files
+
+    def _open(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        if not self._counts_opens:
+            raise OSError(errno.ENOSYS, "not asked again")
+        flags, _open_flags = abi.OPEN_IN.unpack_from(body)
+        self._overlay.open_file(node, flags)
+        return abi.OPEN_OUT.pack(node, self._open_flags, 0)
+
+    def _create(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
+        name = bytes(body[abi.CREATE_IN.size : -1])
+        return self._opened(self._overlay.create(node, name, mode, flags, caller(*asker, umask)))
+
+    def _tmpfile(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
+        return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)))
+
+    def _opened(self, found: Attributes) -> bytes:
+        if not self._counts_opens:
+            self._overlay.release(found.ino)  # no RELEASE will come
+        return self._entry(found) + abi.OPEN_OUT.pack(found.ino, self._open_flags, 0)
+
+    def _flush(self, _node: int, _body: memoryview, _: _Asker) -> bytes:
+        raise OSError(errno.ENOSYS, "nothing is held back")
+
+    def _release(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        self._overlay.release(node)
+        return _DONE
+
+    def _read(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+        _fh, offset, size, _read_flags, _owner, _flags, _padding = abi.READ_IN.unpack_from(body)
+        data = self._data[:size]
+        count = self._overlay.read_into(node, offset, data)
+        if count is None:
+            self._later(lambda: self._read_from_disk(node, offset, size))
+        else:
+            self._channel.answer_data(self._unique, data[:count])
+        return None
+
+    async def _read_from_disk(self, node: int, offset: int, size: int) -> bytes:
+        opened = self._overlay.pin_data(node)
+        try:
+            return await trio.to_thread.run_sync(os.pread, opened.fd, size, offset)
+        finally:
+            opened.unpin()
+
+    def _write(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+        _fh, offset, size, _write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
+        data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+        if self._copy_ups.must_wait(node, Need.DATA):
+            kept = bytes(data)
+            self._later(lambda: self._write_after_copy_up(node, offset, kept))
+            return None
+        return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
+
+    async def _write_after_copy_up(self, node: int, offset: int, data: bytes) -> bytes:
+        await self._copy_ups.finish(node, Need.DATA)
+        return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
+
+    def _fsync(self, node: int, _body: memoryview, _: _Asker) -> None:
+        self._forward_by_inode(node)
+
+    def _fsyncdir(self, node: int, _body: memoryview, _: _Asker) -> None:
+        self._forward_by_inode(node)
+
+    def _forward_by_inode(self, node: int) -> None:
+        """Whoever was not asked for a handle has sent none: it is the inode's number."""
+        abi.HANDLE.pack_into(self._buffer, abi.IN_HEADER.size, node)
+        raise _Forwarded
+
+    # -- directories
+
+    def _opendir(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        if not self._counts_opendirs:
+            raise OSError(errno.ENOSYS, "not asked again")
+        return abi.OPEN_OUT.pack(self._overlay.opendir(node), 0, 0)
+
+    def _releasedir(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        self._overlay.releasedir(node)
+        return _DONE
+
+    def _readdirplus(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        reply: list[bytes] = []
+        length = 0
+        pack, times, acquire = abi.DIRENT.pack, self._entry_times, self._overlay.acquire
+        for name, after, found in self._overlay.readdir(node, offset):
+            length += abi.direntplus_size(len(name))
+            if length > size:
+                break
+            number = found.ino
+            if after <= 2 or not found.nlink:
+                reply.append(_NO_ENTRY)
+            else:
+                acquire(number)
+                reply += (found[:8], times, found)
+            reply += (pack(number, after, len(name), found.mode >> 12), name, _PADDING[len(name) & 7])
+        return b"".join(reply)
+
+    def _readdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        reply: list[bytes] = []
+        length = 0
+        for name, after, found in self._overlay.readdir(node, offset):
+            length += abi.dirent_size(len(name))
+            if length > size:
+                break
+            reply += (abi.DIRENT.pack(found.ino, after, len(name), found.mode >> 12), name, _PADDING[len(name) & 7])
+        return b"".join(reply)
+
+    # -- extended attributes
+
+    def _getxattr(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        size, _padding = abi.GETXATTR_IN.unpack_from(body)
+        name = bytes(body[abi.GETXATTR_IN.size : -1])
+        if node == ROOT and name.startswith(self._status_xattr):
+            raise _Forwarded
+        return _sized(self._overlay.getxattr(node, name), size)
+
+    def _listxattr(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+        size, _padding = abi.GETXATTR_IN.unpack_from(body)
+        names = self._overlay.listxattr(node, with_trusted=asker[0] == 0)
+        return _sized(b"".join(name + b"\0" for name in names), size)
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The reply to a request for an xattr: its length where that is asked, ERANGE where it has no room."""
+    if not size:
+        return abi.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _changes(body: memoryview) -> AttributeChanges:
+    """What a SETATTR asks for."""
+    (valid, _, _fh, size, _owner, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _) = (
+        abi.SETATTR_IN.unpack_from(body)
+    )
+
+    def when(flag: int, now: int, seconds: int, rest: int) -> int | None:
+        if valid & now:
+            return time.time_ns()
+        return seconds * 1_000_000_000 + rest if valid & flag else None
+
+    return AttributeChanges(
+        mode=mode if valid & abi.FATTR_MODE else None,
+        uid=uid if valid & abi.FATTR_UID else None,
+        gid=gid if valid & abi.FATTR_GID else None,
+        size=size if valid & abi.FATTR_SIZE else None,
+        atime_ns=when(abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
+        mtime_ns=when(abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
+        ctime_ns=when(abi.FATTR_CTIME, 0, ctime, ctime_ns),
+    )

@@ -1,0 +1,126 @@
+"""Who answers the kernel: the fast lane with pyfuse3 behind it, or pyfuse3 alone?
+
+pyfuse3's session reads one end of a socket pair (libfuse takes `/dev/fd/N` for a mountpoint). The INIT handshake passes
+through our hands, because the reply needs flags that pyfuse3 has no setting for. Then the lane reads the kernel's
+descriptor and hands on what it does not answer itself; without the lane, the pair's end becomes that descriptor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+import pyfuse3
+import trio
+
+from ..overlay.engine import Overlay
+from . import abi, mounting
+from .channel import Channel
+from .copying import CopyUps
+from .fastlane import FastLane
+from .handlers import STATUS_XATTR, Handlers
+from .mounting import MountOptions
+
+log = logging.getLogger(__name__)
+
+# The kernel then clears suid bits and capabilities by SETATTR and REMOVEXATTR, knowing the caller's capabilities;
+# truncates by SETATTR; and leaves the umask to us, who know the default ACL.
+_CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC
+_ADDED_FLAGS: Final = abi.FUSE_DONT_MASK | abi.FUSE_CACHE_SYMLINKS
+
+
+def serve(
+    overlay: Overlay, mount: MountOptions, device_fd: int, on_live: Callable[[], None], lifeline_fd: int | None
+) -> None:
+    """Serve until unmounted or told to end; the mount is gone after this. Owns `device_fd`."""
+    with ExitStack() as at_end:
+        device = at_end.enter_context(ExitStack())
+        device.callback(os.close, device_fd)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        at_end.callback(theirs.detach)  # closed by libfuse with its session
+        at_end.enter_context(ours)
+        session = _Session(overlay, mount, device_fd, device, ours, theirs)
+        try:
+            ours.send(os.read(device_fd, abi.LONGEST_REQUEST))
+            pyfuse3.init(session.handlers, f"/dev/fd/{theirs.fileno()}", set())
+            try:
+                trio.run(session.run, on_live, lifeline_fd)
+            finally:
+                pyfuse3.close(unmount=False)
+        finally:
+            if not session.unmounted:
+                mounting.unmount(mount.mountpoint)
+
+
+class _Session:
+    """One mount while it is served."""
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        mount: MountOptions,
+        device_fd: int,
+        device: ExitStack,
+        ours: socket.socket,
+        theirs: socket.socket,
+    ) -> None:
+        self._overlay = overlay
+        self._mount = mount
+        self._device_fd, self._device = device_fd, device
+        self._ours, self._theirs = ours, theirs
+        self._copy_ups = CopyUps(overlay)
+        self.handlers = Handlers(overlay, mount.source, self._copy_ups)
+        self.unmounted = False  # by the kernel, so that nothing is left to unmount
+
+    async def run(self, on_live: Callable[[], None], lifeline_fd: int | None) -> None:
+        await self._shake_hands()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+            if lifeline_fd is not None:
+                nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
+            on_live()
+            await (self._serve_with_lane(nursery) if self._mount.lane else self._serve_alone())
+            self.unmounted = True
+            nursery.cancel_scope.cancel()
+
+    async def _shake_hands(self) -> None:
+        """Let pyfuse3 answer INIT, and pass its answer on with our flags."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main)
+            await trio.lowlevel.wait_readable(self._ours)
+            nursery.cancel_scope.cancel()
+        reply = self._ours.recv(abi.LONGEST_REQUEST)
+        os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, _ADDED_FLAGS))
+
+    async def _serve_alone(self) -> None:
+        os.dup2(self._device_fd, self._theirs.fileno(), inheritable=False)
+        self._device.close()  # two descriptors would keep the connection alive after the session's end
+        await pyfuse3.main()
+
+    async def _serve_with_lane(self, nursery: trio.Nursery) -> None:
+        channel = Channel(self._device_fd, self._ours)
+        lane = FastLane(self._overlay, self._copy_ups, channel, poll_us=self._mount.poll_us, status_xattr=STATUS_XATTR)
+        nursery.start_soon(pyfuse3.main)
+        nursery.start_soon(channel.relay)
+        await lane.serve(nursery)
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+async def _end_with_parent(lifeline_fd: int, scope: trio.CancelScope) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(lifeline_fd)
+        if not os.read(lifeline_fd, 4096):
+            scope.cancel()
+            return

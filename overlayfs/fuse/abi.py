@@ -90,6 +90,7 @@ FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_CTIME: Final = 1 << 10
 FATTR_KILL_SUIDGID: Final = 1 << 11
+FATTR_ALL: Final = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
@@ -137,7 +138,11 @@ COPY_FILE_RANGE_IN: Final = struct.Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_o
 IOCTL_IN: Final = struct.Struct("<QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT: Final = struct.Struct("<iIII")  # result, flags, in_iovs, out_iovs
 STATX_IN: Final = struct.Struct("<IIQII")  # getattr_flags, reserved, fh, sx_flags, sx_mask
-STATX_TIMES: Final = struct.Struct("<QII16x")  # the start of fuse_statx_out: attr_valid, its ns, flags, spare
+# fuse_statx_out: attr_valid, its ns, flags; then fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino,
+# size, blocks, attributes_mask; seconds and ns of atime, btime, ctime, mtime; device numbers of the node and the mount
+STATX_OUT: Final = struct.Struct("<QII16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII112x")
+STATX_BASIC_STATS: Final = 0x7FF
+STATX_BTIME: Final = 0x800
 
 # The start of fuse_init_out that we look at: major, minor, max_readahead, flags.
 _INIT_FLAGS: Final = struct.Struct("<I")

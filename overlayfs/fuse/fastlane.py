@@ -10,18 +10,21 @@ reply; None where the reply comes later, or never.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Final
 
 import trio
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
+from ..overlay.files import FLAG_COMMANDS
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
 from . import abi
 from .abi import Opcode
@@ -36,6 +39,8 @@ _FOR_EVER_S: Final = 10 * 365 * 86400
 _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
 _TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
 _LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
+_LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
 _Asker = tuple[int, int, int]  # uid, gid, pid
@@ -189,8 +194,31 @@ class FastLane:
         need = Need.METADATA if changes.size is None else Need.DATA
         if self._copy_ups.must_wait(node, need, changes.size):
             raise _Forwarded
-        groups_count = changes.mode is None and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
+        before = self._overlay.getattr(node)
+        if changes.mode is None and before.mode & _SET_IDS and _takes_privileges(body, asker, before):
+            changes = dataclasses.replace(changes, mode=_unprivileged(before, asker))
+        groups_count = changes.mode is None and bool(before.mode & stat.S_ISGID)
         return self._attr_times + self._overlay.setattr(node, changes, caller(*asker, with_groups=groups_count))
+
+    def _drop_privileges(self, node: int, asker: _Asker) -> None:
+        """Before the content of a file changes."""
+        before = self._overlay.getattr(node)
+        if before.mode & _SET_IDS:
+            self._overlay.setattr(node, AttributeChanges(mode=_unprivileged(before, asker)), caller(*asker))
+
+    def _statx(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        found, birth = self._overlay.getattr(node), self._overlay.birth_time(node)
+        valid, rest, _dummy = abi.ATTR_TIMES.unpack(self._attr_times)
+        times = [
+            part
+            for when in (found.atime_ns, birth or 0, found.ctime_ns, found.mtime_ns)
+            for part in divmod(when, 1_000_000_000)
+        ]
+        mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if birth is not None else 0)
+        return abi.STATX_OUT.pack(
+            valid, rest, 0, mask, found.blksize, 0, found.nlink, found.uid, found.gid, found.mode, found.ino,
+            found.size, found.blocks, 0, *times, os.major(found.rdev), os.minor(found.rdev), 0, 0,
+        )  # fmt: skip
 
     def _readlink(self, node: int, _body: memoryview, _: _Asker) -> bytes:
         return self._overlay.readlink(node)
@@ -294,18 +322,79 @@ class FastLane:
         finally:
             opened.unpin()
 
-    def _write(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
-        _fh, offset, size, _write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
-        data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+    def _write(self, node: int, body: memoryview, asker: _Asker) -> bytes | None:
+        _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
+        data: bytes | memoryview = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
         if self._copy_ups.must_wait(node, Need.DATA):
-            kept = bytes(data)
-            self._later(lambda: self._write_after_copy_up(node, offset, kept))
-            return None
-        return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
+            data = bytes(data)  # the buffer is another request's by then
 
-    async def _write_after_copy_up(self, node: int, offset: int, data: bytes) -> bytes:
-        await self._copy_ups.finish(node, Need.DATA)
-        return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
+        def write() -> bytes:
+            if write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
+                self._drop_privileges(node, asker)
+            return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
+
+        return self._after_copy_up(node, write)
+
+    def _after_copy_up(self, node: int, change: Callable[[], bytes]) -> bytes | None:
+        """Change the data of a file at once, or later where it must first be copied up."""
+        if not self._copy_ups.must_wait(node, Need.DATA):
+            return change()
+
+        async def work() -> bytes:
+            await self._copy_ups.finish(node, Need.DATA)
+            return change()
+
+        self._later(work)
+        return None
+
+    def _fallocate(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+        _fh, offset, length, mode, _padding = abi.FALLOCATE_IN.unpack_from(body)
+
+        def allocate() -> bytes:
+            self._overlay.allocate(node, mode, offset, length)
+            return _DONE
+
+        return self._after_copy_up(node, allocate)
+
+    def _lseek(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        _fh, offset, whence, _padding = abi.LSEEK_IN.unpack_from(body)
+        return abi.LSEEK_OUT.pack(self._overlay.seek(node, offset, whence))
+
+    def _copy_file_range(self, node: int, body: memoryview, _: _Asker) -> None:
+        _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
+
+        async def work() -> bytes:
+            await self._copy_ups.finish(target, Need.DATA)
+            with ExitStack() as stack:
+                written = self._overlay.pin_to_change(target)
+                stack.callback(written.unpin)
+                stack.callback(self._overlay.note_changed, target)
+                read = self._overlay.pin_data(node)
+                stack.callback(read.unpin)
+                count = await trio.to_thread.run_sync(
+                    os.copy_file_range, read.fd, written.fd, min(length, _LONGEST_COPY), offset, target_offset
+                )
+            return abi.WRITE_OUT.pack(count, 0)
+
+        self._later(work)
+
+    def _ioctl(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+        _fh, _flags, command, _argument, in_size, _out_size = abi.IOCTL_IN.unpack_from(body)
+        if command not in FLAG_COMMANDS:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        argument = bytes(body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]) or bytes(FLAG_COMMANDS[command])
+
+        def run() -> bytes:
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + self._overlay.file_flags(node, command, argument)
+
+        return self._after_copy_up(node, run) if in_size else run()
+
+    def _syncfs(self, _node: int, _body: memoryview, _: _Asker) -> None:
+        async def work() -> bytes:
+            await trio.to_thread.run_sync(self._overlay.sync_filesystem)
+            return _DONE
+
+        self._later(work)
 
     def _fsync(self, node: int, _body: memoryview, _: _Asker) -> None:
         self._forward_by_inode(node)
@@ -380,6 +469,36 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
+
+
+# With FUSE_HANDLE_KILLPRIV_V2 the kernel leaves it to us to take setuid and setgid from a file whose content or owner
+# changes; taking capabilities is done by the filesystem below.
+
+
+def _takes_privileges(body: memoryview, asker: _Asker, before: Attributes) -> bool:
+    """True where a SETATTR takes setuid and setgid away.
+
+    That is a change of the owner, and any change by who may not keep them. One that asks for nothing announces that the
+    content is going to change, or is a chown of nothing, which anybody may try.
+    """
+    if not stat.S_ISREG(before.mode):
+        return False
+    valid = abi.SETATTR_IN.unpack_from(body)[0]
+    if valid & (abi.FATTR_KILL_SUIDGID | abi.FATTR_UID | abi.FATTR_GID):
+        return True
+    may_write = asker[0] in (0, before.uid) or bool(before.mode & stat.S_IWOTH)
+    return may_write and not valid & abi.FATTR_ALL
+
+
+def _unprivileged(before: Attributes, asker: _Asker) -> int:
+    """The mode that a regular file is left with then: the kernel's setattr_should_drop_suidgid."""
+    mode = before.mode & ~stat.S_ISUID
+    if mode & stat.S_ISGID:
+        asks = caller(*asker, with_groups=True)
+        in_group = asks.uid == 0 or before.gid == asks.gid or before.gid in asks.groups
+        if mode & stat.S_IXGRP or not in_group:
+            mode &= ~stat.S_ISGID
+    return mode
 
 
 def _changes(body: memoryview) -> AttributeChanges:

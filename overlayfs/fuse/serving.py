@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # truncates by SETATTR; and leaves the umask to us, who know the default ACL.
 _CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC
 _ADDED_FLAGS: Final = abi.FUSE_DONT_MASK | abi.FUSE_CACHE_SYMLINKS
+# The lane sees who has to lose setuid bits at a write, so the kernel need not look for capabilities before each.
+_LANE_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV_V2
 
 
 def serve(
@@ -95,7 +97,8 @@ class _Session:
             await trio.lowlevel.wait_readable(self._ours)
             nursery.cancel_scope.cancel()
         reply = self._ours.recv(abi.LONGEST_REQUEST)
-        os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, _ADDED_FLAGS))
+        added = _ADDED_FLAGS | (_LANE_FLAGS if self._mount.lane else 0)
+        os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, added))
 
     async def _serve_alone(self) -> None:
         os.dup2(self._device_fd, self._theirs.fileno(), inheritable=False)

@@ -154,6 +154,8 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
             inode.attributes = None
+            if changes.uid is not None or changes.gid is not None:  # takes capabilities too
+                inode.xattr_names = None
 
 
 def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
@@ -183,6 +185,8 @@ def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeC
     assert state.upper is not None
     if state.upper.override is not None and (inode.kind in (stat.S_IFREG, stat.S_IFDIR)):
         _change_override(state, path, os.fstat(fd), uid, gid, changes.mode)
+        if uid != -1 or gid != -1:
+            _remove_capability(path)
         return
     if uid != -1 or gid != -1:
         os.chown(path, uid, gid)
@@ -200,6 +204,15 @@ def _change_override(state: State, path: bytes, st: os.stat_result, uid: int, gi
         owner.rdev,
     )
     os.setxattr(path, state.upper.override, format_override(changed))
+
+
+def _remove_capability(path: bytes) -> None:
+    """What chown(2) does to file capabilities, where the owner is only written down."""
+    try:
+        os.removexattr(path, metadata.CAPABILITY)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
 
 
 def statfs(state: State) -> os.statvfs_result:

@@ -22,7 +22,7 @@ from .copyup import CopyUp, Need
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
 from .listing import DirectoryEntry
 from .opening import open_state, refuse_mountpoint
-from .options import OverlayOptions
+from .options import FsyncPolicy, OverlayOptions
 from .state import OpenFile, State
 
 __all__ = ["AttributeChanges", "Attributes", "Caller", "DirectoryEntry", "Overlay"]
@@ -205,6 +205,39 @@ class Overlay:
         opened = files.pooled(self.state, self._inode(ino), writable=False)
         opened.pins += 1
         return opened
+
+    def pin_to_change(self, ino: int) -> OpenFile:
+        """As `pin_data`, for writing; call `note_changed` before it is unpinned. Copies up."""
+        inode = self._inode(ino)
+        copyup.ensure_upper(self.state, inode)
+        opened = files.pooled(self.state, inode, writable=True)
+        opened.pins += 1
+        return opened
+
+    def note_changed(self, ino: int) -> None:
+        """The data was changed through a pinned descriptor."""
+        inode = self.state.inodes.get(ino)
+        if inode is not None:
+            inode.attributes = inode.xattr_names = None
+
+    def allocate(self, ino: int, mode: int, offset: int, length: int) -> None:
+        files.allocate(self.state, self._inode(ino), mode, offset, length)
+
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        return files.seek(self.state, self._inode(ino), offset, whence)
+
+    def file_flags(self, ino: int, command: int, argument: bytes) -> bytes:
+        return files.file_flags(self.state, self._inode(ino), command, argument)
+
+    def birth_time(self, ino: int) -> int | None:
+        """In ns since the epoch; None where it is not known."""
+        with self.state.node(self._inode(ino)) as fd:
+            return syscalls.birth_time(fd)
+
+    def sync_filesystem(self) -> None:
+        """syncfs(2) of the upper. May block, and may be called from any thread."""
+        if self.state.upper is not None and self.options.fsync is not FsyncPolicy.VOLATILE:
+            syscalls.sync_filesystem(self.state.upper.root_fd)
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         return files.write(self.state, self._inode(ino), offset, data)

@@ -6,16 +6,24 @@ I/O is by inode, not by open file: who opened a file before it was copied up rea
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
+from typing import Final
 
+from ..tree import syscalls
+from ..tree.syscalls import descriptor_path
 from . import attributes, copyup
 from .inodes import AttributeChanges, Caller, Directory, Inode
 from .options import FsyncPolicy
 from .state import OpenFile, State
 
 _NOBODY = Caller(0, 0)
+# linux/fs.h; each with the size of its argument as the kernel's FUSE passes it: an int, or struct fsxattr.
+_GETFLAGS, _SETFLAGS, _FSGETXATTR, _FSSETXATTR = 0x80086601, 0x40086602, 0x801C581F, 0x401C5820
+FLAG_COMMANDS: Final = {_GETFLAGS: 4, _SETFLAGS: 4, _FSGETXATTR: 28, _FSSETXATTR: 28}
+_FLAG_CHANGES: Final = (_SETFLAGS, _FSSETXATTR)
 
 
 def open_file(state: State, inode: Inode, flags: int) -> None:
@@ -85,6 +93,37 @@ def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> 
             break
         done += count
     return done
+
+
+def allocate(state: State, inode: Inode, mode: int, offset: int, length: int) -> None:
+    """fallocate(2). Copies up."""
+    copyup.ensure_upper(state, inode)
+    opened = pooled(state, inode, writable=True)
+    inode.attributes = inode.xattr_names = None
+    syscalls.allocate(opened.fd, mode, offset, length)
+
+
+def seek(state: State, inode: Inode, offset: int, whence: int) -> int:
+    """Where the next data or hole is: lseek(2) with SEEK_DATA or SEEK_HOLE."""
+    return os.lseek(pooled(state, inode, writable=False).fd, offset, whence)
+
+
+def file_flags(state: State, inode: Inode, command: int, argument: bytes) -> bytes:
+    """One of FLAG_COMMANDS of ioctl(2): what chattr(1) and lsattr(1) say and show. Copies up to change them."""
+    if command not in FLAG_COMMANDS or inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+    if command in _FLAG_CHANGES:
+        copyup.ensure_upper(state, inode)
+    buffer = bytearray(argument)
+    with state.node(inode) as node:
+        path = descriptor_path(node)
+        fd = state.descriptors.open(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    try:
+        fcntl.ioctl(fd, command, buffer)
+    finally:
+        os.close(fd)
+    inode.attributes = None if command in _FLAG_CHANGES else inode.attributes
+    return bytes(buffer)
 
 
 def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:

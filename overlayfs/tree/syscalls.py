@@ -38,6 +38,8 @@ _RESOLVE = struct.pack("Q", _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RES
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FICLONE = 0x40049409
+_STATX_BTIME = 0x800
+_STX_BTIME_OFFSET = 80
 _MAX_HANDLE_SIZE = 128
 _LONGEST_PATH = 4000  # below PATH_MAX, with room for the terminating NUL
 _COPY_CHUNK = 16 << 20
@@ -199,6 +201,22 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
     """mount(2)."""
     if _libc.mount(source, target, kind, ctypes.c_ulong(flags), data) != 0:
         _raise_errno(target)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with any mode."""
+    if _libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        _raise_errno(b"")
+
+
+def birth_time(fd: int) -> int | None:
+    """When the file was made, in ns since the epoch; None where the filesystem does not tell (statx(2))."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer) != 0:
+        _raise_errno(b"")
+    (mask,) = struct.unpack_from("I", buffer)
+    seconds, nanoseconds = struct.unpack_from("qI", buffer, _STX_BTIME_OFFSET)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
 
 
 def sync_filesystem(fd: int) -> None:

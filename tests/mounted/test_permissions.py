@@ -59,8 +59,8 @@ def _play(row: Row, directory: Path) -> tuple[list[object], Facts]:
     """What each call gave, and what is there afterwards."""
     outcomes = [as_actor(row.who, lambda call=call: call(directory)) for call in row.calls]  # type: ignore[misc]
     found = _facts(directory)
-    for start, (thing, _why) in INTENDED.items():
-        if row.name.startswith(start):
+    for start, (things, _why) in INTENDED.items():
+        for thing in things if row.name.startswith(start) else ():
             del found[thing]
             if len(outcomes) == len(CLEARED_FILES):
                 outcomes[CLEARED_FILES.index(thing)] = "meant to differ"

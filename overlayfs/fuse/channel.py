@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # What the kernel says to an answer that nobody waits for any more, and to anything once the mount is gone.
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPERM)
+_RETRY_S: Final = 0.05
 
 
 class Channel:
@@ -30,6 +31,7 @@ class Channel:
         self.device_fd = device_fd
         self._ours = ours
         self._waiting: deque[bytes] = deque()
+        self._unsent: deque[bytes] = deque()
         self.in_flight = 0  # requests that pyfuse3 has and has not answered
         os.set_blocking(device_fd, False)
         ours.setblocking(False)
@@ -44,7 +46,7 @@ class Channel:
         try:
             os.writev(self.device_fd, (header, data))
         except OSError as error:
-            self._note(error)
+            self._note(unique, error)
 
     def refuse(self, unique: int, code: int) -> None:
         """Send an errno."""
@@ -54,24 +56,40 @@ class Channel:
         try:
             os.write(self.device_fd, reply)
         except OSError as error:
-            self._note(error)
+            self._note(abi.OUT_HEADER.unpack_from(reply)[2], error)
 
-    def _note(self, error: OSError) -> None:
+    def _note(self, unique: int, error: OSError) -> None:
+        """Whoever cannot be answered must not wait for ever: an EIO is sent when it can be."""
         if error.errno not in _NOBODY_WAITS:
-            log.error("the kernel takes no answer: %s", error)
+            log.error("the kernel does not take an answer: %s", error)
+            self._unsent.append(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def retry(self) -> None:
+        """Send what the kernel did not take before."""
+        for _ in range(len(self._unsent)):
+            self._write(self._unsent.popleft())
+
+    async def wait_for_request(self) -> None:
+        """Return when there may be a request."""
+        if not self._unsent:
+            await trio.lowlevel.wait_readable(self.device_fd)
+            return
+        with trio.move_on_after(_RETRY_S):
+            await trio.lowlevel.wait_readable(self.device_fd)
+        self.retry()
 
     # -- pyfuse3
 
     def forward(self, request: bytes, *, has_reply: bool) -> None:
         """Hand a request to pyfuse3, in order."""
         self.in_flight += has_reply
-        if self._waiting:
-            self._waiting.append(request)
-            return
-        try:
-            self._ours.send(request)
-        except BlockingIOError:
-            self._waiting.append(request)
+        self._waiting.append(request)
+        if len(self._waiting) == 1:
+            self._send_waiting()
 
     async def relay(self) -> None:
         """Pass pyfuse3's answers to the kernel, for ever; and requests to pyfuse3 that it had no room for."""
@@ -81,15 +99,26 @@ class Channel:
                 reply = self._ours.recv(abi.LONGEST_REQUEST)
             except BlockingIOError:
                 continue
+            except OSError as error:
+                log.error("cannot take an answer from pyfuse3 yet: %s", error)
+                await trio.sleep(_RETRY_S)
+                continue
             self.in_flight -= 1
             self._write(reply)
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Whenever pyfuse3 has answered it has room again."""
+        """Whenever pyfuse3 has answered it has room again. What cannot be sent at all is answered EIO."""
         while self._waiting:
+            request = self._waiting[0]
             try:
-                self._ours.send(self._waiting[0])
+                self._ours.send(request)
             except BlockingIOError:
                 return
+            except OSError as error:
+                log.error("cannot pass on a request: %s", error)
+                _, opcode, unique, *_rest = abi.IN_HEADER.unpack_from(request)
+                if opcode not in abi.WITHOUT_REPLY:
+                    self.in_flight -= 1
+                    self.refuse(unique, errno.EIO)
             self._waiting.popleft()

@@ -1,7 +1,7 @@
 """How are large files copied up while others are served?
 
 In a worker thread, before the operation that needs the copy; whatever else changes the file waits for it. Small files
-are copied by the operation itself.
+are copied by the operation itself where that waits for no disk.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ class CopyUps:
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
+        self._inline_bytes = _INLINE_BYTES if overlay.writes_at_once else 0
         self._running: dict[int, trio.Event] = {}
 
     def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:
         """True where an operation has to call `finish` first."""
-        return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > _INLINE_BYTES
+        return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > self._inline_bytes
 
     async def finish(self, inode: int, need: Need, size: int | None = None) -> None:
         """Have a large file copied up; returns at once where there is nothing to wait for."""
         while inode in self._running:
             await self._running[inode].wait()
-        if self._overlay.bytes_to_copy(inode, need, size) <= _INLINE_BYTES:
+        if self._overlay.bytes_to_copy(inode, need, size) <= self._inline_bytes:
             return
         done = self._running[inode] = trio.Event()
         try:

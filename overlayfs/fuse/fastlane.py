@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
 _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
+_RETRY_S: Final = 0.05
 _TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
 _LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
@@ -99,18 +100,20 @@ class FastLane:
                 length = os.readv(fd, buffers)
             except BlockingIOError:
                 now = time.perf_counter_ns()
-                if now - started < self._poll_ns and not channel.in_flight and not self._tasks:
+                busy = channel.in_flight or channel.has_unsent or self._tasks
+                if now - started < self._poll_ns and not busy:
                     os.sched_yield()
                     continue
-                await trio.lowlevel.wait_readable(fd)
+                await channel.wait_for_request()
                 turn = started = time.perf_counter_ns()
                 continue
             except OSError as error:
                 if error.errno == errno.ENODEV:  # unmounted
                     return
-                if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
-                    continue
-                raise
+                if error.errno not in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
+                    log.error("cannot read a request yet: %s", error)
+                    await trio.sleep(_RETRY_S)
+                continue
             self._handle(length)
             started = time.perf_counter_ns()
             if started - turn > (_TURN_NS if channel.in_flight or self._tasks else _LONG_TURN_NS):

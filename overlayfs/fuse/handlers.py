@@ -284,7 +284,12 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self._overlay.fsyncdir(fh, datasync)
+        fd = self._overlay.open_to_sync(fh)
+        if fd is not None:
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
 
     # -- extended attributes
 

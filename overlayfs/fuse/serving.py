@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 # The kernel then clears suid bits and capabilities by SETATTR and REMOVEXATTR, knowing the caller's capabilities;
 # truncates by SETATTR; and leaves the umask to us, who know the default ACL.
 _CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC
-_ADDED_FLAGS: Final = abi.FUSE_DONT_MASK | abi.FUSE_CACHE_SYMLINKS
+_ADDED_FLAGS: Final = abi.FUSE_DONT_MASK
+# A filesystem may give the number of a deleted symlink to the next one.
+_FLAGS_IF_NOTHING_CHANGES: Final = abi.FUSE_CACHE_SYMLINKS
 # The lane sees who has to lose setuid bits at a write, so the kernel need not look for capabilities before each.
 _LANE_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV_V2
 
@@ -98,6 +100,8 @@ class _Session:
             nursery.cancel_scope.cancel()
         reply = self._ours.recv(abi.LONGEST_REQUEST)
         added = _ADDED_FLAGS | (_LANE_FLAGS if self._mount.lane else 0)
+        if self._overlay.options.timeout_s != 0:
+            added |= _FLAGS_IF_NOTHING_CHANGES
         os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, added))
 
     async def _serve_alone(self) -> None:

@@ -258,6 +258,12 @@ class Overlay:
         """How that fsync ended; once it failed, no later one of this file succeeds."""
         files.note_sync(self.state, self._inode(ino), failure)
 
+    @property
+    def writes_at_once(self) -> bool:
+        """True where a copy-up waits for no disk."""
+        upper = self.state.upper
+        return upper is None or self.options.fsync is FsyncPolicy.VOLATILE or syscalls.is_in_memory(upper.root_fd)
+
     def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
         """How much data the next change would have to copy up first."""
         return copyup.bytes_to_copy(self.state, self._inode(ino), need, size)
@@ -283,8 +289,18 @@ class Overlay:
             directory.opens = max(directory.opens - 1, 0)
             self.state.drop_if_unused(directory)
 
-    def fsyncdir(self, ino: int, datasync: bool) -> None:
-        files.fsync_directory(self.state, self._directory(ino))
+    def open_to_sync(self, ino: int) -> int | None:
+        """A descriptor of a directory for an fsync in a thread, and for the caller to close; None where nothing can be
+        dirty."""
+        return files.open_to_sync(self.state, self._directory(ino))
+
+    def fsyncdir(self, ino: int) -> None:
+        fd = self.open_to_sync(ino)
+        if fd is not None:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     # -- extended attributes
 

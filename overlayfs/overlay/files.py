@@ -174,6 +174,9 @@ def fsync(state: State, inode: Inode, datasync: bool) -> None:
     note_sync(state, inode, None)
 
 
-def fsync_directory(state: State, directory: Directory) -> None:
-    if directory.upper and state.options.fsync is not FsyncPolicy.VOLATILE:
-        copyup.sync_directory(state, state.upper_fd(directory))
+def open_to_sync(state: State, directory: Directory) -> int | None:
+    """A descriptor of a directory that fsync(2) takes, for the caller to close; None where nothing can be dirty."""
+    if not directory.upper or state.options.fsync is FsyncPolicy.VOLATILE:
+        return None
+    path, flags = descriptor_path(state.upper_fd(directory)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return state.descriptors.open(lambda: os.open(path, flags))

@@ -14,6 +14,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import xxhash
+
 from ..tree.marks import MalformedMarkError
 from . import attributes, lookup
 from .inodes import Attributes, Directory, Listing
@@ -70,8 +72,11 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
     for index in range(bisect_right(offsets, offset), len(names)):
         name = names[index]
         found = _look(state, directory, name)
-        if found is not None:
+        if found is None:
+            continue
+        try:
             yield DirectoryEntry(name, offsets[index], found)
+        finally:  # the reader may have no room for it and stop here
             inode = directory.children.get(name)
             if inode is not None and not inode.nlookup:
                 state.drop_if_unused(inode)
@@ -95,5 +100,5 @@ def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:
     kind = lookup.above(state, directory).get(name)
     is_directory = isinstance(lookup.below(state, directory).get(name), tuple) if kind is None else kind != Kind.FILE
     mode = stat.S_IFDIR if is_directory else stat.S_IFREG
-    number = directory.number ^ hash(name) & 0x7FFF_FFFF
+    number = directory.number ^ xxhash.xxh3_64_intdigest(name) & 0x7FFF_FFFF
     return Attributes.pack(ino=number, mode=mode, nlink=0, uid=0, gid=0)

@@ -38,6 +38,7 @@ _RESOLVE = struct.pack("Q", _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RES
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FICLONE = 0x40049409
+_TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 _STATX_BTIME = 0x800
 _STX_BTIME_OFFSET = 80
 _MAX_HANDLE_SIZE = 128
@@ -217,6 +218,14 @@ def birth_time(fd: int) -> int | None:
     (mask,) = struct.unpack_from("I", buffer)
     seconds, nanoseconds = struct.unpack_from("qI", buffer, _STX_BTIME_OFFSET)
     return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
+
+
+def is_in_memory(fd: int) -> bool:
+    """True on tmpfs and ramfs, where nothing can be synced and nothing ever waits for a disk (statfs(2))."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) != 0:
+        _raise_errno(b"")
+    return struct.unpack_from("q", buffer)[0] in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
 def sync_filesystem(fd: int) -> None:

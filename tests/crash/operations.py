@@ -210,7 +210,7 @@ def sync_data(path: str) -> Step:
 def sync_directory(path: str) -> Step:
     def step(overlay: Overlay) -> None:
         with at(overlay, path) as ino:
-            overlay.fsyncdir(ino, False)
+            overlay.fsyncdir(ino)
 
     return step
 

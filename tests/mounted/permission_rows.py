@@ -36,8 +36,8 @@ INTENDED = {
     ),
     "clear-chown-nothing-other": (
         ("suid", "sgid", "sgid-no-exec", "both"),
-        "the kernel's FUSE sends a chown that changes nothing as it announces a write: it cannot be refused, and who may"
-        " write takes setgid",
+        "the kernel's FUSE sends a chown that changes nothing as it announces a write: it cannot be refused, and who"
+        " may write takes setgid",
     ),
 }
 """The table of differences that are meant: rows by the start of their names, the things that differ, and why."""

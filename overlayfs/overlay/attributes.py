@@ -27,20 +27,23 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
 
 def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
-    owner = owner_of(state, inode, st)
+    uid, gid, mode, rdev = owner_of(state, inode, st)
+    nlink, blocks = _link_count(state, inode, st), st.st_blocks
+    if not blocks and st.st_size:
+        blocks = _blocks(state, inode, st)
     shown = inode.attributes = Attributes.pack(
-        ino=inode.number,
-        mode=owner.mode,
-        nlink=max(_link_count(state, inode, st), fewest_links),
-        uid=owner.uid,
-        gid=owner.gid,
-        rdev=owner.rdev,
-        size=st.st_size,
-        blocks=_blocks(state, inode, st),
-        blksize=st.st_blksize,
-        atime_ns=st.st_atime_ns,
-        mtime_ns=st.st_mtime_ns,
-        ctime_ns=st.st_ctime_ns,
+        inode.number,
+        mode,
+        nlink if nlink > fewest_links else fewest_links,
+        uid,
+        gid,
+        rdev,
+        st.st_size,
+        blocks,
+        st.st_blksize,
+        st.st_atime_ns,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
     )
     return shown
 
@@ -104,11 +107,12 @@ def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
 
 
 def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
-    """Blocks on disk; of a metacopy those of the file with the data, as the kernel's overlayfs."""
-    if st.st_blocks or not st.st_size or not stat.S_ISREG(st.st_mode):
-        return st.st_blocks
+    """Blocks of a file that has none on disk; of a metacopy those of the file with the data, as in the kernel's
+    overlayfs."""
+    if not stat.S_ISREG(st.st_mode):
+        return 0
     if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
-        return st.st_blocks
+        return 0
     dir_fd, name = state.lower_place(copyup.data_location(state, inode))
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_blocks
 

@@ -67,7 +67,6 @@ class Attributes(bytes):
     @classmethod
     def pack(
         cls,
-        *,
         ino: int,
         mode: int,
         nlink: int,

@@ -135,7 +135,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     above_it = parent.lowers[position]
     location, dir_fd = above_it.child(name), state.lower_fd(above_it)
     st = _stat(dir_fd, name)
-    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+    if not st.st_size and marks.is_whiteout(dir_fd, name, st):
         below(state, parent).pop(name, None)
         return None
     linked = st.st_nlink > 1
@@ -172,7 +172,7 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     number = found.number if found.number is not None else state.upper.number(st)
     if stat.S_ISDIR(st.st_mode):
         return _upper_directory(state, parent, name, st, found, number, kind)
-    if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)):
+    if not st.st_size and marks.is_whiteout(dir_fd, name, st):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
     known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None

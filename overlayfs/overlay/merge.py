@@ -41,20 +41,21 @@ def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
     hidden: list[bytes] = []
     opaque = opacity is marks.Opacity.OPAQUE
     xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
+    file, directory, prefix = Kind.FILE, Kind.DIRECTORY, marks.WHITEOUT_PREFIX
     with os.scandir(descriptor_path(dir_fd)) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(marks.WHITEOUT_PREFIX):
+            if name.startswith(prefix):
                 opaque = opaque or name == marks.OPAQUE_NAME
                 deleted = marks.whited_out_name(name)
                 if deleted is not None:
                     hidden.append(deleted)
             elif entry.is_dir(follow_symlinks=False):
-                kinds[name] = Kind.DIRECTORY
-            elif _is_whiteout(dir_fd, entry, xattr_whiteouts):
-                kinds[name] = Kind.WHITEOUT
+                kinds[name] = directory
+            elif entry.is_file(follow_symlinks=False) and not xattr_whiteouts:
+                kinds[name] = file
             else:
-                kinds[name] = Kind.FILE
+                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, entry, xattr_whiteouts) else file
     for name in hidden:
         here = kinds.get(name)
         if here is None:

@@ -92,6 +92,12 @@ def is_whiteout_device(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
+def is_whiteout(dir_fd: int, name: bytes, st: os.stat_result) -> bool:
+    """True for a whiteout that is a file under the name that it hides: a device, or a file with the xattr. Both are
+    empty."""
+    return is_whiteout_device(st) or (may_be_xattr_whiteout(st) and has_whiteout_xattr(dir_fd, name))
+
+
 def is_reserved_name(name: bytes) -> bool:
     """True for every name that means something to OCI or AUFS readers and so cannot be a file's name here."""
     return name.startswith(WHITEOUT_PREFIX)

@@ -88,6 +88,15 @@ class FastLane:
         self._absent = bytes(8) + self._entry_times + bytes(88)
         self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
 
+    def facts(self) -> dict[str, object]:
+        """How many requests of each kind came, and who answered them."""
+        counts = {
+            opcode.name: {"lane": self.answered[opcode], "forwarded": self.forwarded[opcode]}
+            for opcode in Opcode
+            if self.answered[opcode] or self.forwarded[opcode]
+        }
+        return {"lane": True, "requests": counts}
+
     # -- the loop
 
     async def serve(self, nursery: trio.Nursery) -> None:
@@ -436,7 +445,7 @@ class FastLane:
             else:
                 acquire(number)
                 reply += (found[:8], times, found)
-            reply += (pack(number, after, len(name), found.mode >> 12), name, _PADDING[len(name) & 7])
+            reply += (pack(number, after, len(name), found.directory_type), name, _PADDING[len(name) & 7])
         return b"".join(reply)
 
     def _readdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
@@ -447,7 +456,7 @@ class FastLane:
             length += abi.dirent_size(len(name))
             if length > size:
                 break
-            reply += (abi.DIRENT.pack(found.ino, after, len(name), found.mode >> 12), name, _PADDING[len(name) & 7])
+            reply += (abi.DIRENT.pack(found.ino, after, len(name), found.directory_type), name, _PADDING[len(name) & 7])
         return b"".join(reply)
 
     # -- extended attributes

@@ -76,6 +76,7 @@ class Handlers(pyfuse3.Operations):
         self._source = source
         self._mounted_at = time.time()
         self._copy_ups = copy_ups
+        self.transport_facts: Callable[[], dict[str, object]] = dict  # the lane's, where there is one
         self._status = b""
         timeout_s = overlay.options.timeout_s
         self._timeout_s = _FOR_EVER_S if timeout_s is None else timeout_s
@@ -319,20 +320,30 @@ class Handlers(pyfuse3.Operations):
         """The daemon's facts as JSON, in pages, as an xattr value cannot be longer than 64 KiB."""
         page = name[len(STATUS_XATTR) + 1 :]
         if not page:
-            self._status = json.dumps(self._facts()).encode()
+            self._status = json.dumps(self.facts()).encode()
         start = int(page) * _STATUS_PAGE if page.isdigit() else 0
         if start >= len(self._status) or (page and not page.isdigit()):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return self._status[start : start + _STATUS_PAGE]
 
-    def _facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, object]:
+        """What `overlayfs stats` and its like are told."""
         return {
             "version": __version__,
             "pid": os.getpid(),
             "mounted_at": self._mounted_at,
             "source": self._source,
             **self._overlay.facts(),
+            "rss_bytes": _resident_bytes(),
+            "lane": False,
+            "requests": {},
+            **self.transport_facts(),
         }
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _caller(ctx: RequestContext, with_groups: bool = False) -> Caller:

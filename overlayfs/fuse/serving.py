@@ -7,6 +7,7 @@ descriptor and hands on what it does not answer itself; without the lane, the pa
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ class _Session:
         await self._shake_hands()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+            nursery.start_soon(self._log_facts_on_signal)
             if lifeline_fd is not None:
                 nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
             on_live()
@@ -104,6 +106,11 @@ class _Session:
             added |= _FLAGS_IF_NOTHING_CHANGES
         os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, added))
 
+    async def _log_facts_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                log.info("%s", json.dumps(self.handlers.facts()))
+
     async def _serve_alone(self) -> None:
         os.dup2(self._device_fd, self._theirs.fileno(), inheritable=False)
         self._device.close()  # two descriptors would keep the connection alive after the session's end
@@ -112,6 +119,7 @@ class _Session:
     async def _serve_with_lane(self, nursery: trio.Nursery) -> None:
         channel = Channel(self._device_fd, self._ours)
         lane = FastLane(self._overlay, self._copy_ups, channel, poll_us=self._mount.poll_us, status_xattr=STATUS_XATTR)
+        self.handlers.transport_facts = lane.facts
         nursery.start_soon(pyfuse3.main)
         nursery.start_soon(channel.relay)
         await lane.serve(nursery)

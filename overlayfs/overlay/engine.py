@@ -65,6 +65,7 @@ class Overlay:
     def facts(self) -> dict[str, object]:
         """What people ask about a live mount; paths as text."""
         state, options = self.state, self.options
+        directories = [inode for inode in state.inodes.values() if isinstance(inode, Directory)]
         return {
             "lowers": [os.fsdecode(path) for path in options.lowers],
             "data_lowers": [os.fsdecode(path) for path in options.data_lowers],
@@ -75,6 +76,12 @@ class Overlay:
             "read_only": state.work_fd is None,
             "fsync": options.fsync.value,
             "inodes": len(state.inodes),
+            "caches": {
+                "inodes": len(state.inodes),
+                "directories": len(directories),
+                "listings": sum(1 for directory in directories if directory.listing is not None),
+            },
+            "descriptors": len(state.descriptors) + len(state.orphans),
         }
 
     # -- inodes

@@ -102,11 +102,11 @@ class Attributes(bytes):
 
     @property
     def ino(self) -> int:
-        return self._field(0)
+        return int.from_bytes(self[:8], "little")
 
     @property
     def size(self) -> int:
-        return self._field(1)
+        return int.from_bytes(self[8:16], "little")
 
     @property
     def blocks(self) -> int:
@@ -126,11 +126,11 @@ class Attributes(bytes):
 
     @property
     def mode(self) -> int:
-        return self._field(9)
+        return int.from_bytes(self[60:64], "little")
 
     @property
     def nlink(self) -> int:
-        return self._field(10)
+        return int.from_bytes(self[64:68], "little")
 
     @property
     def uid(self) -> int:
@@ -147,6 +147,11 @@ class Attributes(bytes):
     @property
     def blksize(self) -> int:
         return self._field(14)
+
+    @property
+    def directory_type(self) -> int:
+        """The d_type of readdir(3): the file type, S_IFMT shifted right by 12."""
+        return self[61] >> 4
 
 
 class Inode:

@@ -29,7 +29,7 @@ class Location(NamedTuple):
     path: bytes
 
     def child(self, name: bytes) -> Location:
-        return Location(self.layer, self.path + b"/" + name if self.path else name)
+        return Location(self.layer, b"%s/%s" % (self.path, name) if self.path else name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
     if offset < _DOT_DOT:
         above = directory.parent
         yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own)
+    children = directory.children
     for index in range(bisect_right(offsets, offset), len(names)):
         name = names[index]
         found = _look(state, directory, name)
@@ -77,7 +78,7 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
         try:
             yield DirectoryEntry(name, offsets[index], found)
         finally:  # the reader may have no room for it and stop here
-            inode = directory.children.get(name)
+            inode = children.get(name)
             if inode is not None and not inode.nlookup:
                 state.drop_if_unused(inode)
 

@@ -113,7 +113,10 @@ def _resolve(state: State, parent: Directory, name: bytes) -> Inode | None:
         return None
     if kind is not None:
         return _from_upper(state, parent, name, kind)
-    candidates = below(state, parent).get(name) if parent.lowers else None
+    if not parent.lowers:
+        return None
+    known = parent.below
+    candidates = (below(state, parent) if known is None else known).get(name)
     if candidates is None:
         return None
     if isinstance(candidates, tuple):
@@ -295,8 +298,8 @@ def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
 
 
 def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
-    inode = Inode(state.free_number(number), stat.S_IFMT(st.st_mode), parent, name)
-    state.inodes[inode.number] = inode
+    number = state.free_number(number)
+    inode = state.inodes[number] = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
     return inode
 
 

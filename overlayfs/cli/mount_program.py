@@ -163,6 +163,7 @@ def mount_options(line: CommandLine, parsed: ParsedOptions, target: str, *, is_r
         subtype=parsed.subtype or defaults.subtype,
         debug=line.debug,
         lane=parsed.lane,
+        passthrough=parsed.passthrough,
         poll_us=defaults.poll_us if parsed.poll_us is None else parsed.poll_us,
     )
 

@@ -77,6 +77,8 @@ FUSE_WRITEBACK_CACHE: Final = 1 << 16
 FUSE_HANDLE_KILLPRIV: Final = 1 << 19
 FUSE_CACHE_SYMLINKS: Final = 1 << 23
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
+FUSE_INIT_EXT: Final = 1 << 30
+FUSE_PASSTHROUGH: Final = 1 << 37
 
 # -- flags of other messages
 
@@ -94,12 +96,14 @@ FATTR_ALL: Final = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PASSTHROUGH: Final = 1 << 7
 FUSE_FSYNC_FDATASYNC: Final = 1 << 0
 FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
 FUSE_IOCTL_DIR: Final = 1 << 4
 
 # -- messages
 
+MAX_BACKGROUND: Final = 64  # readahead and write-back requests that the kernel has under way at once
 LONGEST_REQUEST: Final = (1 << 20) + 4096  # max_pages of data and one page of header
 
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
@@ -144,19 +148,37 @@ STATX_OUT: Final = struct.Struct("<QII16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxII
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 
-# The start of fuse_init_out that we look at: major, minor, max_readahead, flags.
-_INIT_FLAGS: Final = struct.Struct("<I")
-_INIT_FLAGS_OFFSET: Final = OUT_HEADER.size + 12
+# fuse_init_in: major, minor, max_readahead, flags, flags2.
+INIT_IN: Final = struct.Struct("<IIIII")
+# fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
+# max_pages, map_alignment, flags2, max_stack_depth.
+INIT_OUT: Final = struct.Struct("<IIIIHHIIHHII")
+_FLAGS, _MAX_BACKGROUND, _CONGESTION_THRESHOLD, _FLAGS2, _MAX_STACK_DEPTH = 3, 4, 5, 10, 11
+
+BACKING_MAP: Final = struct.Struct("<iIQ")  # fd, flags, padding
+FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
+FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
+
+
+def init_flags(request: bytes) -> int:
+    """What the kernel offers in its INIT request: flags, with flags2 above them."""
+    _major, _minor, _readahead, low, high = INIT_IN.unpack_from(request, IN_HEADER.size)
+    return int(low | high << 32 if low & FUSE_INIT_EXT else low)
 
 
 def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
-    """An INIT reply with some flags changed; an error reply is left alone."""
-    if len(reply) < _INIT_FLAGS_OFFSET + _INIT_FLAGS.size:
+    """An INIT reply with some flags changed and more requests at once allowed; an error reply is left alone."""
+    if len(reply) < OUT_HEADER.size + INIT_OUT.size:
         return reply
-    edited = bytearray(reply)
-    (flags,) = _INIT_FLAGS.unpack_from(edited, _INIT_FLAGS_OFFSET)
-    _INIT_FLAGS.pack_into(edited, _INIT_FLAGS_OFFSET, flags & ~cleared | added)
-    return bytes(edited)
+    fields = list(INIT_OUT.unpack_from(reply, OUT_HEADER.size))
+    flags = (fields[_FLAGS] | fields[_FLAGS2] << 32) & ~cleared | added
+    if flags >> 32:
+        flags |= FUSE_INIT_EXT
+    fields[_FLAGS], fields[_FLAGS2] = flags & 0xFFFF_FFFF, flags >> 32
+    fields[_MAX_BACKGROUND], fields[_CONGESTION_THRESHOLD] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
+    if flags & FUSE_PASSTHROUGH:
+        fields[_MAX_STACK_DEPTH] = 1  # of filesystems under ours: files on another overlay cannot be passed through
+    return reply[: OUT_HEADER.size] + INIT_OUT.pack(*fields) + reply[OUT_HEADER.size + INIT_OUT.size :]
 
 
 def direntplus_size(name_length: int) -> int:

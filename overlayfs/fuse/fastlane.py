@@ -31,6 +31,7 @@ from .abi import Opcode
 from .callers import caller
 from .channel import Channel
 from .copying import CopyUps
+from .passthrough import Passthrough
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,14 @@ class FastLane:
     """One mount's lane. `status_xattr` is the name that pyfuse3's handlers answer themselves."""
 
     def __init__(
-        self, overlay: Overlay, copy_ups: CopyUps, channel: Channel, *, poll_us: int, status_xattr: bytes
+        self,
+        overlay: Overlay,
+        copy_ups: CopyUps,
+        channel: Channel,
+        *,
+        poll_us: int,
+        status_xattr: bytes,
+        passes_through: bool,
     ) -> None:
         self._overlay = overlay
         self._copy_ups = copy_ups
@@ -75,7 +83,8 @@ class FastLane:
         self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
         # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
         # open everything, and must keep what it created open.
-        self._counts_opens = timeout_s == 0 or os.geteuid() != 0
+        self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through
+        self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
         self._counts_opendirs = timeout_s == 0
         self._table: list[_Method | None] = [None] * abi.OPCODE_LIMIT
         for opcode in Opcode:
@@ -294,7 +303,12 @@ class FastLane:
             raise OSError(errno.ENOSYS, "not asked again")
         flags, _open_flags = abi.OPEN_IN.unpack_from(body)
         self._overlay.open_file(node, flags)
-        return abi.OPEN_OUT.pack(node, self._open_flags, 0)
+        return self._open_reply(node)
+
+    def _open_reply(self, node: int) -> bytes:
+        backing = self._passthrough.opened(node)
+        flags = abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH if backing else self._open_flags
+        return abi.OPEN_OUT.pack(node, flags, backing)
 
     def _create(self, node: int, body: memoryview, asker: _Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
@@ -306,14 +320,16 @@ class FastLane:
         return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)))
 
     def _opened(self, found: Attributes) -> bytes:
-        if not self._counts_opens:
-            self._overlay.release(found.ino)  # no RELEASE will come
+        if self._counts_opens:
+            return self._entry(found) + self._open_reply(found.ino)
+        self._overlay.release(found.ino)  # no RELEASE will come
         return self._entry(found) + abi.OPEN_OUT.pack(found.ino, self._open_flags, 0)
 
     def _flush(self, _node: int, _body: memoryview, _: _Asker) -> bytes:
         raise OSError(errno.ENOSYS, "nothing is held back")
 
     def _release(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+        self._passthrough.closed(node)
         self._overlay.release(node)
         return _DONE
 

@@ -45,7 +45,8 @@ class MountOptions:
     """Where and how an overlay is mounted and served.
 
     `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3. `lane` False has pyfuse3 answer everything;
-    `poll_us` bounds how long the lane looks for the next request before it sleeps, in µs.
+    `passthrough` lets the kernel serve the data of upper files itself, where it can; `poll_us` bounds how long the lane
+    looks for the next request before it sleeps, in µs.
     """
 
     mountpoint: bytes
@@ -55,6 +56,7 @@ class MountOptions:
     subtype: str = "overlayfs"
     debug: bool = False
     lane: bool = True
+    passthrough: bool = False
     poll_us: int = DEFAULT_POLL_US
 
 

@@ -51,7 +51,7 @@ def serve(
         at_end.enter_context(ours)
         session = _Session(overlay, mount, device_fd, device, ours, theirs)
         try:
-            ours.send(os.read(device_fd, abi.LONGEST_REQUEST))
+            session.take_offer(os.read(device_fd, abi.LONGEST_REQUEST))
             pyfuse3.init(session.handlers, f"/dev/fd/{theirs.fileno()}", set())
             try:
                 trio.run(session.run, on_live, lifeline_fd)
@@ -80,7 +80,15 @@ class _Session:
         self._ours, self._theirs = ours, theirs
         self._copy_ups = CopyUps(overlay)
         self.handlers = Handlers(overlay, mount.source, self._copy_ups)
+        self._passes_through = False
         self.unmounted = False  # by the kernel, so that nothing is left to unmount
+
+    def take_offer(self, request: bytes) -> None:
+        """Pass the kernel's INIT on to pyfuse3, and decide what we ask for beyond it."""
+        wanted = self._mount.lane and self._mount.passthrough and not self._overlay.options.writeback
+        able = bool(abi.init_flags(request) & abi.FUSE_PASSTHROUGH) and self._overlay.options.timeout_s != 0
+        self._passes_through = wanted and able and _is_administrator()
+        self._ours.send(request)
 
     async def run(self, on_live: Callable[[], None], lifeline_fd: int | None) -> None:
         await self._shake_hands()
@@ -104,6 +112,8 @@ class _Session:
         added = _ADDED_FLAGS | (_LANE_FLAGS if self._mount.lane else 0)
         if self._overlay.options.timeout_s != 0:
             added |= _FLAGS_IF_NOTHING_CHANGES
+        if self._passes_through:
+            added |= abi.FUSE_PASSTHROUGH
         os.write(self._device_fd, abi.edit_init_reply(reply, _CLEARED_FLAGS, added))
 
     async def _log_facts_on_signal(self) -> None:
@@ -118,11 +128,24 @@ class _Session:
 
     async def _serve_with_lane(self, nursery: trio.Nursery) -> None:
         channel = Channel(self._device_fd, self._ours)
-        lane = FastLane(self._overlay, self._copy_ups, channel, poll_us=self._mount.poll_us, status_xattr=STATUS_XATTR)
+        lane = FastLane(
+            self._overlay,
+            self._copy_ups,
+            channel,
+            poll_us=self._mount.poll_us,
+            status_xattr=STATUS_XATTR,
+            passes_through=self._passes_through,
+        )
         self.handlers.transport_facts = lane.facts
         nursery.start_soon(pyfuse3.main)
         nursery.start_soon(channel.relay)
         await lane.serve(nursery)
+
+
+def _is_administrator() -> bool:
+    """True where the kernel lets us register backing files: with CAP_SYS_ADMIN outside of any user namespace."""
+    with open("/proc/self/uid_map", "rb") as ranges:
+        return os.geteuid() == 0 and ranges.read().split() == [b"0", b"0", b"4294967295"]
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:

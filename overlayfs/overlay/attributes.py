@@ -31,7 +31,7 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
     nlink, blocks = _link_count(state, inode, st), st.st_blocks
     if not blocks and st.st_size:
         blocks = _blocks(state, inode, st)
-    shown = inode.attributes = Attributes.pack(
+    shown = Attributes.pack(
         inode.number,
         mode,
         nlink if nlink > fewest_links else fewest_links,
@@ -45,6 +45,7 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
         st.st_mtime_ns,
         st.st_ctime_ns,
     )
+    inode.attributes = shown if inode.number not in state.passed_through else None
     return shown
 
 
@@ -167,7 +168,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     try:
         remember(state, inode, _real_stat(state, inode))
     except OSError:
-        inode.attributes = otherwise
+        inode.attributes = otherwise if inode.number not in state.passed_through else None
 
 
 def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
@@ -241,7 +242,7 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
 
 def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
-    if inode.xattr_names is None or state.revalidates:
+    if inode.xattr_names is None or state.revalidates or inode.number in state.passed_through:
         with state.node(inode) as fd:
             inode.xattr_names = _names_of(fd)
     return inode.xattr_names

@@ -227,6 +227,17 @@ class Overlay:
         if inode is not None:
             inode.attributes = inode.xattr_names = None
 
+    def pass_through(self, ino: int) -> OpenFile | None:
+        """Let the kernel serve a file's data without us: its pinned descriptor, None where that may not be."""
+        opened = files.pass_through(self.state, self._inode(ino))
+        if opened is not None:
+            opened.pins += 1
+        return opened
+
+    def end_passing_through(self, ino: int) -> None:
+        """The data comes through us again."""
+        self.state.passed_through.discard(ino)
+
     def allocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         files.allocate(self.state, self._inode(ino), mode, offset, length)
 

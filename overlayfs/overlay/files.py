@@ -95,6 +95,19 @@ def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> 
     return done
 
 
+def pass_through(state: State, inode: Inode) -> OpenFile | None:
+    """The descriptor of a file that may be read and written without us from now on; None where it may not.
+
+    It must be in the upper for good: a file that is still to be copied up would be another one then.
+    """
+    if not inode.upper or inode.metacopy or inode.kind != stat.S_IFREG or state.work_fd is None:
+        return None
+    opened = pooled(state, inode, writable=True)
+    state.passed_through.add(inode.number)
+    inode.attributes = inode.xattr_names = None
+    return opened
+
+
 def allocate(state: State, inode: Inode, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Copies up."""
     copyup.ensure_upper(state, inode)

@@ -51,7 +51,7 @@ class ParsedOptions:
     """What all the `-o` texts of one command line say together.
 
     `flags` are MS_* bits (see mount_flags), `fuse_options` go to FUSE as they stand; `source`,
-    `subtype` and `poll_us` (µs) are None when not given; `lane` says whether the fast lane is wanted;
+    `subtype` and `poll_us` (µs) are None when not given; `lane` and `passthrough` say whether those are wanted;
     `warnings` are whole lines for the user, in the order written.
     """
 
@@ -61,6 +61,7 @@ class ParsedOptions:
     source: str | None = None
     subtype: str | None = None
     lane: bool = True
+    passthrough: bool = False
     poll_us: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -96,6 +97,7 @@ class _Draft:
     fuse: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     lane: bool = True
+    passthrough: bool = False
     poll_us: int | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -137,6 +139,7 @@ def _finish(draft: _Draft, cwd: bytes) -> ParsedOptions:
         draft.names.get("fsname"),
         draft.names.get("subtype"),
         draft.lane,
+        draft.passthrough,
         draft.poll_us,
         tuple(draft.warnings),
     )
@@ -258,6 +261,10 @@ def _read_lane(draft: _Draft, item: OptionItem) -> None:
     draft.lane = on_off(_required(item))
 
 
+def _read_passthrough(draft: _Draft, item: OptionItem) -> None:
+    draft.passthrough = on_off(_required(item))
+
+
 def _read_poll(draft: _Draft, item: OptionItem) -> None:
     draft.poll_us = decimal(_required(item), _LONGEST_POLL_US)
 
@@ -316,6 +323,7 @@ _READERS: dict[bytes, _Reader] = {
     b"noacl": _switch("acl", False),
     b"noxattrs": _switch("xattrs", False),
     b"lane": _read_lane,
+    b"passthrough": _read_passthrough,
     b"poll": _read_poll,
     b"static_nlink": _switch("static_nlink", True),
     b"writeback": _switch("writeback", True),

@@ -1,0 +1,77 @@
+"""Which opens does the kernel serve itself, from the file in the upper layer (FUSE passthrough, Linux 6.9)?
+
+Only files that are in the upper for good: what is still below can be copied up while it is open, and then its readers
+must see the copy. The kernel wants all opens of an inode to agree, so a file that somebody opened before stays with us
+until he closes it. While a file is passed through nothing is known of its attributes: it is written without us.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from dataclasses import dataclass
+
+from ..overlay.engine import Overlay
+from . import abi
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Opens:
+    """How an inode is open now; `backing` is the kernel's id of the file that it is passed through to."""
+
+    count: int = 0
+    backing: int = 0
+
+
+class Passthrough:
+    """The opens of one mount. With `device_fd` None nothing is passed through, but opens are counted."""
+
+    def __init__(self, overlay: Overlay, device_fd: int | None) -> None:
+        self._overlay = overlay
+        self._device_fd = device_fd
+        self._opens: dict[int, _Opens] = {}
+
+    def opened(self, ino: int) -> int:
+        """One more open; the id to pass it through to, 0 where we serve it."""
+        opens = self._opens.get(ino)
+        if opens is None:
+            opens = self._opens[ino] = _Opens(backing=self._register(ino))
+        opens.count += 1
+        return opens.backing
+
+    def closed(self, ino: int) -> None:
+        """One open less."""
+        opens = self._opens.get(ino)
+        if opens is None:
+            return
+        opens.count -= 1
+        if not opens.count:
+            del self._opens[ino]
+            if opens.backing:
+                self._give_back(ino, opens.backing)
+
+    def _register(self, ino: int) -> int:
+        if self._device_fd is None:
+            return 0
+        opened = self._overlay.pass_through(ino)
+        if opened is None:
+            return 0
+        request = bytearray(abi.BACKING_MAP.pack(opened.fd, 0, 0))  # what ioctl returns for bytes is not the id
+        try:
+            return int(fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_OPEN, request))
+        except OSError as error:
+            log.debug("not passed through: %s", error)
+            self._overlay.end_passing_through(ino)
+            return 0
+        finally:
+            opened.unpin()
+
+    def _give_back(self, ino: int, backing: int) -> None:
+        self._overlay.end_passing_through(ino)
+        assert self._device_fd is not None
+        try:
+            fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))
+        except OSError as error:
+            log.debug("a backing file cannot be closed: %s", error)

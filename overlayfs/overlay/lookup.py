@@ -147,9 +147,10 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
         if known is not None:
             known.add_name(parent, name)
             return known
-    inode = _new_inode(state, parent, name, st, state.layers[location.layer].number(st))
+    number = state.layers[location.layer].number(st)
+    inode = _new_inode(state, parent, name, st, number)
     inode.lower = location
-    inode.lost_links = state.lost_links.get(inode.number, 0) if linked else 0
+    inode.lost_links = state.lost_links.get(number, 0) if linked else 0
     if linked:
         state.share(inode, location.layer, st)
     return _known(state, inode, st)
@@ -178,9 +179,10 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     if not st.st_size and marks.is_whiteout(dir_fd, name, st):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
-    known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None
+    known = state.shared(UPPER_INDEX, st)  # one link is no reason not to ask: its other names may just have gone
     if known is not None:
         known.add_name(parent, name)
+        state.drop_orphan(known)
         return known
     metacopy = stat.S_ISREG(st.st_mode) and found.metacopy
     data = redirects.data_below(state, parent, name, found.redirect) if metacopy else None
@@ -246,7 +248,9 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         state.inodes[known.number] = known
         known.upper = True
         known.index_name = name
+        known.metacopy = stat.S_ISREG(entry.st_mode) and found.metacopy
         known.lost_links = _lost_links(found, entry, st.st_nlink)
+        known.lower = location
         state.share(known, UPPER_INDEX, entry)
         _known(state, known, entry)
     known.lower = known.lower or location

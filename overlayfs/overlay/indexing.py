@@ -42,6 +42,8 @@ def publish(state: State, inode: Inode, draft: Draft, st: os.stat_result) -> Non
         _publish_in_index(state, inode, draft, index_name, st)
     else:
         if named:
+            if st.st_nlink > 1:
+                _forget_number(state, draft)
             _publish_under_known_names(state, inode, draft)
         else:
             state.unshare(inode)
@@ -66,6 +68,15 @@ def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: byte
         inode.lost_links = os.fstat(fd).st_nlink - remaining
         _count_from_upper(state, fd, inode.lost_links)
         _forget_deleted_names(state, inode)
+
+
+def _forget_number(state: State, draft: Draft) -> None:
+    """What stays linked below keeps the number that the file had."""
+    try:
+        os.removexattr(descriptor_path(draft.fd), state.prefix + marks.NUMBER)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
+            raise
 
 
 def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:

@@ -189,7 +189,11 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     inode = _new_inode(state, parent, name, st, number)
     inode.upper, inode.metacopy, inode.lower = True, metacopy, data
     if st.st_nlink > 1:
-        _share_upper(state, inode, dir_fd, st, found)
+        try:
+            _share_upper(state, inode, dir_fd, st, found)
+        except OSError:
+            state.discard(inode)
+            raise
     return _known(state, inode, st)
 
 
@@ -272,19 +276,20 @@ def index_name(state: State, location: Location) -> bytes | None:
 def _upper_directory(
     state: State, parent: Directory, name: bytes, st: os.stat_result, found: Marks, number: int, kind: Kind
 ) -> Directory:
-    directory = _new_directory(state, parent, name, number)
-    directory.upper = True
-    directory.lower_path = redirects.join(parent.lower_path, name)
+    lower_path = redirects.join(parent.lower_path, name)
+    lowers: tuple[Location, ...] = ()
     # an OCI whiteout beside the directory hides its lower part, but not one that a redirect finds elsewhere
     beside = kind is Kind.OPAQUE_DIRECTORY and found.redirect is None
     opaque = beside or redirects.is_opaque(state.upper_fd(parent), name, found)
     if not opaque and found.redirect is not None and state.follows_redirects:
-        directory.lower_path = marks.redirect_target(found.redirect, parent.lower_path)
-        directory.lowers = redirects.locate(state, 0, directory.lower_path)
+        lower_path = marks.redirect_target(found.redirect, parent.lower_path)
+        lowers = redirects.locate(state, 0, lower_path)
     elif not opaque and parent.lowers:
         candidates = below(state, parent).get(name)
         if isinstance(candidates, tuple):
-            directory.lowers = redirects.stack_of(state, parent, name, candidates)
+            lowers = redirects.stack_of(state, parent, name, candidates)
+    directory = _new_directory(state, parent, name, number)
+    directory.upper, directory.lower_path, directory.lowers = True, lower_path, lowers
     return _known(state, directory, st)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-import xxhash
-
 from ..tree import marks, syscalls
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
@@ -196,7 +194,7 @@ class State:
         self.uuids: dict[int, bytes] = {}
         self.follows_redirects = options.redirect_dir in (RedirectDir.ON, RedirectDir.FOLLOW, RedirectDir.OFF)
         self.revalidates = options.timeout_s == 0
-        self._draft_count = self._collisions = 0
+        self._draft_count = 0
         self.root = Directory(ROOT, None, b"")
         self.root.upper = upper is not None
         self.root.lowers = tuple(Location(layer.index, b"") for layer in self.stack)
@@ -222,8 +220,7 @@ class State:
         """A number that no live inode has, the wanted one if possible: a tampered or colliding number never makes
         one inode of two files."""
         while wanted <= ROOT or wanted in self.inodes:
-            self._collisions += 1
-            wanted = xxhash.xxh3_64_intdigest(b"%d %d" % (wanted, self._collisions)) & 0x7FFF_FFFF_FFFF_FFFF
+            wanted = (wanted + 1) & 0x7FFF_FFFF_FFFF_FFFF
         return wanted
 
     def drop_if_unused(self, inode: Inode) -> None:

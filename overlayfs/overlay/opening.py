@@ -104,8 +104,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     state = State(options, layers, upper, limit)
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
-    state.work_fd = _clean_workdir(work, volatile=options.fsync is FsyncPolicy.VOLATILE)
-    undo.callback(os.close, state.work_fd)
+    state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
@@ -215,7 +214,7 @@ def _leave_volatile_mark(work: Layer) -> None:
             os.mkdir(path, 0o700, dir_fd=work.root_fd)
 
 
-def _clean_workdir(work: Layer, *, volatile: bool) -> int:
+def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
     """An empty directory to build in; what a crash left in it is removed, but for the mark of a volatile mount.
 
     It is ours whatever the workdir is, so that what is built in it has our group until it gets another.
@@ -226,6 +225,7 @@ def _clean_workdir(work: Layer, *, volatile: bool) -> int:
         with suppress(FileExistsError):
             os.mkdir(_WORK, 0o700, dir_fd=work.root_fd)
         fd = os.open(_WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work.root_fd)
+        undo.callback(os.close, fd)
         for name in map(os.fsencode, os.listdir(fd)):
             if name != _INCOMPAT:
                 drafts.remove(fd, name)

@@ -199,8 +199,9 @@ class Handlers(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         for moved in self._overlay.moved_by_rename(parent_inode_old, name_old, parent_inode_new, name_new, flags):
-            for inode in self._overlay.to_copy_before_rename(moved):
-                await self._copy_ups.finish(inode, Need.METADATA)
+            for inode, need in self._overlay.to_copy_before_rename(moved):
+                await self._copy_ups.finish(inode, need)
+                await trio.lowlevel.checkpoint()
         self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # -- files

@@ -22,7 +22,7 @@ from .state import State
 def attributes_of(state: State, inode: Inode) -> Attributes:
     """The attributes; no system call while they are known."""
     known = inode.attributes
-    return known if known is not None else remember(state, inode, _real_stat(state, inode))
+    return known if known is not None else remember(state, inode, real_stat(state, inode))
 
 
 def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
@@ -49,7 +49,8 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
     return shown
 
 
-def _real_stat(state: State, inode: Inode) -> os.stat_result:
+def real_stat(state: State, inode: Inode) -> os.stat_result:
+    """What stat says of the file on disk; ESTALE where it is gone."""
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
         return os.fstat(orphan)
@@ -101,13 +102,13 @@ def read_override(layer: Layer, path: bytes, owner: Owner) -> Owner:
 
 def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
     if isinstance(inode, Directory):
-        if inode.number in state.orphans:
+        if inode.parent is None and inode is not state.root:
             return 0
         merged = len(inode.lowers) + inode.upper > 1
         return 1 if merged or state.options.static_nlink else st.st_nlink
     if state.options.static_nlink:
         return 1
-    return max(st.st_nlink - inode.lost_links, 0)
+    return inode.names_left(st)
 
 
 def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
@@ -169,7 +170,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
 def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     """Read the attributes again after a change that is done and stays done, even where they cannot be read."""
     try:
-        remember(state, inode, _real_stat(state, inode))
+        remember(state, inode, real_stat(state, inode))
     except OSError:
         inode.attributes = otherwise if inode.number not in state.passed_through else None
 

@@ -14,16 +14,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
+from typing import Protocol
 
 from ..tree import marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import attributes, drafts, indexing, lookup, redirects, whiteouts
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
-from .layer import UPPER_INDEX, Location
+from .layer import Location
 from .merge import Kind
 from .options import FsyncPolicy
-from .ownership import Owner, format_override
+from .ownership import Owner
 from .state import OpenFile, State
 
 
@@ -35,9 +36,16 @@ class Need(Enum):
 
 
 def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int | None = None) -> bool:
-    """Copy up unless done; with `size`, the copy is published as if truncated to that. True where this copied it."""
+    """Copy up unless done; with `size`, the copy is published as if truncated to that. True where this did so."""
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    truncated = copy_up(state, inode, need, size) if inode.metacopy or not inode.upper else False
+    drafts.sync_changed(state)
+    return truncated
+
+
+def copy_up(state: State, inode: Inode, need: Need = Need.DATA, size: int | None = None) -> bool:
+    """As `ensure_upper`, as a part of an operation that syncs what it changed itself."""
     if isinstance(inode, Directory):
         ensure_upper_directory(state, inode)
         return False
@@ -47,7 +55,7 @@ def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int |
             return False
         work.transfer()
         work.publish()
-        return not isinstance(work, _LinkedCompletion)
+        return work.truncates
 
 
 def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = None) -> int:
@@ -64,27 +72,41 @@ def _metadata_only(state: State, need: Need) -> bool:
     return need is Need.METADATA and state.options.metacopy and state.xattrs_work
 
 
+class CopyUp(Protocol):
+    """One file on its way up. Begun and published on the thread that owns the state; `transfer` runs anywhere."""
+
+    truncates: bool  # whether what is published has the new size already
+
+    def transfer(self) -> None:
+        """Fill what is not seen yet. May block for long; touches nothing but its descriptors."""
+
+    def publish(self) -> None:
+        """Let the file appear in the upper, and the inode point at it; no step where another copy-up came first."""
+
+
 def begin(state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> CopyUp | None:
     """Prepare a copy-up; None where there is nothing to do. `stack` closes its descriptors and undoes it."""
     if inode.upper:
         if not inode.metacopy or need is not Need.DATA:
             return None
-        if attributes.attributes_of(state, inode).nlink > 1:
-            return _LinkedCompletion(state, inode, stack)
-        return CopyUp(state, inode, need, size, stack)
+        if not indexing.has_one_name(state, inode):
+            return _Completion(state, inode, stack)
     for parent, _ in inode.names():
         ensure_upper_directory(state, parent)
-    return CopyUp(state, inode, need, size, stack)
+    return _Copy(state, inode, need, size, stack)
 
 
-class CopyUp:
-    """One file on its way up. Created and published on the thread that owns the state; `transfer` runs anywhere.
+class _Copy:
+    """A new file, of which nothing is seen until it takes the place of the old one.
 
     The source of the metadata is the lower file, or the upper one where that is a metacopy that gets its data now.
     """
 
+    truncates = True
+
     def __init__(self, state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> None:
         self._state, self._inode, self._new_size = state, inode, size
+        self._before = inode.upper, inode.metacopy
         with state.node(inode) as source:
             self._source = state.descriptors.open(lambda: os.dup(source))
         stack.callback(os.close, self._source)
@@ -101,17 +123,11 @@ class CopyUp:
         self._draft = stack.enter_context(_draft_like(state, self._source, self._st))
 
     def transfer(self) -> None:
-        """Fill the draft. May block for long; touches nothing but its descriptors."""
         fd = self._draft.fd
         self._fill_data(fd)
-        upper = self._state.upper
-        assert upper is not None
-        path, owner = descriptor_path(fd), self._owner
-        if upper.override is not None and self._inode.kind == stat.S_IFREG:
-            os.setxattr(path, upper.override, format_override(owner))
-            owner = Owner(os.geteuid(), os.getegid(), 0o600 | owner.mode & 0o111, 0)
+        owner = drafts.written_owner(self._state, fd, self._owner)
         for name, value in self._xattrs:
-            os.setxattr(path, name, value)
+            os.setxattr(descriptor_path(fd), name, value)
         # what is published with a new size is the truncated file already: modified now, and without capabilities
         without = b"" if self._new_size is None else metadata.CAPABILITY
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
@@ -130,47 +146,33 @@ class CopyUp:
             os.ftruncate(fd, size)
 
     def publish(self) -> None:
-        """Let the file appear in the upper under all its known names, and the inode point at it."""
         state, inode = self._state, self._inode
-        names = list(inode.names())
-        self._draft_st = os.fstat(self._draft.fd)
-        if not names:
-            self._replace_orphan()
-        elif inode.upper:
+        if self._before != (inode.upper, inode.metacopy):
+            return
+        if inode.upper:
             replace_unseen(self._draft, *state.place(inode))
-        elif self._st.st_nlink > 1 and inode.lower is not None:
-            indexing.publish(state, inode, self._draft, inode.lower, self._st, names)
+            state.unshare(inode)
         else:
-            publish_name(state, self._draft, *names[0])
+            indexing.publish(state, inode, self._draft, self._st)
         # no step that can fail from here on: upper and inode must agree
         state.synced_names.discard(inode.number)
         inode.upper = True
         inode.metacopy = self._metacopy
-        if not self._metacopy and inode.index_name is None:
-            inode.lower = None
-        inode.attributes = inode.xattr_names = None
-        state.descriptors.drop_file(inode.number)
-        if self._st.st_nlink > 1 and names:
-            state.share(inode, UPPER_INDEX, self._draft_st)
-
-    def _replace_orphan(self) -> None:
-        known = self._state.orphans.pop(self._inode.number, None)
-        if known is not None:
-            os.close(known)
-        self._state.orphans[self._inode.number] = self._draft.keep_descriptor()
+        _note_copied(state, inode)
 
 
-class _LinkedCompletion(CopyUp):
-    """The data of a hard-linked file whose metadata alone was copied up.
+class _Completion:
+    """The data of a file with several names whose metadata alone was copied up.
 
     In place, as all its names must stay one file; until the metacopy mark goes, nobody looks at the data.
     """
 
+    truncates = False
+
     def __init__(self, state: State, inode: Inode, stack: ExitStack) -> None:
         self._state, self._inode = state, inode
-        dir_fd, name = state.place(inode)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = state.descriptors.open(lambda: os.open(name, flags, dir_fd=dir_fd))
+        with state.upper_node(inode) as node:
+            self._fd = state.descriptors.open(lambda: os.open(descriptor_path(node), os.O_RDWR | os.O_CLOEXEC))
         stack.callback(os.close, self._fd)
         self._st = os.fstat(self._fd)
         self._data = open_data(state, inode, writable=False)
@@ -178,51 +180,50 @@ class _LinkedCompletion(CopyUp):
         stack.callback(self._data.unpin)
 
     def transfer(self) -> None:
-        assert self._data is not None
+        path = descriptor_path(self._fd)
+        capability = marks.read_xattr_of_target(path, metadata.CAPABILITY)
         syscalls.copy_data(self._data.fd, self._fd, self._st.st_size)
+        # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
+        if capability is not None:
+            os.setxattr(path, metadata.CAPABILITY, capability)
+        if self._st.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            os.fchmod(self._fd, stat.S_IMODE(self._st.st_mode))
         syscalls.set_times(self._fd, self._st.st_atime_ns, self._st.st_mtime_ns)
         if self._state.options.fsync is not FsyncPolicy.VOLATILE:
             os.fsync(self._fd)
 
     def publish(self) -> None:
-        state, inode = self._state, self._inode
+        if not self._inode.metacopy:
+            return
         path = descriptor_path(self._fd)
         for prefix in marks.PREFIXES:
             if marks.read_xattr_of_target(path, prefix + marks.METACOPY) is not None:
                 os.removexattr(path, prefix + marks.METACOPY)
-        inode.metacopy, inode.attributes = False, None
-        inode.lower = inode.lower if inode.index_name is not None else None
-        state.descriptors.drop_file(inode.number)
+        self._inode.metacopy = False
+        _note_copied(self._state, self._inode)
+
+
+def _note_copied(state: State, inode: Inode) -> None:
+    """What was known of the file is news now; the lower one is only kept where it is still needed."""
+    if not inode.metacopy and inode.index_name is None:
+        inode.lower = None
+    inode.attributes = inode.xattr_names = None
+    state.descriptors.drop_file(inode.number)
 
 
 def replace_unseen(draft: Draft, dir_fd: int, name: bytes) -> None:
     """Publish over a file in an upper directory that must not look changed by it."""
-    before = os.fstat(dir_fd)
-    draft.replace(dir_fd, name)
-    with drafts.afterwards():
-        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+    with drafts.unseen(dir_fd):
+        draft.replace(dir_fd, name)
 
 
 def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     """Publish into an upper directory that must not look changed by it."""
-    dir_fd = state.upper_fd(parent)
-    before, made = os.fstat(dir_fd), os.fstat(draft.fd)
-    draft.publish(dir_fd, name)
+    dir_fd, made = state.upper_fd(parent), os.fstat(draft.fd)
+    with drafts.unseen(dir_fd):
+        draft.publish(dir_fd, name)
     lookup.note(parent, name, Kind.DIRECTORY if stat.S_ISDIR(made.st_mode) else Kind.FILE)
-    with drafts.afterwards():
-        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
-    if state.options.fsync is FsyncPolicy.STRICT:
-        sync_directory(state, dir_fd)
-
-
-def sync_directory(state: State, fd: int) -> None:
-    """fsync(2) of a directory that is only held by O_PATH."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    readable = state.descriptors.open(lambda: os.open(descriptor_path(fd), flags))
-    try:
-        os.fsync(readable)
-    finally:
-        os.close(readable)
+    drafts.note_changed(state, parent)
 
 
 def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
@@ -265,15 +266,13 @@ def _draft_like(state: State, source: int, st: os.stat_result) -> Draft:
 
 
 def ensure_upper_directory(state: State, directory: Directory) -> None:
-    """Copy up a directory, without what is in it, and all its parents."""
+    """Copy up a directory, without what is in it, and all its parents; one that was removed gets no name."""
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     missing = []
-    here = directory
-    while not here.upper:
+    here: Directory | None = directory
+    while here is not None and not here.upper:
         missing.append(here)
-        if here.parent is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         here = here.parent
     for found in reversed(missing):
         _copy_up_directory(state, found)
@@ -281,18 +280,18 @@ def ensure_upper_directory(state: State, directory: Directory) -> None:
 
 def _copy_up_directory(state: State, directory: Directory) -> None:
     parent = directory.parent
-    assert parent is not None and directory.number != ROOT and state.upper is not None
+    assert directory.number != ROOT
     with state.node(directory) as source, drafts.draft_directory(state) as draft:
         st = os.fstat(source)
         owner = _owner_on_disk(state, directory, st)
-        path = descriptor_path(draft.fd)
-        if state.upper.override is not None:
-            os.setxattr(path, state.upper.override, format_override(owner))
-            owner = Owner(os.geteuid(), os.getegid(), 0o755, 0)
+        owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
-            os.setxattr(path, name, value)
+            os.setxattr(descriptor_path(draft.fd), name, value)
         metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
-        publish_name(state, draft, parent, directory.name)
+        if parent is None:
+            state.orphans[directory.number] = draft.keep_descriptor()
+        else:
+            publish_name(state, draft, parent, directory.name)
     directory.upper = True
     directory.above = {}
     directory.default_acl = False
@@ -307,21 +306,40 @@ def make_opaque(state: State, directory: Directory) -> None:
 
 
 def copy_up_everything(state: State, directory: Directory) -> None:
-    """Copy up a directory with all below it and make all of it opaque: then it can be moved as it is.
+    """Copy up a directory with all below it and make all of it opaque: then it can be moved as it is."""
+    for inode in steps_to_copy_everything(state, directory):
+        if not inode.is_directory:
+            copy_up(state, inode)
 
-    Every step leaves the merged tree as it is, so it may stop anywhere.
+
+def steps_to_copy_everything(state: State, directory: Directory) -> Iterator[Inode]:
+    """What `copy_up_everything` does, step by step: the next file to copy up, or a directory that needs nothing more.
+
+    Every step leaves the merged tree as it is, so it may stop anywhere; others may change the tree between. Only
+    directories with a lower part are walked: what is in others is in the upper.
     """
-    with held(state) as directories:
-        for inode in lower_files_below(state, directory, directories):
-            ensure_upper(state, inode)
+    with _live(state) as directories:
+        todo = [directory]
+        while todo:
+            here = todo.pop()
+            if not here.lowers or not _is_in_tree(here, directory):
+                continue
+            directories.append(here)
+            here.nlookup += 1
+            ensure_upper_directory(state, here)
+            for inode in _children(state, here):
+                if isinstance(inode, Directory):
+                    todo.append(inode)
+                elif not inode.upper or inode.metacopy:
+                    yield inode
         for here in reversed(directories):
-            if here.lowers:
-                _forget_whiteouts(state, here)
-                make_opaque(state, here)
+            if _is_in_tree(here, directory):
+                _seal(state, here)
+                yield here
 
 
 @contextmanager
-def held(state: State) -> Iterator[list[Directory]]:
+def _live(state: State) -> Iterator[list[Directory]]:
     """A list to which directories are added with one lookup each, given back at the end: they stay live meanwhile."""
     directories: list[Directory] = []
     try:
@@ -330,30 +348,43 @@ def held(state: State) -> Iterator[list[Directory]]:
         for directory in directories:
             directory.nlookup -= 1
         for directory in reversed(directories):
-            if directory.parent is not None and directory.nlookup == 0:
-                state.drop_if_unused(directory)
+            state.drop_if_unused(directory)
 
 
-def lower_files_below(state: State, directory: Directory, directories: list[Directory]) -> Iterator[Inode]:
-    """Everything below a directory that is not in the upper yet, but for directories: those are copied up on the way.
+def _is_in_tree(directory: Directory, top: Directory) -> bool:
+    here: Directory | None = directory
+    while here is not None and here is not top:
+        here = here.parent
+    return here is top and top.parent is not None
 
-    The caller copies up what it is given, in its own time; files that nobody uses are dropped again. `directories`
-    (see `held`) takes every directory met, parents first.
-    """
-    todo = [directory]
-    while todo:
-        here = todo.pop()
-        here.nlookup += 1
-        directories.append(here)
-        ensure_upper_directory(state, here)
-        for name in lookup.names(state, here):
-            inode = lookup.child(state, here, name)
-            if isinstance(inode, Directory):
-                todo.append(inode)
-            elif inode is not None:
-                if not inode.upper or inode.metacopy:
-                    yield inode
+
+def _children(state: State, directory: Directory) -> Iterator[Inode]:
+    """What a directory shows, one after the other, each live until the next is asked for."""
+    for name in lookup.names(state, directory):
+        inode = lookup.child(state, directory, name)
+        if inode is None:
+            continue
+        inode.nlookup += 1
+        try:
+            yield inode
+        finally:
+            inode.nlookup -= 1
+            if not inode.is_directory:
                 state.drop_if_unused(inode)
+
+
+def _seal(state: State, directory: Directory) -> None:
+    """Hide all below a directory, of which everything is copied up; but some names may not have their link yet."""
+    upper = lookup.above(state, directory)
+    for name in [name for name in lookup.names(state, directory) if name not in upper]:
+        inode = lookup.child(state, directory, name)
+        if isinstance(inode, Directory):
+            copy_up_everything(state, inode)
+        elif inode is not None:
+            indexing.copy_up_name(state, inode, directory, name, Need.DATA)
+            state.drop_if_unused(inode)
+    _forget_whiteouts(state, directory)
+    make_opaque(state, directory)
 
 
 def _forget_whiteouts(state: State, directory: Directory) -> None:

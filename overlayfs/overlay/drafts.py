@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from ..tree import syscalls
+from ..tree import metadata, syscalls
+from .inodes import Directory
+from .options import FsyncPolicy
+from .ownership import Owner, format_override
 from .state import State
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,15 @@ def afterwards() -> Iterator[None]:
         yield
     except OSError as error:
         log.warning("left over after a change: %s", error)
+
+
+@contextmanager
+def unseen(dir_fd: int) -> Iterator[None]:
+    """A change in an upper directory that the merged tree does not show: the directory's times stay."""
+    before = os.fstat(dir_fd)
+    yield
+    with afterwards():
+        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
 
 
 class Draft:
@@ -205,12 +217,61 @@ def _flatten(fd: int, name: bytes, serial: int) -> int:
     return serial
 
 
-def fill(draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]) -> None:
+# -- fsync=strict
+
+
+def note_changed(state: State, directory: Directory) -> None:
+    """The operation changed an upper directory and is to sync it before it ends."""
+    if state.options.fsync is FsyncPolicy.STRICT and directory not in state.unsynced:
+        directory.nlookup += 1
+        state.unsynced.append(directory)
+
+
+def sync_changed(state: State) -> None:
+    """The last step of an operation: whatever this gives, the upper and what is known of it agree."""
+    failure: OSError | None = None
+    while state.unsynced:
+        directory = state.unsynced.pop()
+        try:
+            if directory is state.root or directory.parent is not None:
+                sync_directory(state, state.upper_fd(directory))
+        except OSError as error:
+            failure = error
+        directory.nlookup -= 1
+        state.drop_if_unused(directory)
+    if failure is not None:
+        raise failure
+
+
+def sync_directory(state: State, fd: int) -> None:
+    """fsync(2) of a directory that is only held by O_PATH."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    readable = state.descriptors.open(lambda: os.open(syscalls.descriptor_path(fd), flags))
+    try:
+        os.fsync(readable)
+    finally:
+        os.close(readable)
+
+
+# -- owner and mode
+
+
+def written_owner(state: State, fd: int, owner: Owner) -> Owner:
+    """Owner and mode that a new file gets on disk: with an override xattr, which this writes, we own it ourselves."""
+    assert state.upper is not None
+    kind = stat.S_IFMT(owner.mode)
+    if state.upper.override is None or kind not in (stat.S_IFREG, stat.S_IFDIR):
+        return owner
+    os.setxattr(syscalls.descriptor_path(fd), state.upper.override, format_override(owner))
+    mode = 0o755 if kind == stat.S_IFDIR else 0o600 | owner.mode & 0o111
+    return Owner(os.geteuid(), os.getegid(), kind | mode, 0)
+
+
+def fill(state: State, draft: Draft, owner: Owner, acls: tuple[tuple[bytes, bytes], ...]) -> None:
     """Owner, permission bits and ACLs of something new; the ids are those on disk."""
+    owner = written_owner(state, draft.fd, owner)
     path = syscalls.descriptor_path(draft.fd)
-    if (uid, gid) != (os.geteuid(), os.getegid()):
-        os.chown(path, uid, gid)
-    if not stat.S_ISLNK(mode):
-        os.chmod(path, stat.S_IMODE(mode))
+    metadata.set_owner(path, owner.uid, owner.gid)
+    metadata.set_mode(path, owner.mode)
     for name, value in acls:
         os.setxattr(path, name, value)

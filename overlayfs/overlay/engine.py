@@ -169,16 +169,20 @@ class Overlay:
         found = [lookup.child(self.state, self._directory(parent), name) for parent, name in ends]
         return [inode.number for inode in found if inode is not None]
 
-    def to_copy_before_rename(self, ino: int) -> Iterator[int]:
-        """What has to be copied up before an inode is renamed, for a caller that has threads for it."""
+    def to_copy_before_rename(self, ino: int) -> Iterator[tuple[int, Need]]:
+        """What has to be copied up before an inode is renamed, for a caller that has threads for large files.
+
+        What the caller does not copy is copied here when it asks for the next; others may be served between.
+        """
         inode = self._inode(ino)
-        if renaming.needs_whole_copy(self.state, inode):
-            assert isinstance(inode, Directory)
-            with copyup.held(self.state) as directories:
-                for below in copyup.lower_files_below(self.state, inode, directories):
-                    yield below.number
-        else:
-            yield ino
+        if not renaming.needs_whole_copy(self.state, inode):
+            yield ino, Need.METADATA
+            return
+        assert isinstance(inode, Directory)
+        for step in copyup.steps_to_copy_everything(self.state, inode):
+            yield step.number, Need.DATA
+            if not step.is_directory:
+                copyup.copy_up(self.state, step)
 
     def is_directory(self, ino: int) -> bool:
         return self.state.inode(ino).is_directory

@@ -7,6 +7,8 @@ many of the links on disk are no names in the merged tree is kept in the nlink x
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
 from contextlib import suppress
@@ -14,47 +16,89 @@ from contextlib import suppress
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
 from . import attributes, copyup, lookup
-from .drafts import Draft, afterwards
+from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
-from .layer import Location
+from .layer import UPPER_INDEX
 from .merge import Kind, scan
 from .state import State
+
+log = logging.getLogger(__name__)
 
 _INDEX = b"index"
 _LINKS = b"overlayfs-links"
 _LONGEST_TARGET = 4095
 
 
-def publish(
-    state: State,
-    inode: Inode,
-    draft: Draft,
-    location: Location,
-    st: os.stat_result,
-    names: list[tuple[Directory, bytes]],
-) -> None:
-    """Publish the copy of a hard-linked lower file: into the index first, then under its known names."""
-    index_name = lookup.index_name(state, location) if _can_index(state, inode) else None
-    first, *others = names
-    if index_name is None:
-        copyup.publish_name(state, draft, *first)
-        with afterwards():
-            link_names(state, state.upper_fd(first[0]), first[1], others)
+def publish(state: State, inode: Inode, draft: Draft, st: os.stat_result) -> None:
+    """Publish the copy of a lower file, of which `st` is the stat: the one place that decides what it is from now on.
+
+    One file under all its names where it may have some that nobody looked up: those find it through the index. Else,
+    or where no index is kept, one file under its known names; without any it is kept by its descriptor.
+    """
+    named = inode.parent is not None
+    linked = st.st_nlink > 1 and (named or inode.names_left(st) > 0) and _can_index(state, inode)
+    index_name = lookup.index_name(state, inode.lower) if linked and inode.lower is not None else None
+    if index_name is not None:
+        _publish_in_index(state, inode, draft, index_name, st)
+    else:
+        if named:
+            if st.st_nlink > 1:
+                _forget_number(state, draft)
+            _publish_under_known_names(state, inode, draft)
+        else:
+            state.unshare(inode)
+            state.orphans[inode.number] = draft.keep_descriptor()
         inode.lost_links = 0
-        return
-    index_fd = _index_fd(state)
-    os.setxattr(descriptor_path(draft.fd), state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
-    _count_from_lower(state, draft.fd, -inode.lost_links)
+
+
+def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: bytes, st: os.stat_result) -> None:
+    index_fd, fd = _index_fd(state), draft.fd
+    made = os.fstat(fd)
+    os.setxattr(descriptor_path(fd), state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
+    _count_from_lower(state, fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
     state.index_names.add(index_name)
     inode.index_name = index_name
-    remaining = max(st.st_nlink - inode.lost_links, 1)
+    state.share(inode, UPPER_INDEX, made)
+    remaining = max(inode.names_left(st), 1)
     with afterwards():  # names that cannot be linked are led to the copy by the index all the same
-        link_names(state, index_fd, index_name, names)
+        for parent, name in inode.names():
+            _link_name(state, index_fd, index_name, parent, name)
     with afterwards():
-        inode.lost_links = os.fstat(draft.fd).st_nlink - remaining
-        _count_from_upper(state, draft.fd, inode.lost_links)
+        inode.lost_links = os.fstat(fd).st_nlink - remaining
+        _count_from_upper(state, fd, inode.lost_links)
         _forget_deleted_names(state, inode)
+
+
+def _forget_number(state: State, draft: Draft) -> None:
+    """What stays linked below keeps the number that the file had."""
+    try:
+        os.removexattr(descriptor_path(draft.fd), state.prefix + marks.NUMBER)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
+            raise
+
+
+def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:
+    (parent, name), *others = inode.names()
+    copyup.ensure_upper_directory(state, parent)
+    made = os.fstat(draft.fd)
+    copyup.publish_name(state, draft, parent, name)
+    state.unshare(inode)  # names that are not known go on naming the lower file
+    for other_parent, other in others:
+        try:
+            _link_name(state, state.upper_fd(parent), name, other_parent, other)
+        except OSError as error:
+            log.warning("%r is no longer the file it was linked with: %s", other, error)
+            inode.remove_name(other_parent, other)
+            del other_parent.children[other]
+    if others:
+        state.share(inode, UPPER_INDEX, made)
+
+
+def has_one_name(state: State, inode: Inode) -> bool:
+    """True for a file in the upper whose only link is the name that we know."""
+    return inode.index_name is None and inode.parent is not None and attributes.real_stat(state, inode).st_nlink == 1
 
 
 def _can_index(state: State, inode: Inode) -> bool:
@@ -62,28 +106,31 @@ def _can_index(state: State, inode: Inode) -> bool:
     return state.options.index and state.xattrs_work and takes_xattrs
 
 
-def link_names(state: State, dir_fd: int, source: bytes, names: list[tuple[Directory, bytes]]) -> None:
-    """Link a copy into the upper under names that it has in the merged tree already."""
-    for parent, name in names:
-        copyup.ensure_upper_directory(state, parent)
-        to_fd = state.upper_fd(parent)
-        before = os.fstat(to_fd)
+def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name: bytes) -> None:
+    """Link a copy into the upper under a name that it has in the merged tree already."""
+    copyup.ensure_upper_directory(state, parent)
+    to_fd = state.upper_fd(parent)
+    with unseen(to_fd):
         os.link(source, name, src_dir_fd=dir_fd, dst_dir_fd=to_fd, follow_symlinks=False)
-        lookup.note(parent, name, Kind.FILE)
-        with afterwards():
-            syscalls.set_times(to_fd, before.st_atime_ns, before.st_mtime_ns)
+    lookup.note(parent, name, Kind.FILE)
+    note_changed(state, parent)
+
+
+def copy_up_name(state: State, inode: Inode, parent: Directory, name: bytes, need: copyup.Need) -> None:
+    """Copy up a file that is no directory, and have the copy under this very name."""
+    copyup.copy_up(state, inode, need)
+    if name not in lookup.above(state, parent):
+        link_lower_name(state, inode, parent, name)
 
 
 def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
-    """Have a copied-up hard-linked file in the upper under one more of its lower names."""
-    dir_fd, source = state.place(inode)
-    if inode.index_name is None or inode.lower is None:
-        link_names(state, dir_fd, source, [(parent, name)])
-        return
+    """Have a file of the index in the upper under one more of its lower names."""
+    if inode.index_name is None or inode.lower is None:  # its copy could not get this name
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
     links_below = _stat(*state.lower_place(inode.lower)).st_nlink
     with state.upper_node(inode) as fd:
-        _count_from_lower(state, fd, os.fstat(fd).st_nlink - inode.lost_links - links_below)
-        link_names(state, dir_fd, source, [(parent, name)])
+        _count_from_lower(state, fd, inode.names_left(os.fstat(fd)) - links_below)
+        _link_name(state, *state.place(inode), parent, name)
         inode.lost_links += 1
         inode.attributes = None
         _count_from_upper(state, fd, inode.lost_links)
@@ -144,11 +191,10 @@ def about_to_delete_name(state: State, inode: Inode, directory: Directory, name:
 
 
 def deleted_name(state: State, inode: Inode) -> None:
-    remaining = attributes.attributes_of(state, inode).nlink - 1
     inode.lost_links += 1
     inode.attributes = None
     state.lost_links[inode.number] = inode.lost_links
-    if not remaining:
+    if not inode.names_left(attributes.real_stat(state, inode)):
         _forget_deleted_names(state, inode)
         return
     with afterwards():
@@ -191,8 +237,11 @@ def load(state: State) -> None:
             state.links_fd = _subdirectory(state, _LINKS)
         with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
             count, _, place = os.readlink(name, dir_fd=state.links_fd).partition(b" ")
-            unfinished = bool(place) and not _is_hidden(state, place)
-            state.lost_links[int(name, 16)] = int(count) - unfinished
+            number, lost = int(name, 16), int(count)
+            if place:  # a crash came before or after the name was hidden
+                lost -= not _is_hidden(state, place)
+                _write_count(state, number, b"%d" % lost)
+            state.lost_links[number] = lost
 
 
 def _is_hidden(state: State, path: bytes) -> bool:

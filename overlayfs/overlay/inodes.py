@@ -159,8 +159,10 @@ class Inode:
 
     Invariants: `upper` says that the file is in the upper layer (or, unlinked, was; then `State.orphans` holds its
     descriptor). `parent` and `name` are one name it has, None and empty when it has none; `aliases` are further
-    names that were looked up. `lower` is the visible file of the lower layers, kept after copy-up only while a
-    metacopy needs its data. `attributes` is None when they must be read again.
+    names that were looked up; a hard-linked file may have more, see `names_left`. `lower` is the visible file of the
+    lower layers, kept after copy-up only while a metacopy needs its data, and for a file in the index. Such a file
+    (`index_name`) is reached through its entry there, whatever names are known. `attributes` is None when they must
+    be read again.
     """
 
     __slots__ = (
@@ -208,6 +210,10 @@ class Inode:
             yield self.parent, self.name
         if self.aliases:
             yield from self.aliases
+
+    def names_left(self, st: os.stat_result) -> int:
+        """How many names the merged tree has of the file, known or not; `st` is what stat says of it on disk."""
+        return max(st.st_nlink - self.lost_links, 0)
 
     def add_name(self, parent: Directory, name: bytes) -> None:
         if self.parent is None:
@@ -259,7 +265,3 @@ class Directory(Inode):
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
         self.listing: Listing | None = None
-
-    @property
-    def merged(self) -> bool:
-        return self.upper and bool(self.lowers)

@@ -147,9 +147,10 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
         if known is not None:
             known.add_name(parent, name)
             return known
-    inode = _new_inode(state, parent, name, st, state.layers[location.layer].number(st))
+    number = state.layers[location.layer].number(st)
+    inode = _new_inode(state, parent, name, st, number)
     inode.lower = location
-    inode.lost_links = state.lost_links.get(inode.number, 0) if linked else 0
+    inode.lost_links = state.lost_links.get(number, 0) if linked else 0
     if linked:
         state.share(inode, location.layer, st)
     return _known(state, inode, st)
@@ -178,16 +179,21 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     if not st.st_size and marks.is_whiteout(dir_fd, name, st):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
-    known = state.shared(UPPER_INDEX, st) if st.st_nlink > 1 else None
+    known = state.shared(UPPER_INDEX, st)  # one link is no reason not to ask: its other names may just have gone
     if known is not None:
         known.add_name(parent, name)
+        state.drop_orphan(known)
         return known
     metacopy = stat.S_ISREG(st.st_mode) and found.metacopy
     data = redirects.data_below(state, parent, name, found.redirect) if metacopy else None
     inode = _new_inode(state, parent, name, st, number)
     inode.upper, inode.metacopy, inode.lower = True, metacopy, data
     if st.st_nlink > 1:
-        _share_upper(state, inode, dir_fd, st, found)
+        try:
+            _share_upper(state, inode, dir_fd, st, found)
+        except OSError:
+            state.discard(inode)
+            raise
     return _known(state, inode, st)
 
 
@@ -246,7 +252,9 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         state.inodes[known.number] = known
         known.upper = True
         known.index_name = name
+        known.metacopy = stat.S_ISREG(entry.st_mode) and found.metacopy
         known.lost_links = _lost_links(found, entry, st.st_nlink)
+        known.lower = location
         state.share(known, UPPER_INDEX, entry)
         _known(state, known, entry)
     known.lower = known.lower or location
@@ -268,19 +276,20 @@ def index_name(state: State, location: Location) -> bytes | None:
 def _upper_directory(
     state: State, parent: Directory, name: bytes, st: os.stat_result, found: Marks, number: int, kind: Kind
 ) -> Directory:
-    directory = _new_directory(state, parent, name, number)
-    directory.upper = True
-    directory.lower_path = redirects.join(parent.lower_path, name)
+    lower_path = redirects.join(parent.lower_path, name)
+    lowers: tuple[Location, ...] = ()
     # an OCI whiteout beside the directory hides its lower part, but not one that a redirect finds elsewhere
     beside = kind is Kind.OPAQUE_DIRECTORY and found.redirect is None
     opaque = beside or redirects.is_opaque(state.upper_fd(parent), name, found)
     if not opaque and found.redirect is not None and state.follows_redirects:
-        directory.lower_path = marks.redirect_target(found.redirect, parent.lower_path)
-        directory.lowers = redirects.locate(state, 0, directory.lower_path)
+        lower_path = marks.redirect_target(found.redirect, parent.lower_path)
+        lowers = redirects.locate(state, 0, lower_path)
     elif not opaque and parent.lowers:
         candidates = below(state, parent).get(name)
         if isinstance(candidates, tuple):
-            directory.lowers = redirects.stack_of(state, parent, name, candidates)
+            lowers = redirects.stack_of(state, parent, name, candidates)
+    directory = _new_directory(state, parent, name, number)
+    directory.upper, directory.lower_path, directory.lowers = True, lower_path, lowers
     return _known(state, directory, st)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
@@ -19,8 +20,8 @@ from .drafts import Draft
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
 from .merge import Kind
-from .options import FsyncPolicy
-from .ownership import Owner, format_override
+from .options import WhiteoutFormat
+from .ownership import Owner
 from .state import State
 
 
@@ -59,7 +60,13 @@ def _make(
             whiteouts.make_opaque(state, draft.fd)
         before = os.fstat(draft.fd)
         publish(state, draft, parent, name)
-        return _adopt(state, draft, parent, name, before)
+        inode = _adopt(state, draft, parent, name, before)
+    try:
+        drafts.sync_changed(state)
+    except OSError:
+        state.drop_if_unused(inode)
+        raise
+    return inode
 
 
 def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
@@ -85,13 +92,7 @@ def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Call
         mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
     inherited = inherit_acl(attributes.default_acl(state, parent), mode, caller.umask)
     ids = state.ownership
-    owner = Owner(ids.disk_uid(caller.uid), ids.disk_gid(gid), inherited.mode, 0)
-    assert state.upper is not None
-    if state.upper.override is not None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        os.setxattr(descriptor_path(draft.fd), state.upper.override, format_override(owner))
-        kept = 0o755 if stat.S_ISDIR(mode) else 0o600 | inherited.mode & 0o111
-        owner = Owner(os.geteuid(), os.getegid(), stat.S_IFMT(mode) | kept, 0)
-    drafts.fill(draft, owner.uid, owner.gid, owner.mode, inherited.acls)
+    drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), ids.disk_gid(gid), inherited.mode, 0), inherited.acls)
 
 
 def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
@@ -107,8 +108,7 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     else:
         if hidden:
             whiteouts.remove_oci_whiteout(dir_fd, name)
-    if state.options.fsync is FsyncPolicy.STRICT:
-        copyup.sync_directory(state, dir_fd)
+    drafts.note_changed(state, parent)
 
 
 def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
@@ -116,7 +116,8 @@ def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: o
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
     note_new_name(inode, parent, name)
-    attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
+    with drafts.afterwards():
+        attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
     if inode.kind == stat.S_IFREG:
         state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
     return inode
@@ -148,6 +149,11 @@ def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode
         state.inodes[inode.number] = inode
         inode.upper = True
         state.orphans[inode.number] = draft.keep_descriptor()
+    try:
+        drafts.sync_changed(state)
+    except OSError:
+        state.drop_if_unused(inode)
+        raise
     return inode
 
 
@@ -156,7 +162,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     if inode.is_directory:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     prepare_new_name(state, parent, name)
-    copyup.ensure_upper(state, inode)
+    copyup.copy_up(state, inode)
     with state.upper_node(inode) as fd:
         st = os.fstat(fd)
     indexing.before_linking(state, inode)
@@ -167,11 +173,12 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
         _link_orphan(state, inode, parent, orphan, dir_fd, name)
     else:
         _link_named(state, inode, parent, dir_fd, name)
-    if inode.shared_as is None:
-        state.share(inode, UPPER_INDEX, st)
+    state.share(inode, UPPER_INDEX, st)
     inode.add_name(parent, name)
     note_new_name(inode, parent, name)
+    drafts.note_changed(state, parent)
     attributes.refresh(state, inode, before.changed(nlink=before.nlink + 1))
+    drafts.sync_changed(state)
 
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
@@ -186,7 +193,7 @@ def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name
 def _link_orphan(state: State, inode: Inode, parent: Directory, orphan: int, dir_fd: int, name: bytes) -> None:
     """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
     _link_over_whiteout(state, parent, dir_fd, name, lambda to_fd, to: syscalls.link_descriptor(orphan, to_fd, to))
-    os.close(state.orphans.pop(inode.number))
+    state.drop_orphan(inode)
 
 
 def _link_over_whiteout(
@@ -219,34 +226,34 @@ def unlink(state: State, parent: Directory, name: bytes) -> None:
     if inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     hide(state, parent, name, inode)
-    forget_name(state, inode, parent, name)
 
 
 def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
-    """Take a name out of the merged tree, on disk and in `above`; the inode keeps what it needs to live on."""
+    """Take a name out of the merged tree; the inode keeps what it needs to live on."""
     copyup.ensure_upper_directory(state, parent)
     dir_fd = state.upper_fd(parent)
-    upper = lookup.above(state, parent)
     covered = lookup.in_lower(state, parent, name)
-    if name not in upper:
-        prepare_to_hide(state, parent, name, inode)
-    if name not in upper:
+    if prepare_to_hide(state, parent, name, inode):
+        with hold(state, inode):
+            _remove(state, dir_fd, name, inode, covered)
+        lookup.note(parent, name, Kind.WHITEOUT if covered else None)
+    else:
         whiteouts.whiteout(state, dir_fd, name)
         lookup.note(parent, name, Kind.WHITEOUT)
         note_hidden(state, inode)
-    else:
-        indexing.before_linking(state, inode)
-        hold(state, inode)
-        if covered:
-            inode.lost_links += not whiteouts.replace_by_whiteout(state, dir_fd, name)
-        elif inode.is_directory:
-            _remove_directory(state, dir_fd, name)
-        else:
-            os.unlink(name, dir_fd=dir_fd)
-        lookup.note(parent, name, Kind.WHITEOUT if covered else None)
     parent.attributes = None
-    if state.options.fsync is FsyncPolicy.STRICT:
-        copyup.sync_directory(state, dir_fd)
+    drafts.note_changed(state, parent)
+    forget_name(state, inode, parent, name)
+    drafts.sync_changed(state)
+
+
+def _remove(state: State, dir_fd: int, name: bytes, inode: Inode, covered: bool) -> None:
+    if covered:
+        inode.lost_links += not whiteouts.replace_by_whiteout(state, dir_fd, name)
+    elif inode.is_directory:
+        _remove_directory(state, dir_fd, name)
+    else:
+        os.unlink(name, dir_fd=dir_fd)
 
 
 def _remove_directory(state: State, dir_fd: int, name: bytes) -> None:
@@ -267,15 +274,17 @@ def remove_replaced(state: State, dir_fd: int, name: bytes) -> None:
         drafts.remove(work_fd, gone)
 
 
-def prepare_to_hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
-    """Before a name that only the lower layers have is hidden: see to it that the count of names stays right.
+def prepare_to_hide(state: State, parent: Directory, name: bytes, inode: Inode) -> bool:
+    """Before a name is hidden: see to it that the count of names stays right. True where the upper has the name.
 
     A hard-linked file that is in the upper gets this name there too, as then deleting it counts by itself.
     """
-    if inode.index_name is not None:
+    upper = lookup.above(state, parent)
+    if name not in upper and inode.index_name is not None:
         indexing.link_lower_name(state, inode, parent, name)
-    elif inode.shared_as and not inode.upper:
+    elif name not in upper and inode.shared_as and not inode.upper:
         indexing.about_to_delete_name(state, inode, parent, name)
+    return name in upper
 
 
 def note_hidden(state: State, inode: Inode) -> None:
@@ -289,22 +298,31 @@ def note_hidden(state: State, inode: Inode) -> None:
         inode.attributes = None
 
 
-def hold(state: State, inode: Inode) -> None:
-    """Before the last known name of an upper file goes: keep hold of the file for those who use it."""
-    if len(list(inode.names())) > 1 or inode.number in state.orphans or not inode.upper:
-        return
-    if inode.index_name is not None:
-        if attributes.attributes_of(state, inode).nlink <= 1:
-            _open_orphan(state, inode)
-        return
-    _open_orphan(state, inode)
+@contextmanager
+def hold(state: State, inode: Inode) -> Iterator[None]:
+    """While a name of an upper file goes: if it is the last one, keep hold of the file for those who use it.
 
-
-def _open_orphan(state: State, inode: Inode) -> None:
+    Where the block fails the name has stayed, and with it nothing needs to be held.
+    """
+    indexing.before_linking(state, inode)
+    if not _may_lose_all_names(state, inode):
+        yield
+        return
     if isinstance(inode, Directory):
         state.upper_fd(inode)
     dir_fd, name = state.place(inode)
     state.orphans[inode.number] = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+    try:
+        yield
+    except BaseException:
+        state.drop_orphan(inode)
+        raise
+
+
+def _may_lose_all_names(state: State, inode: Inode) -> bool:
+    if not inode.upper or inode.aliases or inode.number in state.orphans:
+        return False
+    return inode.index_name is None or inode.names_left(attributes.real_stat(state, inode)) <= 1
 
 
 def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
@@ -328,7 +346,6 @@ def rmdir(state: State, parent: Directory, name: bytes) -> None:
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     check_empty(state, inode)
     hide(state, parent, name, inode)
-    forget_name(state, inode, parent, name)
 
 
 def check_empty(state: State, directory: Directory) -> None:
@@ -344,15 +361,31 @@ def replace_by_empty(state: State, directory: Directory) -> None:
 
     Its whiteouts go with it and not one by one: in an opaque directory the kernel's overlayfs would show them.
     """
-    if not lookup.above(state, directory) or directory.parent is None:
+    parent, name = directory.parent, directory.name
+    if parent is None or _is_empty_on_disk(state, directory):
         return
-    dir_fd = state.upper_fd(directory.parent)
+    dir_fd = state.upper_fd(parent)
     with state.upper_node(directory) as source, drafts.draft_directory(state) as draft:
         st = os.fstat(source)
-        whiteouts.make_opaque(state, draft.fd)
+        if lookup.in_lower(state, parent, name):
+            _hide_below(state, draft, parent, name)
         metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st)
-        copyup.replace_unseen(draft, dir_fd, directory.name)
+        copyup.replace_unseen(draft, dir_fd, name)
     state.descriptors.drop_directory(directory.number)
     directory.above = {}
     directory.lowers, directory.below = (), None
     directory.attributes = None
+
+
+def _is_empty_on_disk(state: State, directory: Directory) -> bool:
+    path = descriptor_path(state.upper_fd(directory))
+    return not state.descriptors.open(lambda: os.listdir(path))
+
+
+def _hide_below(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
+    """An opaque file would make a directory not empty; a whiteout beside it says the same."""
+    if state.whiteout is WhiteoutFormat.OCI:
+        whiteouts.oci_whiteout(state.upper_fd(parent), name)
+        lookup.note(parent, name, Kind.OPAQUE_DIRECTORY)
+    else:
+        whiteouts.make_opaque(state, draft.fd)

@@ -24,7 +24,8 @@ from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
 
 _WORK = b"work"
-_VOLATILE_MARK = b"incompat/volatile"  # as the kernel's overlayfs
+_INCOMPAT = b"incompat"
+_VOLATILE_MARK = _INCOMPAT + b"/volatile"  # as the kernel's overlayfs
 _LOCK_PATIENCE_S = 3.0
 _OVERRIDE_ROOT = b"0:0:755:dir"
 
@@ -103,8 +104,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     state = State(options, layers, upper, limit)
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
-    state.work_fd = _clean_workdir(work)
-    undo.callback(os.close, state.work_fd)
+    state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
@@ -209,17 +209,29 @@ def _refuse_volatile_leftover(options: OverlayOptions, work: Layer) -> None:
 
 
 def _leave_volatile_mark(work: Layer) -> None:
-    for path in (_WORK + b"/incompat", _WORK + b"/" + _VOLATILE_MARK):
+    for path in (_WORK + b"/" + _INCOMPAT, _WORK + b"/" + _VOLATILE_MARK):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700, dir_fd=work.root_fd)
 
 
-def _clean_workdir(work: Layer) -> int:
-    """An empty directory to build in; what a crash left in it is removed."""
+def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
+    """An empty directory to build in; what a crash left in it is removed, but for the mark of a volatile mount.
+
+    It is ours whatever the workdir is, so that what is built in it has our group until it gets another.
+    """
     try:
-        drafts.remove(work.root_fd, _WORK)
-        os.mkdir(_WORK, 0o700, dir_fd=work.root_fd)
+        if not volatile:
+            drafts.remove(work.root_fd, _WORK)
+        with suppress(FileExistsError):
+            os.mkdir(_WORK, 0o700, dir_fd=work.root_fd)
         fd = os.open(_WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work.root_fd)
+        undo.callback(os.close, fd)
+        for name in map(os.fsencode, os.listdir(fd)):
+            if name != _INCOMPAT:
+                drafts.remove(fd, name)
+        if os.fstat(fd).st_gid != os.getegid():
+            os.fchown(fd, -1, os.getegid())
+        os.fchmod(fd, 0o700)
     except OSError as error:
         raise MountError(f"workdir: cannot prepare {_text(work.path)}/work: {error.strerror}") from None
     with suppress(OSError):  # a default ACL of the workdir must not reach what is built in it

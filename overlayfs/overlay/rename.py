@@ -8,6 +8,7 @@ redirect; where that cannot be written, it is copied up with all it holds first.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,10 @@ from ..tree.syscalls import descriptor_path
 from . import copyup, drafts, indexing, lookup, names, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
-from .options import FsyncPolicy, RedirectDir, WhiteoutFormat
+from .options import RedirectDir, WhiteoutFormat
 from .state import State
+
+log = logging.getLogger(__name__)
 
 NOREPLACE, EXCHANGE, WHITEOUT = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE, syscalls.RENAME_WHITEOUT
 
@@ -48,9 +51,9 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
             _exchange(state, source, target)
         else:
             _move(state, source, target, bool(flags & WHITEOUT))
-    if state.options.fsync is FsyncPolicy.STRICT:
-        for directory in {parent, new_parent}:
-            copyup.sync_directory(state, state.upper_fd(directory))
+    drafts.note_changed(state, parent)
+    drafts.note_changed(state, new_parent)
+    drafts.sync_changed(state)
 
 
 @contextmanager
@@ -106,12 +109,11 @@ def _is_below(directory: Directory | None, ancestor: Inode | None) -> bool:
 
 def _copy_up(state: State, side: _Side) -> None:
     """Have the side in the upper, under this very name."""
-    inode = side.inode
-    assert inode is not None
-    copyup.ensure_upper(state, inode, copyup.Need.METADATA)
-    if side.name not in lookup.above(state, side.parent):
-        # a lower name of a hard-linked file that is in the upper under other names
-        indexing.link_lower_name(state, inode, side.parent, side.name)
+    if isinstance(side.inode, Directory):
+        copyup.ensure_upper_directory(state, side.inode)
+    else:
+        assert side.inode is not None
+        indexing.copy_up_name(state, side.inode, side.parent, side.name, copyup.Need.METADATA)
 
 
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
@@ -125,8 +127,8 @@ def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name
             whiteouts.make_opaque(state, state.upper_fd(inode))
     elif inode.metacopy and inode.lower is not None:
         target = b"/" + inode.lower.path
-        if len(target) > marks.LONGEST_REDIRECT:
-            copyup.ensure_upper(state, inode)
+        if len(target) > marks.LONGEST_REDIRECT or not state.follows_redirects:
+            copyup.copy_up(state, inode)
         else:
             _write_redirect(state, inode, target)
 
@@ -148,24 +150,28 @@ def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> N
     inode, replaced = source.inode, target.inode
     assert inode is not None
     _prepare_to_move(state, inode, target.parent, target.name)
-    target_above = lookup.above(state, target.parent)
-    if isinstance(replaced, Directory) and replaced.upper:
-        names.replace_by_empty(state, replaced)
     covered = leave_whiteout or lookup.in_lower(state, source.parent, source.name)
-    if replaced is not None:
-        names.hold(state, replaced)
-        if target.name not in target_above:
-            names.prepare_to_hide(state, target.parent, target.name, replaced)
-    was_lower_name = replaced is not None and target.name not in target_above
-    _rename_on_disk(state, source, target, covered)
-    lookup.note(source.parent, source.name, Kind.WHITEOUT if covered else None)
+    if replaced is None:
+        left = _rename_on_disk(state, source, target, covered)
+    else:
+        left = _rename_over(state, source, target, replaced, covered)
+    lookup.note(source.parent, source.name, Kind.WHITEOUT if left else None)
     lookup.note(target.parent, target.name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)
-    if was_lower_name and replaced is not None:
-        names.note_hidden(state, replaced)
     if replaced is not None:
         names.forget_name(state, replaced, target.parent, target.name)
     _reassign(source, target, inode)
     inode.attributes = source.parent.attributes = target.parent.attributes = None
+
+
+def _rename_over(state: State, source: _Side, target: _Side, replaced: Inode, covered: bool) -> bool:
+    if isinstance(replaced, Directory) and replaced.upper:
+        names.replace_by_empty(state, replaced)
+    if names.prepare_to_hide(state, target.parent, target.name, replaced):
+        with names.hold(state, replaced):
+            return _rename_on_disk(state, source, target, covered)
+    left = _rename_on_disk(state, source, target, covered)
+    names.note_hidden(state, replaced)
+    return left
 
 
 def _reassign(source: _Side, target: _Side, inode: Inode) -> None:
@@ -176,60 +182,56 @@ def _reassign(source: _Side, target: _Side, inode: Inode) -> None:
     target.parent.children[target.name] = inode
 
 
-def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -> None:
-    """Move, replacing what is there, and leave a whiteout where `covered`. Done, or failed with nothing changed."""
+def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -> bool:
+    """Move, replacing what is there, and leave a whiteout where `covered`. Done, or failed with nothing changed.
+
+    True where there is a whiteout now.
+    """
     from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
-    hidden = lookup.above(state, target.parent).get(target.name) is Kind.WHITEOUT
+    there = lookup.above(state, target.parent).get(target.name)
+    hidden, left = there is Kind.WHITEOUT, covered
     if state.whiteout is WhiteoutFormat.OVERLAY:
-        _rename_with_whiteout(source, target, from_fd, to_fd, hidden, covered)
+        left = _rename_with_whiteout(source, target, from_fd, to_fd, hidden, covered)
     elif not covered:
-        _replace(state, source, target, from_fd, to_fd)
+        left = _replace(source, target, from_fd, to_fd)
     elif state.whiteout is WhiteoutFormat.OCI:
-        with _oci_whiteout_beside(state, source, from_fd):
-            _replace(state, source, target, from_fd, to_fd)
+        with whiteouts.oci_whiteout_beside(from_fd, source.name):
+            _replace(source, target, from_fd, to_fd)
     else:
         _rename_and_xattr_whiteout(state, source, target, from_fd, to_fd, hidden)
-    if hidden:
+    if hidden or there is Kind.OPAQUE_DIRECTORY:  # what was moved hides what lies below by itself
         whiteouts.remove_oci_whiteout(to_fd, target.name)
+    return left
 
 
-def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool) -> None:
+def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int, hidden: bool, covered: bool) -> bool:
     if hidden and source.inode is not None and source.inode.is_directory:
         # a directory cannot replace the whiteout, but they can change places: then the whiteout is where it is wanted
         with suppress(FileNotFoundError):
             syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
-            if not covered:
-                with drafts.afterwards():
-                    os.unlink(source.name, dir_fd=from_fd)
-            return
+            return covered or not _removed(from_fd, source.name)
     syscalls.renameat2(from_fd, source.name, to_fd, target.name, WHITEOUT if covered else 0)
+    return covered
 
 
-def _replace(state: State, source: _Side, target: _Side, from_fd: int, to_fd: int) -> None:
-    """Plain rename over anything that can be replaced; an empty directory may still hold its OCI opaque file."""
+def _replace(source: _Side, target: _Side, from_fd: int, to_fd: int) -> bool:
+    """Plain rename over anything that can be replaced; True where a whiteout had to change places and is left."""
     try:
         syscalls.renameat2(from_fd, source.name, to_fd, target.name)
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-    syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
-    try:
-        names.remove_replaced(state, from_fd, source.name)
-    except OSError:
+        return False
+    except NotADirectoryError:
         syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
-        raise
+    return not _removed(from_fd, source.name)
 
 
-@contextmanager
-def _oci_whiteout_beside(state: State, source: _Side, from_fd: int) -> Iterator[None]:
-    """A `.wh.` file for the source can stand beside it before that leaves, as it only hides what lies below."""
-    whiteouts.oci_whiteout(state, from_fd, source.name)
+def _removed(dir_fd: int, name: bytes) -> bool:
+    """Remove a whiteout that is not wanted; False where it stays, hiding nothing."""
     try:
-        yield
-    except OSError:
-        whiteouts.remove_oci_whiteout(from_fd, source.name)
-        raise
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError as error:
+        log.warning("left over after a change: %s", error)
+        return False
+    return True
 
 
 def _rename_and_xattr_whiteout(
@@ -244,7 +246,7 @@ def _rename_and_xattr_whiteout(
     if hidden and _exists(to_fd, target.name):
         syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
         return
-    with whiteouts.draft_whiteout(state) as draft:
+    with whiteouts.draft_xattr_whiteout(state) as draft:
         if target.inode is None and not hidden:
             draft.publish(to_fd, target.name)
             try:
@@ -254,8 +256,8 @@ def _rename_and_xattr_whiteout(
                     os.unlink(target.name, dir_fd=to_fd)
                 raise
             return
-        with _oci_whiteout_beside(state, source, from_fd):
-            _replace(state, source, target, from_fd, to_fd)
+        with whiteouts.oci_whiteout_beside(from_fd, source.name):
+            _replace(source, target, from_fd, to_fd)
         with drafts.afterwards():  # until then, and if it fails, the guard hides the source as well
             draft.publish(from_fd, source.name)
             whiteouts.remove_oci_whiteout(from_fd, source.name)

@@ -160,7 +160,8 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now.
+    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `unsynced` are
+    directories that the operation changed and is to sync.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class State:
         self.orphans: dict[int, int] = {}
         self.sync_errors: dict[int, int] = {}
         self.synced_names: set[int] = set()
+        self.unsynced: list[Directory] = []
         self.created: dict[int, OpenFile] = {}
         self.passed_through: set[int] = set()
         self.work_fd: int | None = None
@@ -222,28 +224,34 @@ class State:
         return wanted
 
     def drop_if_unused(self, inode: Inode) -> None:
-        """Forget an inode that neither the kernel nor a live child needs, and its parents likewise."""
+        """Forget an inode that neither the kernel nor a live child needs, and the parents of its names likewise."""
         while inode.nlookup == 0 and not inode.opens:
             if isinstance(inode, Directory) and inode.children:
                 return
-            parent = inode.parent
+            parent, aliases = inode.parent, inode.aliases
             self.discard(inode)
+            for other, _ in aliases or ():
+                self.drop_if_unused(other)
             if parent is None:
                 return
             inode = parent
 
     def discard(self, inode: Inode) -> None:
         """Take an inode out of all tables and give back what it holds."""
-        if self.inodes.pop(inode.number, None) is None:
+        if self.inodes.get(inode.number) is not inode:
             return
+        del self.inodes[inode.number]
         for parent, name in inode.names():
             if parent.children.get(name) is inode:
                 del parent.children[name]
-        for key in inode.shared_as or ():
-            self.by_real.pop(key, None)
+        self.unshare(inode)
         self.descriptors.drop_file(inode.number)
         self.descriptors.drop_directory(inode.number)
         self.synced_names.discard(inode.number)
+        self.drop_orphan(inode)
+
+    def drop_orphan(self, inode: Inode) -> None:
+        """Let go of the descriptor of a file that had no name: it is not needed, or no longer right."""
         orphan = self.orphans.pop(inode.number, None)
         if orphan is not None:
             os.close(orphan)
@@ -252,7 +260,15 @@ class State:
         """Let other names of the same file on disk find this inode."""
         key = (layer, st.st_dev, st.st_ino)
         self.by_real[key] = inode
-        inode.shared_as = [*(inode.shared_as or ()), key]
+        if inode.shared_as is None or key not in inode.shared_as:
+            inode.shared_as = [*(inode.shared_as or ()), key]
+
+    def unshare(self, inode: Inode) -> None:
+        """The inode is no longer the file on disk that other names may lead to."""
+        for key in inode.shared_as or ():
+            if self.by_real.get(key) is inode:
+                del self.by_real[key]
+        inode.shared_as = None
 
     def shared(self, layer: int, st: os.stat_result) -> Inode | None:
         return self.by_real.get((layer, st.st_dev, st.st_ino))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from ..tree import marks, syscalls
@@ -26,10 +27,10 @@ def whiteout(state: State, dir_fd: int, name: bytes) -> None:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         os.mknod(name, _MODE, 0, dir_fd=dir_fd)
     elif state.whiteout is WhiteoutFormat.OCI:
-        oci_whiteout(state, dir_fd, name)
+        oci_whiteout(dir_fd, name)
     else:
         announce(state, dir_fd)
-        with _xattr_whiteout(state) as draft:
+        with draft_xattr_whiteout(state) as draft:
             draft.publish(dir_fd, name)
 
 
@@ -43,15 +44,11 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
     if state.whiteout is WhiteoutFormat.OVERLAY:
         syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
     elif state.whiteout is WhiteoutFormat.OCI:
-        oci_whiteout(state, dir_fd, name)
-        try:
+        with oci_whiteout_beside(dir_fd, name):
             os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
-        except OSError:
-            remove_oci_whiteout(dir_fd, name)
-            raise
     else:
         announce(state, dir_fd)
-        with _xattr_whiteout(state) as draft:
+        with draft_xattr_whiteout(state) as draft:
             draft.publish(work_fd, gone)
         try:
             syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
@@ -60,13 +57,6 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
                 drafts.remove(work_fd, gone)
             raise
     return drafts.removed_from_work(work_fd, gone)
-
-
-def draft_whiteout(state: State) -> drafts.Draft:
-    """A whiteout to be published over something; not in the OCI format, whose whiteouts are other names."""
-    if state.whiteout is WhiteoutFormat.OVERLAY:
-        return drafts.draft_node(state, _MODE, 0)
-    return _xattr_whiteout(state)
 
 
 def remove_whiteout(dir_fd: int, name: bytes) -> None:
@@ -88,22 +78,41 @@ def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
 
 def make_opaque(state: State, fd: int) -> None:
     """Let an upper directory hide all that lies below it."""
-    if state.whiteout is WhiteoutFormat.OCI or not state.xattrs_work:
-        before = os.fstat(fd)
-        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(state.descriptors.open(lambda: os.open(marks.OPAQUE_NAME, flags, 0o600, dir_fd=fd)))
-        with drafts.afterwards():  # nobody is to see that something was done
-            syscalls.set_times(fd, before.st_atime_ns, before.st_mtime_ns)
+    if state.whiteout is WhiteoutFormat.OCI:
+        with drafts.unseen(fd):
+            _make_mark(fd, marks.OPAQUE_NAME)
     else:
         os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
 
 
-def oci_whiteout(state: State, dir_fd: int, name: bytes) -> None:
-    flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(state.descriptors.open(lambda: os.open(marks.oci_whiteout(name), flags, 0o600, dir_fd=dir_fd)))
+def oci_whiteout(dir_fd: int, name: bytes) -> bool:
+    """Hide what the lower layers have under `name`; False where that was so already."""
+    return _make_mark(dir_fd, marks.oci_whiteout(name))
 
 
-def _xattr_whiteout(state: State) -> drafts.Draft:
+@contextmanager
+def oci_whiteout_beside(dir_fd: int, name: bytes) -> Iterator[None]:
+    """Hide what lies below `name` before that leaves the upper; if it stays, what it showed of the lower stays too."""
+    made = oci_whiteout(dir_fd, name)
+    try:
+        yield
+    except OSError:
+        if made:
+            remove_oci_whiteout(dir_fd, name)
+        raise
+
+
+def _make_mark(dir_fd: int, name: bytes) -> bool:
+    """Have a file of this name, whatever it is; never opened, as it may be a FIFO. False where there was one."""
+    try:
+        os.mknod(name, stat.S_IFREG | 0o600, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    return True
+
+
+def draft_xattr_whiteout(state: State) -> drafts.Draft:
+    """A whiteout to be published over something, in the format whose whiteouts are marked files."""
     draft = drafts.draft_file(state)
     try:
         os.setxattr(descriptor_path(draft.fd), state.prefix + marks.WHITEOUT, b"y")

@@ -92,6 +92,18 @@ def _masked(entries: list[AclEntry], mode: int) -> tuple[int, list[AclEntry]]:
     return masked, result
 
 
+def set_owner(path: bytes, uid: int, gid: int) -> None:
+    """The owner of something that we just made where new files are ours."""
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        os.chown(path, uid, gid)
+
+
+def set_mode(path: bytes, mode: int) -> None:
+    """Permission bits, after the owner, as chown clears some; `mode` with the type, as symlinks have none."""
+    if not stat.S_ISLNK(mode):
+        os.chmod(path, stat.S_IMODE(mode))
+
+
 def copy_metadata(
     source: int, target: int, uid: int, gid: int, mode: int, st: os.stat_result, without: bytes = b""
 ) -> None:
@@ -101,11 +113,9 @@ def copy_metadata(
     capabilities.
     """
     path = descriptor_path(target)
-    if (uid, gid) != (os.geteuid(), os.getegid()):
-        os.chown(path, uid, gid)
+    set_owner(path, uid, gid)
     copy_xattrs(source, target, without)
-    if not stat.S_ISLNK(mode):
-        os.chmod(path, stat.S_IMODE(mode))
+    set_mode(path, mode)
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import attributes, content, naming, reading, renaming
+from . import attributes, content, linked, naming, reading, renaming
 
-CASES: list[Case] = [*reading.CASES, *naming.CASES, *renaming.CASES, *attributes.CASES, *content.CASES]
+CASES: list[Case] = [
+    *reading.CASES,
+    *naming.CASES,
+    *renaming.CASES,
+    *attributes.CASES,
+    *content.CASES,
+    *linked.CASES,
+]

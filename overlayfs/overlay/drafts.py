@@ -9,15 +9,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Final, Self
 
 from ..tree import syscalls
 from .state import State
 
 log = logging.getLogger(__name__)
+
+# What a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c, ovl_tempname).
+DRAFT_NAME: Final = re.compile(rb"#[0-9a-f]+")
 
 
 @contextmanager

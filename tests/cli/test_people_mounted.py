@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,36 @@ def test_ephemeral_upper_is_gone_after_the_unmount(site: Site, monkeypatch: pyte
         os.close(watcher)
     assert throw_away_directories(temporary) == []
     assert (base / "etc" / "a").read_bytes() == b"a\n"
+
+
+def test_ephemeral_mount_waits_for_no_answer_of_its_daemon(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(site.top))
+    program = """
+import os, signal, sys
+from overlayfs.fuse import session
+serve = session.serve_in_background
+def serve_and_hang(*arguments):
+    daemon = serve(*arguments)
+    os.kill(daemon, signal.SIGSTOP)
+    print(daemon, flush=True)
+    return daemon
+session.serve_in_background = serve_and_hang
+from overlayfs.cli.main import main
+sys.exit(main())
+"""
+    arguments = ("mount", "--lower", site.lower("base", BASE), "--ephemeral", site.mountpoint)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, check=True)
+    os.kill(int(done.stdout), signal.SIGCONT)
+    (site.mountpoint / "written").touch()
+    (directory,) = throw_away_directories(site.top)
+    assert (site.top / directory / "upper" / "written").exists()
+    watcher = watcher_of(site, int(done.stdout))
+    try:
+        run("umount", site.mountpoint)
+        assert wait_until_ended(watcher, PATIENCE_S)
+    finally:
+        os.close(watcher)
+    assert throw_away_directories(site.top) == []
 
 
 def test_ephemeral_mount_that_fails_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ The commands themselves are in the modules beside this one, imported when they a
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -186,6 +185,8 @@ def check(
 
 def main() -> int:
     """Run the program; the exit status."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -212,6 +213,7 @@ def _fail(error: Exception) -> int:
 def _explain(error: Exception) -> tuple[str, int]:
     from overlayfs.cli.live import CommandError
     from overlayfs.cli.mounting import UsageError
+    from overlayfs.cli.output import explain
     from overlayfs.overlay.options import MountError
 
     if hasattr(error, "format_message"):  # the parser's own, whose class has no public name in all versions
@@ -221,17 +223,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, CommandError | MountError):
         return str(error), ERROR
     if isinstance(error, OSError):
-        return _explain_os_error(error), ERROR
+        return explain(error), ERROR
     return f"{type(error).__name__}: {error} (this is a bug)", ERROR
-
-
-def _explain_os_error(error: OSError) -> str:
-    from overlayfs.cli.output import printable
-
-    reason = error.strerror or str(error)
-    if error.errno == errno.EIO and error.filename:
-        reason += " (see overlayfs check)"
-    return f"{printable(os.fsencode(error.filename))}: {reason}" if error.filename else reason
 
 
 if __name__ == "__main__":

@@ -70,6 +70,15 @@ def mount(
         typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")] = False,
+    no_fast_lane: Annotated[
+        bool, typer.Option("--no-fast-lane", help="Let pyfuse3 answer every request; slower.")
+    ] = False,
+    poll: Annotated[
+        int | None,
+        typer.Option(
+            "--poll", metavar="US", min=0, max=10_000, help="Await the next request for so many µs before sleeping."
+        ),
+    ] = None,
 ) -> None:
     """Mount lower layers, and an upper that takes the changes, as one tree on MNT.
 
@@ -89,6 +98,8 @@ def mount(
         read_only=read_only,
         options=tuple(options or ()),
         foreground=foreground,
+        lane=not no_fast_lane,
+        poll_us=poll,
     )
     make(request)
 
@@ -123,6 +134,25 @@ def layers(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
     from overlayfs.cli.mounts import show_layers
 
     show_layers(mountpoint, as_json)
+
+
+@app.command(short_help="Count the requests of a mount.")
+def stats(
+    mountpoint: Mountpoint,
+    as_json: AsJson = False,
+    watch: Annotated[
+        float | None, typer.Option("--watch", metavar="SECONDS", min=0.1, help="Again and again, until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Show how many requests of each kind a mount has had and who answered them, and what its daemon holds.
+
+    Exit status: 0 shown, 1 an error, also where its daemon is of a version that counts nothing.
+    """
+    from overlayfs.cli.stats import show_stats
+
+    if as_json and watch is not None:
+        raise typer.BadParameter("--json and --watch exclude each other")
+    show_stats(mountpoint, as_json, watch)
 
 
 @app.command(short_help="Say which layer a file comes from.")

@@ -33,6 +33,8 @@ class Request:
     read_only: bool = False
     options: tuple[str, ...] = ()
     foreground: bool = False
+    lane: bool = True
+    poll_us: int | None = None
 
     @property
     def mountpoint(self) -> str:
@@ -91,6 +93,10 @@ def _option_texts(request: Request, upper: str | None, work: str | None) -> Iter
         yield f"upperdir={_escape(upper)},workdir={_escape(work)}"
     if request.read_only:
         yield "ro"
+    if not request.lane:
+        yield "lane=off"
+    if request.poll_us is not None:
+        yield f"poll={request.poll_us}"
 
 
 def _escape(path: str) -> str:

@@ -26,7 +26,7 @@ from tests.contract.tree import (
     whiteout,
 )
 
-SUBCOMMANDS = ("mount", "umount", "mounts", "layers", "which", "diff", "check")
+SUBCOMMANDS = ("mount", "umount", "mounts", "layers", "stats", "which", "diff", "check")
 
 
 def make(top: Path, **trees: Tree) -> dict[str, Path]:
@@ -70,7 +70,7 @@ def test_help_of_every_command(command: str) -> None:
     assert f"overlayfs {command}" in run(command, "--help").stdout
 
 
-@pytest.mark.parametrize("command", ["mount", "umount", "which", "diff", "check"])
+@pytest.mark.parametrize("command", ["mount", "umount", "stats", "which", "diff", "check"])
 def test_exit_statuses_are_documented(command: str) -> None:
     assert "Exit status: 0" in run(command, "--help").stdout
 
@@ -92,7 +92,10 @@ def test_version(option: str) -> None:
         (("mount", "debian:12"), "debian:12: images cannot be mounted by name yet"),
         (("mount", "--lower", "/", "--upper", "/", "/"), "--upper and --work belong together"),
         (("mount", "--lower", "/", "--ephemeral", "--read-only", "/"), "--ephemeral excludes"),
+        (("mount", "--lower", "/", "--poll", "10001", "/"), "--poll"),
         (("diff", "--stat", "--patch", "/"), "exclude each other"),
+        (("stats", "--json", "--watch", "1", "/"), "exclude each other"),
+        (("stats", "--watch", "0", "/"), "--watch"),
         (("which",), "Missing argument"),
     ],
 )
@@ -109,6 +112,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...], said: 
         (("umount", "{top}"), "nothing is mounted here"),
         (("umount", "/proc"), "not an overlayfs mount but proc"),
         (("layers", "{top}"), "no overlayfs is mounted here"),
+        (("stats", "{top}"), "no overlayfs is mounted here"),
         (("which", "{top}/x"), "not in an overlayfs mount"),
         (("diff", "{top}/absent"), "not a directory"),
         (("diff", "--lower", "{top}/absent", "{top}"), "absent: No such file or directory"),

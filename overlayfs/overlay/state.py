@@ -336,7 +336,8 @@ class State:
 
     @contextmanager
     def node(self, inode: Inode) -> Iterator[int]:
-        """A descriptor (perhaps O_PATH) of the file itself for the length of the block, whatever its type, name or none."""
+        """A descriptor of the file itself (O_PATH, or a pooled one of its data) for the length of the block, whatever
+        its type, name or none."""
         orphan = self.orphans.get(inode.number)
         if orphan is not None:
             yield orphan

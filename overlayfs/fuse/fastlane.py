@@ -10,7 +10,6 @@ reply; None where the reply comes later, or never.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import logging
 import os
@@ -44,6 +43,7 @@ _LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signa
 _SHORT_COPY: Final = 256 << 10  # bytes; below this a thread costs more than it frees
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+_NOTHING: Final = AttributeChanges()
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
 _Asker = tuple[int, int, int]  # uid, gid, pid
@@ -216,10 +216,13 @@ class FastLane:
         need = Need.METADATA if changes.size is None else Need.DATA
         if self._copy_ups.must_wait(node, need, changes.size):
             raise _Forwarded
-        before = self._overlay.getattr(node)
-        if changes.mode is None and before.mode & _SET_IDS and _takes_privileges(body, asker, before):
-            changes = dataclasses.replace(changes, mode=_unprivileged(before, asker))
-        groups_count = changes.mode is None and bool(before.mode & stat.S_ISGID)
+        groups_count = False
+        if changes.mode is None and _touches_privileges(changes):
+            before = self._overlay.getattr(node)
+            if before.mode & _SET_IDS and _takes_privileges(body, asker, before):
+                changes = changes._replace(mode=_unprivileged(before, asker))
+            else:
+                groups_count = bool(before.mode & stat.S_ISGID)
         return self._attr_times + self._overlay.setattr(node, changes, caller(*asker, with_groups=groups_count))
 
     def _drop_privileges(self, node: int, asker: _Asker) -> None:
@@ -512,6 +515,12 @@ def _sized(value: bytes, size: int) -> bytes:
 
 # With FUSE_HANDLE_KILLPRIV_V2 the kernel leaves it to us to take setuid and setgid from a file whose content or owner
 # changes; taking capabilities is done by the filesystem below.
+
+
+def _touches_privileges(changes: AttributeChanges) -> bool:
+    """False for a SETATTR of times alone."""
+    timeless = changes._replace(atime_ns=None, mtime_ns=None, ctime_ns=None)
+    return timeless != _NOTHING or timeless == changes
 
 
 def _takes_privileges(body: memoryview, asker: _Asker, before: Attributes) -> bool:

@@ -7,6 +7,7 @@ descriptor and hands on what it does not answer itself; without the lane, the pa
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -91,6 +92,8 @@ class _Session:
 
     async def run(self, on_live: Callable[[], None], lifeline_fd: int | None) -> None:
         await self._shake_hands()
+        self._live.widen_readahead()
+        _collect_seldom()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope)
             nursery.start_soon(self._log_facts_on_signal)
@@ -139,6 +142,12 @@ class _Session:
         nursery.start_soon(pyfuse3.main)
         nursery.start_soon(channel.relay)
         await lane.serve(nursery)
+
+
+def _collect_seldom() -> None:
+    """Inodes are many, live long and form no garbage cycles: looking through them for some only costs time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 1000)
 
 
 def _is_administrator() -> bool:

@@ -5,7 +5,6 @@ Reading never copies up; every function that changes something may.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import stat
@@ -17,6 +16,8 @@ from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
 from .ownership import Owner, format_override, parse_override
 from .state import State
+
+_NOTHING = AttributeChanges()
 
 
 def attributes_of(state: State, inode: Inode) -> Attributes:
@@ -133,13 +134,13 @@ def _with_lost_setgid(state: State, inode: Inode, changes: AttributeChanges, cal
     announces a write by a SETATTR that changes nothing.
     """
     takes = changes.size is not None or changes.uid is not None or changes.gid is not None
-    if changes.mode is not None or inode.kind != stat.S_IFREG or not (takes or changes == AttributeChanges()):
+    if changes.mode is not None or inode.kind != stat.S_IFREG or not (takes or changes == _NOTHING):
         return changes
     before = attributes_of(state, inode)
     may_write = takes or caller.uid == before.uid or before.mode & stat.S_IWOTH
     if before.mode & stat.S_IXGRP or not may_write or not _loses_setgid(before, caller):
         return changes
-    return dataclasses.replace(changes, mode=before.mode & ~stat.S_ISGID)
+    return changes._replace(mode=before.mode & ~stat.S_ISGID)
 
 
 def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
@@ -154,7 +155,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
         inode.attributes = inode.xattr_names = None
         # not ftruncate: that sets mtime even where the size stays
         os.truncate(descriptor_path(opened.fd), changes.size)
-    if changes == AttributeChanges(size=changes.size):
+    if changes._replace(size=None) == _NOTHING:
         return
     with state.upper_node(inode) as fd:
         try:
@@ -175,11 +176,14 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
         inode.attributes = otherwise if inode.number not in state.passed_through else None
 
 
-def after_change(state: State, inode: Inode, before: Attributes, changes: AttributeChanges) -> Attributes:
-    """The attributes after `change`; what was done is answered even where they cannot be read again."""
+def after_change(state: State, inode: Inode, before: Attributes | None, changes: AttributeChanges) -> Attributes:
+    """The attributes after `change`; what was done is answered even where they cannot be read again, as long as it is
+    known what they were before."""
     try:
         return attributes_of(state, inode)
     except OSError:
+        if before is None:
+            raise
         asked = {name: getattr(changes, name) for name in ("uid", "gid", "size", "atime_ns", "mtime_ns")}
         mode = before.mode if changes.mode is None else stat.S_IFMT(before.mode) | stat.S_IMODE(changes.mode)
         return before.changed(mode=mode, **{name: value for name, value in asked.items() if value is not None})
@@ -246,10 +250,13 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
 
 def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
-    if inode.xattr_names is None or state.revalidates or inode.number in state.passed_through:
+    known = inode.xattr_names
+    if known is not None and metadata.CAPABILITY in known and inode.number in state.passed_through:
+        known = None  # a write that we have not seen takes it
+    if known is None or state.revalidates:
         with state.node(inode) as fd:
-            inode.xattr_names = _names_of(fd)
-    return inode.xattr_names
+            known = inode.xattr_names = _names_of(fd)
+    return known
 
 
 def _names_of(fd: int) -> tuple[bytes, ...]:

@@ -121,7 +121,7 @@ class Overlay:
 
     def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
         inode = self._inode(ino)
-        before = attributes.attributes_of(self.state, inode)
+        before = inode.attributes
         attributes.change(self.state, inode, changes, caller)
         return attributes.after_change(self.state, inode, before, changes)
 

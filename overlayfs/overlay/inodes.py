@@ -11,7 +11,6 @@ import stat
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from .layer import Location
@@ -30,8 +29,7 @@ class Caller(NamedTuple):
     groups: frozenset[int] = frozenset()  # supplementary; only filled in where they count
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeChanges:
+class AttributeChanges(NamedTuple):
     """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored."""
 
     mode: int | None = None

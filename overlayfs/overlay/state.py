@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
@@ -357,13 +357,11 @@ class State:
             finally:
                 os.close(fd)
 
-    @contextmanager
-    def upper_node(self, inode: Inode) -> Iterator[int]:
+    def upper_node(self, inode: Inode) -> AbstractContextManager[int]:
         """As `node`, for changes: what is not in the upper is refused, so that no lower layer is ever written."""
         if not inode.upper:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        with self.node(inode) as fd:
-            yield fd
+        return self.node(inode)
 
     def draft_name(self) -> bytes:
         """A name in the workdir that nothing has."""

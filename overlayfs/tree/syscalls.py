@@ -29,6 +29,7 @@ _SYS_OPEN_TREE = 428  # Linux 5.2
 _OPEN_TREE_CLONE = 1
 _SYS_MOUNT_SETATTR = 442
 _MAKE_PRIVATE = struct.pack("4Q", 0, 0, 1 << 18, 0)  # struct mount_attr: set, clear, propagation, userns_fd
+_TIMES = struct.Struct("4l")  # struct timespec[2]: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYS_OPENAT2 = 437  # the same on every architecture (Linux 5.6)
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -56,10 +57,6 @@ class _FileHandle(ctypes.Structure):
         ("handle_type", ctypes.c_int),
         ("f_handle", ctypes.c_char * _MAX_HANDLE_SIZE),
     ]
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
 
 
 class FileHandle(NamedTuple):
@@ -180,16 +177,15 @@ def file_handle(fd: int) -> FileHandle | None:
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set one or both times, in ns since the epoch, of the node that `fd` (O_PATH is enough) refers to."""
-    times = (_Timespec * 2)(_timespec(atime_ns), _timespec(mtime_ns))
+    times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
     if _libc.utimensat(_AT_FDCWD, descriptor_path(fd), times, 0) != 0:
         _raise_errno(b"")
 
 
-def _timespec(time_ns: int | None) -> _Timespec:
+def _timespec(time_ns: int | None) -> tuple[int, int]:
     if time_ns is None:
-        return _Timespec(0, _UTIME_OMIT)
-    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    return _Timespec(seconds, nanoseconds)
+        return 0, _UTIME_OMIT
+    return divmod(time_ns, 1_000_000_000)
 
 
 def unmount(path: bytes, lazy: bool = False) -> None:

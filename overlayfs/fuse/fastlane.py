@@ -423,13 +423,13 @@ class FastLane:
             yield read.fd, written.fd
 
     def _ioctl(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
-        _fh, _flags, command, _argument, in_size, _out_size = abi.IOCTL_IN.unpack_from(body)
+        _fh, _flags, command, _argument, in_size, out_size = abi.IOCTL_IN.unpack_from(body)
         if command not in FLAG_COMMANDS:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
         argument = bytes(body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]) or bytes(FLAG_COMMANDS[command])
 
         def run() -> bytes:
-            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + self._overlay.file_flags(node, command, argument)
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + self._overlay.file_flags(node, command, argument)[:out_size]
 
         return self._after_copy_up(node, run) if in_size else run()
 

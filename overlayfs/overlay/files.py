@@ -135,7 +135,9 @@ def file_flags(state: State, inode: Inode, command: int, argument: bytes) -> byt
         fcntl.ioctl(fd, command, buffer)
     finally:
         os.close(fd)
-    inode.attributes = None if command in _FLAG_CHANGES else inode.attributes
+    if command in _FLAG_CHANGES:
+        inode.attributes = None
+        state.descriptors.drop_file(inode.number)  # some filesystems look at the flags only when a file is opened
     return bytes(buffer)
 
 

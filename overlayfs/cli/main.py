@@ -242,7 +242,7 @@ def _fail(error: Exception) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     from overlayfs.cli.live import CommandError
-    from overlayfs.cli.mounting import UsageError
+    from overlayfs.cli.mount_program import UsageError
     from overlayfs.cli.output import explain
     from overlayfs.overlay.options import MountError
 

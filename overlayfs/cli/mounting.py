@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs.cli.live import wait_until_ended
+from overlayfs.cli.mount_program import CommandLine, UsageError, mount_options
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
 from overlayfs.fuse import throwaway
+from overlayfs.overlay.option_parser import parse_options
+from overlayfs.overlay.option_text import split_option_list
 
 _SPECIAL = re.compile(r'([\\:,"])')
-
-
-class UsageError(Exception):
-    """The command line itself is wrong; `str(error)` is the one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,8 @@ def mount(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    has_lowers = bool(request.lowers) or any("lowerdir" in text for text in request.options)
+    items = [item for text in request.options for item in split_option_list(os.fsencode(text))]
+    has_lowers = bool(request.lowers) or any(item.name in (b"lowerdir", b"lowerdir+") for item in items)
     if len(request.words) > 1 or (not has_lowers and not os.path.isdir(request.mountpoint)):
         raise UsageError(
             f"{printable(os.fsencode(request.words[0]))}: images cannot be mounted by name yet:"
@@ -71,9 +71,7 @@ def _check(request: Request) -> None:
 
 def _serve(request: Request, upper: str | None, work: str | None) -> int | None:
     """The daemon's process id, None in the foreground, where this returns at the end of the mount."""
-    from overlayfs.cli.mount_program import CommandLine, mount_options
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
-    from overlayfs.overlay.option_parser import parse_options
 
     parsed = parse_options([*request.options, *_option_texts(request, upper, work)], os.curdir)
     for warning in parsed.warnings:

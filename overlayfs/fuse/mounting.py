@@ -16,6 +16,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+from ..overlay.mount_flags import (
+    MS_DIRSYNC,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_SYNCHRONOUS,
+)
 from ..overlay.options import MountError
 from ..tree import syscalls
 
@@ -29,13 +38,13 @@ _HELPERS: Final = ("fusermount3", "fusermount")
 # mount(8) strips PATH from the environment of the programs that it runs.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FLAG_NAMES: Final = {
-    1: "ro",
-    2: "nosuid",
-    4: "nodev",
-    8: "noexec",
-    16: "sync",
-    128: "dirsync",
-    1024: "noatime",
+    MS_RDONLY: "ro",
+    MS_NOSUID: "nosuid",
+    MS_NODEV: "nodev",
+    MS_NOEXEC: "noexec",
+    MS_SYNCHRONOUS: "sync",
+    MS_DIRSYNC: "dirsync",
+    MS_NOATIME: "noatime",
 }
 _KERNEL_OPTIONS: Final = (
     "allow_other",
@@ -180,7 +189,7 @@ def _mount_by_helper(options: MountOptions) -> int:
     items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
     items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
     if os.geteuid() == 0:  # the helper takes both away unless it is told
-        items += [name for bit, name in ((2, "suid"), (4, "dev")) if not options.flags & bit]
+        items += [name for bit, name in ((MS_NOSUID, "suid"), (MS_NODEV, "dev")) if not options.flags & bit]
     items += options.fuse_options
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

@@ -88,6 +88,7 @@ def test_version(option: str) -> None:
         (("mount", "--lower"), "--lower"),
         (("mount", "--no-such-option", "."), "--no-such-option"),
         (("mount", "/"), "at least one --lower is needed"),
+        (("mount", "-o", "fsname=lowerdir", "/"), "at least one --lower is needed"),
         (("mount", "debian:12", "/"), "debian:12: images cannot be mounted by name yet"),
         (("mount", "debian:12"), "debian:12: images cannot be mounted by name yet"),
         (("mount", "--lower", "/", "--upper", "/", "/"), "--upper and --work belong together"),

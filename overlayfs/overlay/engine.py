@@ -176,7 +176,7 @@ class Overlay:
         assert isinstance(inode, Directory)
         for step in copyup.steps_to_copy_everything(self.state, inode):
             yield step.number, Need.DATA
-            if not step.is_directory:
+            if not step.is_directory and step.parent is not None:
                 copyup.copy_up(self.state, step)
 
     def is_directory(self, ino: int) -> bool:

@@ -10,45 +10,42 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Final, Self
 
+from .fuse import mounting, throwaway
+from .fuse.__main__ import LIVE
 from .overlay.options import MountError, OverlayOptions
 
-_LIVE = b"live\n"
-_PATIENCE_S = 10.0
+_PATIENCE_S: Final = 10.0
 
 StrPath = str | os.PathLike[str]
 
 
 class Mount:
-    """A live mount; a context manager. `path` is the mountpoint, `upper` the directory that takes the changes."""
+    """A live mount; a context manager. `path` is the mountpoint, `upper` the directory that takes the changes.
 
-    def __init__(self, path: Path, upper: Path | None, process: subprocess.Popen[bytes], temporary: _Temporary) -> None:
+    It belongs to the process that made it: in a forked child nothing here unmounts it.
+    """
+
+    def __init__(self, path: Path, upper: Path | None, server: _Server) -> None:
         self.path = path
         self.upper = upper
-        self._process = process
-        self._temporary = temporary
+        self._server = server
+        weakref.finalize(self, server.end)
 
     @property
     def pid(self) -> int:
         """The process that serves the mount."""
-        return self._process.pid
+        return self._server.process.pid
 
     def unmount(self) -> None:
         """Unmount, busy or not, and wait for the serving process; doing it twice is well."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._temporary.remove()
+        self._server.end()
 
     def __enter__(self) -> Self:
         return self
@@ -62,22 +59,56 @@ class Mount:
         return f"Mount({str(self.path)!r})"
 
 
-class _Temporary:
-    """Directories that live as long as the mount."""
+class _Server:
+    """The process that serves one mount, and what goes with it."""
 
-    def __init__(self) -> None:
-        self._root: tempfile.TemporaryDirectory[str] | None = None
+    def __init__(self, mountpoint: bytes, scratch: Path | None) -> None:
+        self._maker = os.getpid()
+        self._mountpoint = mountpoint
+        self._scratch = scratch
+        self._mount_number: int | None = None
+        self._has_ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "overlayfs.fuse"],  # -P: no code from the current directory
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+            start_new_session=True,  # Ctrl-C is for the caller alone
+        )
 
-    def directory(self, name: str) -> Path:
-        if self._root is None:
-            self._root = tempfile.TemporaryDirectory(prefix="overlayfs-", ignore_cleanup_errors=True)
-        path = Path(self._root.name, name)
-        path.mkdir()
-        return path
+    def mount(self, options: OverlayOptions) -> None:
+        """Raises MountError."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):  # it died: so it answers nothing
+            pickle.dump((options, self._mountpoint, self._scratch), self.process.stdin)
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if answer != LIVE:
+            raise MountError(os.fsdecode(answer).strip() or "the serving process died while it was starting")
+        self._mount_number = mounting.mount_number(self._mountpoint)
 
-    def remove(self) -> None:
-        if self._root is not None:
-            self._root.cleanup()
+    def end(self) -> None:
+        """Let it unmount and throw away what is to be; where it cannot any more, do it in its place."""
+        if self._has_ended or os.getpid() != self._maker:
+            return
+        self._stop()
+        if self._mount_number is not None:
+            mounting.unmount(self._mountpoint, self._mount_number)
+        if self._scratch is not None:
+            throwaway.remove(self._scratch)
+        self._has_ended = True
+
+    def _stop(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.terminate()  # a forked child may hold the pipe open
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
 
 def mount(
@@ -95,48 +126,41 @@ def mount(
     puts upper and work into a temporary directory that is thrown away with the mount. Further keywords are fields of
     `OverlayOptions`. Raises MountError, with one line that says why, and then nothing is mounted.
     """
-    temporary = _Temporary()
-    try:
-        if ephemeral:
-            upper, work = temporary.directory("upper"), temporary.directory("work")
-        target = Path(mountpoint) if mountpoint is not None else temporary.directory("mount")
-        if (upper is None) != (work is None):
-            raise MountError("upper and work go together: give both or neither")
+    if isinstance(lowers, str | bytes | os.PathLike):
+        raise TypeError("lowers is a sequence of directories")
+    if (upper is None) != (work is None):
+        raise MountError("upper and work go together: give both or neither")
+    if ephemeral and upper is not None:
+        raise MountError("an ephemeral mount has an upper and a work of its own: give none")
+    with ExitStack() as undo:
+        scratch = _make_scratch(ephemeral, mountpoint is None, undo)
+        if scratch is not None and ephemeral:
+            upper, work = scratch / throwaway.UPPER, scratch / throwaway.WORK
+        if scratch is not None and mountpoint is None:
+            mountpoint = scratch / throwaway.MOUNT
+        assert mountpoint is not None
         request = OverlayOptions(
             lowers=tuple(map(_absolute, lowers)),
             upper=None if upper is None else _absolute(upper),
             work=None if work is None else _absolute(work),
             **options,
         )
-        process = _start(request, _absolute(target))
-    except BaseException:
-        temporary.remove()
-        raise
-    return Mount(target, None if upper is None else Path(upper), process, temporary)
+        server = _Server(_absolute(mountpoint), scratch)
+        undo.callback(server.end)
+        server.mount(request)
+        undo.pop_all()
+    return Mount(Path(mountpoint), None if upper is None else Path(upper), server)
+
+
+def _make_scratch(ephemeral: bool, needs_mountpoint: bool, undo: ExitStack) -> Path | None:
+    names = [throwaway.UPPER, throwaway.WORK] if ephemeral else []
+    names += [throwaway.MOUNT] if needs_mountpoint else []
+    if not names:
+        return None
+    root = throwaway.make(*names)
+    undo.callback(throwaway.remove, root)
+    return root
 
 
 def _absolute(path: StrPath) -> bytes:
     return os.path.abspath(os.fsencode(path))
-
-
-def _start(request: OverlayOptions, mountpoint: bytes) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "overlayfs.fuse"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    send_request(process.stdin, request, mountpoint)
-    answer = process.stdout.readline()
-    if answer == _LIVE:
-        return process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait()
-    raise MountError(os.fsdecode(answer).strip() or "the serving process died while it was starting")
-
-
-def send_request(pipe: IO[bytes], request: OverlayOptions, mountpoint: bytes) -> None:
-    pipe.write(pickle.dumps((request, mountpoint)))
-    pipe.flush()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
-from overlayfs.cli.live import CommandError, in_time, mount_at, read_status, resolve
+from overlayfs.cli.live import CommandError, in_time, is_ours, mount_at, mount_containing, read_status, resolve
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
 from overlayfs.cli.patch import print_patch
 from overlayfs.overlay.changes import Change, ChangeKind, Comparison, Version
@@ -46,7 +46,11 @@ def show_changes(tree: str, lowers: Sequence[str] | None, form: Form, everything
 def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
     path = resolve(tree)
     entry = mount_at(path)
-    if entry is None or not entry.is_ours:
+    if entry is None or not is_ours(entry):
+        around = mount_containing(path)
+        if lowers is None and around is not None and is_ours(around):
+            where = printable(around.mountpoint)
+            raise CommandError(f"{printable(tree)}: lies in the mount {where}: name that, or for an upper its --lower")
         if not os.path.isdir(path):
             raise CommandError(f"{printable(tree)}: not a directory")
         return Comparison.open(path, None if lowers is None else [os.fsencode(lower) for lower in lowers])

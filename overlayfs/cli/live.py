@@ -45,11 +45,6 @@ class MountEntry:
     source: bytes
     options: frozenset[bytes]
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether the type says that an overlayfs daemon serves it."""
-        return self.filesystem_type == FILESYSTEM_TYPE
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -139,10 +134,21 @@ def _unescape(text: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text)
 
 
+def is_ours(entry: MountEntry) -> bool:
+    """Whether an overlayfs daemon serves it: by its type or, as `subtype=` can give it another, by its answer."""
+    if entry.filesystem_type == FILESYSTEM_TYPE or not entry.filesystem_type.startswith(b"fuse."):
+        return entry.filesystem_type == FILESYSTEM_TYPE
+    try:
+        read_status(entry.mountpoint, timeout_s=2.0)
+    except CommandError:
+        return False
+    return True
+
+
 def our_mounts() -> list[MountEntry]:
     """The overlayfs mounts, without those that a later mount on the same directory covers."""
     topmost = {entry.mountpoint: entry for entry in mount_entries()}
-    return [entry for entry in topmost.values() if entry.is_ours]
+    return [entry for entry in topmost.values() if is_ours(entry)]
 
 
 def mount_at(mountpoint: bytes) -> MountEntry | None:

@@ -6,7 +6,6 @@ The commands themselves are in the modules beside this one, imported when they a
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -71,6 +70,15 @@ def mount(
         typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")] = False,
+    no_fast_lane: Annotated[
+        bool, typer.Option("--no-fast-lane", help="Let pyfuse3 answer every request; slower.")
+    ] = False,
+    poll: Annotated[
+        int | None,
+        typer.Option(
+            "--poll", metavar="US", min=0, max=10_000, help="Await the next request for so many µs before sleeping."
+        ),
+    ] = None,
 ) -> None:
     """Mount lower layers, and an upper that takes the changes, as one tree on MNT.
 
@@ -90,6 +98,8 @@ def mount(
         read_only=read_only,
         options=tuple(options or ()),
         foreground=foreground,
+        lane=not no_fast_lane,
+        poll_us=poll,
     )
     make(request)
 
@@ -124,6 +134,25 @@ def layers(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
     from overlayfs.cli.mounts import show_layers
 
     show_layers(mountpoint, as_json)
+
+
+@app.command(short_help="Count the requests of a mount.")
+def stats(
+    mountpoint: Mountpoint,
+    as_json: AsJson = False,
+    watch: Annotated[
+        float | None, typer.Option("--watch", metavar="SECONDS", min=0.1, help="Again and again, until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Show how many requests of each kind a mount has had and who answered them, and what its daemon holds.
+
+    Exit status: 0 shown, 1 an error, also where its daemon is of a version that counts nothing.
+    """
+    from overlayfs.cli.stats import show_stats
+
+    if as_json and watch is not None:
+        raise typer.BadParameter("--json and --watch exclude each other")
+    show_stats(mountpoint, as_json, watch)
 
 
 @app.command(short_help="Say which layer a file comes from.")
@@ -186,6 +215,8 @@ def check(
 
 def main() -> int:
     """Run the program; the exit status."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -212,6 +243,7 @@ def _fail(error: Exception) -> int:
 def _explain(error: Exception) -> tuple[str, int]:
     from overlayfs.cli.live import CommandError
     from overlayfs.cli.mounting import UsageError
+    from overlayfs.cli.output import explain
     from overlayfs.overlay.options import MountError
 
     if hasattr(error, "format_message"):  # the parser's own, whose class has no public name in all versions
@@ -221,17 +253,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, CommandError | MountError):
         return str(error), ERROR
     if isinstance(error, OSError):
-        return _explain_os_error(error), ERROR
+        return explain(error), ERROR
     return f"{type(error).__name__}: {error} (this is a bug)", ERROR
-
-
-def _explain_os_error(error: OSError) -> str:
-    from overlayfs.cli.output import printable
-
-    reason = error.strerror or str(error)
-    if error.errno == errno.EIO and error.filename:
-        reason += " (see overlayfs check)"
-    return f"{printable(os.fsencode(error.filename))}: {reason}" if error.filename else reason
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def _mount(line: CommandLine) -> int:
     except ImportError as error:
         return _fail(f"a part of the program is missing: {error}")
     except OSError as error:
-        return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error))
+        from overlayfs.cli.output import explain
+
+        return _fail(explain(error))
     return 0
 
 

@@ -5,21 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
-from overlayfs.cli.live import (
-    MountEntry,
-    mount_at,
-    read_status,
-    wait_until_ended,
-    wait_until_unmounted,
-)
+from overlayfs.cli.live import wait_until_ended
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
+from overlayfs.fuse import throwaway
 
 _SPECIAL = re.compile(r'([\\:,"])')
 
@@ -40,6 +33,8 @@ class Request:
     read_only: bool = False
     options: tuple[str, ...] = ()
     foreground: bool = False
+    lane: bool = True
+    poll_us: int | None = None
 
     @property
     def mountpoint(self) -> str:
@@ -53,6 +48,10 @@ def mount(request: Request) -> None:
         _mount_ephemeral(request)
     else:
         _serve(request, request.upper, request.work)
+    if not request.foreground and is_terminal():
+        kept = "; what is written is thrown away at the unmount" if request.ephemeral else ""
+        where = os.path.realpath(os.fsencode(request.mountpoint))
+        Lines().print(Cell(printable(where), "bold"), Cell(" is mounted" + kept))
 
 
 def _check(request: Request) -> None:
@@ -70,7 +69,8 @@ def _check(request: Request) -> None:
         raise UsageError("--ephemeral excludes --upper, --work and --read-only")
 
 
-def _serve(request: Request, upper: str | None, work: str | None) -> None:
+def _serve(request: Request, upper: str | None, work: str | None) -> int | None:
+    """The daemon's process id, None in the foreground, where this returns at the end of the mount."""
     from overlayfs.cli.mount_program import CommandLine, mount_options
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
     from overlayfs.overlay.option_parser import parse_options
@@ -78,12 +78,11 @@ def _serve(request: Request, upper: str | None, work: str | None) -> None:
     parsed = parse_options([*request.options, *_option_texts(request, upper, work)], os.curdir)
     for warning in parsed.warnings:
         print(f"overlayfs: {warning}", file=sys.stderr)
-    serve = serve_in_foreground if request.foreground else serve_in_background
     options = mount_options(CommandLine(), parsed, request.mountpoint, is_root=os.geteuid() == 0)
-    serve(parsed.overlay, options)
-    if not request.foreground and is_terminal():
-        kept = "; what is written is thrown away at the unmount" if request.ephemeral else ""
-        Lines().print(Cell(printable(options.mountpoint), "bold"), Cell(" is mounted" + kept))
+    if request.foreground:
+        serve_in_foreground(parsed.overlay, options)
+        return None
+    return serve_in_background(parsed.overlay, options)
 
 
 def _option_texts(request: Request, upper: str | None, work: str | None) -> Iterator[str]:
@@ -94,6 +93,10 @@ def _option_texts(request: Request, upper: str | None, work: str | None) -> Iter
         yield f"upperdir={_escape(upper)},workdir={_escape(work)}"
     if request.read_only:
         yield "ro"
+    if not request.lane:
+        yield "lane=off"
+    if request.poll_us is not None:
+        yield f"poll={request.poll_us}"
 
 
 def _escape(path: str) -> str:
@@ -101,40 +104,31 @@ def _escape(path: str) -> str:
 
 
 def _mount_ephemeral(request: Request) -> None:
-    directory = tempfile.mkdtemp(prefix="overlayfs-")
-    with ExitStack() as stack:
-        stack.callback(_remove_tree, directory, os.getpid())
-        upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
-        for path in (upper, work):
-            os.mkdir(path)
-            os.chmod(path, 0o755)  # whatever the umask: this becomes the mode of the mount's root
-        _serve(request, upper, work)
-        if not request.foreground and _remove_after_unmount(directory, request.mountpoint):
-            stack.pop_all()
-
-
-def _remove_tree(directory: str, maker: int) -> None:
-    if os.getpid() != maker:
-        return  # the daemon was forked from here and unwinds the same stack
-    for parent, names, _ in os.walk(directory):
-        for name in names:
-            path = os.path.join(parent, name)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)  # users make directories that not even they can enter
-    shutil.rmtree(directory)
-
-
-def _remove_after_unmount(directory: str, mountpoint: str) -> bool:
-    """Leave a process behind that removes the directory once mount and daemon are gone; False if they are."""
-    entry = mount_at(os.path.realpath(os.fsencode(mountpoint)))
-    if entry is None:
-        return False
-    daemon = os.pidfd_open(read_status(entry.mountpoint).pid)
-    if os.fork():
-        os.close(daemon)
-        return True
+    scratch = throwaway.make(throwaway.UPPER, throwaway.WORK)
+    maker = os.getpid()
+    daemon = None
     try:
-        _watch(entry, _detach(daemon), directory)
+        daemon = _serve(request, str(scratch / throwaway.UPPER), str(scratch / throwaway.WORK))
+    finally:
+        if daemon is None and os.getpid() == maker:  # the daemon was forked from here and unwinds the same stack
+            throwaway.remove(scratch)
+    if daemon is not None:
+        _remove_after(daemon, scratch)
+
+
+def _remove_after(daemon: int, scratch: Path) -> None:
+    """Leave a process behind that throws away what was written once the daemon has ended, however it ends."""
+    try:
+        pid_fd = os.pidfd_open(daemon)
+    except ProcessLookupError:
+        throwaway.remove(scratch)
+        return
+    if os.fork():
+        os.close(pid_fd)
+        return
+    try:
+        wait_until_ended(_detach(pid_fd))  # a lazy unmount leaves it at work for those who still use the mount
+        throwaway.remove(scratch)
     finally:
         os._exit(0)
 
@@ -150,9 +144,3 @@ def _detach(daemon: int) -> int:
     for standard in range(3):
         os.dup2(null, standard)
     return kept
-
-
-def _watch(entry: MountEntry, daemon: int, directory: str) -> None:
-    wait_until_unmounted(entry)
-    wait_until_ended(daemon)  # a lazy unmount leaves it at work for those who still use the mount
-    _remove_tree(directory, os.getpid())

@@ -11,6 +11,7 @@ from overlayfs.cli.live import (
     MountEntry,
     NotAnswering,
     Status,
+    is_ours,
     mount_at,
     our_mounts,
     read_status,
@@ -63,7 +64,7 @@ def status_of(mountpoint: str) -> tuple[MountEntry, Status]:
     """The overlayfs mount on `mountpoint` and what its daemon says; CommandError if there is none."""
     path = resolve(os.fsencode(mountpoint))
     entry = mount_at(path)
-    if entry is None or not entry.is_ours:
+    if entry is None or not is_ours(entry):
         raise CommandError(f"{printable(path)}: no overlayfs is mounted here")
     try:
         return entry, read_status(path)

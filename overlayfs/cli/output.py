@@ -7,11 +7,15 @@ terminal.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Cell(NamedTuple):
@@ -27,6 +31,16 @@ def printable(name: bytes) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def explain(error: OSError) -> str:
+    """What a system call says, in one line."""
+    reason = error.strerror or str(error)
+    if not error.filename:  # getcwd(2) is the one that looks for a file that nobody named
+        return "the current directory is gone" if error.errno == errno.ENOENT else reason
+    if error.errno == errno.EIO:
+        reason += " (see overlayfs check)"
+    return f"{printable(os.fsencode(error.filename))}: {reason}"
 
 
 def plain(path: bytes | None) -> str | None:
@@ -48,21 +62,23 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
     """Rows under headings: a table on a terminal, aligned columns otherwise."""
     listed = list(rows)
     if is_terminal():
-        _print_rich_table(headings, listed)
+        from rich.console import Console
+
+        Console(highlight=False).print(rich_table(headings, listed))
     else:
         _print_aligned([[Cell(heading) for heading in headings], *listed])
 
 
-def _print_rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def rich_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """The table that a terminal gets."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(cell.text, style=cell.style, overflow="fold") for cell in row))
-    Console(highlight=False).print(table)
+    return table
 
 
 def _print_aligned(rows: Sequence[Sequence[Cell]]) -> None:

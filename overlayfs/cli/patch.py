@@ -24,7 +24,7 @@ _ESCAPES = {7: b"a", 8: b"b", 9: b"t", 10: b"n", 11: b"v", 12: b"f", 13: b"r", 3
 def print_patch(changes: Iterable[Change], comparison: Comparison) -> None:
     """One patch of all changes: bytes to a pipe, coloured and safe text to a terminal."""
     lines = Lines() if is_terminal() else None
-    for change in changes:
+    for change in _expanded(changes, comparison):
         for line in patch_of(change, comparison):
             if lines is None:
                 sys.stdout.buffer.write(line + b"\n")
@@ -32,6 +32,13 @@ def print_patch(changes: Iterable[Change], comparison: Comparison) -> None:
                 text, _, _ = line.partition(b"\t") if line.startswith((b"---", b"+++")) else (line, b"", b"")
                 lines.print(Cell(printable(text.replace(b"\t", b"    ")), _style(line)))
     sys.stdout.flush()
+
+
+def _expanded(changes: Iterable[Change], comparison: Comparison) -> Iterator[Change]:
+    """Deleted directories file by file, before what takes their place."""
+    for change in changes:
+        yield from comparison.gone_with(change)
+        yield change
 
 
 def _style(line: bytes) -> str:

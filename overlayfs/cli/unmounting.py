@@ -12,8 +12,10 @@ from overlayfs.cli.live import (
     CommandError,
     MountEntry,
     holders_elsewhere,
+    is_ours,
     mount_at,
     read_status,
+    resolve,
     resolve_name,
     wait_until_ended,
     wait_until_unmounted,
@@ -30,9 +32,12 @@ def take_down(mountpoint: str, lazy: bool) -> None:
     """Unmount; returns once the daemon has let go of the upper, unless `lazy`."""
     path = resolve_name(os.fsencode(mountpoint))
     entry = mount_at(path)
+    if entry is None:  # perhaps a symlink to a mountpoint, as every other command takes it
+        path = resolve(path)
+        entry = mount_at(path)
     if entry is None:
         raise CommandError(f"{printable(path)}: nothing is mounted here")
-    if not entry.is_ours:
+    if not is_ours(entry):
         kind = printable(entry.filesystem_type)
         raise CommandError(f"{printable(path)}: not an overlayfs mount but {kind}: use umount")
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from overlayfs.cli.live import CommandError, Status, mount_containing, read_status, resolve_name
+from overlayfs.cli.live import CommandError, Status, is_ours, mount_containing, read_status, resolve_name
 from overlayfs.cli.mounts import layers_of
 from overlayfs.cli.output import Cell, Lines, plain, print_json, print_table, printable
 from overlayfs.overlay.layer import UPPER_INDEX, Layer, open_layer
@@ -49,7 +49,7 @@ def show_provenance(paths: Sequence[str], as_json: bool) -> bool:
 def _trace(path: bytes) -> tuple[bytes, Status, Provenance]:
     absolute = resolve_name(path)
     entry = mount_containing(absolute)
-    if entry is None or not entry.is_ours:
+    if entry is None or not is_ours(entry):
         raise CommandError(f"{printable(path)}: not in an overlayfs mount")
     try:
         status = read_status(entry.mountpoint)

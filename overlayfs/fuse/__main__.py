@@ -1,33 +1,49 @@
-"""The process behind `overlayfs.mount`: reads what to mount from standard input, and ends when that is closed."""
+"""The process behind `overlayfs.mount`: reads what to mount from standard input, and ends when that is closed.
+
+It outlives a caller that is killed, so it is the one to throw away what was written to an ephemeral mount.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
 import sys
+from typing import Final
 
+from ..overlay.mount_flags import MS_NODEV, MS_NOSUID, MS_RDONLY
 from ..overlay.options import MountError, OverlayOptions
-from .session import MountOptions, serve_in_foreground, set_up_logging
+from . import throwaway
+from .session import MountOptions, serve_for_parent
+
+LIVE: Final = b"live\n"
 
 
 def main() -> int:
     """Answer `live`, or one line that says why not, on standard output."""
-    options, mountpoint = pickle.load(sys.stdin.buffer)  # written by our own parent process
+    options, mountpoint, scratch = pickle.load(sys.stdin.buffer)  # written by our own parent process
     assert isinstance(options, OverlayOptions)
-    set_up_logging(debug=False)
-    flags = (1 if options.read_only or options.upper is None else 0) | (6 if os.geteuid() else 0)
-    shared = ("allow_other",) if os.geteuid() == 0 else ()
-    mount = MountOptions(mountpoint=mountpoint, flags=flags, fuse_options=shared)
     try:
-        serve_in_foreground(options, mount, on_live=lambda: _answer("live"), lifeline_fd=0)
+        serve_for_parent(options, _mount_options(options, mountpoint), lambda: _answer(LIVE), lifeline_fd=0)
     except MountError as error:
-        _answer(str(error))
+        _answer(os.fsencode(str(error)) + b"\n")
         return 1
+    finally:
+        if scratch is not None:
+            throwaway.remove(scratch)
     return 0
 
 
-def _answer(line: str) -> None:
-    sys.stdout.buffer.write(os.fsencode(line) + b"\n")
+def _mount_options(options: OverlayOptions, mountpoint: bytes) -> MountOptions:
+    is_root, is_read_only = os.geteuid() == 0, options.read_only or options.upper is None
+    return MountOptions(
+        mountpoint=mountpoint,
+        flags=(MS_RDONLY if is_read_only else 0) | (0 if is_root else MS_NOSUID | MS_NODEV),
+        fuse_options=("allow_other",) if is_root else (),
+    )
+
+
+def _answer(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
     sys.stdout.flush()
 
 

@@ -16,8 +16,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import trio
@@ -41,6 +41,7 @@ _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but lookin
 _RETRY_S: Final = 0.05
 _TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
 _LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
+_SHORT_COPY: Final = 256 << 10  # bytes; below this a thread costs more than it frees
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
@@ -388,23 +389,35 @@ class FastLane:
         _fh, offset, whence, _padding = abi.LSEEK_IN.unpack_from(body)
         return abi.LSEEK_OUT.pack(self._overlay.seek(node, offset, whence))
 
-    def _copy_file_range(self, node: int, body: memoryview, _: _Asker) -> None:
+    def _copy_file_range(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
         _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
+
+        copied = min(length, _LONGEST_COPY)
+        if copied <= _SHORT_COPY and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
+            with self._copying(node, target) as (source_fd, target_fd):
+                return abi.WRITE_OUT.pack(os.copy_file_range(source_fd, target_fd, copied, offset, target_offset), 0)
 
         async def work() -> bytes:
             await self._copy_ups.finish(target, Need.DATA)
-            with ExitStack() as stack:
-                written = self._overlay.pin_to_change(target)
-                stack.callback(written.unpin)
-                stack.callback(self._overlay.note_changed, target)
-                read = self._overlay.pin_data(node)
-                stack.callback(read.unpin)
+            with self._copying(node, target) as (source_fd, target_fd):
                 count = await trio.to_thread.run_sync(
-                    os.copy_file_range, read.fd, written.fd, min(length, _LONGEST_COPY), offset, target_offset
+                    os.copy_file_range, source_fd, target_fd, copied, offset, target_offset
                 )
             return abi.WRITE_OUT.pack(count, 0)
 
         self._later(work)
+        return None
+
+    @contextmanager
+    def _copying(self, source: int, target: int) -> Iterator[tuple[int, int]]:
+        """Descriptors to copy from one file to another, which is in the upper by then."""
+        with ExitStack() as stack:
+            written = self._overlay.pin_to_change(target)
+            stack.callback(written.unpin)
+            stack.callback(self._overlay.note_changed, target)
+            read = self._overlay.pin_data(source)
+            stack.callback(read.unpin)
+            yield read.fd, written.fd
 
     def _ioctl(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
         _fh, _flags, command, _argument, in_size, _out_size = abi.IOCTL_IN.unpack_from(body)
@@ -424,16 +437,14 @@ class FastLane:
 
         self._later(work)
 
-    def _fsync(self, node: int, _body: memoryview, _: _Asker) -> None:
-        self._forward_by_inode(node)
-
-    def _fsyncdir(self, node: int, _body: memoryview, _: _Asker) -> None:
-        self._forward_by_inode(node)
-
-    def _forward_by_inode(self, node: int) -> None:
-        """Whoever was not asked for a handle has sent none: it is the inode's number."""
-        abi.HANDLE.pack_into(self._buffer, abi.IN_HEADER.size, node)
+    def _fsync(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+        if self._overlay.writes_at_once:
+            return _DONE
+        # Whoever was not asked for a handle has sent none: pyfuse3's handlers take the inode's number for it.
+        abi.HANDLE.pack_into(body, 0, node)
         raise _Forwarded
+
+    _fsyncdir = _fsync
 
     # -- directories
 

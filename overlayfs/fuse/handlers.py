@@ -54,6 +54,7 @@ def _answered(method: _Method) -> _Method:
         try:
             return await method(*args, **kwargs)
         except OSError as error:
+            log.debug("%s: %s", method.__name__, error)
             raise FUSEError(error.errno or errno.EIO) from None
         except FUSEError:
             raise
@@ -297,7 +298,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if inode == ROOT and name.startswith(STATUS_XATTR):
+        if inode == ROOT and _is_status(name):
             return self._status_page(name)
         return self._overlay.getxattr(inode, name)
 
@@ -307,6 +308,8 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if inode == ROOT and _is_status(name):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
         await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.setxattr(inode, name, value, 0, _caller(ctx, with_groups=name == ACCESS_ACL))
 
@@ -322,8 +325,8 @@ class Handlers(pyfuse3.Operations):
         page = name[len(STATUS_XATTR) + 1 :]
         if not page:
             self._status = json.dumps(self.facts()).encode()
-        start = int(page) * _STATUS_PAGE if page.isdigit() else 0
-        if start >= len(self._status) or (page and not page.isdigit()):
+        start = int(page or 0) * _STATUS_PAGE
+        if start >= len(self._status):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return self._status[start : start + _STATUS_PAGE]
 
@@ -340,6 +343,11 @@ class Handlers(pyfuse3.Operations):
             "requests": {},
             **self.transport_facts(),
         }
+
+
+def _is_status(name: bytes) -> bool:
+    page = name.removeprefix(STATUS_XATTR)
+    return name == STATUS_XATTR or (name != page and page[:1] == b"." and page[1:].isdigit())
 
 
 def _resident_bytes() -> int:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import array
 import errno
+import logging
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from ..overlay.options import MountError
 from ..tree import syscalls
 
+log = logging.getLogger(__name__)
+
 DEFAULT_POLL_US: Final = 100
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DEVICE: Final = "/dev/fuse"
 _HELPERS: Final = ("fusermount3", "fusermount")
 # mount(8) strips PATH from the environment of the programs that it runs.
@@ -60,9 +66,41 @@ class MountOptions:
     poll_us: int = DEFAULT_POLL_US
 
 
-def mount(options: MountOptions) -> int:
-    """Mount, and return the descriptor of /dev/fuse on which the kernel's INIT request waits."""
+class LiveMount:
+    """A mount that we made: `fd` is the descriptor of /dev/fuse on which the kernel's INIT request waits.
+
+    Whoever serves it owns `fd`, and sets `has_ended` when the kernel says that it is unmounted. A context manager:
+    what is still mounted at the end of the block is detached.
+    """
+
+    def __init__(self, fd: int, mountpoint: bytes) -> None:
+        self.fd = fd
+        self.has_ended = False
+        self._mountpoint = mountpoint
+        self._number = mount_number(mountpoint)
+
+    def unmount(self) -> None:
+        """Detach it, busy or not."""
+        if not self.has_ended:
+            self.has_ended = True
+            unmount(self._mountpoint, self._number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unmount()
+
+
+def mount(options: MountOptions) -> LiveMount:
+    """Mount; no request is answered yet."""
     check_mountpoint(options.mountpoint)
+    return LiveMount(_mount(options), options.mountpoint)
+
+
+def _mount(options: MountOptions) -> int:
     if os.geteuid() == 0 and "auto_unmount" not in options.fuse_options:
         fd = _open_device()
         try:
@@ -174,8 +212,32 @@ def _receive_descriptor(channel: socket.socket) -> int | None:
     return None
 
 
-def unmount(mountpoint: bytes) -> None:
-    """Detach the mount, busy or not; nothing to do where it is gone already."""
+def mount_number(path: bytes) -> int:
+    """The kernel's number of the mount that a path leads into; told for a hung or dead one too, as nobody is asked."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            facts = dict(line.split(b":", 1) for line in lines)
+    finally:
+        os.close(fd)
+    return int(facts[b"mnt_id"])
+
+
+def _is_mounted(number: int) -> bool:
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return any(int(line.split(b" ", 1)[0]) == number for line in lines)
+
+
+def unmount(mountpoint: bytes, number: int) -> None:
+    """Detach the mount of this number, busy or not; nothing is done where it is gone or under another one."""
+    try:
+        on_top = mount_number(mountpoint)
+    except OSError:
+        return  # without its mountpoint no mount stands
+    if on_top != number:
+        if _is_mounted(number):
+            log.warning("%s cannot be unmounted: another mount covers it", _text(mountpoint))
+        return
     try:
         syscalls.unmount(mountpoint, lazy=True)
         return

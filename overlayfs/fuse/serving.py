@@ -20,12 +20,12 @@ import pyfuse3
 import trio
 
 from ..overlay.engine import Overlay
-from . import abi, mounting
+from . import abi
 from .channel import Channel
 from .copying import CopyUps
 from .fastlane import FastLane
 from .handlers import STATUS_XATTR, Handlers
-from .mounting import MountOptions
+from .mounting import ENDING_SIGNALS, LiveMount, MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +40,25 @@ _LANE_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV_V2
 
 
 def serve(
-    overlay: Overlay, mount: MountOptions, device_fd: int, on_live: Callable[[], None], lifeline_fd: int | None
+    overlay: Overlay, mount: MountOptions, live: LiveMount, on_live: Callable[[], None], lifeline_fd: int | None
 ) -> None:
-    """Serve until unmounted or told to end; the mount is gone after this. Owns `device_fd`."""
+    """Serve until unmounted or told to end; the mount is gone after this. Owns the mount's descriptor."""
     with ExitStack() as at_end:
         device = at_end.enter_context(ExitStack())
-        device.callback(os.close, device_fd)
+        device.callback(os.close, live.fd)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         at_end.callback(theirs.detach)  # closed by libfuse with its session
         at_end.enter_context(ours)
-        session = _Session(overlay, mount, device_fd, device, ours, theirs)
+        session = _Session(overlay, mount, live, device, ours, theirs)
         try:
-            session.take_offer(os.read(device_fd, abi.LONGEST_REQUEST))
+            session.take_offer(os.read(live.fd, abi.LONGEST_REQUEST))
             pyfuse3.init(session.handlers, f"/dev/fd/{theirs.fileno()}", set())
             try:
                 trio.run(session.run, on_live, lifeline_fd)
             finally:
                 pyfuse3.close(unmount=False)
         finally:
-            if not session.unmounted:
-                mounting.unmount(mount.mountpoint)
+            live.unmount()  # before its descriptor is closed: nobody is to see a dead mount
 
 
 class _Session:
@@ -69,19 +68,19 @@ class _Session:
         self,
         overlay: Overlay,
         mount: MountOptions,
-        device_fd: int,
+        live: LiveMount,
         device: ExitStack,
         ours: socket.socket,
         theirs: socket.socket,
     ) -> None:
         self._overlay = overlay
         self._mount = mount
-        self._device_fd, self._device = device_fd, device
+        self._live = live
+        self._device_fd, self._device = live.fd, device
         self._ours, self._theirs = ours, theirs
         self._copy_ups = CopyUps(overlay)
         self.handlers = Handlers(overlay, mount.source, self._copy_ups)
         self._passes_through = False
-        self.unmounted = False  # by the kernel, so that nothing is left to unmount
 
     def take_offer(self, request: bytes) -> None:
         """Pass the kernel's INIT on to pyfuse3, and decide what we ask for beyond it."""
@@ -99,7 +98,7 @@ class _Session:
                 nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
             on_live()
             await (self._serve_with_lane(nursery) if self._mount.lane else self._serve_alone())
-            self.unmounted = True
+            self._live.has_ended = True
             nursery.cancel_scope.cancel()
 
     async def _shake_hands(self) -> None:
@@ -149,7 +148,8 @@ def _is_administrator() -> bool:
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
             scope.cancel()

@@ -1,4 +1,4 @@
-"""How does a mount live as a process: mount, serve until unmounted, in the foreground or as a daemon?
+"""How does a mount live as a process: mount, serve until unmounted, in the foreground, as a daemon, for a parent?
 
 Imports what serves only when it is needed: a refusal must not wait for it.
 """
@@ -8,93 +8,112 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from ..overlay.options import MountError, OverlayOptions
 from . import mounting
 from .mounting import MountOptions
 
-__all__ = ["MountOptions", "serve_in_background", "serve_in_foreground"]
+__all__ = ["MountOptions", "serve_for_parent", "serve_in_background", "serve_in_foreground"]
 
 log = logging.getLogger(__name__)
 
-_LIVE: Final = b"\0"
+_LIVE: Final = b"\0"  # then the daemon's process id
 
 
 def serve_in_foreground(
-    options: OverlayOptions,
-    mount: MountOptions,
-    on_live: Callable[[], None] | None = None,
-    lifeline_fd: int | None = None,
+    options: OverlayOptions, mount: MountOptions, on_live: Callable[[], None] | None = None
 ) -> None:
-    """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP, or end of file on `lifeline_fd`).
+    """Mount and serve until unmounted or told to end by SIGTERM, SIGINT or SIGHUP; what is logged goes to the terminal.
 
     Raises MountError while the mount is not live; `on_live` is called when it is.
     """
-    from ..overlay.engine import Overlay
-
-    os.umask(0)  # modes are what the engine says
-    mounting.check_mountpoint(mount.mountpoint)
-    overlay = Overlay.open(options)
-    try:
-        overlay.refuse_mountpoint(mount.mountpoint)
-        fd = mounting.mount(mount)
-        from .serving import serve
-
-        serve(overlay, mount, fd, on_live or _do_nothing, lifeline_fd)
-    finally:
-        overlay.close()
+    _set_up_logging(_log_handler(_log_file(), to_terminal=True, debug=mount.debug), mount.debug)
+    _serve(options, mount, on_live or _do_nothing)
 
 
 def _do_nothing() -> None:
     pass
 
 
+def serve_for_parent(
+    options: OverlayOptions, mount: MountOptions, on_live: Callable[[], None], lifeline_fd: int
+) -> None:
+    """As in the foreground, but logging as a daemon does; end of file on `lifeline_fd` ends it too."""
+    _set_up_logging(_log_handler(_log_file(), to_terminal=False), mount.debug)
+    _serve(options, mount, on_live, lifeline_fd)
+
+
+def _serve(
+    options: OverlayOptions, mount: MountOptions, on_live: Callable[[], None], lifeline_fd: int | None = None
+) -> None:
+    from ..overlay.engine import Overlay
+
+    log.debug("%r", mount)
+    log.debug("%r", options)
+    os.umask(0)  # modes are what the engine says
+    mounting.check_mountpoint(mount.mountpoint)
+    overlay = Overlay.open(options)
+    try:
+        overlay.refuse_mountpoint(mount.mountpoint)
+        from .serving import serve  # before the mount, which may cover the very code
+
+        # until `serve` takes them: one that killed us now would leave a dead mount
+        signal.pthread_sigmask(signal.SIG_BLOCK, mounting.ENDING_SIGNALS)
+        with mounting.mount(mount) as live:
+            serve(overlay, mount, live, on_live, lifeline_fd)
+    finally:
+        overlay.close()
+
+
 # -- daemon
 
 
-def serve_in_background(options: OverlayOptions, mount: MountOptions) -> None:
-    """Mount and serve in a daemon that holds none of the caller's descriptors; returns once the mount is live.
+def serve_in_background(options: OverlayOptions, mount: MountOptions) -> int:
+    """Mount and serve in a daemon that holds none of the caller's descriptors; its process id once the mount is live.
 
     The daemon's MountError is raised here.
     """
+    log_file = _log_file()
     read_fd, write_fd = os.pipe()
     if os.fork():
         os.close(write_fd)
-        _await_daemon(read_fd)
-        return
+        return _await_daemon(read_fd)
     status = 1
     try:
         os.setsid()
         if os.fork():  # the daemon itself must not be a session leader, lest it gets a terminal
             os._exit(0)
-        _run_daemon(options, mount, write_fd)
+        _run_daemon(options, mount, write_fd, log_file)
         status = 0
     finally:
         os._exit(status)
 
 
-def _await_daemon(read_fd: int) -> None:
+def _await_daemon(read_fd: int) -> int:
     os.wait()
     with os.fdopen(read_fd, "rb") as pipe:
         message = pipe.read()
-    if message != _LIVE:
+    if not message.startswith(_LIVE):
         raise MountError(os.fsdecode(message) or "the daemon died while it was starting")
+    return int(message.removeprefix(_LIVE))
 
 
-def _run_daemon(options: OverlayOptions, mount: MountOptions, status_fd: int) -> None:
+def _run_daemon(options: OverlayOptions, mount: MountOptions, status_fd: int, log_file: str | None) -> None:
     status_fd = _leave_everything(status_fd)
-    set_up_logging(mount.debug)
 
     def on_live() -> None:
-        os.write(status_fd, _LIVE)
+        os.write(status_fd, _LIVE + b"%d" % os.getpid())
         os.close(status_fd)
 
     try:
-        serve_in_foreground(options, mount, on_live)
+        _set_up_logging(_log_handler(log_file, to_terminal=False), mount.debug)
+        _serve(options, mount, on_live)
     except MountError as error:
         with suppress(OSError):
             os.write(status_fd, os.fsencode(str(error)))
@@ -118,15 +137,53 @@ def _leave_everything(status_fd: int) -> int:
     return 3
 
 
-def set_up_logging(debug: bool) -> None:
-    """To the file that OVERLAYFS_LOG names, else to the system's log, else to standard error."""
-    level = logging.DEBUG if debug else logging.INFO
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    path = os.environ.get("OVERLAYFS_LOG")
-    if path:
-        handler = logging.FileHandler(path)
-    elif os.path.exists("/dev/log"):
-        handler = logging.handlers.SysLogHandler("/dev/log")
-    handler.setFormatter(logging.Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+# -- log
+
+
+class _Formatter(logging.Formatter):
+    """Tracebacks show no source lines: reading those would ask the mount itself where it covers the code."""
+
+    def formatException(self, exc_info: Any) -> str:  # noqa: N802 - logging's name
+        found = traceback.TracebackException(*exc_info, lookup_lines=False)
+        _leave_out_source(found)
+        return "".join(found.format()).rstrip("\n")
+
+
+def _leave_out_source(found: traceback.TracebackException) -> None:
+    found.stack = traceback.StackSummary.from_list(
+        [traceback.FrameSummary(frame.filename, frame.lineno, frame.name, line="") for frame in found.stack]
+    )
+    for other in (found.__cause__, found.__context__, *(found.exceptions or ())):
+        if other is not None:
+            _leave_out_source(other)
+
+
+def _set_up_logging(handler: logging.Handler, debug: bool) -> None:
+    handler.setFormatter(_Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
+
+
+def _log_file() -> str | None:
+    """The file that OVERLAYFS_LOG names, absolute: a daemon leaves its working directory."""
+    path = os.environ.get("OVERLAYFS_LOG")
+    return os.path.abspath(path) if path else None
+
+
+def _log_handler(file: str | None, *, to_terminal: bool, debug: bool = False) -> logging.Handler:
+    """To that file, else to the system's log, else to standard error: there only warnings, unless `debug`."""
+    if file is not None:
+        return _open_log(file)
+    if not to_terminal and os.path.exists("/dev/log"):
+        with suppress(OSError):  # nobody listens
+            return logging.handlers.SysLogHandler("/dev/log")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.DEBUG if debug else logging.WARNING)
+    return handler
+
+
+def _open_log(file: str) -> logging.Handler:
+    try:
+        return logging.FileHandler(file)
+    except OSError as error:
+        raise MountError(f"OVERLAYFS_LOG: {file}: {error.strerror}") from None

@@ -54,6 +54,9 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
         return os.fstat(orphan)
+    opened = state.descriptors.file(inode.number)
+    if opened is not None and inode.upper and not inode.metacopy:
+        return os.fstat(opened.fd)
     dir_fd, name = state.place(inode)
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)

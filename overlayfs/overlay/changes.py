@@ -229,6 +229,22 @@ class Comparison:
             stack.callback(os.close, right)
             return same_bytes(left, right)
 
+    def gone_with(self, change: Change) -> Iterator[Change]:
+        """What was in the directory that a change deleted or replaced, as deletions of their own, deepest first."""
+        was, now = change.before, change.after
+        if was is None or not stat.S_ISDIR(was.stat.mode) or (now is not None and stat.S_ISDIR(now.stat.mode)):
+            return
+        directory = self._old.find(change.path)
+        if directory is not None:
+            yield from self._deletions(directory)
+
+    def _deletions(self, directory: Node) -> Iterator[Change]:
+        for name, child in sorted(self._old.children(directory).items()):
+            node = self._old.node(directory, name, child)
+            if node.is_directory:
+                yield from self._deletions(node)
+            yield Change(node.path, ChangeKind.DELETED, before=self._old.version(node))
+
     def _told_by_upper(self, directory: Node) -> Iterator[Change]:
         place = directory.places[0]
         children = self._new.children(directory)

@@ -54,8 +54,10 @@ def _check_work(fd: int) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
         if name == _INCOMPAT and _is_directory(fd, name):
             yield from _check_incompat(fd)
-        else:
+        elif drafts.DRAFT_NAME.fullmatch(name):
             yield Found(_finding(Problem.LEFTOVER, _WORK + b"/" + name), partial(drafts.remove, fd, name))
+        else:
+            yield Found(_finding(Problem.FOREIGN_WORK, _WORK + b"/" + name))
 
 
 def _check_incompat(work_fd: int) -> Iterator[Found]:
@@ -76,7 +78,7 @@ def _check_index(fd: int) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
         path = _INDEX + b"/" + name
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if name.startswith(b"#"):
+        if drafts.DRAFT_NAME.fullmatch(name):
             yield Found(_finding(Problem.LEFTOVER, path), partial(drafts.remove, fd, name))
         elif stat.S_ISDIR(st.st_mode) or marks.is_whiteout_device(st):
             continue  # the kernel's nfs_export keeps directories and deletions in the index too

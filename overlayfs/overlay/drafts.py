@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Final, Self
 
 from ..tree import metadata, syscalls
 from .inodes import Directory
@@ -21,6 +22,9 @@ from .ownership import Owner, format_override
 from .state import State
 
 log = logging.getLogger(__name__)
+
+# What a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c, ovl_tempname).
+DRAFT_NAME: Final = re.compile(rb"#[0-9a-f]+")
 
 
 @contextmanager

@@ -34,6 +34,11 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
+        upper = state.upper
+        # True where no change waits for a disk, and nothing need be synced.
+        self.writes_at_once = (
+            upper is None or self.options.fsync is FsyncPolicy.VOLATILE or syscalls.is_in_memory(upper.root_fd)
+        )
 
     @classmethod
     def open(cls, options: OverlayOptions) -> Overlay:
@@ -279,12 +284,6 @@ class Overlay:
     def note_sync(self, ino: int, failure: OSError | None) -> None:
         """How that fsync ended; once it failed, no later one of this file succeeds."""
         files.note_sync(self.state, self._inode(ino), failure)
-
-    @property
-    def writes_at_once(self) -> bool:
-        """True where a copy-up waits for no disk."""
-        upper = self.state.upper
-        return upper is None or self.options.fsync is FsyncPolicy.VOLATILE or syscalls.is_in_memory(upper.root_fd)
 
     def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
         """How much data the next change would have to copy up first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import logging
 import os
 import resource
 import stat
@@ -18,10 +19,13 @@ from contextlib import ExitStack, suppress
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
+from .drafts import DRAFT_NAME
 from .inodes import ROOT
 from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
+
+log = logging.getLogger(__name__)
 
 _WORK = b"work"
 _INCOMPAT = b"incompat"
@@ -94,6 +98,8 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     _check_overlap(upper, work, layers)
     layers, (upper, work) = hold_apart(layers, (upper, work))
     if options.read_only:
+        for option, layer in (("upperdir", upper), ("workdir", work)):
+            lock(option, layer, fcntl.LOCK_SH)  # a writer elsewhere would change what the kernel keeps of this mount
         state = State(options, layers, upper, limit)
         state.workdir_fd = work.root_fd
         return state
@@ -183,12 +189,12 @@ def _unescape(text: bytes) -> bytes:
     return parts[0] + b"".join(decoded)
 
 
-def lock(option: str, layer: Layer) -> None:
+def lock(option: str, layer: Layer, kind: int = fcntl.LOCK_EX) -> None:
     """Lock for the life of the descriptor. A daemon that was just unmounted gets a moment to let go."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
-            fcntl.flock(layer.root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(layer.root_fd, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -214,12 +220,37 @@ def _leave_volatile_mark(work: Layer) -> None:
             os.mkdir(path, 0o700, dir_fd=work.root_fd)
 
 
+def _refuse_foreign_work(work: Layer) -> None:
+    """What no overlay filesystem made must not be cleaned away: the directory may have been named by mistake."""
+    foreign = [name for name in _names_in(work, _WORK) if name != b"incompat" and not DRAFT_NAME.fullmatch(name)]
+    foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name != b"volatile"]
+    if foreign:
+        raise MountError(
+            f"workdir: {_text(work.path)}/work holds {_text(min(foreign))}, which is not ours to remove;"
+            " remove it, or choose another workdir"
+        )
+
+
+def _names_in(work: Layer, path: bytes) -> list[bytes]:
+    try:
+        fd = syscalls.open_beneath(work.root_fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return []
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
+
+
 def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
     """An empty directory to build in; what a crash left in it is removed, but for the mark of a volatile mount.
 
     It is ours whatever the workdir is, so that what is built in it has our group until it gets another.
     """
     try:
+        with suppress(OSError):  # an empty one of the kernel's may not be readable
+            os.rmdir(_WORK, dir_fd=work.root_fd)
+        _refuse_foreign_work(work)
         if not volatile:
             drafts.remove(work.root_fd, _WORK)
         with suppress(FileExistsError):
@@ -261,6 +292,7 @@ def _probe(state: State) -> None:
             f"whiteout={wanted.value}: the filesystem of upperdir cannot hold this format; try whiteout=oci"
         )
     state.whiteout = wanted or next(kind for kind, possible in able.items() if possible)
+    log.info("whiteouts are written as %s, marks as %s", state.whiteout.value, state.prefix.decode())
     _set_up_override(state)
 
 

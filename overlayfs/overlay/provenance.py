@@ -221,18 +221,23 @@ def _look(view: View, parent: Location, name: bytes) -> _Seen | None:
     """What a directory of a layer has under a name, a whiteout beside it included."""
     fd = view.open(parent, OPEN_DIRECTORY)
     try:
-        place, beside = parent.child(name), marks.oci_whiteout(name)
-        st, oci = _stat(fd, name), _stat(fd, beside)
-        if st is None:
-            return None if oci is None else _Seen(parent.child(beside), whiteout="a .wh. file")
-        kind = stat.S_IFMT(st.st_mode)
-        if marks.is_whiteout_device(st):
-            return _Seen(place, kind, whiteout="character device 0/0")
-        if marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(fd, name):
-            return _Seen(place, kind, whiteout="an xattr")
-        found = marks.read_marks(fd, name)
+        with view.naming(parent.child(name)):
+            return _seen(view, fd, parent, name)
     finally:
         os.close(fd)
+
+
+def _seen(view: View, dir_fd: int, parent: Location, name: bytes) -> _Seen | None:
+    place, beside = parent.child(name), marks.oci_whiteout(name)
+    st, oci = _stat(dir_fd, name), _stat(dir_fd, beside)
+    if st is None:
+        return None if oci is None else _Seen(parent.child(beside), whiteout="a .wh. file")
+    kind = stat.S_IFMT(st.st_mode)
+    if marks.is_whiteout_device(st):
+        return _Seen(place, kind, whiteout="character device 0/0")
+    if marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name):
+        return _Seen(place, kind, whiteout="an xattr")
+    found = marks.read_marks(dir_fd, name)
     if not stat.S_ISDIR(kind):
         redirect = found.redirect if found.metacopy else None
         return _Seen(place, kind, metacopy=found.metacopy, redirect=redirect)

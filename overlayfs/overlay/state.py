@@ -336,12 +336,19 @@ class State:
 
     @contextmanager
     def node(self, inode: Inode) -> Iterator[int]:
-        """A descriptor (O_PATH) of the file itself for the length of the block, whatever its type, name or none."""
+        """A descriptor of the file itself (O_PATH, or a pooled one of its data) for the length of the block, whatever
+        its type, name or none."""
         orphan = self.orphans.get(inode.number)
         if orphan is not None:
             yield orphan
         elif isinstance(inode, Directory):
             yield self.upper_fd(inode) if inode.upper else self.lower_fd(inode.lowers[0])
+        elif inode.upper and not inode.metacopy and (opened := self.descriptors.file(inode.number)) is not None:
+            opened.pins += 1
+            try:
+                yield opened.fd
+            finally:
+                opened.unpin()
         else:
             dir_fd, name = self.place(inode)
             fd = self.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))

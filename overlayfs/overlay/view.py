@@ -12,6 +12,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,7 +80,17 @@ class View:
 
     def open(self, place: Location, flags: int) -> int:
         """Open a place beneath its layer's root; the caller owns the descriptor."""
-        return open_beneath(self._layers[place.layer].root_fd, place.path, flags)
+        with self.naming(place):
+            return open_beneath(self._layers[place.layer].root_fd, place.path, flags)
+
+    @contextmanager
+    def naming(self, place: Location) -> Iterator[None]:
+        """Errors of the block carry the path that people know, not one of our descriptors'."""
+        try:
+            yield
+        except OSError as error:
+            path = os.path.join(self._layers[place.layer].path, place.path)
+            raise OSError(error.errno, error.strerror or str(error), path) from None
 
     def names(self, place: Location) -> Names:
         """What one directory of one layer says by itself."""
@@ -96,10 +107,11 @@ class View:
     def _scan(self, place: Location) -> Names:
         fd = self.open(place, OPEN_DIRECTORY)
         try:
-            opacity = marks.read_marks(fd, b".").opacity
-            if opacity is marks.Opacity.OPAQUE and not place.path:
-                opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
-            return scan(fd, opacity)
+            with self.naming(place):
+                opacity = marks.read_marks(fd, b".").opacity
+                if opacity is marks.Opacity.OPAQUE and not place.path:
+                    opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
+                return scan(fd, opacity)
         finally:
             os.close(fd)
 
@@ -192,19 +204,20 @@ class View:
                 return
             redirect = self.marks(place).redirect
             if redirect is not None:  # which leads out from beside a whiteout of the directory's own name
-                yield from self._redirected(parents[position + 1 :], redirect, place.layer)
+                yield from self._redirected(parents[position + 1 :], redirect, place)
                 return
             if kind is Kind.OPAQUE_DIRECTORY:
                 return
 
-    def _redirected(self, parents: Sequence[Location], redirect: bytes, layer: int) -> Iterator[Location]:
-        """Where a redirect of `layer` leads: only ever to lower layers, so it cannot loop."""
-        target = marks.redirect_target(redirect, b"")
+    def _redirected(self, parents: Sequence[Location], redirect: bytes, place: Location) -> Iterator[Location]:
+        """Where the redirect of a place leads: only ever to lower layers, so it cannot loop."""
+        with self.naming(place):
+            target = marks.redirect_target(redirect, b"")
         if b"/" not in redirect:
             yield from self._directories(parents, target)
             return
         *above, name = target.split(b"/")
-        yield from self._directories(self._walk(self._below(layer), above), name)
+        yield from self._directories(self._walk(self._below(place.layer), above), name)
 
     def _below(self, layer: int) -> tuple[Location, ...]:
         order = [root.layer for root in self._roots]
@@ -221,7 +234,8 @@ class View:
         parent, name = _parent(place)
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
-            return marks.read_marks(fd, name)
+            with self.naming(place):
+                return marks.read_marks(fd, name)
         finally:
             os.close(fd)
 
@@ -230,7 +244,8 @@ class View:
         parent, name = _parent(place)
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
-            stored = marks.list_xattrs(entry_path(fd, name))
+            with self.naming(place):
+                stored = marks.list_xattrs(entry_path(fd, name))
         finally:
             os.close(fd)
         return frozenset(name for name in stored if name.startswith(marks.PREFIXES))
@@ -251,7 +266,8 @@ class View:
         self, place: Location, parents: Sequence[Location], name: bytes, redirect: bytes | None
     ) -> _Found | None:
         if redirect is not None:
-            *above, name = marks.redirect_target(redirect, b"").split(b"/")
+            with self.naming(place):
+                *above, name = marks.redirect_target(redirect, b"").split(b"/")
             if b"/" in redirect:
                 parents = self._walk(self._below(place.layer), above)
                 return self._first_file(parents, name) or self._in_data_layers(b"/".join([*above, name]))
@@ -282,10 +298,11 @@ class View:
         """Read what a node is; OSError where a layer changed underneath."""
         fd = self.open(node.places[0], OPEN_NODE)
         try:
-            st = os.fstat(fd)
-            shown = self._attributes(node.places[0], fd, st)
-            xattrs = _shown_xattrs(fd)
-            target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
+            with self.naming(node.places[0]):
+                st = os.fstat(fd)
+                shown = self._attributes(node.places[0], fd, st)
+                xattrs = _shown_xattrs(fd)
+                target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
         finally:
             os.close(fd)
         data = self.data(node) if stat.S_ISREG(st.st_mode) else None

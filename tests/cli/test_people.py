@@ -26,7 +26,7 @@ from tests.contract.tree import (
     whiteout,
 )
 
-SUBCOMMANDS = ("mount", "umount", "mounts", "layers", "which", "diff", "check")
+SUBCOMMANDS = ("mount", "umount", "mounts", "layers", "stats", "which", "diff", "check")
 
 
 def make(top: Path, **trees: Tree) -> dict[str, Path]:
@@ -70,7 +70,7 @@ def test_help_of_every_command(command: str) -> None:
     assert f"overlayfs {command}" in run(command, "--help").stdout
 
 
-@pytest.mark.parametrize("command", ["mount", "umount", "which", "diff", "check"])
+@pytest.mark.parametrize("command", ["mount", "umount", "stats", "which", "diff", "check"])
 def test_exit_statuses_are_documented(command: str) -> None:
     assert "Exit status: 0" in run(command, "--help").stdout
 
@@ -92,7 +92,10 @@ def test_version(option: str) -> None:
         (("mount", "debian:12"), "debian:12: images cannot be mounted by name yet"),
         (("mount", "--lower", "/", "--upper", "/", "/"), "--upper and --work belong together"),
         (("mount", "--lower", "/", "--ephemeral", "--read-only", "/"), "--ephemeral excludes"),
+        (("mount", "--lower", "/", "--poll", "10001", "/"), "--poll"),
         (("diff", "--stat", "--patch", "/"), "exclude each other"),
+        (("stats", "--json", "--watch", "1", "/"), "exclude each other"),
+        (("stats", "--watch", "0", "/"), "--watch"),
         (("which",), "Missing argument"),
     ],
 )
@@ -109,6 +112,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...], said: 
         (("umount", "{top}"), "nothing is mounted here"),
         (("umount", "/proc"), "not an overlayfs mount but proc"),
         (("layers", "{top}"), "no overlayfs is mounted here"),
+        (("stats", "{top}"), "no overlayfs is mounted here"),
         (("which", "{top}/x"), "not in an overlayfs mount"),
         (("diff", "{top}/absent"), "not a directory"),
         (("diff", "--lower", "{top}/absent", "{top}"), "absent: No such file or directory"),
@@ -145,6 +149,23 @@ def test_reader_that_had_enough_is_no_error(tmp_path: Path) -> None:
         ["bash", "-o", "pipefail", "-c", f"{command} | head -n1"], capture_output=True, text=True, check=False
     )
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("which", "x"), ("diff", "x"), ("umount", "x"), ("mount", "--lower", "/", "x"), ("layers", "x")]
+)
+def test_current_directory_that_is_gone_is_named(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    command = f"cd {tmp_path}; rmdir {tmp_path}; exec {' '.join([*COMMAND, *arguments])}"
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (1, "overlayfs: the current directory is gone\n")
+
+
+@pytest.mark.parametrize("arguments", ["mounts", "mounts --json", "diff --patch /proc/self/ns", "--help"])
+def test_closed_standard_output_is_no_bug(arguments: str) -> None:
+    command = " ".join(COMMAND) + f" {arguments} >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- diff of an upper
@@ -245,6 +266,24 @@ def test_patch_makes_the_lower_into_the_merged_tree(tmp_path: Path) -> None:
         assert real.is_symlink() == (node.mode == 0o777)
     assert os.access(made["lower"] / "exec", os.X_OK)
     assert not (made["lower"] / "gone").exists()
+
+
+def test_patch_deletes_the_files_of_directories_that_went(tmp_path: Path) -> None:
+    lower: Tree = {"gone/a": file(b"1\n"), "gone/deep/b": file(b"2\n"), "r/x": symlink("t"), "kept/f": file(b"3\n")}
+    made = make(tmp_path, lower=lower, upper={"gone": whiteout(), "r": file(b"a file now\n")})
+    shown = run("diff", "--patch", made["upper"], "--lower", made["lower"]).stdout
+    headers = [line for line in shown.splitlines() if line.startswith("diff ")]
+    assert headers == [f"diff --git a/{path} b/{path}" for path in ("gone/a", "gone/deep/b", "r/x", "r")]
+    subprocess.run(
+        ["git", "apply"],
+        cwd=made["lower"],
+        input=shown.encode(),
+        check=True,
+        env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path)},
+    )
+    left = [str(path.relative_to(made["lower"])) for path in made["lower"].rglob("*") if not path.is_dir()]
+    assert sorted(left) == ["kept/f", "r"]
+    assert (made["lower"] / "r").read_text() == "a file now\n"
 
 
 def test_patch_names_binary_files(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.live import mount_at, our_mounts, wait_until_ended
+from overlayfs.cli.live import CommandError, MountEntry, Status, mount_at, our_mounts, wait_until_ended
+from overlayfs.cli.stats import show_stats
 from tests.cli.people import COMMAND, PATIENCE_S, Site, answer, run
 from tests.contract.tree import Tree, directory, file, hardlink
 
@@ -128,6 +130,36 @@ def test_ephemeral_upper_is_gone_after_the_unmount(site: Site, monkeypatch: pyte
     assert (base / "etc" / "a").read_bytes() == b"a\n"
 
 
+def test_ephemeral_mount_waits_for_no_answer_of_its_daemon(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(site.top))
+    program = """
+import os, signal, sys
+from overlayfs.fuse import session
+serve = session.serve_in_background
+def serve_and_hang(*arguments):
+    daemon = serve(*arguments)
+    os.kill(daemon, signal.SIGSTOP)
+    print(daemon, flush=True)
+    return daemon
+session.serve_in_background = serve_and_hang
+from overlayfs.cli.main import main
+sys.exit(main())
+"""
+    arguments = ("mount", "--lower", site.lower("base", BASE), "--ephemeral", site.mountpoint)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, check=True)
+    os.kill(int(done.stdout), signal.SIGCONT)
+    (site.mountpoint / "written").touch()
+    (directory,) = throw_away_directories(site.top)
+    assert (site.top / directory / "upper" / "written").exists()
+    watcher = watcher_of(site, int(done.stdout))
+    try:
+        run("umount", site.mountpoint)
+        assert wait_until_ended(watcher, PATIENCE_S)
+    finally:
+        os.close(watcher)
+    assert throw_away_directories(site.top) == []
+
+
 def test_ephemeral_mount_that_fails_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(site.top))
     run("mount", "--lower", site.top / "absent", "--ephemeral", site.mountpoint, status=1)
@@ -204,6 +236,90 @@ def test_second_mount_of_the_same_upper_is_refused(mounted: Site) -> None:
 def test_check_refuses_a_mounted_upper(mounted: Site) -> None:
     said = run("check", "--repair", mounted.upper, mounted.work, status=1).stderr
     assert "in use by another mount" in said
+
+
+def test_umount_takes_a_symlink_to_the_mountpoint(mounted: Site) -> None:
+    link = mounted.top / "link"
+    link.symlink_to(mounted.mountpoint)
+    run("umount", link)
+    assert mount_at(os.fsencode(mounted.mountpoint)) is None
+
+
+# -- mounts, layers
+
+
+def test_mount_under_another_type_s_name_is_ours(site: Site) -> None:
+    base = site.lower("base", BASE)
+    upper = ("--upper", site.upper, "--work", site.work)
+    run("mount", "-o", "subtype=stack", "--lower", base, *upper, site.mountpoint)
+    assert os.fsencode(site.mountpoint) in {entry.mountpoint for entry in our_mounts()}
+    assert layers(site)[1] == ("lower", str(base))
+    assert diff(site) == []
+    assert "file of layer 1" in run("which", site.mountpoint / "etc" / "a").stdout
+    run("umount", site.mountpoint)
+
+
+def test_status_is_no_xattr_to_be_set(mounted: Site) -> None:
+    at = mounted.mountpoint
+    for name in ("user.overlayfs.status", "user.overlayfs.status.1"):
+        with pytest.raises(PermissionError):
+            os.setxattr(at, name, b"mine")
+    os.setxattr(at, "user.overlayfs.status-quo", b"mine")
+    assert os.getxattr(at, "user.overlayfs.status-quo") == b"mine"
+    assert os.listxattr(at) == ["user.overlayfs.status-quo"]
+
+
+# -- stats
+
+
+def test_stats_count_what_was_asked(mounted: Site) -> None:
+    (mounted.mountpoint / "etc" / "a").stat()
+    found = answer("stats", mounted.mountpoint)
+    assert sorted(found) == ["caches", "descriptors", "lane", "requests", "rss_bytes"]
+    assert found["lane"] is True
+    assert found["requests"]["LOOKUP"]["lane"] >= 2
+    lines = [line.split() for line in run("stats", mounted.mountpoint).stdout.splitlines()]
+    assert lines[0] == ["REQUEST", "LANE", "FORWARDED"]
+    assert "LOOKUP" in [line[0] for line in lines]
+    assert lines[-2][1] == "requests,"
+    assert " ".join(lines[-1]).endswith("of memory")
+
+
+def test_stats_of_a_mount_without_the_lane_say_so(site: Site) -> None:
+    run("mount", "--no-fast-lane", "--lower", site.lower("base", BASE), site.mountpoint)
+    assert "the fast lane is off" in run("stats", site.mountpoint).stdout
+
+
+def test_stats_are_shown_again_and_again_until_interrupted(mounted: Site) -> None:
+    command: list[str | os.PathLike[str]] = [*COMMAND, "stats", "--watch", "0.1", mounted.mountpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        seen = 0
+        while seen < 2:
+            seen += b"PER SECOND" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr.read() == b""
+
+
+def test_watched_stats_end_with_the_mount(mounted: Site) -> None:
+    command: list[str | os.PathLike[str]] = [*COMMAND, "stats", "--watch", "0.1", mounted.mountpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        mounted.unmount()
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1
+        assert b"no overlayfs is mounted here" in said
+
+
+def test_stats_of_a_daemon_that_counts_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+    document = {"version": "0.0.9", "requests": {"LOOKUP": 1}}
+    entry = MountEntry(1, b"0:1", b"/m", b"fuse.overlayfs", b"x", frozenset())
+    status = Status("0.0.9", 1, 0.0, "x", (), (), None, None, "overlay", "trusted.overlay.", False, document)
+    monkeypatch.setattr("overlayfs.cli.stats.status_of", lambda _: (entry, status))
+    with pytest.raises(CommandError, match=r"/m: its daemon is overlayfs 0\.0\.9, which counts nothing"):
+        show_stats("/m", True, None)
 
 
 # -- mounts, layers
@@ -411,6 +527,12 @@ def test_metadata_change_by_metacopy_shows_no_content_change(site: Site) -> None
 def test_diff_of_a_read_only_mount_says_why_not(site: Site) -> None:
     site.mount(site.lower("base", BASE), writable=False)
     assert "mounted without an upper" in run("diff", site.mountpoint, status=1).stderr
+
+
+def test_diff_of_a_directory_in_a_mount_names_the_mount(mounted: Site) -> None:
+    said = run("diff", mounted.mountpoint / "etc", status=1).stderr
+    assert f"lies in the mount {mounted.mountpoint}" in said
+    assert run("diff", mounted.mountpoint / "etc", "--lower", mounted.top / "base" / "etc").stdout == "M /b\n"
 
 
 def test_diff_of_a_mount_takes_no_lowers(mounted: Site) -> None:

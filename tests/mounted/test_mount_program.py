@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,3 +395,110 @@ def test_ordinary_user_may_not_mount_on_another_s_directory(user_place: Place) -
     status, out, err = run_as_user(place, "-o", place.options, place.target)
     assert (status, out, err.count("\n"), place.is_mounted()) == (1, "", 1, False)
     assert err.startswith("overlayfs-mount: ")
+
+
+# What covers the program itself, and signals at a bad moment.
+
+
+def copied_code(place: Place) -> tuple[Path, dict[str, str]]:
+    """A copy of the package, and the environment in which that one is run."""
+    code = place.base / "code"
+    shutil.copytree(Path(ENVIRONMENT["PYTHONPATH"]) / "overlayfs", code / "overlayfs")
+    return code, {**ENVIRONMENT, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_mount_over_the_program_s_own_code(place: Place) -> None:
+    code, environ = copied_code(place)
+    assert place.run("-o", f"lowerdir={code}", code, env=environ, cwd=Path("/")) == SILENT_SUCCESS
+    assert (code / "overlayfs" / "api.py").exists()
+    subprocess.run(["umount", code], check=True)
+
+
+@pytest.mark.parametrize("lane", ["on", "off"])
+def test_bug_is_logged_and_survived_where_the_mount_covers_the_code(lane: str, place: Place) -> None:
+    code, environ = copied_code(place)
+    (code / "link").symlink_to("target")
+    with (code / "overlayfs" / "overlay" / "engine.py").open("a") as engine:
+        engine.write("\n\ndef broken(*_):\n    raise RuntimeError('a bug')\n\n\nOverlay.readlink = broken\n")
+    environ["OVERLAYFS_LOG"] = str(place.base / "log")
+    done = place.run("-o", f"lowerdir={code},lane={lane}", code, env=environ, cwd=Path("/"))
+    assert done == SILENT_SUCCESS
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output error"):
+            (code / "link").readlink()
+    logged = (place.base / "log").read_text()
+    assert "RuntimeError: a bug" in logged
+    assert "in broken" in logged
+    subprocess.run(["umount", code], check=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-f",)])
+def test_missing_library_leaves_no_mount(arguments: tuple[str, ...], place: Place) -> None:
+    (place.base / "fake").mkdir()
+    (place.base / "fake" / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3 is missing')\n")
+    environ = {**ENVIRONMENT, "PYTHONPATH": f"{place.base}/fake:{ENVIRONMENT['PYTHONPATH']}"}
+    done = place.run(*arguments, "-o", place.options, place.target, env=environ)
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert "libfuse3.so.3 is missing" in done.err
+    assert not place.is_mounted()
+
+
+def test_signal_between_mounting_and_serving_leaves_no_mount(place: Place) -> None:
+    code = """
+import os, signal, sys
+from overlayfs.fuse import mounting
+mount = mounting.mount
+def interrupted(options):
+    live = mount(options)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return live
+mounting.mount = interrupted
+from overlayfs.cli.mount_program import main
+sys.exit(main())
+"""
+    done = place.run("-f", "-o", place.options, place.target, command=(sys.executable, "-c", code))
+    assert done == SILENT_SUCCESS
+    assert not place.is_mounted()
+
+
+def test_end_of_a_covered_mount_leaves_the_one_above(place: Place) -> None:
+    below = place.mount()
+    assert place.run("-o", f"lowerdir={place.base}/bottom", place.target) == SILENT_SUCCESS
+    above = place.daemon()
+    signal.pidfd_send_signal(below, signal.SIGTERM)
+    assert has_ended(below)
+    assert (place.target / "shared").read_text() == "of the bottom\n"
+    assert not has_ended(above, 0)
+
+
+# What it says of itself.
+
+
+def test_log_file_is_named_from_the_caller_s_directory_and_says_the_format(place: Place) -> None:
+    environ = {**ENVIRONMENT, "OVERLAYFS_LOG": "log"}
+    assert place.run("-o", place.options, place.target, env=environ, cwd=place.base) == SILENT_SUCCESS
+    signal.pidfd_send_signal(place.daemon(), signal.SIGTERM)
+    assert has_ended(place.pidfds[-1])
+    logged = (place.base / "log").read_text()
+    assert "whiteouts are written as overlay, marks as trusted.overlay." in logged
+    assert "ending on SIGTERM" in logged
+
+
+@pytest.mark.parametrize("arguments", [(), ("-f",)])
+def test_log_file_that_cannot_be_written_is_named(arguments: tuple[str, ...], place: Place) -> None:
+    environ = {**ENVIRONMENT, "OVERLAYFS_LOG": f"{place.base}/absent/log"}
+    done = place.run(*arguments, "-o", place.options, place.target, env=environ)
+    assert (done.status, done.out) == (1, "")
+    assert done.err == f"overlayfs-mount: OVERLAYFS_LOG: {place.base}/absent/log: No such file or directory\n"
+    assert not place.is_mounted()
+
+
+def test_debug_says_what_is_done(place: Place) -> None:
+    command = [*COMMAND, "-d", "-o", place.options, str(place.target)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as program:
+        wait_for_mounts(place.is_mounted)
+        subprocess.run(["umount", place.target], check=True)
+        _, said = program.communicate(timeout=PATIENCE_S)
+    assert b"DEBUG" in said
+    assert b"lowers=" in said
+    assert b"whiteouts are written as" in said

@@ -195,6 +195,40 @@ def test_stale_mountpoint_is_refused_and_usable_once_unmounted(place: Place) -> 
     assert (place.target / "shared").read_text() == "of the top\n"
 
 
+@pytest.mark.parametrize("name", ["src", "17", "#5 notes", "incompat/unknown"])
+def test_workdir_that_holds_what_is_not_an_overlay_s_is_refused(name: str, place: Place) -> None:
+    (place.base / "work/work" / name).mkdir(parents=True)
+    done = place.run("-o", place.options, place.target)
+    assert f"{place.base}/work/work holds {name}, which is not ours to remove" in done.err
+    assert done.status == 1
+    assert (place.base / "work/work" / name).is_dir()
+
+
+def test_leftover_drafts_are_cleaned_away(place: Place) -> None:
+    (place.base / "work/work/#1f/deep").mkdir(parents=True)
+    place.mount()
+    assert list((place.base / "work/work").iterdir()) == []
+
+
+def test_read_only_mount_of_an_upper_that_is_written_to_is_refused(place: Place) -> None:
+    place.mount()
+    second = place.base / "second"
+    second.mkdir()
+    done = place.run("-o", f"{place.options},ro", second)
+    assert (done.status, done.err.count("in use by another mount")) == (1, 1)
+
+
+def test_upper_may_have_several_read_only_mounts_and_then_no_writer(place: Place) -> None:
+    place.mount("ro")
+    second = place.base / "second"
+    second.mkdir()
+    assert place.run("-o", f"{place.options},ro", second).status == 0
+    third = place.base / "third"
+    third.mkdir()
+    done = place.run("-o", place.options, third)
+    assert (done.status, done.err.count("in use by another mount")) == (1, 1)
+
+
 def test_leftover_mark_of_a_volatile_mount_is_refused(place: Place) -> None:
     daemon = place.mount("volatile")
     (place.target / "new").write_text("not on the disk yet")

@@ -202,6 +202,18 @@ def test_what_is_not_ours_in_the_workdir_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "work/letters/mother").read_bytes() == b"precious"
 
 
+def test_directories_named_the_wrong_way_round_lose_nothing(tmp_path: Path) -> None:
+    kept: Tree = {"work/src/main.c": file(b"x"), "work/#5 notes": file(), "work/17": file(), "index/#todo": file()}
+    place = Place(tmp_path, {}, kept)
+    findings = place.check(repair=True)
+    assert found(findings) == [
+        (Problem.BAD_INDEX, "index/#todo"),
+        *((Problem.FOREIGN_WORK, path) for path in ("work/#5 notes", "work/17", "work/src")),
+    ]
+    assert not any(finding.repaired for finding in findings)
+    assert (tmp_path / "work/work/src/main.c").read_bytes() == b"x"
+
+
 def index_entry(links: bytes | None, *, origin: bytes = HANDLE) -> Tree:
     xattrs = {ORIGIN: origin} | ({} if links is None else {TRUSTED + "nlink": links})
     return {"index/" + HANDLE.hex(): file(b"linked", xattrs=xattrs)}

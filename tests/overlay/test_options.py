@@ -105,6 +105,23 @@ def test_option_touches_no_other_field(text: str, name: str, expected: object) -
     assert changed <= {name}
 
 
+LANES = [
+    ("lane=on", True, None),
+    ("lane=off", False, None),
+    ("lane=off,lane=on", True, None),
+    ("poll=0", True, 0),
+    ("poll=10000", True, 10_000),
+    ("poll=7,lane=off,poll=8", False, 8),
+]
+
+
+@pytest.mark.parametrize(("text", "lane", "poll_us"), LANES)
+def test_how_requests_are_answered(text: str, lane: bool, poll_us: int | None) -> None:
+    parsed = parse(f"lowerdir=/l,{UPPER},{text}")
+    assert (parsed.lane, parsed.poll_us) == (lane, poll_us)
+    assert parsed.overlay == overlay_with("")
+
+
 def test_defaults() -> None:
     parsed = parse(f"lowerdir=/l,{UPPER}")
     assert parsed == ParsedOptions(OverlayOptions(lowers=(b"/l",), upper=b"/u", work=b"/w"))
@@ -411,9 +428,11 @@ MALFORMED = [
     'upperdir="/u',
     *words(
         "lowerdir lowerdir+ datadir+ upperdir workdir redirect_dir index metacopy xino fsync whiteout verity"
-        " uidmapping gidmapping squash_to_uid squash_to_gid xattr_permissions timeout max_read fsname subtype"
+        " uidmapping gidmapping squash_to_uid squash_to_gid xattr_permissions timeout max_read fsname subtype lane poll"
     ),
     *(f"max_read={value}" for value in ("", "-1", "64k", "4294967296")),
+    *(f"lane={value}" for value in ("", "1", "auto")),
+    *(f"poll={value}" for value in ("", "-1", "1.5", "10001")),
     *(
         f"{name}=1"
         for name in words(

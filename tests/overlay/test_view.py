@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.layer import open_layer
+from overlayfs.overlay.layer import Location, open_layer
 from overlayfs.overlay.options import OverlayOptions
 from overlayfs.overlay.provenance import trace
 from overlayfs.overlay.view import Node as Place
@@ -23,6 +24,23 @@ from tests.contract.tree import TRUSTED, Node, Tree, build, char, directory, fil
 
 NAMES = ("a", "b", "c")
 REDIRECT = TRUSTED + "redirect"
+
+
+def test_errors_name_the_file_in_its_layer(tmp_path: Path) -> None:
+    bad = directory(xattrs={REDIRECT: b"../.."})
+    build(os.fsencode(tmp_path / "upper"), {"": directory(), "d": directory(), "d/e": bad})
+    layers = [open_layer(0, os.fsencode(tmp_path / "upper"))]
+    try:
+        with pytest.raises(OSError, match="redirect") as caught:
+            View(layers).find(b"d/e/f")
+        assert caught.value.filename == os.fsencode(tmp_path / "upper/d/e")
+        (tmp_path / "upper/d/e").rename(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError) as missing:
+            View(layers).names(Location(0, b"d/e"))
+        assert missing.value.filename == os.fsencode(tmp_path / "upper/d/e")
+    finally:
+        os.close(layers[0].root_fd)
+
 
 redirects = st.sampled_from([b"a", b"b", b"/a", b"/b/c", b"/a/b", b"/c"])
 files = st.builds(file, st.binary(min_size=1, max_size=3))

@@ -373,9 +373,10 @@ def _children(state: State, directory: Directory) -> Iterator[Inode]:
 
 
 def _seal(state: State, directory: Directory) -> None:
-    """Hide all below a directory, of which everything is copied up; but some names may not have their link yet."""
+    """Hide all below a directory whose files are copied up. Some names may not have their link yet; and directories
+    that came here meanwhile are not copied yet."""
     upper = lookup.above(state, directory)
-    for name in [name for name in lookup.names(state, directory) if name not in upper]:
+    for name in [name for name in lookup.names(state, directory) if upper.get(name) is not Kind.FILE]:
         inode = lookup.child(state, directory, name)
         if isinstance(inode, Directory):
             copy_up_everything(state, inode)

@@ -468,3 +468,34 @@ def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> Non
     trio.run(main)
     assert turns > 50
     assert len(mount.names("E")) == 50
+
+
+def test_fsync_of_metacopy_syncs_the_upper_file(place: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = place({"f": file(b"data")}, metacopy=True)
+    mount.chmod("f", 0o600)
+    synced: list[bytes] = []
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(b"/proc/self/fd/%d" % fd))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        mount.overlay.fsync(mount.at("f"), True)
+    assert [path.endswith(b"/upper/f") for path in synced] == [True]
+    assert not mount.overlay.state.synced_names
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_fsync_during_completion_says_nothing_of_the_new_name(place: Make) -> None:
+    mount = place({"f": file(b"data")}, metacopy=True)
+    mount.chmod("f", 0o600)
+    number = mount.at("f")
+    pinned = mount.overlay.pin_to_sync(number, False)
+    assert pinned is not None
+    mount.overlay.write(number, 0, b"D")
+    opened, call = pinned
+    call(opened.fd)
+    opened.unpin()
+    mount.overlay.note_sync(number, opened, None)
+    assert number not in mount.overlay.state.synced_names

@@ -257,11 +257,11 @@ class Handlers(pyfuse3.Operations):
         try:
             await trio.to_thread.run_sync(call, opened.fd)
         except OSError as error:
-            self._overlay.note_sync(fh, error)
+            self._overlay.note_sync(fh, opened, error)
             raise
         finally:
             opened.unpin()
-        self._overlay.note_sync(fh, None)
+        self._overlay.note_sync(fh, opened, None)
 
     # -- directories
 

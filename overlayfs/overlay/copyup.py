@@ -318,29 +318,28 @@ def steps_to_copy_everything(state: State, directory: Directory) -> Iterator[Ino
     Every step leaves the merged tree as it is, so it may stop anywhere; others may change the tree between. Only
     directories with a lower part are walked: what is in others is in the upper.
     """
-    with _live(state) as directories:
-        todo = [directory]
-        while todo:
-            here = todo.pop()
+    with _kept_live(state) as directories:
+        directory.nlookup += 1
+        directories.append(directory)
+        for here in directories:  # which grows: parents before what is in them
             if not here.lowers or not _is_in_tree(here, directory):
                 continue
-            directories.append(here)
-            here.nlookup += 1
             ensure_upper_directory(state, here)
             for inode in _children(state, here):
                 if isinstance(inode, Directory):
-                    todo.append(inode)
+                    inode.nlookup += 1
+                    directories.append(inode)
                 elif not inode.upper or inode.metacopy:
                     yield inode
         for here in reversed(directories):
-            if _is_in_tree(here, directory):
+            if here.lowers and _is_in_tree(here, directory):
                 _seal(state, here)
                 yield here
 
 
 @contextmanager
-def _live(state: State) -> Iterator[list[Directory]]:
-    """A list to which directories are added with one lookup each, given back at the end: they stay live meanwhile."""
+def _kept_live(state: State) -> Iterator[list[Directory]]:
+    """A list of directories that were given one lookup each; it is given back at the end."""
     directories: list[Directory] = []
     try:
         yield directories
@@ -374,9 +373,10 @@ def _children(state: State, directory: Directory) -> Iterator[Inode]:
 
 
 def _seal(state: State, directory: Directory) -> None:
-    """Hide all below a directory, of which everything is copied up; but some names may not have their link yet."""
+    """Hide all below a directory whose files are copied up. Some names may not have their link yet; and directories
+    that came here meanwhile are not copied yet."""
     upper = lookup.above(state, directory)
-    for name in [name for name in lookup.names(state, directory) if name not in upper]:
+    for name in [name for name in lookup.names(state, directory) if upper.get(name) is not Kind.FILE]:
         inode = lookup.child(state, directory, name)
         if isinstance(inode, Directory):
             copy_up_everything(state, inode)

@@ -181,7 +181,7 @@ class Overlay:
         assert isinstance(inode, Directory)
         for step in copyup.steps_to_copy_everything(self.state, inode):
             yield step.number, Need.DATA
-            if not step.is_directory:
+            if not step.is_directory and step.parent is not None:
                 copyup.copy_up(self.state, step)
 
     def is_directory(self, ino: int) -> bool:
@@ -281,9 +281,9 @@ class Overlay:
         opened.pins += 1
         return opened, files.sync_call(self.state, inode, datasync)
 
-    def note_sync(self, ino: int, failure: OSError | None) -> None:
+    def note_sync(self, ino: int, opened: OpenFile, failure: OSError | None) -> None:
         """How that fsync ended; once it failed, no later one of this file succeeds."""
-        files.note_sync(self.state, self._inode(ino), failure)
+        files.note_sync(self.state, self._inode(ino), opened, failure)
 
     def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
         """How much data the next change would have to copy up first."""

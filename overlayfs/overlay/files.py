@@ -151,7 +151,7 @@ def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
 
 
 def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
-    """The descriptor that an fsync must go to, None where nothing can be dirty.
+    """The descriptor that an fsync must go to, to be pinned; None where nothing can be dirty.
 
     Raises the error of an earlier fsync that failed: the kernel reports it once and then calls the pages clean, but
     what was lost stays lost.
@@ -161,7 +161,17 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
         raise OSError(failed, os.strerror(failed))
     if not inode.upper or inode.kind != stat.S_IFREG or state.options.fsync is FsyncPolicy.VOLATILE:
         return None
-    return pooled(state, inode, writable=False)
+    return _open_metacopy(state, inode) if inode.metacopy else pooled(state, inode, writable=False)
+
+
+def _open_metacopy(state: State, inode: Inode) -> OpenFile:
+    """The upper file itself, whose data nobody reads; closed when it is unpinned."""
+    with state.upper_node(inode) as node:
+        opened = OpenFile(
+            state.descriptors.open(lambda: os.open(descriptor_path(node), os.O_RDONLY | os.O_CLOEXEC)), False
+        )
+    opened.stale = True
+    return opened
 
 
 def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], None]:
@@ -169,24 +179,27 @@ def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], Non
     return os.fdatasync if datasync and inode.number in state.synced_names else os.fsync
 
 
-def note_sync(state: State, inode: Inode, failure: OSError | None) -> None:
-    """How an fsync of the file ended."""
-    if failure is None:
-        state.synced_names.add(inode.number)
-    else:
+def note_sync(state: State, inode: Inode, opened: OpenFile, failure: OSError | None) -> None:
+    """How an fsync of the file ended. One of a file that was replaced meanwhile says nothing of the name it has now."""
+    if failure is not None:
         state.sync_errors[inode.number] = failure.errno or errno.EIO
+    elif not opened.stale:
+        state.synced_names.add(inode.number)
 
 
 def fsync(state: State, inode: Inode, datasync: bool) -> None:
     opened = descriptor_to_sync(state, inode)
     if opened is None:
         return
+    opened.pins += 1
     try:
         sync_call(state, inode, datasync)(opened.fd)
     except OSError as error:
-        note_sync(state, inode, error)
+        note_sync(state, inode, opened, error)
         raise
-    note_sync(state, inode, None)
+    finally:
+        opened.unpin()
+    note_sync(state, inode, opened, None)
 
 
 def open_to_sync(state: State, directory: Directory) -> int | None:

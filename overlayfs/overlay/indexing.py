@@ -237,11 +237,11 @@ def load(state: State) -> None:
             state.links_fd = _subdirectory(state, _LINKS)
         with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
             count, _, place = os.readlink(name, dir_fd=state.links_fd).partition(b" ")
-            number, lost = int(name, 16), int(count)
-            if place:  # a crash came before or after the name was hidden
-                lost -= not _is_hidden(state, place)
-                _write_count(state, number, b"%d" % lost)
+            unfinished = bool(place) and not _is_hidden(state, place)
+            number, lost = int(name, 16), int(count) - unfinished
             state.lost_links[number] = lost
+            if place:  # a crash came before or after the name was hidden; later it may be hidden for another reason
+                _write_count(state, number, b"%d" % lost)
 
 
 def _is_hidden(state: State, path: bytes) -> bool:

@@ -8,10 +8,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
+from pyfuse3 import RequestContext
 
+from overlayfs.fuse.copying import CopyUps
+from overlayfs.fuse.handlers import Handlers
 from overlayfs.overlay import drafts, opening
 from overlayfs.overlay.copyup import Need
 from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
@@ -440,3 +444,58 @@ def test_link_met_when_it_is_the_only_one_left_is_the_same_inode(place: Make) ->
     mount.overlay.write(number, 0, b"TWO!")
     assert mount.overlay.getattr(mount.at("y")).size == 4
     assert not mount.overlay.state.orphans
+
+
+def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> None:
+    files = {f"D/{number}": file(b"%d" % number) for number in range(50)}
+    mount = place(files, redirect_dir=RedirectDir.OFF)
+    handlers = Handlers(mount.overlay, "", CopyUps(mount.overlay))
+    mount.at("D")
+    turns = 0
+
+    async def rename(nursery: trio.Nursery) -> None:
+        await handlers.rename(ROOT, b"D", ROOT, b"E", 0, cast(RequestContext, None))
+        nursery.cancel_scope.cancel()
+
+    async def main() -> None:
+        nonlocal turns
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rename, nursery)
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+    trio.run(main)
+    assert turns > 50
+    assert len(mount.names("E")) == 50
+
+
+def test_fsync_of_metacopy_syncs_the_upper_file(place: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = place({"f": file(b"data")}, metacopy=True)
+    mount.chmod("f", 0o600)
+    synced: list[bytes] = []
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(b"/proc/self/fd/%d" % fd))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        mount.overlay.fsync(mount.at("f"), True)
+    assert [path.endswith(b"/upper/f") for path in synced] == [True]
+    assert not mount.overlay.state.synced_names
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_fsync_during_completion_says_nothing_of_the_new_name(place: Make) -> None:
+    mount = place({"f": file(b"data")}, metacopy=True)
+    mount.chmod("f", 0o600)
+    number = mount.at("f")
+    pinned = mount.overlay.pin_to_sync(number, False)
+    assert pinned is not None
+    mount.overlay.write(number, 0, b"D")
+    opened, call = pinned
+    call(opened.fd)
+    opened.unpin()
+    mount.overlay.note_sync(number, opened, None)
+    assert number not in mount.overlay.state.synced_names

@@ -82,9 +82,7 @@ def layer_of(state: State, inode: Inode) -> Layer:
     if inode.upper:
         assert state.upper is not None
         return state.upper
-    location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
-    assert location is not None
-    return state.layers[location.layer]
+    return state.layers[inode.lowers[0].layer if isinstance(inode, Directory) else inode.lower_layer]
 
 
 def read_override(layer: Layer, path: bytes, owner: Owner) -> Owner:

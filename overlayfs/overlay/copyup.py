@@ -205,8 +205,7 @@ class _Completion:
 
 def _note_copied(state: State, inode: Inode) -> None:
     """What was known of the file is news now; the lower one is only kept where it is still needed."""
-    if not inode.metacopy and inode.index_name is None:
-        inode.lower = None
+    inode.lower = inode.lower if inode.metacopy or inode.index_name is not None else None
     inode.attributes = inode.xattr_names = None
     state.descriptors.drop_file(inode.number)
 

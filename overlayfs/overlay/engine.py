@@ -10,10 +10,12 @@ may be used from others.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Final
 
 from ..tree import syscalls
 from . import attributes, copyup, files, listing, lookup, names
@@ -25,6 +27,8 @@ from .opening import open_state, refuse_mountpoint
 from .options import FsyncPolicy, OverlayOptions
 from .state import OpenFile, State
 
+_MANY_INODES: Final = 2_000
+
 __all__ = ["AttributeChanges", "Attributes", "Caller", "DirectoryEntry", "Overlay"]
 
 
@@ -34,6 +38,7 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
+        self._most_inodes = 0
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
         self.writes_at_once = (
@@ -102,10 +107,23 @@ class Overlay:
 
     def forget(self, ino: int, count: int) -> None:
         """Give back `count` lookups; numbers that are not known are ignored."""
-        inode = self.state.inodes.get(ino)
-        if inode is not None and ino != ROOT:
-            inode.nlookup = max(inode.nlookup - count, 0)
+        inodes = self.state.inodes
+        inode = inodes.get(ino)
+        if inode is None or ino == ROOT:
+            return
+        inode.nlookup = max(inode.nlookup - count, 0)
+        if not inode.nlookup:
+            self._most_inodes = max(self._most_inodes, len(inodes))
             self.state.drop_if_unused(inode)
+            if len(inodes) < self._most_inodes // 4 and self._most_inodes > _MANY_INODES:
+                self._give_memory_back()
+
+    def _give_memory_back(self) -> None:
+        """Let the system have what many inodes took that are forgotten now."""
+        self.state.inodes = dict(self.state.inodes)  # a dict never shrinks
+        self._most_inodes = len(self.state.inodes)
+        gc.collect()
+        syscalls.trim_memory()
 
     def acquire(self, ino: int) -> None:
         """Raise nlookup of an entry that a listing really sent."""

@@ -164,12 +164,12 @@ class Inode:
     """
 
     __slots__ = (
+        "_lower",
         "aliases",
         "attributes",
         "index_name",
         "kind",
         "lost_links",
-        "lower",
         "metacopy",
         "name",
         "nlookup",
@@ -188,7 +188,7 @@ class Inode:
         self.name = name
         self.aliases: list[tuple[Directory, bytes]] | None = None
         self.upper = False
-        self.lower: Location | None = None
+        self._lower: Location | int | None = None  # int: which layer of its parent has it, under its own name
         self.metacopy = False  # upper holds only metadata, data is below
         self.index_name: bytes | None = None  # hard-linked in a lower layer and copied up: its entry in the index
         self.lost_links = 0  # links on disk that are no names in the merged tree (negative: names not on disk)
@@ -201,6 +201,33 @@ class Inode:
     @property
     def is_directory(self) -> bool:
         return self.kind == stat.S_IFDIR
+
+    @property
+    def lower(self) -> Location | None:
+        """The visible file of the lower layers."""
+        found = self._lower
+        if not isinstance(found, int):
+            return found
+        assert self.parent is not None
+        return self.parent.lowers[found].child(self.name)
+
+    @lower.setter
+    def lower(self, location: Location | None) -> None:
+        self._lower = location
+
+    @property
+    def lower_layer(self) -> int:
+        """The layer that `lower` is in."""
+        found = self._lower
+        if isinstance(found, int):
+            assert self.parent is not None
+            return self.parent.lowers[found].layer
+        assert found is not None
+        return found.layer
+
+    def provided_by(self, position: int) -> None:
+        """It is the file of its name in one of its parent's lowers: said in a few bytes, as most files are that."""
+        self._lower = position
 
     def names(self) -> Iterator[tuple[Directory, bytes]]:
         """Every known name; none for an unlinked file and for the root."""
@@ -221,6 +248,7 @@ class Inode:
 
     def remove_name(self, parent: Directory, name: bytes) -> None:
         if (self.parent, self.name) == (parent, name):
+            self.lower = self.lower
             if self.aliases:
                 (self.parent, self.name), self.aliases = self.aliases[0], self.aliases[1:] or None
             else:

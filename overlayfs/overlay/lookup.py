@@ -136,23 +136,23 @@ def _stat(dir_fd: int, name: bytes) -> os.stat_result:
 
 def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> Inode | None:
     above_it = parent.lowers[position]
-    location, dir_fd = above_it.child(name), state.lower_fd(above_it)
+    layer, dir_fd = state.layers[above_it.layer], state.lower_fd(above_it)
     st = _stat(dir_fd, name)
     if not st.st_size and marks.is_whiteout(dir_fd, name, st):
         below(state, parent).pop(name, None)
         return None
     linked = st.st_nlink > 1
     if linked:
-        known = state.shared(location.layer, st) or _from_index(state, location, st)
+        known = state.shared(layer.index, st) or _from_index(state, above_it.child(name), st)
         if known is not None:
             known.add_name(parent, name)
             return known
-    number = state.layers[location.layer].number(st)
+    number = layer.number(st)
     inode = _new_inode(state, parent, name, st, number)
-    inode.lower = location
-    inode.lost_links = state.lost_links.get(number, 0) if linked else 0
+    inode.provided_by(position)
     if linked:
-        state.share(inode, location.layer, st)
+        inode.lost_links = state.lost_links.get(number, 0)
+        state.share(inode, layer.index, st)
     return _known(state, inode, st)
 
 

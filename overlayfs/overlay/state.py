@@ -247,6 +247,8 @@ class State:
         self.unshare(inode)
         self.descriptors.drop_file(inode.number)
         self.descriptors.drop_directory(inode.number)
+        for location in inode.lowers if isinstance(inode, Directory) else ():
+            self.descriptors.drop_directory(location)
         self.synced_names.discard(inode.number)
         self.drop_orphan(inode)
 

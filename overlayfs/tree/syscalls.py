@@ -224,6 +224,13 @@ def is_in_memory(fd: int) -> bool:
     return struct.unpack_from("q", buffer)[0] in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
+def trim_memory() -> None:
+    """Give free memory of the C heap back to the system (glibc's malloc_trim(3); nothing elsewhere)."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def sync_filesystem(fd: int) -> None:
     """syncfs(2): write out everything of the filesystem that `fd` lies on."""
     if _libc.syncfs(fd) != 0:

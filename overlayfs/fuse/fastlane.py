@@ -123,6 +123,7 @@ class FastLane:
                 if now - started < self._poll_ns and not busy:
                     os.sched_yield()
                     continue
+                self._overlay.give_memory_back()
                 await channel.wait_for_request()
                 turn = started = time.perf_counter_ns()
                 continue

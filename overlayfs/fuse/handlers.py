@@ -123,6 +123,7 @@ class Handlers(pyfuse3.Operations):
                 self._overlay.forget(inode, count)
             except Exception:  # there is nobody to answer
                 log.exception("forget failed")
+        self._overlay.give_memory_back()
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext | None = None) -> EntryAttributes:

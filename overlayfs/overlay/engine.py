@@ -38,7 +38,7 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
-        self._most_inodes = 0
+        self._forgotten = 0
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
         self.writes_at_once = (
@@ -113,15 +113,15 @@ class Overlay:
             return
         inode.nlookup = max(inode.nlookup - count, 0)
         if not inode.nlookup:
-            self._most_inodes = max(self._most_inodes, len(inodes))
+            self._forgotten += 1
             self.state.drop_if_unused(inode)
-            if len(inodes) < self._most_inodes // 4 and self._most_inodes > _MANY_INODES:
-                self._give_memory_back()
 
-    def _give_memory_back(self) -> None:
-        """Let the system have what many inodes took that are forgotten now."""
+    def give_memory_back(self) -> None:
+        """Let the system have what many inodes took that are forgotten now; for a moment with nothing else to do."""
+        if self._forgotten < max(_MANY_INODES, len(self.state.inodes)):
+            return
+        self._forgotten = 0
         self.state.inodes = dict(self.state.inodes)  # a dict never shrinks
-        self._most_inodes = len(self.state.inodes)
         gc.collect()
         syscalls.trim_memory()
 

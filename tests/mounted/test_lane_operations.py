@@ -443,7 +443,7 @@ def test_birth_time_of_an_unlinked_file(pair: Pair) -> None:
         (pair.mount / "file").unlink()
         buffer = ctypes.create_string_buffer(256)
         assert ctypes.CDLL(None).statx(fd, b"", 0x1000, 0xFFF, buffer) == 0
-        seconds = int.from_bytes(buffer[80:88], "little")
+        seconds = int.from_bytes(buffer.raw[80:88], "little")
         assert seconds == born // 1_000_000_000
     finally:
         os.close(fd)

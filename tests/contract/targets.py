@@ -110,11 +110,12 @@ class EngineTarget(Target):
 
 
 class FuseTarget(Target):
-    """Our daemon behind a real mount."""
+    """Our daemon behind a real mount, answered by the fast lane or, without it, by pyfuse3 alone."""
 
     name = "fuse"
 
-    def __init__(self) -> None:
+    def __init__(self, *, lane: bool = True) -> None:
+        self._lane = lane
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.contract.mount_server"],
             cwd=REPOSITORY,
@@ -144,7 +145,7 @@ class FuseTarget(Target):
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         flags = 1 if overlay.upper is None else 0
-        mount = MountOptions(mountpoint, flags=flags, fuse_options=("allow_other", "suid", "dev"))
+        mount = MountOptions(mountpoint, flags=flags, fuse_options=("allow_other", "suid", "dev"), lane=self._lane)
         pickle.dump((overlay, mount), self._server.stdin)
         self._server.stdin.flush()
         refusal = pickle.load(self._server.stdout)

@@ -32,14 +32,34 @@ def fuse() -> Iterator[FuseTarget]:
     target.close()
 
 
-@pytest.fixture(params=["engine", "fuse", "kernel"])
-def target(request: pytest.FixtureRequest, fuse: Target) -> Target:
-    return {"engine": EngineTarget(), "fuse": fuse, "kernel": KernelTarget()}[request.param]
+@pytest.fixture(scope="module")
+def without_lane() -> Iterator[FuseTarget]:
+    target = FuseTarget(lane=False)
+    yield target
+    target.close()
 
 
-@pytest.fixture(params=["engine", "fuse"])
-def ours(request: pytest.FixtureRequest, fuse: Target) -> Target:
-    return {"engine": EngineTarget(), "fuse": fuse}[request.param]
+WITHOUT_LANE = pytest.param("without_lane", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=["engine", "fuse", WITHOUT_LANE, "kernel"])
+def target(request: pytest.FixtureRequest) -> Target:
+    return _target(request)
+
+
+@pytest.fixture(params=["engine", "fuse", WITHOUT_LANE])
+def ours(request: pytest.FixtureRequest) -> Target:
+    return _target(request)
+
+
+def _target(request: pytest.FixtureRequest) -> Target:
+    match request.param:
+        case "engine":
+            return EngineTarget()
+        case "kernel":
+            return KernelTarget()
+    target: Target = request.getfixturevalue(request.param)
+    return target
 
 
 @contextmanager
@@ -226,9 +246,9 @@ def test_directory_link_counts_are_plausible(target: Target) -> None:
 # -- mounted only: the page cache takes part
 
 
-@pytest.fixture(params=["fuse", "kernel"])
-def on_mount(request: pytest.FixtureRequest, fuse: Target) -> Target:
-    return {"fuse": fuse, "kernel": KernelTarget()}[request.param]
+@pytest.fixture(params=["fuse", "without_lane", "kernel"])
+def on_mount(request: pytest.FixtureRequest) -> Target:
+    return _target(request)
 
 
 @contextmanager

@@ -15,17 +15,18 @@ from tests.contract.tree import Format
 
 _ON_KERNEL = [case for case in CASES if KERNEL in case.targets]
 # The default run plays every case on the engine and on the kernel, in the first of its formats, every eighth case in
-# another format too, and of the matrices every third cell through the mount; the long run plays everything.
-_CELLS_ON_MOUNT, _OTHER_FORMATS = 3, 8
+# another format too, and of the matrices every third cell through the mount; without the lane every 24th case. The
+# long run plays everything.
+_CELLS_ON_MOUNT, _OTHER_FORMATS, _WITHOUT_LANE = 3, 8, 24
 
 
-def _plays(target: str) -> list[object]:
+def _plays(target: str, *, lane: bool = True) -> list[object]:
     """The cases of a target in the formats they have."""
     plays: list[object] = []
     for at, case in enumerate(case for case in CASES if target in case.targets):
         for nth, form in enumerate(case.formats):
             by_default = (at + nth) % _OTHER_FORMATS == 0 if nth else not _only_in_long_run(target, case, at)
-            marks = [] if by_default else [pytest.mark.long]
+            marks = [] if by_default and (lane or (at + nth) % _WITHOUT_LANE == 0) else [pytest.mark.long]
             plays.append(pytest.param(case, form, id=f"{case.id}-{form.value}", marks=marks))
     return plays
 
@@ -41,6 +42,13 @@ def fuse() -> Iterator[FuseTarget]:
     target.close()
 
 
+@pytest.fixture(scope="module")
+def fuse_without_lane() -> Iterator[FuseTarget]:
+    target = FuseTarget(lane=False)
+    yield target
+    target.close()
+
+
 @pytest.mark.parametrize(("case", "form"), _plays(ENGINE))
 def test_engine_keeps_the_contract(case: Case, form: Format) -> None:
     play(case, EngineTarget(), form)
@@ -49,6 +57,11 @@ def test_engine_keeps_the_contract(case: Case, form: Format) -> None:
 @pytest.mark.parametrize(("case", "form"), _plays(FUSE))
 def test_mount_keeps_the_contract(case: Case, form: Format, fuse: Target) -> None:
     play(case, fuse, form)
+
+
+@pytest.mark.parametrize(("case", "form"), _plays(FUSE, lane=False))
+def test_mount_without_lane_keeps_the_contract(case: Case, form: Format, fuse_without_lane: Target) -> None:
+    play(case, fuse_without_lane, form)
 
 
 @pytest.mark.parametrize("case", _ON_KERNEL, ids=lambda case: case.id)

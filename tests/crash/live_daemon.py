@@ -1,7 +1,7 @@
-"""A daemon in the foreground that can be told to break: `live_daemon.py LOWER UPPER WORK MOUNTPOINT SWITCH`.
+"""A daemon in the foreground that can be told to break: `live_daemon.py LOWER UPPER WORK MOUNTPOINT SWITCH LANE`.
 
 The method of the engine that the file SWITCH names raises an exception which is no `OSError`: what a bug in
-it would do.  Says "live" on its standard output when it serves.
+it would do.  LANE is `on` or `off`.  Says "live" on its standard output when it serves.
 """
 
 import functools
@@ -38,11 +38,11 @@ def make_breakable(switch: Path) -> None:
             setattr(Overlay, name, _breakable(method, switch))
 
 
-def main(lower: str, upper: str, work: str, mountpoint: str, switch: str) -> None:
+def main(lower: str, upper: str, work: str, mountpoint: str, switch: str, lane: str) -> None:
     if os.path.exists(switch):
         make_breakable(Path(switch))
     options = OverlayOptions(lowers=(os.fsencode(lower),), upper=os.fsencode(upper), work=os.fsencode(work))
-    mount = MountOptions(mountpoint=os.fsencode(mountpoint))
+    mount = MountOptions(mountpoint=os.fsencode(mountpoint), lane=lane == "on")
     try:
         serve_in_foreground(options, mount, on_live=lambda: print("live", flush=True))
     except MountError as refusal:

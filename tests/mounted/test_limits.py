@@ -389,7 +389,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "rename": lambda place: (place / "mover").rename(place / "moved"),
     "create": lambda place: (place / "made").write_bytes(b"x"),
     "open_file": lambda place: (place / "file").read_bytes(),
-    "read_without_waiting": lambda place: (place / "file").read_bytes(),
+    "read_into": lambda place: (place / "file").read_bytes(),
     "write": lambda place: (place / "written").write_bytes(b"x"),
     "opendir": lambda place: os.listdir(place / "d"),
     "readdir": lambda place: os.listdir(place / "d"),
@@ -410,8 +410,25 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+# The lane has the kernel not ask for these.
+ONLY_WITHOUT_LANE = ("open_file", "opendir")
+
+
+def _broken_methods() -> list[object]:
+    """Each method with the lane and without; without it only those that differ, unless the run is a long one."""
+    return [
+        *(pytest.param("on", method) for method in USES if method not in ONLY_WITHOUT_LANE),
+        *(pytest.param("off", method) for method in (*ONLY_WITHOUT_LANE, "read_into")),
+        *(
+            pytest.param("off", method, marks=pytest.mark.long)
+            for method in USES
+            if method not in (*ONLY_WITHOUT_LANE, "read_into")
+        ),
+    ]
+
+
 @pytest.fixture
-def breakable(stack: Stack) -> Iterator[tuple[Stack, Path]]:
+def breakable(stack: Stack, lane: str) -> Iterator[tuple[Stack, Path]]:
     """A mount whose engine fails in a method while a file of that name lies in a directory, and its log."""
     make_tree(stack.lowers[0], ["file", "other", "victim", "mover", "written", "d/f", "empty/"], b"content")
     (stack.lowers[0] / "link").symlink_to("file")
@@ -426,7 +443,7 @@ def breakable(stack: Stack) -> Iterator[tuple[Stack, Path]]:
         ",".join(USES),
         "-f",
         "-o",
-        stack.options,
+        f"{stack.options},lane={lane}",
         str(stack.place),
     ]
     with open(log, "wb") as errors, subprocess.Popen(command, cwd=REPOSITORY, stderr=errors) as daemon:
@@ -436,7 +453,7 @@ def breakable(stack: Stack) -> Iterator[tuple[Stack, Path]]:
         assert daemon.wait(timeout=PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("method", USES)
+@pytest.mark.parametrize(("lane", "method"), _broken_methods())
 def test_handler_that_fails_is_eio_and_the_mount_lives(method: str, breakable: tuple[Stack, Path]) -> None:
     stack, log = breakable
     trigger = stack.base / "triggers" / method

@@ -67,17 +67,21 @@ def _play(row: Row, directory: Path) -> tuple[list[object], Facts]:
     return outcomes, found
 
 
-@pytest.fixture(scope="module")
-def arena(module_scratch: Path) -> Iterator[Stack]:
+@pytest.fixture(
+    scope="module", params=["on", pytest.param("off", marks=pytest.mark.long)], ids=lambda lane: f"lane={lane}"
+)
+def arena(module_scratch: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A mount whose lower layer holds every row's directory; beside it a plain one."""
-    stack = Stack.make(module_scratch)
-    plain = module_scratch / "plain"
+    base = module_scratch / f"lane-{request.param}"
+    base.mkdir()
+    stack = Stack.make(base)
+    plain = base / "plain"
     plain.mkdir()
     for row in ROWS:
         _put(row, stack.lowers[0] / row.name)
         _put(row, plain / row.name)
     # who may do what does not depend on what a crash would leave
-    stack.mount("volatile")
+    stack.mount("volatile", f"lane={request.param}")
     yield stack
     stack.unmount()
 

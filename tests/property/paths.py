@@ -187,10 +187,10 @@ class MountedTarget(PlainTarget):
 
     name = "ours"
 
-    def __init__(self, place: Path, lowers: Iterable[Path], upper: Path, work: Path) -> None:
+    def __init__(self, place: Path, lowers: Iterable[Path], upper: Path, work: Path, *more: str) -> None:
         super().__init__(place)
         self.place = place
-        self.options = overlay_options(lowers, upper, work)
+        self.options = ",".join((overlay_options(lowers, upper, work), *more))
         self.daemon = self._mount()
 
     def _mount(self) -> int:

@@ -30,6 +30,13 @@ class MountMachine(ThreeWays):
         return MountedTarget(place, lowers, upper, work)
 
 
+class MountWithoutLaneMachine(ThreeWays):
+    """Ours is the mount program's mount, served by pyfuse3 alone."""
+
+    def open_ours(self, place: Path, lowers: Sequence[Path], upper: Path, work: Path) -> Target:
+        return MountedTarget(place, lowers, upper, work, "lane=off")
+
+
 def _settings(examples: int, steps: int, *, derandomize: bool) -> settings:
     return settings(
         max_examples=examples,
@@ -50,6 +57,10 @@ def test_mount_agrees_with_plain_directory_and_kernel() -> None:
     run_state_machine_as_test(MountMachine, settings=_settings(6, 40, derandomize=True))
 
 
+def test_mount_without_lane_agrees_with_plain_directory_and_kernel() -> None:
+    run_state_machine_as_test(MountWithoutLaneMachine, settings=_settings(2, 40, derandomize=True))
+
+
 @pytest.mark.long
 def test_engine_agrees_over_20_000_steps() -> None:
     run_state_machine_as_test(EngineMachine, settings=_settings(400, 50, derandomize=False))
@@ -58,3 +69,8 @@ def test_engine_agrees_over_20_000_steps() -> None:
 @pytest.mark.long
 def test_mount_agrees_over_20_000_steps() -> None:
     run_state_machine_as_test(MountMachine, settings=_settings(400, 50, derandomize=False))
+
+
+@pytest.mark.long
+def test_mount_without_lane_agrees_over_10_000_steps() -> None:
+    run_state_machine_as_test(MountWithoutLaneMachine, settings=_settings(200, 50, derandomize=False))

@@ -1,0 +1,1 @@
+"""The transport alone: messages in, messages out."""

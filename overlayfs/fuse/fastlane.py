@@ -441,14 +441,22 @@ class FastLane:
 
         self._later(work)
 
-    def _fsync(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
-        if self._overlay.writes_at_once:
-            return _DONE
-        # Whoever was not asked for a handle has sent none: pyfuse3's handlers take the inode's number for it.
-        abi.HANDLE.pack_into(body, 0, node)
-        raise _Forwarded
+    def _fsync(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        self._forward_if_on_disk(node, body)
+        _fh, flags, _padding = abi.FSYNC_IN.unpack_from(body)
+        self._overlay.fsync(node, bool(flags & abi.FUSE_FSYNC_FDATASYNC))
+        return _DONE
 
-    _fsyncdir = _fsync
+    def _fsyncdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+        self._forward_if_on_disk(node, body)
+        self._overlay.fsyncdir(node)
+        return _DONE
+
+    def _forward_if_on_disk(self, node: int, body: memoryview) -> None:
+        if not self._overlay.writes_at_once:
+            # Whoever was not asked for a handle has sent none: pyfuse3's handlers take the inode's number for it.
+            abi.HANDLE.pack_into(body, 0, node)
+            raise _Forwarded
 
     # -- directories
 

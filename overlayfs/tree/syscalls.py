@@ -217,11 +217,10 @@ def birth_time(fd: int) -> int | None:
 
 
 def is_in_memory(fd: int) -> bool:
-    """True on tmpfs and ramfs, where nothing can be synced and nothing ever waits for a disk (statfs(2))."""
+    """True where it is known (statfs(2)) that nothing ever waits for a disk: on tmpfs and ramfs."""
     buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer) != 0:
-        _raise_errno(b"")
-    return struct.unpack_from("q", buffer)[0] in (_TMPFS_MAGIC, _RAMFS_MAGIC)
+    known = _libc.fstatfs(fd, buffer) == 0
+    return known and struct.unpack_from("q", buffer)[0] in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
 def trim_memory() -> None:

@@ -273,8 +273,6 @@ REQUESTS = {
     "readlink": "os.readlink('link')",
     "read_into": "os.pread(held, 10, 0)",
     "write": "os.pwrite(writable, b'x', 0)",
-    "pin_to_sync": "os.fsync(writable)",
-    "open_to_sync": "os.fsync(held_directory)",
     "readdir": "os.listdir('hollow')",
     "create": "open('new', 'x')",
     "mkdir": "os.mkdir('newdir')",
@@ -290,10 +288,17 @@ REQUESTS = {
     "setxattr": "os.setxattr('f7', 'user.a', b'x')",
     "removexattr": "os.removexattr('f7', 'user.set')",
 }
-# What the kernel does not ask where nobody needs to know, and what pyfuse3 cannot answer.
+# What the kernel does not ask where nobody needs to know, what is done at once in memory, and what pyfuse3 cannot answer.
 MORE_REQUESTS = {
-    "off": {"open_file": "open('f2').read()", "opendir": "os.listdir('dir')"},
+    "off": {
+        "open_file": "open('f2').read()",
+        "opendir": "os.listdir('dir')",
+        "pin_to_sync": "os.fsync(writable)",
+        "open_to_sync": "os.fsync(held_directory)",
+    },
     "on": {
+        "fsync": "os.fsync(writable)",
+        "fsyncdir": "os.fsync(held_directory)",
         "seek": "os.lseek(held, 0, os.SEEK_HOLE)",
         "allocate": "os.posix_fallocate(writable, 0, 100)",
         "pin_to_change": "os.copy_file_range(held, writable, 4, 0, 0)",

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield Pair(stack, plain)
     finally:
         stack.unmount()
+        subprocess.run(["chattr", "-R", "-f", "-i", base], check=False)  # a test that failed may have left it
         shutil.rmtree(base, ignore_errors=True)
 
 

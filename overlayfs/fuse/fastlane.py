@@ -142,6 +142,9 @@ class FastLane:
 
     def _handle(self, length: int) -> None:
         """Answer or forward the request in the buffer; whatever happens, the lane goes on."""
+        if length < abi.IN_HEADER.size:
+            log.error("a request of %d bytes is none", length)
+            return
         _, opcode, unique, node, uid, gid, pid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
         method = self._table[opcode] if opcode < abi.OPCODE_LIMIT else None
         if method is None:
@@ -151,13 +154,15 @@ class FastLane:
         try:
             reply = method(node, self._view[abi.IN_HEADER.size : length], (uid, gid, pid))
         except OSError as error:
-            self._channel.refuse(unique, error.errno or errno.EIO)
+            if opcode not in abi.WITHOUT_REPLY:
+                self._channel.refuse(unique, error.errno or errno.EIO)
         except _Forwarded:
             self._forward(opcode, length)
             return
         except Exception:
             log.exception("%s failed", Opcode(opcode).name)
-            self._channel.refuse(unique, errno.EIO)
+            if opcode not in abi.WITHOUT_REPLY:
+                self._channel.refuse(unique, errno.EIO)
         else:
             if reply is not None:
                 self._channel.answer(unique, reply)
@@ -212,11 +217,21 @@ class FastLane:
     def _getattr(self, node: int, _body: memoryview, _: _Asker) -> bytes:
         return self._attr_times + self._overlay.getattr(node)
 
-    def _setattr(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _setattr(self, node: int, body: memoryview, asker: _Asker) -> bytes | None:
         changes = _changes(body)
         need = Need.METADATA if changes.size is None else Need.DATA
-        if self._copy_ups.must_wait(node, need, changes.size):
-            raise _Forwarded
+        if not self._copy_ups.must_wait(node, need, changes.size):
+            return self._change_attributes(node, body, changes, asker)
+        asked = memoryview(bytes(body))  # the buffer is another request's by then
+
+        async def work() -> bytes:
+            await self._copy_ups.finish(node, need, changes.size)
+            return self._change_attributes(node, asked, changes, asker)
+
+        self._later(work)
+        return None
+
+    def _change_attributes(self, node: int, body: memoryview, changes: AttributeChanges, asker: _Asker) -> bytes:
         groups_count = False
         if changes.mode is None and _touches_privileges(changes):
             before = self._overlay.getattr(node)

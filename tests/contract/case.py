@@ -9,10 +9,10 @@ from typing import Any
 from .client import Credentials
 from .tree import Format, Tree
 
-ENGINE, FUSE, KERNEL = "engine", "fuse", "kernel"
-EVERYWHERE = frozenset({ENGINE, FUSE, KERNEL})
-OURS = frozenset({ENGINE, FUSE})
-MOUNTED = frozenset({FUSE, KERNEL})
+ENGINE, FUSE, PYFUSE3, KERNEL = "engine", "fuse", "pyfuse3", "kernel"  # PYFUSE3: our mount without the fast lane
+EVERYWHERE = frozenset({ENGINE, FUSE, PYFUSE3, KERNEL})
+OURS = frozenset({ENGINE, FUSE, PYFUSE3})
+MOUNTED = frozenset({FUSE, PYFUSE3, KERNEL})
 ALL_FORMATS = (Format.OVERLAY, Format.OVERLAY_XATTR, Format.OCI)
 
 

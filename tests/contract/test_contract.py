@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.case import ENGINE, FUSE, KERNEL, Case
+from tests.contract.case import ENGINE, FUSE, KERNEL, PYFUSE3, Case
 from tests.contract.cases import CASES
 from tests.contract.differences import KERNEL_DIFFERENCES
 from tests.contract.play import play
@@ -20,19 +20,20 @@ _ON_KERNEL = [case for case in CASES if KERNEL in case.targets]
 _CELLS_ON_MOUNT, _OTHER_FORMATS, _WITHOUT_LANE = 3, 8, 24
 
 
-def _plays(target: str, *, lane: bool = True) -> list[object]:
+def _plays(target: str) -> list[object]:
     """The cases of a target in the formats they have."""
     plays: list[object] = []
     for at, case in enumerate(case for case in CASES if target in case.targets):
         for nth, form in enumerate(case.formats):
             by_default = (at + nth) % _OTHER_FORMATS == 0 if nth else not _only_in_long_run(target, case, at)
-            marks = [] if by_default and (lane or (at + nth) % _WITHOUT_LANE == 0) else [pytest.mark.long]
+            by_default = by_default and (target != PYFUSE3 or (at + nth) % _WITHOUT_LANE == 0)
+            marks = [] if by_default else [pytest.mark.long]
             plays.append(pytest.param(case, form, id=f"{case.id}-{form.value}", marks=marks))
     return plays
 
 
 def _only_in_long_run(target: str, case: Case, at: int) -> bool:
-    return target == FUSE and case.cell and at % _CELLS_ON_MOUNT != 0
+    return target in (FUSE, PYFUSE3) and case.cell and at % _CELLS_ON_MOUNT != 0
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_mount_keeps_the_contract(case: Case, form: Format, fuse: Target) -> Non
     play(case, fuse, form)
 
 
-@pytest.mark.parametrize(("case", "form"), _plays(FUSE, lane=False))
+@pytest.mark.parametrize(("case", "form"), _plays(PYFUSE3))
 def test_mount_without_lane_keeps_the_contract(case: Case, form: Format, fuse_without_lane: Target) -> None:
     play(case, fuse_without_lane, form)
 

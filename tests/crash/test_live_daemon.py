@@ -288,7 +288,7 @@ REQUESTS = {
     "setxattr": "os.setxattr('f7', 'user.a', b'x')",
     "removexattr": "os.removexattr('f7', 'user.set')",
 }
-# What the kernel does not ask where nobody needs to know, what is done at once in memory, and what pyfuse3 cannot answer.
+# What the kernel does not ask where nobody needs to know, what is done at once in memory, what pyfuse3 cannot answer.
 MORE_REQUESTS = {
     "off": {
         "open_file": "open('f2').read()",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..case import ALL_FORMATS, ENGINE, EVERYWHERE, FUSE, KERNEL, MOUNTED, OURS, Case, Step
+from ..case import ALL_FORMATS, EVERYWHERE, MOUNTED, OURS, PYFUSE3, Case, Step
 from ..steps import (
     EXCHANGE,
     LATER,
@@ -219,10 +219,10 @@ LIMITS = [
     simple("path-beyond-path-max", [*append_to(SO_DEEP + "/f", b"+"), unlink(SO_DEEP + "/g"), stat(SO_DEEP + "/f", size=8)], {SO_DEEP + "/f": lowfile(b"content+")}, {SO_DEEP + "/f": LOW, SO_DEEP + "/g": LOW}),
     simple("deep-directory-renamed", [rename("a" + "/b" * 40, "c"), *append_to("c/f", b"+")], {"a" + "/b" * 39: directory(), "c/f": lowfile(b"content+")}, {"a" + "/b" * 40 + "/f": LOW}),
     simple("odd-names-work", [mkdir("a b"), *write_file("new\nline", b"1"), make_symlink("\udcff", "\udcfe"), rename("new\nline", "tab\t"), *append_to("low\udcff", b"+"), mkfile("-"), mkfile("..."), mkfile("a:b,c\\d")], {"a b": directory(), "tab\t": file(b"1"), "\udcfe": symlink("\udcff"), "low\udcff": lowfile(b"content+"), "-": file(), "...": file(), "a:b,c\\d": file()}, {"low\udcff": LOW}),
-    simple("tmpfile-is-nameless", [tmpfile("h", "d", 0o600), pwrite("h", b"abc"), pread("h", b"abc"), fstat("h", nlink=0, size=3), names("d"), close("h")], {"d": directory()}, {"d": directory()}, targets=frozenset({ENGINE, KERNEL})),
-    simple("tmpfile-gets-a-name", [tmpfile("h", "d", 0o600), pwrite("h", b"abc"), linkfd("h", "d/n"), fstat("h", nlink=1), read("d/n", b"abc"), names("d", "n")], {"d/n": file(b"abc", 0o600)}, {"d": directory()}, targets=frozenset({ENGINE, KERNEL})),
-    simple("tmpfile-obeys-umask", [tmpfile("h", "d", 0o666).by(0, 0, 0o027), linkfd("h", "d/n")], {"d/n": file(b"", 0o640)}, {"d": directory()}, targets=frozenset({ENGINE, KERNEL})),
-    simple("tmpfile-where-the-transport-cannot", [tmpfile("h", "d", 0o600).fails(errno.EOPNOTSUPP)], {"d": directory()}, {"d": directory()}, targets=frozenset({FUSE})),
+    simple("tmpfile-is-nameless", [tmpfile("h", "d", 0o600), pwrite("h", b"abc"), pread("h", b"abc"), fstat("h", nlink=0, size=3), names("d"), close("h")], {"d": directory()}, {"d": directory()}, targets=EVERYWHERE - {PYFUSE3}),
+    simple("tmpfile-gets-a-name", [tmpfile("h", "d", 0o600), pwrite("h", b"abc"), linkfd("h", "d/n"), fstat("h", nlink=1), read("d/n", b"abc"), names("d", "n")], {"d/n": file(b"abc", 0o600)}, {"d": directory()}, targets=EVERYWHERE - {PYFUSE3}),
+    simple("tmpfile-obeys-umask", [tmpfile("h", "d", 0o666).by(0, 0, 0o027), linkfd("h", "d/n")], {"d/n": file(b"", 0o640)}, {"d": directory()}, targets=EVERYWHERE - {PYFUSE3}),
+    simple("tmpfile-where-the-transport-cannot", [tmpfile("h", "d", 0o600).fails(errno.EOPNOTSUPP)], {"d": directory()}, {"d": directory()}, targets=frozenset({PYFUSE3})),
 ]  # fmt: skip
 
 READ_ONLY = [

@@ -27,7 +27,51 @@ from .state import State
 
 def create(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
     """Make a regular file; its data descriptor stays in the pool."""
-    return _make(state, parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller, lambda: drafts.draft_file(state))
+    made = _create_at_once(state, parent, name, mode, caller)
+    if made is None:
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        made = _make(state, parent, name, mode, caller, lambda: drafts.draft_file(state))
+    return made
+
+
+# The file is new and ours, so O_NONBLOCK and the like are not needed.
+_CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _create_at_once(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode | None:
+    """What one system call makes complete needs no draft; None where there is more to do."""
+    prepare_new_name(state, parent, name)
+    if not _is_plain_there(state, parent, name, caller):
+        return None
+    dir_fd, wanted = state.upper_fd(parent), stat.S_IMODE(mode) & ~caller.umask
+    fd = state.descriptors.open(lambda: os.open(name, _CREATE_FLAGS, wanted, dir_fd=dir_fd))
+    try:
+        st = os.fstat(fd)
+        is_right = (st.st_gid, stat.S_IMODE(st.st_mode)) == (os.getegid(), wanted)  # a mount may say otherwise
+    except OSError:
+        is_right = False
+    if not is_right:
+        os.close(fd)
+        os.unlink(name, dir_fd=dir_fd)
+        return None
+    drafts.note_changed(state, parent)
+    inode = _adopt(state, fd, parent, name, st)
+    state.descriptors.add_file(inode.number, fd, writable=True)
+    _sync_new(state, inode)
+    return inode
+
+
+def _is_plain_there(state: State, parent: Directory, name: bytes, caller: Caller) -> bool:
+    """True where a new file of the caller gets nothing but its mode: the daemon's owner, no ACL, nothing replaced."""
+    ids = state.ownership
+    assert state.upper is not None
+    return (
+        (ids.disk_uid(caller.uid), ids.disk_gid(caller.gid)) == (os.geteuid(), os.getegid())
+        and state.upper.override is None
+        and name not in lookup.above(state, parent)
+        and not attributes.attributes_of(state, parent).mode & stat.S_ISGID
+        and attributes.default_acl(state, parent) is None
+    )
 
 
 def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
@@ -60,13 +104,19 @@ def _make(
             whiteouts.make_opaque(state, draft.fd)
         before = os.fstat(draft.fd)
         publish(state, draft, parent, name)
-        inode = _adopt(state, draft, parent, name, before)
+        inode = _adopt(state, draft.fd, parent, name, before)
+        if stat.S_ISREG(mode):
+            state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
+    _sync_new(state, inode)
+    return inode
+
+
+def _sync_new(state: State, inode: Inode) -> None:
     try:
         drafts.sync_changed(state)
     except OSError:
         state.drop_if_unused(inode)
         raise
-    return inode
 
 
 def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
@@ -111,15 +161,13 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     drafts.note_changed(state, parent)
 
 
-def _adopt(state: State, draft: Draft, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
+def _adopt(state: State, fd: int, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
     """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
     note_new_name(inode, parent, name)
     with drafts.afterwards():
-        attributes.remember(state, inode, _stat_or(draft.fd, before), fewest_links=1)
-    if inode.kind == stat.S_IFREG:
-        state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
+        attributes.remember(state, inode, _stat_or(fd, before), fewest_links=1)
     return inode
 
 

@@ -291,7 +291,12 @@ def test_stats_of_a_mount_without_the_lane_say_so(site: Site) -> None:
 
 
 def test_stats_are_shown_again_and_again_until_interrupted(mounted: Site) -> None:
-    command: list[str | os.PathLike[str]] = [*COMMAND, "stats", "--watch", "0.1", mounted.mountpoint]
+    # a job in the background, as a whole run may be one, is started with SIGINT ignored
+    hears = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from overlayfs.cli.main import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", hears, "stats", "--watch", "0.1", str(mounted.mountpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         seen = 0

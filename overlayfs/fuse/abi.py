@@ -73,7 +73,6 @@ WITHOUT_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INT
 
 FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
 FUSE_DONT_MASK: Final = 1 << 6
-FUSE_WRITEBACK_CACHE: Final = 1 << 16
 FUSE_HANDLE_KILLPRIV: Final = 1 << 19
 FUSE_CACHE_SYMLINKS: Final = 1 << 23
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
@@ -94,12 +93,10 @@ FATTR_CTIME: Final = 1 << 10
 FATTR_KILL_SUIDGID: Final = 1 << 11
 FATTR_ALL: Final = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME
 FOPEN_KEEP_CACHE: Final = 1 << 1
-FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 FUSE_FSYNC_FDATASYNC: Final = 1 << 0
 FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
-FUSE_IOCTL_DIR: Final = 1 << 4
 
 # -- messages
 
@@ -141,7 +138,6 @@ LSEEK_OUT: Final = struct.Struct("<Q")  # offset
 COPY_FILE_RANGE_IN: Final = struct.Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 IOCTL_IN: Final = struct.Struct("<QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT: Final = struct.Struct("<iIII")  # result, flags, in_iovs, out_iovs
-STATX_IN: Final = struct.Struct("<IIQII")  # getattr_flags, reserved, fh, sx_flags, sx_mask
 # fuse_statx_out: attr_valid, its ns, flags; then fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino,
 # size, blocks, attributes_mask; seconds and ns of atime, btime, ctime, mtime; device numbers of the node and the mount
 STATX_OUT: Final = struct.Struct("<QII16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII112x")

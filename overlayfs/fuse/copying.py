@@ -14,7 +14,7 @@ import trio
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
 
-_INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
+INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 
 
 class CopyUps:
@@ -22,7 +22,7 @@ class CopyUps:
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
-        self._inline_bytes = _INLINE_BYTES if overlay.writes_at_once else 0
+        self._inline_bytes = INLINE_BYTES if overlay.writes_at_once else 0
         self._running: dict[int, trio.Event] = {}
 
     def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:

@@ -29,8 +29,9 @@ from . import abi
 from .abi import Opcode
 from .callers import caller
 from .channel import Channel
-from .copying import CopyUps
+from .copying import INLINE_BYTES, CopyUps
 from .passthrough import Passthrough
+from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +41,10 @@ _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but lookin
 _RETRY_S: Final = 0.05
 _TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
 _LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
-_SHORT_COPY: Final = 256 << 10  # bytes; below this a thread costs more than it frees
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
-_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
-_NOTHING: Final = AttributeChanges()
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
-_Asker = tuple[int, int, int]  # uid, gid, pid
-_Method = Callable[[int, memoryview, _Asker], bytes | None]
+_Method = Callable[[int, memoryview, Asker], bytes | None]
 
 
 class _Forwarded(Exception):
@@ -196,29 +193,29 @@ class FastLane:
     def _entry(self, found: Attributes) -> bytes:
         return found[:8] + self._entry_times + found
 
-    def _lookup(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _lookup(self, node: int, body: memoryview, _: Asker) -> bytes:
         try:
             return self._entry(self._overlay.lookup(node, bytes(body[:-1])))
         except FileNotFoundError:
             return self._absent
 
-    def _forget(self, node: int, body: memoryview, _: _Asker) -> None:
+    def _forget(self, node: int, body: memoryview, _: Asker) -> None:
         self._overlay.forget(node, abi.FORGET_IN.unpack_from(body)[0])
 
-    def _batch_forget(self, _node: int, body: memoryview, _: _Asker) -> None:
+    def _batch_forget(self, _node: int, body: memoryview, _: Asker) -> None:
         count, _dummy = abi.BATCH_FORGET_IN.unpack_from(body)
         start = abi.BATCH_FORGET_IN.size
         for node, lookups in abi.FORGET_ONE.iter_unpack(body[start : start + count * abi.FORGET_ONE.size]):
             self._overlay.forget(node, lookups)
 
-    def _interrupt(self, _node: int, _body: memoryview, _: _Asker) -> None:
+    def _interrupt(self, _node: int, _body: memoryview, _: Asker) -> None:
         """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
 
-    def _getattr(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _getattr(self, node: int, _body: memoryview, _: Asker) -> bytes:
         return self._attr_times + self._overlay.getattr(node)
 
-    def _setattr(self, node: int, body: memoryview, asker: _Asker) -> bytes | None:
-        changes = _changes(body)
+    def _setattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
+        changes = changes_of(body)
         need = Need.METADATA if changes.size is None else Need.DATA
         if not self._copy_ups.must_wait(node, need, changes.size):
             return self._change_attributes(node, body, changes, asker)
@@ -231,23 +228,23 @@ class FastLane:
         self._later(work)
         return None
 
-    def _change_attributes(self, node: int, body: memoryview, changes: AttributeChanges, asker: _Asker) -> bytes:
+    def _change_attributes(self, node: int, body: memoryview, changes: AttributeChanges, asker: Asker) -> bytes:
         groups_count = False
-        if changes.mode is None and _touches_privileges(changes):
+        if changes.mode is None and touches_privileges(changes):
             before = self._overlay.getattr(node)
-            if before.mode & _SET_IDS and _takes_privileges(body, asker, before):
-                changes = changes._replace(mode=_unprivileged(before, asker))
+            if before.mode & SET_IDS and takes_privileges(body, asker, before):
+                changes = changes._replace(mode=unprivileged(before, asker))
             else:
                 groups_count = bool(before.mode & stat.S_ISGID)
         return self._attr_times + self._overlay.setattr(node, changes, caller(*asker, with_groups=groups_count))
 
-    def _drop_privileges(self, node: int, asker: _Asker) -> None:
+    def _drop_privileges(self, node: int, asker: Asker) -> None:
         """Before the content of a file changes."""
         before = self._overlay.getattr(node)
-        if before.mode & _SET_IDS:
-            self._overlay.setattr(node, AttributeChanges(mode=_unprivileged(before, asker)), caller(*asker))
+        if before.mode & SET_IDS:
+            self._overlay.setattr(node, AttributeChanges(mode=unprivileged(before, asker)), caller(*asker))
 
-    def _statx(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _statx(self, node: int, _body: memoryview, _: Asker) -> bytes:
         found, birth = self._overlay.getattr(node), self._overlay.birth_time(node)
         valid, rest, _dummy = abi.ATTR_TIMES.unpack(self._attr_times)
         times = [
@@ -261,10 +258,10 @@ class FastLane:
             found.size, found.blocks, 0, *times, os.major(found.rdev), os.minor(found.rdev), 0, 0,
         )  # fmt: skip
 
-    def _readlink(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _readlink(self, node: int, _body: memoryview, _: Asker) -> bytes:
         return self._overlay.readlink(node)
 
-    def _statfs(self, _node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _statfs(self, _node: int, _body: memoryview, _: Asker) -> bytes:
         f = self._overlay.statfs()
         return abi.STATFS_OUT.pack(
             f.f_blocks, f.f_bfree, f.f_bavail, f.f_files, f.f_ffree, f.f_bsize, f.f_namemax, f.f_frsize, 0
@@ -272,38 +269,38 @@ class FastLane:
 
     # -- names
 
-    def _symlink(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _symlink(self, node: int, body: memoryview, asker: Asker) -> bytes:
         name, target = bytes(body[:-1]).split(b"\0")
         return self._entry(self._overlay.symlink(node, name, target, caller(*asker)))
 
-    def _mknod(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _mknod(self, node: int, body: memoryview, asker: Asker) -> bytes:
         mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
         name = bytes(body[abi.MKNOD_IN.size : -1])
         return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
 
-    def _mkdir(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _mkdir(self, node: int, body: memoryview, asker: Asker) -> bytes:
         mode, umask = abi.MKDIR_IN.unpack_from(body)
         return self._entry(self._overlay.mkdir(node, bytes(body[abi.MKDIR_IN.size : -1]), mode, caller(*asker, umask)))
 
-    def _link(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
         if self._copy_ups.must_wait(old, Need.DATA):
             raise _Forwarded
         return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
 
-    def _unlink(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _unlink(self, node: int, body: memoryview, _: Asker) -> bytes:
         self._overlay.unlink(node, bytes(body[:-1]))
         return _DONE
 
-    def _rmdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _rmdir(self, node: int, body: memoryview, _: Asker) -> bytes:
         self._overlay.rmdir(node, bytes(body[:-1]))
         return _DONE
 
-    def _rename(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _rename(self, node: int, body: memoryview, _: Asker) -> bytes:
         (new,) = abi.RENAME_IN.unpack_from(body)
         return self._move(node, new, bytes(body[abi.RENAME_IN.size : -1]), 0)
 
-    def _rename2(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _rename2(self, node: int, body: memoryview, _: Asker) -> bytes:
         new, flags, _padding = abi.RENAME2_IN.unpack_from(body)
         return self._move(node, new, bytes(body[abi.RENAME2_IN.size : -1]), flags)
 
@@ -318,7 +315,7 @@ class FastLane:
 
     # -- files
 
-    def _open(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _open(self, node: int, body: memoryview, _: Asker) -> bytes:
         if not self._counts_opens:
             raise OSError(errno.ENOSYS, "not asked again")
         flags, _open_flags = abi.OPEN_IN.unpack_from(body)
@@ -330,12 +327,12 @@ class FastLane:
         flags = abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH if backing else self._open_flags
         return abi.OPEN_OUT.pack(node, flags, backing)
 
-    def _create(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _create(self, node: int, body: memoryview, asker: Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
         name = bytes(body[abi.CREATE_IN.size : -1])
         return self._opened(self._overlay.create(node, name, mode, flags, caller(*asker, umask)))
 
-    def _tmpfile(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _tmpfile(self, node: int, body: memoryview, asker: Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
         return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)))
 
@@ -345,15 +342,15 @@ class FastLane:
         self._overlay.release(found.ino)  # no RELEASE will come
         return self._entry(found) + abi.OPEN_OUT.pack(found.ino, self._open_flags, 0)
 
-    def _flush(self, _node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _flush(self, _node: int, _body: memoryview, _: Asker) -> bytes:
         raise OSError(errno.ENOSYS, "nothing is held back")
 
-    def _release(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _release(self, node: int, _body: memoryview, _: Asker) -> bytes:
         self._passthrough.closed(node)
         self._overlay.release(node)
         return _DONE
 
-    def _read(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+    def _read(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, offset, size, _read_flags, _owner, _flags, _padding = abi.READ_IN.unpack_from(body)
         data = self._data[:size]
         count = self._overlay.read_into(node, offset, data)
@@ -370,7 +367,7 @@ class FastLane:
         finally:
             opened.unpin()
 
-    def _write(self, node: int, body: memoryview, asker: _Asker) -> bytes | None:
+    def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
         data: bytes | memoryview = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
         if self._copy_ups.must_wait(node, Need.DATA):
@@ -395,7 +392,7 @@ class FastLane:
         self._later(work)
         return None
 
-    def _fallocate(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+    def _fallocate(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, offset, length, mode, _padding = abi.FALLOCATE_IN.unpack_from(body)
 
         def allocate() -> bytes:
@@ -404,15 +401,15 @@ class FastLane:
 
         return self._after_copy_up(node, allocate)
 
-    def _lseek(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _lseek(self, node: int, body: memoryview, _: Asker) -> bytes:
         _fh, offset, whence, _padding = abi.LSEEK_IN.unpack_from(body)
         return abi.LSEEK_OUT.pack(self._overlay.seek(node, offset, whence))
 
-    def _copy_file_range(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+    def _copy_file_range(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
 
         copied = min(length, _LONGEST_COPY)
-        if copied <= _SHORT_COPY and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
+        if copied <= INLINE_BYTES and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
             with self._copying(node, target) as (source_fd, target_fd):
                 return abi.WRITE_OUT.pack(os.copy_file_range(source_fd, target_fd, copied, offset, target_offset), 0)
 
@@ -438,7 +435,7 @@ class FastLane:
             stack.callback(read.unpin)
             yield read.fd, written.fd
 
-    def _ioctl(self, node: int, body: memoryview, _: _Asker) -> bytes | None:
+    def _ioctl(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, _flags, command, _argument, in_size, out_size = abi.IOCTL_IN.unpack_from(body)
         if command not in FLAG_COMMANDS:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
@@ -449,20 +446,20 @@ class FastLane:
 
         return self._after_copy_up(node, run) if in_size else run()
 
-    def _syncfs(self, _node: int, _body: memoryview, _: _Asker) -> None:
+    def _syncfs(self, _node: int, _body: memoryview, _: Asker) -> None:
         async def work() -> bytes:
             await trio.to_thread.run_sync(self._overlay.sync_filesystem)
             return _DONE
 
         self._later(work)
 
-    def _fsync(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _fsync(self, node: int, body: memoryview, _: Asker) -> bytes:
         self._forward_if_on_disk(node, body)
         _fh, flags, _padding = abi.FSYNC_IN.unpack_from(body)
         self._overlay.fsync(node, bool(flags & abi.FUSE_FSYNC_FDATASYNC))
         return _DONE
 
-    def _fsyncdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _fsyncdir(self, node: int, body: memoryview, _: Asker) -> bytes:
         self._forward_if_on_disk(node, body)
         self._overlay.fsyncdir(node)
         return _DONE
@@ -475,16 +472,16 @@ class FastLane:
 
     # -- directories
 
-    def _opendir(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _opendir(self, node: int, _body: memoryview, _: Asker) -> bytes:
         if not self._counts_opendirs:
             raise OSError(errno.ENOSYS, "not asked again")
         return abi.OPEN_OUT.pack(self._overlay.opendir(node), 0, 0)
 
-    def _releasedir(self, node: int, _body: memoryview, _: _Asker) -> bytes:
+    def _releasedir(self, node: int, _body: memoryview, _: Asker) -> bytes:
         self._overlay.releasedir(node)
         return _DONE
 
-    def _readdirplus(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _readdirplus(self, node: int, body: memoryview, _: Asker) -> bytes:
         _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         reply: list[bytes] = []
         length = 0
@@ -502,7 +499,7 @@ class FastLane:
             reply += (pack(number, after, len(name), found.directory_type), name, _PADDING[len(name) & 7])
         return b"".join(reply)
 
-    def _readdir(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _readdir(self, node: int, body: memoryview, _: Asker) -> bytes:
         _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         reply: list[bytes] = []
         length = 0
@@ -515,14 +512,14 @@ class FastLane:
 
     # -- extended attributes
 
-    def _getxattr(self, node: int, body: memoryview, _: _Asker) -> bytes:
+    def _getxattr(self, node: int, body: memoryview, _: Asker) -> bytes:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         name = bytes(body[abi.GETXATTR_IN.size : -1])
         if node == ROOT and name.startswith(self._status_xattr):
             raise _Forwarded
         return _sized(self._overlay.getxattr(node, name), size)
 
-    def _listxattr(self, node: int, body: memoryview, asker: _Asker) -> bytes:
+    def _listxattr(self, node: int, body: memoryview, asker: Asker) -> bytes:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         names = self._overlay.listxattr(node, with_trusted=asker[0] == 0)
         return _sized(b"".join(name + b"\0" for name in names), size)
@@ -535,61 +532,3 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
-
-
-# With FUSE_HANDLE_KILLPRIV_V2 the kernel leaves it to us to take setuid and setgid from a file whose content or owner
-# changes; taking capabilities is done by the filesystem below.
-
-
-def _touches_privileges(changes: AttributeChanges) -> bool:
-    """False for a SETATTR of times alone."""
-    timeless = changes._replace(atime_ns=None, mtime_ns=None, ctime_ns=None)
-    return timeless != _NOTHING or timeless == changes
-
-
-def _takes_privileges(body: memoryview, asker: _Asker, before: Attributes) -> bool:
-    """True where a SETATTR takes setuid and setgid away.
-
-    That is a change of the owner, and any change by who may not keep them. One that asks for nothing announces that the
-    content is going to change, or is a chown of nothing, which anybody may try.
-    """
-    if not stat.S_ISREG(before.mode):
-        return False
-    valid = abi.SETATTR_IN.unpack_from(body)[0]
-    if valid & (abi.FATTR_KILL_SUIDGID | abi.FATTR_UID | abi.FATTR_GID):
-        return True
-    may_write = asker[0] in (0, before.uid) or bool(before.mode & stat.S_IWOTH)
-    return may_write and not valid & abi.FATTR_ALL
-
-
-def _unprivileged(before: Attributes, asker: _Asker) -> int:
-    """The mode that a regular file is left with then: the kernel's setattr_should_drop_suidgid."""
-    mode = before.mode & ~stat.S_ISUID
-    if mode & stat.S_ISGID:
-        asks = caller(*asker, with_groups=True)
-        in_group = asks.uid == 0 or before.gid == asks.gid or before.gid in asks.groups
-        if mode & stat.S_IXGRP or not in_group:
-            mode &= ~stat.S_ISGID
-    return mode
-
-
-def _changes(body: memoryview) -> AttributeChanges:
-    """What a SETATTR asks for."""
-    (valid, _, _fh, size, _owner, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _) = (
-        abi.SETATTR_IN.unpack_from(body)
-    )
-
-    def when(flag: int, now: int, seconds: int, rest: int) -> int | None:
-        if valid & now:
-            return time.time_ns()
-        return seconds * 1_000_000_000 + rest if valid & flag else None
-
-    return AttributeChanges(
-        mode=mode if valid & abi.FATTR_MODE else None,
-        uid=uid if valid & abi.FATTR_UID else None,
-        gid=gid if valid & abi.FATTR_GID else None,
-        size=size if valid & abi.FATTR_SIZE else None,
-        atime_ns=when(abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
-        mtime_ns=when(abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
-        ctime_ns=when(abi.FATTR_CTIME, 0, ctime, ctime_ns),
-    )

@@ -55,7 +55,11 @@ class Passthrough:
     def _register(self, ino: int) -> int:
         if self._device_fd is None:
             return 0
-        opened = self._overlay.pass_through(ino)
+        try:
+            opened = self._overlay.pass_through(ino)
+        except OSError as error:  # it is open all the same, and we serve it
+            log.debug("not passed through: %s", error)
+            return 0
         if opened is None:
             return 0
         request = bytearray(abi.BACKING_MAP.pack(opened.fd, 0, 0))  # what ioctl returns for bytes is not the id

@@ -68,8 +68,8 @@ def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> in
     except OSError as error:
         if error.errno == errno.EAGAIN:
             return None
-        if error.errno == errno.EOPNOTSUPP:  # a filesystem in memory, which cannot make us wait
-            return os.preadv(opened.fd, [buffer], offset)
+        if error.errno == errno.EOPNOTSUPP:  # it cannot say; only a filesystem in memory cannot make us wait
+            return os.preadv(opened.fd, [buffer], offset) if syscalls.is_in_memory(opened.fd) else None
         raise
     if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not

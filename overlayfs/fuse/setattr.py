@@ -1,0 +1,73 @@
+"""What does a SETATTR ask for, and does it take setuid and setgid away?
+
+With FUSE_HANDLE_KILLPRIV_V2 the kernel leaves it to us to take both from a file whose content or owner changes; taking
+capabilities is done by the filesystem below.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from typing import Final
+
+from ..overlay.inodes import AttributeChanges, Attributes
+from . import abi
+from .callers import caller
+
+Asker = tuple[int, int, int]  # uid, gid, pid
+SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+_NOTHING: Final = AttributeChanges()
+
+
+def touches_privileges(changes: AttributeChanges) -> bool:
+    """False for a SETATTR of times alone."""
+    timeless = changes._replace(atime_ns=None, mtime_ns=None, ctime_ns=None)
+    return timeless != _NOTHING or timeless == changes
+
+
+def takes_privileges(body: memoryview, asker: Asker, before: Attributes) -> bool:
+    """True where a SETATTR takes setuid and setgid away.
+
+    That is a change of the owner, and any change by who may not keep them. One that asks for nothing announces that the
+    content is going to change, or is a chown of nothing, which anybody may try.
+    """
+    if not stat.S_ISREG(before.mode):
+        return False
+    valid = abi.SETATTR_IN.unpack_from(body)[0]
+    if valid & (abi.FATTR_KILL_SUIDGID | abi.FATTR_UID | abi.FATTR_GID):
+        return True
+    may_write = asker[0] in (0, before.uid) or bool(before.mode & stat.S_IWOTH)
+    return may_write and not valid & abi.FATTR_ALL
+
+
+def unprivileged(before: Attributes, asker: Asker) -> int:
+    """The mode that a regular file is left with then: the kernel's setattr_should_drop_suidgid."""
+    mode = before.mode & ~stat.S_ISUID
+    if mode & stat.S_ISGID:
+        asks = caller(*asker, with_groups=True)
+        in_group = asks.uid == 0 or before.gid == asks.gid or before.gid in asks.groups
+        if mode & stat.S_IXGRP or not in_group:
+            mode &= ~stat.S_ISGID
+    return mode
+
+
+def changes_of(body: memoryview) -> AttributeChanges:
+    """What a SETATTR asks for."""
+    (valid, _, _fh, size, _owner, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _) = (
+        abi.SETATTR_IN.unpack_from(body)
+    )
+
+    def when(flag: int, now: int, seconds: int, rest: int) -> int | None:
+        if valid & now:
+            return time.time_ns()
+        return seconds * 1_000_000_000 + rest if valid & flag else None
+
+    return AttributeChanges(
+        mode=mode if valid & abi.FATTR_MODE else None,
+        uid=uid if valid & abi.FATTR_UID else None,
+        gid=gid if valid & abi.FATTR_GID else None,
+        size=size if valid & abi.FATTR_SIZE else None,
+        atime_ns=when(abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
+        mtime_ns=when(abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
+        ctime_ns=when(abi.FATTR_CTIME, 0, ctime, ctime_ns),
+    )

@@ -1,21 +1,15 @@
-"""How are hot requests answered without pyfuse3?
+"""How is each hot request answered?
 
-The lane reads the kernel's descriptor, answers what needs no waiting from the engine, and forwards the rest unchanged.
-A request is forwarded before the engine has done anything for it, or not at all. All on the trio thread that owns the
-engine; what waits for a disk does so in a worker thread, in a task of the nursery that `serve` is given.
-
-Each method `_<opcode>` takes the node, the message after its header and who sent it, and returns the body of the
-reply; None where the reply comes later, or never.
+From the engine, at once; what waits for a disk in a task. Each method `_<opcode>` takes the node, the message after its
+header and who sent it, and returns the body of the reply; None where the reply comes later, or never.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
@@ -26,32 +20,21 @@ from ..overlay.engine import Overlay
 from ..overlay.files import FLAG_COMMANDS
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
 from . import abi
-from .abi import Opcode
 from .callers import caller
 from .channel import Channel
 from .copying import INLINE_BYTES, CopyUps
+from .lane import Forwarded, Lane
 from .passthrough import Passthrough
 from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
-
-log = logging.getLogger(__name__)
 
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
 _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
-_RETRY_S: Final = 0.05
-_TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
-_LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
-_Method = Callable[[int, memoryview, Asker], bytes | None]
 
-
-class _Forwarded(Exception):
-    """This request is pyfuse3's."""
-
-
-class FastLane:
+class FastLane(Lane):
     """One mount's lane. `status_xattr` is the name that pyfuse3's handlers answer themselves."""
 
     def __init__(
@@ -64,19 +47,10 @@ class FastLane:
         status_xattr: bytes,
         passes_through: bool,
     ) -> None:
-        self._overlay = overlay
+        super().__init__(overlay, channel, poll_us)
         self._copy_ups = copy_ups
-        self._channel = channel
-        self._poll_ns = poll_us * 1000
         self._status_xattr = status_xattr
-        self._buffer = bytearray(abi.LONGEST_REQUEST)
-        self._view = memoryview(self._buffer)
         self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
-        self._unique = 0
-        self._tasks = 0
-        self._nursery: trio.Nursery | None = None
-        self.answered = [0] * abi.OPCODE_LIMIT  # by opcode
-        self.forwarded = [0] * abi.OPCODE_LIMIT
         timeout_s = overlay.options.timeout_s
         self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
         # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
@@ -84,9 +58,6 @@ class FastLane:
         self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through
         self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
         self._counts_opendirs = timeout_s == 0
-        self._table: list[_Method | None] = [None] * abi.OPCODE_LIMIT
-        for opcode in Opcode:
-            self._table[opcode] = getattr(self, f"_{opcode.name.lower()}", None)
 
     def _set_timeouts(self, seconds: float) -> None:
         whole, rest = int(seconds), int(seconds % 1 * 1e9)
@@ -94,99 +65,6 @@ class FastLane:
         self._attr_times = abi.ATTR_TIMES.pack(whole, rest, 0)
         self._absent = bytes(8) + self._entry_times + bytes(88)
         self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
-
-    def facts(self) -> dict[str, object]:
-        """How many requests of each kind came, and who answered them."""
-        counts = {
-            opcode.name: {"lane": self.answered[opcode], "forwarded": self.forwarded[opcode]}
-            for opcode in Opcode
-            if self.answered[opcode] or self.forwarded[opcode]
-        }
-        return {"lane": True, "requests": counts}
-
-    # -- the loop
-
-    async def serve(self, nursery: trio.Nursery) -> None:
-        """Serve until the kernel ends the session."""
-        self._nursery = nursery
-        fd, buffers, channel = self._channel.device_fd, [self._buffer], self._channel
-        turn = started = time.perf_counter_ns()
-        while True:
-            try:
-                length = os.readv(fd, buffers)
-            except BlockingIOError:
-                now = time.perf_counter_ns()
-                busy = channel.in_flight or channel.has_unsent or self._tasks
-                if now - started < self._poll_ns and not busy:
-                    os.sched_yield()
-                    continue
-                self._overlay.give_memory_back()
-                await channel.wait_for_request()
-                turn = started = time.perf_counter_ns()
-                continue
-            except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
-                    return
-                if error.errno not in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
-                    log.error("cannot read a request yet: %s", error)
-                    await trio.sleep(_RETRY_S)
-                continue
-            self._handle(length)
-            started = time.perf_counter_ns()
-            if started - turn > (_TURN_NS if channel.in_flight or self._tasks else _LONG_TURN_NS):
-                await trio.lowlevel.checkpoint()
-                turn = started = time.perf_counter_ns()
-
-    def _handle(self, length: int) -> None:
-        """Answer or forward the request in the buffer; whatever happens, the lane goes on."""
-        if length < abi.IN_HEADER.size:
-            log.error("a request of %d bytes is none", length)
-            return
-        _, opcode, unique, node, uid, gid, pid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
-        method = self._table[opcode] if opcode < abi.OPCODE_LIMIT else None
-        if method is None:
-            self._forward(opcode, length)
-            return
-        self._unique = unique
-        try:
-            reply = method(node, self._view[abi.IN_HEADER.size : length], (uid, gid, pid))
-        except OSError as error:
-            if opcode not in abi.WITHOUT_REPLY:
-                self._channel.refuse(unique, error.errno or errno.EIO)
-        except _Forwarded:
-            self._forward(opcode, length)
-            return
-        except Exception:
-            log.exception("%s failed", Opcode(opcode).name)
-            if opcode not in abi.WITHOUT_REPLY:
-                self._channel.refuse(unique, errno.EIO)
-        else:
-            if reply is not None:
-                self._channel.answer(unique, reply)
-        self.answered[opcode] += 1
-
-    def _forward(self, opcode: int, length: int) -> None:
-        self.forwarded[min(opcode, abi.OPCODE_LIMIT - 1)] += 1
-        self._channel.forward(bytes(self._view[:length]), has_reply=opcode not in abi.WITHOUT_REPLY)
-
-    def _later(self, work: Callable[[], Awaitable[bytes]]) -> None:
-        """Answer the current request by a task."""
-        assert self._nursery is not None
-        self._tasks += 1
-        self._nursery.start_soon(self._finish, self._unique, work)
-
-    async def _finish(self, unique: int, work: Callable[[], Awaitable[bytes]]) -> None:
-        try:
-            reply = await work()
-        except OSError as error:
-            self._channel.refuse(unique, error.errno or errno.EIO)
-        except Exception:
-            log.exception("a request failed")
-            self._channel.refuse(unique, errno.EIO)
-        else:
-            self._channel.answer(unique, reply)
-        finally:
-            self._tasks -= 1
 
     # -- inodes
 
@@ -285,7 +163,7 @@ class FastLane:
     def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
         if self._copy_ups.must_wait(old, Need.DATA):
-            raise _Forwarded
+            raise Forwarded
         return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
 
     def _unlink(self, node: int, body: memoryview, _: Asker) -> bytes:
@@ -309,7 +187,7 @@ class FastLane:
         for inode in self._overlay.moved_by_rename(node, old_name, new, new_name, flags):
             # A directory may have to be copied up with all that is in it.
             if self._overlay.is_directory(inode) or self._copy_ups.must_wait(inode, Need.METADATA):
-                raise _Forwarded
+                raise Forwarded
         self._overlay.rename(node, old_name, new, new_name, flags)
         return _DONE
 
@@ -468,7 +346,7 @@ class FastLane:
         if not self._overlay.writes_at_once:
             # Whoever was not asked for a handle has sent none: pyfuse3's handlers take the inode's number for it.
             abi.HANDLE.pack_into(body, 0, node)
-            raise _Forwarded
+            raise Forwarded
 
     # -- directories
 
@@ -516,7 +394,7 @@ class FastLane:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         name = bytes(body[abi.GETXATTR_IN.size : -1])
         if node == ROOT and name.startswith(self._status_xattr):
-            raise _Forwarded
+            raise Forwarded
         return _sized(self._overlay.getxattr(node, name), size)
 
     def _listxattr(self, node: int, body: memoryview, asker: Asker) -> bytes:

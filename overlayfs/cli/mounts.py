@@ -64,11 +64,14 @@ def status_of(mountpoint: str) -> tuple[MountEntry, Status]:
     """The overlayfs mount on `mountpoint` and what its daemon says; CommandError if there is none."""
     path = resolve(os.fsencode(mountpoint))
     entry = mount_at(path)
+    nothing = CommandError(f"{printable(path)}: no overlayfs is mounted here")
     if entry is None or not is_ours(entry):
-        raise CommandError(f"{printable(path)}: no overlayfs is mounted here")
+        raise nothing
     try:
         return entry, read_status(path)
     except CommandError as error:
+        if mount_at(path) != entry:  # it was unmounted meanwhile, and what is below has answered
+            raise nothing from error
         raise type(error)(f"{printable(path)}: {error}") from error
 
 

@@ -17,7 +17,11 @@ PACKAGE = Path(__file__).parents[1] / "overlayfs"
 MAY_IMPORT = {
     "tree": ("overlayfs._version",),
     "overlay": ("overlayfs._version", "overlayfs.tree"),
-    "image": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay.changes"),
+    "image": (
+        "overlayfs._version",
+        "overlayfs.tree",
+        *(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "view")),
+    ),
     "fuse": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay"),
     "": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay", "overlayfs.image", "overlayfs.fuse"),
     "cli": ("overlayfs",),

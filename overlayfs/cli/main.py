@@ -12,42 +12,17 @@ from typing import Annotated
 
 import typer
 
-from overlayfs._version import __version__
+from overlayfs.cli import change_commands, look_commands, registry_commands, run_commands, store_commands
+from overlayfs.cli.app import AsJson, app
+
+__all__ = ["app", "change_commands", "look_commands", "main", "registry_commands", "run_commands", "store_commands"]
 
 OK, ERROR, USAGE, FINDINGS = 0, 1, 2, 3
 
-HELP = """Mount stacks of directories as one writable tree, and see what is in them."""
-EPILOG = "Exit status: 0 success, 1 error, 2 wrong usage; see each command's --help for its own."
-
-app = typer.Typer(
-    name="overlayfs",
-    help=HELP,
-    epilog=EPILOG,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 Mountpoint = Annotated[str, typer.Argument(metavar="MNT", help="Where it is mounted.")]
 Lowers = Annotated[
     list[str] | None, typer.Option("--lower", "-l", metavar="DIR", help="A lower layer; repeat, top first.")
 ]
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        print(f"overlayfs {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def overlayfs(
-    version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command(short_help="Mount layers.")

@@ -58,7 +58,8 @@ def test_help_fits_one_screen() -> None:
     shown = run("--help", environ={"COLUMNS": "80"}).stdout
     assert len(shown.splitlines()) <= 24
     assert max(map(len, shown.splitlines())) <= 80
-    assert all(f"\n  {command} " in shown for command in SUBCOMMANDS)
+    listed = shown.partition("Commands:")[2].replace(",", " ").split()
+    assert set(SUBCOMMANDS) <= set(listed)
 
 
 def test_no_arguments_show_the_help() -> None:

@@ -1,0 +1,82 @@
+"""The typer application: what all commands share, and how the help groups them.
+
+The commands are registered by `main` and the modules `*_commands`; what they do is in other modules, imported when a
+command is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from overlayfs._version import __version__
+
+HELP: Final = "Mount stacks of layers and images, see what is in them, keep what changed."
+EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says more."
+
+GROUPS: Final = {
+    "Mounts": ("mount", "umount", "mounts", "stats", "which", "check"),
+    "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
+    "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
+    "Containers": ("run", "ps", "containers", "rm", "reset"),
+    "Make images": ("commit", "append", "squash", "tag", "rmi"),
+    "Store": ("prune", "verify"),
+}
+
+
+class GroupedCommands(TyperGroup):
+    """Lists the commands by what they are for, so that the help fits a screen."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        ordered = [name for names in GROUPS.values() for name in names]
+        return [*(name for name in ordered if name in self.commands), *sorted(self.commands.keys() - set(ordered))]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(title, ", ".join(name for name in names if name in self.commands)) for title, names in GROUPS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl([row for row in rows if row[1]])
+
+
+app = typer.Typer(
+    name="overlayfs",
+    help=HELP,
+    epilog=EPILOG,
+    cls=GroupedCommands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"overlayfs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def overlayfs(
+    ctx: typer.Context,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store", metavar="DIR", envvar="OVERLAYFS_STORE", show_envvar=False, help="Keeps images and containers."
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback does all
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    ctx.obj = store
+
+
+def store_directory() -> Path | None:
+    """What `--store` names for the command that runs; None means the user's own store."""
+    directory: Path | None = click.get_current_context().find_root().obj
+    return directory

@@ -1,0 +1,1 @@
+"""Commands that use images: containers, and what runs in them."""

@@ -44,6 +44,8 @@ class AttributeChanges(NamedTuple):
 # The kernel's struct fuse_attr (linux/fuse.h): ino, size, blocks; seconds of atime, mtime, ctime, their nanoseconds;
 # mode, nlink, uid, gid, rdev, blksize, flags.
 _FUSE_ATTR: Final = struct.Struct("<3Q3q3I7I")
+_U64: Final = struct.Struct("<Q").unpack_from
+_U32: Final = struct.Struct("<I").unpack_from
 _S: Final = 1_000_000_000  # ns
 
 
@@ -89,6 +91,18 @@ class Attributes(bytes):
             )
         )  # fmt: skip
 
+    @classmethod
+    def as_on_disk(cls, number: int, st: os.stat_result) -> Attributes:
+        """Of a file that is shown as it is, but for its number."""
+        mode, _, _, links, uid, gid, size, atime, mtime, ctime = st
+        return cls(
+            _FUSE_ATTR.pack(
+                number, size, st.st_blocks, atime, mtime, ctime,
+                st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
+                mode, links, uid, gid, encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+            )
+        )  # fmt: skip
+
     def changed(self, **fields: int) -> Attributes:
         """With some of the arguments of `pack` different."""
         names = ("ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks", "blksize")
@@ -100,11 +114,13 @@ class Attributes(bytes):
 
     @property
     def ino(self) -> int:
-        return int.from_bytes(self[:8], "little")
+        (ino,) = _U64(self)
+        return int(ino)
 
     @property
     def size(self) -> int:
-        return int.from_bytes(self[8:16], "little")
+        (size,) = _U64(self, 8)
+        return int(size)
 
     @property
     def blocks(self) -> int:
@@ -124,11 +140,13 @@ class Attributes(bytes):
 
     @property
     def mode(self) -> int:
-        return int.from_bytes(self[60:64], "little")
+        (mode,) = _U32(self, 60)
+        return int(mode)
 
     @property
     def nlink(self) -> int:
-        return int.from_bytes(self[64:68], "little")
+        (nlink,) = _U32(self, 64)
+        return int(nlink)
 
     @property
     def uid(self) -> int:

@@ -20,6 +20,7 @@ from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
 UPPER_INDEX = -1
+_KEY = struct.Struct("<qQ")
 
 
 class Location(NamedTuple):
@@ -51,7 +52,7 @@ class Layer:
         Derived from the filesystem's identity, the layer's root and the file, so that layers on different
         filesystems, or hard-linked with each other, never share a number but by chance (xxh3-64).
         """
-        key = struct.pack("<qQ", st.st_dev - self.device, st.st_ino)
+        key = _KEY.pack(st.st_dev - self.device, st.st_ino)
         return xxhash.xxh3_64_intdigest(self.identity + key) & 0x7FFF_FFFF_FFFF_FFFF
 
 

@@ -69,31 +69,26 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
     if offset < _DOT_DOT:
         above = directory.parent
         yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own)
-    children = directory.children
+    find = lookup.finder(state, directory)
     for index in range(bisect_right(offsets, offset), len(names)):
         name = names[index]
-        found = _look(state, directory, name)
-        if found is None:
+        try:
+            inode = find(name)
+            if inode is None:
+                continue
+            found = inode.attributes or attributes.attributes_of(state, inode)
+        except MalformedMarkError:
+            yield DirectoryEntry(name, offsets[index], _unreadable(state, directory, name))
             continue
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
+                continue
+            raise
         try:
             yield DirectoryEntry(name, offsets[index], found)
         finally:  # the reader may have no room for it and stop here
-            inode = children.get(name)
-            if inode is not None and not inode.nlookup:
+            if not inode.nlookup:
                 state.drop_if_unused(inode)
-
-
-def _look(state: State, directory: Directory, name: bytes) -> Attributes | None:
-    state.descriptors.begin()
-    try:
-        inode = lookup.child(state, directory, name)
-        return None if inode is None else attributes.attributes_of(state, inode)
-    except MalformedMarkError:
-        return _unreadable(state, directory, name)
-    except OSError as error:
-        if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
-            return None
-        raise
 
 
 def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:

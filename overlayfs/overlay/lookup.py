@@ -10,17 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
 from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import entry_path
 from . import attributes, redirects
-from .inodes import Directory, Inode
-from .layer import UPPER_INDEX, Location
+from .inodes import ROOT, Attributes, Directory, Inode
+from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
 from .whiteouts import LONGEST_NAME
+
+_FORMAT: Final = 0o170000
 
 _AnyInode = TypeVar("_AnyInode", bound=Inode)
 
@@ -98,6 +101,50 @@ def child(state: State, parent: Directory, name: bytes) -> Inode | None:
         if found is not None:
             parent.children[name] = found
     return found
+
+
+def finder(state: State, parent: Directory) -> Callable[[bytes], Inode | None]:
+    """`child` for many names of one directory: what they have in common is found out once.
+
+    For files of a lower layer with one name and no marks, which most are: a third of the time.
+    """
+    known, inodes, descriptors = parent.children, state.inodes, state.descriptors
+    sources: list[tuple[Layer, int] | None] = []
+    visible: dict[bytes, Candidates] = {}
+    upper: dict[bytes, Kind] = {}
+    operation = -1
+
+    def begin() -> None:
+        """Descriptors of the pool are good for one operation, and between two the directory may change."""
+        nonlocal operation, visible, upper
+        operation, sources[:] = descriptors.operation, []
+        if parent.lowers and state.ownership.plain and not state.revalidates:
+            visible, upper = below(state, parent), above(state, parent)
+            layers = [(state.layers[location.layer], location) for location in parent.lowers]
+            sources[:] = [(layer, state.lower_fd(at)) if layer.override is None else None for layer, at in layers]
+
+    def find(name: bytes) -> Inode | None:
+        found = known.get(name)
+        if found is not None and not state.revalidates:
+            return found
+        if operation != descriptors.operation:
+            begin()
+        position = visible.get(name)
+        if isinstance(position, int) and name not in upper and (source := sources[position]) is not None:
+            layer, dir_fd = source
+            st = _stat(dir_fd, name)
+            if st.st_nlink == 1 and st.st_size and (st.st_blocks or st.st_mode & _FORMAT == stat.S_IFLNK):
+                number = layer.number(st)
+                if number <= ROOT or number in inodes:
+                    number = state.free_number(number)
+                found = known[name] = inodes[number] = Inode(number, st.st_mode & _FORMAT, parent, name)
+                found.provided_by(position)
+                found.attributes = Attributes.as_on_disk(number, st)
+                return found
+        descriptors.begin()
+        return child(state, parent, name)
+
+    return find
 
 
 def existing_child(state: State, parent: Directory, name: bytes) -> Inode:

@@ -60,14 +60,14 @@ class Descriptors:
         self._file_limit = max(self._FEWEST, min(_FILE_DESCRIPTORS, limit // 4))
         self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
         self._files: dict[int, OpenFile] = {}
-        self._operation = 0
+        self.operation = 0  # the number of the one that goes on
 
     def __len__(self) -> int:
         return len(self._directories) + len(self._files)
 
     def begin(self) -> None:
         """A new operation starts: directory descriptors handed out before may be closed from now on."""
-        self._operation += 1
+        self.operation += 1
 
     def directory(self, key: object, opener: Callable[[], int]) -> int:
         """The descriptor of a directory, opened when it is not in the pool; the pool keeps it."""
@@ -76,14 +76,14 @@ class Descriptors:
             fd = self.open(opener)
             if len(self._directories) >= self._directory_limit:
                 self._evict_directory()
-            self._directories[key] = fd, self._operation
+            self._directories[key] = fd, self.operation
         return fd
 
     def cached_directory(self, key: object) -> int | None:
         found = self._directories.pop(key, None)
         if found is None:
             return None
-        self._directories[key] = found[0], self._operation
+        self._directories[key] = found[0], self.operation
         return found[0]
 
     def file(self, number: int) -> OpenFile | None:
@@ -136,7 +136,7 @@ class Descriptors:
 
     def _evict_directory(self) -> bool:
         for key, (fd, operation) in self._directories.items():
-            if operation == self._operation:  # the oldest is in use, so all are
+            if operation == self.operation:  # the oldest is in use, so all are
                 return False
             del self._directories[key]
             os.close(fd)

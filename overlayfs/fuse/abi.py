@@ -64,6 +64,7 @@ class Opcode(IntEnum):
     SYNCFS = 50
     TMPFILE = 51
     STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 OPCODE_LIMIT: Final = 64  # above every opcode there is
@@ -127,6 +128,7 @@ READ_IN: Final = struct.Struct("<QQIIQII")  # fh, offset, size, read_flags, lock
 WRITE_IN: Final = struct.Struct("<QQIIQII")  # fh, offset, size, write_flags, lock_owner, flags, padding
 WRITE_OUT: Final = struct.Struct("<II")  # size, padding
 FSYNC_IN: Final = struct.Struct("<QII")  # fh, fsync_flags, padding
+SETXATTR_IN: Final = struct.Struct("<II")  # size, flags; then the name with its NUL, and the value
 GETXATTR_IN: Final = struct.Struct("<II")  # size, padding
 GETXATTR_OUT: Final = struct.Struct("<II")  # size, padding
 # blocks, bfree, bavail, files, ffree; bsize, namelen, frsize, padding; spare
@@ -136,6 +138,7 @@ FALLOCATE_IN: Final = struct.Struct("<QQQII")  # fh, offset, length, mode, paddi
 LSEEK_IN: Final = struct.Struct("<QqII")  # fh, offset, whence, padding
 LSEEK_OUT: Final = struct.Struct("<Q")  # offset
 COPY_FILE_RANGE_IN: Final = struct.Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
+COPY_FILE_RANGE_OUT: Final = struct.Struct("<Q")  # bytes copied
 IOCTL_IN: Final = struct.Struct("<QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT: Final = struct.Struct("<iIII")  # result, flags, in_iovs, out_iovs
 # fuse_statx_out: attr_valid, its ns, flags; then fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino,

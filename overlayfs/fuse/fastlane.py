@@ -19,6 +19,7 @@ from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
 from ..overlay.files import FLAG_COMMANDS
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
+from ..tree.metadata import ACCESS_ACL
 from . import abi
 from .callers import caller
 from .channel import Channel
@@ -258,13 +259,13 @@ class FastLane(Lane):
 
         return self._after_copy_up(node, write)
 
-    def _after_copy_up(self, node: int, change: Callable[[], bytes]) -> bytes | None:
-        """Change the data of a file at once, or later where it must first be copied up."""
-        if not self._copy_ups.must_wait(node, Need.DATA):
+    def _after_copy_up(self, node: int, change: Callable[[], bytes], need: Need = Need.DATA) -> bytes | None:
+        """Change a file at once, or later where it must first be copied up."""
+        if not self._copy_ups.must_wait(node, need):
             return change()
 
         async def work() -> bytes:
-            await self._copy_ups.finish(node, Need.DATA)
+            await self._copy_ups.finish(node, need)
             return change()
 
         self._later(work)
@@ -284,12 +285,18 @@ class FastLane(Lane):
         return abi.LSEEK_OUT.pack(self._overlay.seek(node, offset, whence))
 
     def _copy_file_range(self, node: int, body: memoryview, _: Asker) -> bytes | None:
+        return self._copy_range(node, body, lambda copied: abi.WRITE_OUT.pack(copied, 0))
+
+    def _copy_file_range_64(self, node: int, body: memoryview, _: Asker) -> bytes | None:
+        return self._copy_range(node, body, abi.COPY_FILE_RANGE_OUT.pack)
+
+    def _copy_range(self, node: int, body: memoryview, reply: Callable[[int], bytes]) -> bytes | None:
         _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
 
         copied = min(length, _LONGEST_COPY)
         if copied <= INLINE_BYTES and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
             with self._copying(node, target) as (source_fd, target_fd):
-                return abi.WRITE_OUT.pack(os.copy_file_range(source_fd, target_fd, copied, offset, target_offset), 0)
+                return reply(os.copy_file_range(source_fd, target_fd, copied, offset, target_offset))
 
         async def work() -> bytes:
             await self._copy_ups.finish(target, Need.DATA)
@@ -297,7 +304,7 @@ class FastLane(Lane):
                 count = await trio.to_thread.run_sync(
                     os.copy_file_range, source_fd, target_fd, copied, offset, target_offset
                 )
-            return abi.WRITE_OUT.pack(count, 0)
+            return reply(count)
 
         self._later(work)
         return None
@@ -396,6 +403,30 @@ class FastLane(Lane):
         if node == ROOT and name.startswith(self._status_xattr):
             raise Forwarded
         return _sized(self._overlay.getxattr(node, name), size)
+
+    def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
+        size, flags = abi.SETXATTR_IN.unpack_from(body)
+        name, _, rest = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
+        if node == ROOT and name.startswith(self._status_xattr):
+            raise Forwarded
+
+        def change() -> bytes:
+            groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
+            self._overlay.setxattr(node, name, rest[:size], flags, caller(*asker, with_groups=groups_count))
+            return _DONE
+
+        return self._after_copy_up(node, change, Need.METADATA)
+
+    def _removexattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
+        name = bytes(body[:-1])
+        if node == ROOT and name.startswith(self._status_xattr):
+            raise Forwarded
+
+        def change() -> bytes:
+            self._overlay.removexattr(node, name)
+            return _DONE
+
+        return self._after_copy_up(node, change, Need.METADATA)
 
     def _listxattr(self, node: int, body: memoryview, asker: Asker) -> bytes:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)

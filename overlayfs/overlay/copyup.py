@@ -27,6 +27,9 @@ from .options import FsyncPolicy
 from .ownership import Owner
 from .state import OpenFile, State
 
+_SMALL = 64 << 10  # bytes; holes in so much are not worth asking for where the blocks say that there are none
+_NEVER_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV)
+
 
 class Need(Enum):
     """What an operation is going to change."""
@@ -107,20 +110,31 @@ class _Copy:
     def __init__(self, state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> None:
         self._state, self._inode, self._new_size = state, inode, size
         self._before = inode.upper, inode.metacopy
-        with state.node(inode) as source:
-            self._source = state.descriptors.open(lambda: os.dup(source))
-        stack.callback(os.close, self._source)
+        self._data: OpenFile | None = None
+        if inode.kind == stat.S_IFREG and size != 0 and not _metadata_only(state, need):
+            self._pin_data(stack)
+        self._source = self._open_source(stack)
         self._st = os.fstat(self._source)
         self._owner = _owner_on_disk(state, inode, self._st)
         self._metacopy = _metadata_only(state, need) and inode.kind == stat.S_IFREG and self._st.st_size > 0
         self._size = self._st.st_size if size is None else min(size, self._st.st_size)
-        self._data: OpenFile | None = None
-        if inode.kind == stat.S_IFREG and not self._metacopy and self._size:
-            self._data = open_data(state, inode, writable=False)
-            self._data.pins += 1
-            stack.callback(self._data.unpin)
         self._xattrs = _mark_xattrs(state, inode, self._source, self._metacopy)
         self._draft = stack.enter_context(_draft_like(state, self._source, self._st))
+
+    def _pin_data(self, stack: ExitStack) -> None:
+        self._data = open_data(self._state, self._inode, writable=False)
+        self._data.pins += 1
+        stack.callback(self._data.unpin)
+
+    def _open_source(self, stack: ExitStack) -> int:
+        """The file with the metadata, which mostly has the data too."""
+        state, inode = self._state, self._inode
+        if self._data is not None and not inode.upper and data_location(state, inode) == inode.lower:
+            return self._data.fd
+        with state.node(inode) as node:
+            source = state.descriptors.open(lambda: os.dup(node))
+        stack.callback(os.close, source)
+        return source
 
     def transfer(self) -> None:
         fd = self._draft.fd
@@ -139,8 +153,8 @@ class _Copy:
     def _fill_data(self, fd: int) -> None:
         if self._inode.kind != stat.S_IFREG:
             return
-        if self._data is not None:
-            syscalls.copy_data(self._data.fd, fd, self._size)
+        if self._data is not None and self._size:
+            _copy_data(self._state, self._data.fd, fd, self._size)
         size = self._st.st_size if self._new_size is None else self._new_size
         if size != self._size or self._metacopy:
             os.ftruncate(fd, size)
@@ -159,6 +173,8 @@ class _Copy:
         inode.upper = True
         inode.metacopy = self._metacopy
         _note_copied(state, inode)
+        if stat.S_ISREG(inode.kind) and not self._metacopy and self._draft.fd >= 0:  # what is to be changed next
+            state.descriptors.add_file(inode.number, self._draft.keep_descriptor(), writable=True)
 
 
 class _Completion:
@@ -182,7 +198,7 @@ class _Completion:
     def transfer(self) -> None:
         path = descriptor_path(self._fd)
         capability = marks.read_xattr_of_target(path, metadata.CAPABILITY)
-        syscalls.copy_data(self._data.fd, self._fd, self._st.st_size)
+        _copy_data(self._state, self._data.fd, self._fd, self._st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
         if capability is not None:
             os.setxattr(path, metadata.CAPABILITY, capability)
@@ -203,6 +219,20 @@ class _Completion:
         _note_copied(self._state, self._inode)
 
 
+def _copy_data(state: State, source: int, target: int, size: int) -> None:
+    """Copy the first `size` bytes to an empty file: by reflink where the filesystems can, else keeping holes."""
+    st = os.fstat(source)
+    if size == st.st_size and st.st_dev not in state.cannot_clone:
+        try:
+            syscalls.clone(source, target)
+            return
+        except OSError as error:  # any refusal: copying tells what really is wrong
+            if error.errno in _NEVER_CLONES:
+                state.cannot_clone.add(st.st_dev)
+    may_have_holes = size > _SMALL or st.st_blocks * 512 < st.st_size
+    syscalls.copy_data(source, target, size, has_holes=may_have_holes)
+
+
 def _note_copied(state: State, inode: Inode) -> None:
     """What was known of the file is news now; the lower one is only kept where it is still needed."""
     inode.lower = inode.lower if inode.metacopy or inode.index_name is not None else None
@@ -218,10 +248,10 @@ def replace_unseen(draft: Draft, dir_fd: int, name: bytes) -> None:
 
 def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     """Publish into an upper directory that must not look changed by it."""
-    dir_fd, made = state.upper_fd(parent), os.fstat(draft.fd)
+    dir_fd = state.upper_fd(parent)
     with drafts.unseen(dir_fd):
         draft.publish(dir_fd, name)
-    lookup.note(parent, name, Kind.DIRECTORY if stat.S_ISDIR(made.st_mode) else Kind.FILE)
+    lookup.note(parent, name, Kind.DIRECTORY if draft.is_directory else Kind.FILE)
     drafts.note_changed(state, parent)
 
 

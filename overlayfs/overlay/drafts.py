@@ -51,11 +51,12 @@ def unseen(dir_fd: int) -> Iterator[None]:
 class Draft:
     """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until the block ends."""
 
-    def __init__(self, state: State, fd: int, name: bytes | None) -> None:
+    def __init__(self, state: State, fd: int, name: bytes | None, is_directory: bool = False) -> None:
         assert state.work_fd is not None
         self._work_fd = state.work_fd
         self._state = state
         self.fd = fd
+        self.is_directory = is_directory
         self._name = name  # in the workdir; None for an O_TMPFILE and once published
 
     def __enter__(self) -> Self:
@@ -90,7 +91,7 @@ class Draft:
             draft_name = self._state.draft_name()
             syscalls.link_descriptor(self.fd, self._work_fd, draft_name)
             self._name = draft_name
-        if stat.S_ISDIR(os.fstat(self.fd).st_mode):
+        if self.is_directory:
             syscalls.renameat2(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
         else:
             os.rename(self._name, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd)
@@ -111,7 +112,7 @@ def draft_file(state: State) -> Draft:
 def draft_directory(state: State) -> Draft:
     name = state.draft_name()
     os.mkdir(name, 0o700, dir_fd=_work_fd(state))
-    return _opened(state, name)
+    return _opened(state, name, is_directory=True)
 
 
 def draft_symlink(state: State, target: bytes) -> Draft:
@@ -127,14 +128,14 @@ def draft_node(state: State, kind: int, rdev: int) -> Draft:
     return _opened(state, name)
 
 
-def _opened(state: State, name: bytes) -> Draft:
+def _opened(state: State, name: bytes, is_directory: bool = False) -> Draft:
     work_fd = _work_fd(state)
     try:
         fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=work_fd))
     except BaseException:
         remove(work_fd, name)
         raise
-    return Draft(state, fd, name)
+    return Draft(state, fd, name, is_directory)
 
 
 def _work_fd(state: State) -> int:

@@ -82,7 +82,6 @@ def _forget_number(state: State, draft: Draft) -> None:
 def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:
     (parent, name), *others = inode.names()
     copyup.ensure_upper_directory(state, parent)
-    made = os.fstat(draft.fd)
     copyup.publish_name(state, draft, parent, name)
     state.unshare(inode)  # names that are not known go on naming the lower file
     for other_parent, other in others:
@@ -93,7 +92,7 @@ def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None
             inode.remove_name(other_parent, other)
             del other_parent.children[other]
     if others:
-        state.share(inode, UPPER_INDEX, made)
+        state.share(inode, UPPER_INDEX, os.fstat(draft.fd))
 
 
 def has_one_name(state: State, inode: Inode) -> bool:

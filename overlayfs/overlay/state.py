@@ -160,8 +160,9 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `unsynced` are
-    directories that the operation changed and is to sync.
+    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `cannot_clone` are
+    the devices whose files the upper can have no reflinks of. `unsynced` are directories that the operation changed
+    and is to sync.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class State:
         self.sync_errors: dict[int, int] = {}
         self.synced_names: set[int] = set()
         self.unsynced: list[Directory] = []
+        self.cannot_clone: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.passed_through: set[int] = set()
         self.work_fd: int | None = None

@@ -236,13 +236,13 @@ def sync_filesystem(fd: int) -> None:
         _raise_errno(b"")
 
 
-def copy_data(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes of `source` into the empty file `target`, keeping holes.
+def copy_data(source: int, target: int, size: int, *, has_holes: bool) -> None:
+    """Copy the first `size` bytes of `source` into the empty file `target`, keeping holes where there are some.
 
-    By reflink where the filesystem can, else in the kernel, else through memory. Raises EIO if the source ends early
-    (somebody truncated it meanwhile). May block: call it from a worker thread for large files.
+    Callers own both descriptors; offsets stay. Raises EIO where the source is shorter.
     """
-    if size == os.fstat(source).st_size and _clone(source, target):
+    if not has_holes:
+        _copy_range(source, target, 0, size)
         return
     os.ftruncate(target, size)
     position = 0
@@ -252,12 +252,9 @@ def copy_data(source: int, target: int, size: int) -> None:
         position = end
 
 
-def _clone(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:  # any refusal: another filesystem, no support, seccomp; copying tells what really is wrong
-        return False
-    return True
+def clone(source: int, target: int) -> None:
+    """Let `target` share all data of `source` (ioctl_ficlone(2)); OSError where that cannot be."""
+    fcntl.ioctl(target, _FICLONE, source)
 
 
 def _next_extent(source: int, position: int, size: int) -> tuple[int, int]:

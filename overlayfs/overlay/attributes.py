@@ -150,7 +150,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
     if changes.size is not None and not truncated:
         opened = copyup.open_data(state, inode, writable=True)
-        inode.attributes = inode.xattr_names = None
+        inode.note_lost_privileges()
         # not ftruncate: that sets mtime even where the size stays
         os.truncate(descriptor_path(opened.fd), changes.size)
     if changes._replace(size=None) == _NOTHING:
@@ -161,9 +161,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
             if changes.atime_ns is not None or changes.mtime_ns is not None:
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
-            inode.attributes = None
-            if changes.uid is not None or changes.gid is not None:  # takes capabilities too
-                inode.xattr_names = None
+            inode.note_lost_privileges()
 
 
 def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:

@@ -252,7 +252,7 @@ class Overlay:
         """The data was changed through a pinned descriptor."""
         inode = self.state.inodes.get(ino)
         if inode is not None:
-            inode.attributes = inode.xattr_names = None
+            inode.note_lost_privileges()
 
     def pass_through(self, ino: int) -> OpenFile | None:
         """Let the kernel serve a file's data without us: its pinned descriptor, None where that may not be."""

@@ -81,7 +81,7 @@ def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> 
     copyup.ensure_upper(state, inode)
     opened = pooled(state, inode, writable=True)
     view, done = memoryview(data), 0
-    inode.attributes = inode.xattr_names = None  # writing clears capabilities
+    inode.note_lost_privileges()
     while done < len(data):
         try:
             count = os.pwrite(opened.fd, view[done:], offset + done)
@@ -112,7 +112,7 @@ def allocate(state: State, inode: Inode, mode: int, offset: int, length: int) ->
     """fallocate(2). Copies up."""
     copyup.ensure_upper(state, inode)
     opened = pooled(state, inode, writable=True)
-    inode.attributes = inode.xattr_names = None
+    inode.note_lost_privileges()
     syscalls.allocate(opened.fd, mode, offset, length)
 
 

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ..tree.metadata import CAPABILITY
 from .layer import Location
 from .merge import Candidates, Kind
 
@@ -246,6 +247,12 @@ class Inode:
     def provided_by(self, position: int) -> None:
         """It is the file of its name in one of its parent's lowers: said in a few bytes, as most files are that."""
         self._lower = position
+
+    def note_lost_privileges(self) -> None:
+        """Content or owner change, which takes capabilities away: attributes and capabilities must be read again."""
+        self.attributes = None
+        if self.xattr_names and CAPABILITY in self.xattr_names:
+            self.xattr_names = None
 
     def names(self) -> Iterator[tuple[Directory, bytes]]:
         """Every known name; none for an unlinked file and for the root."""

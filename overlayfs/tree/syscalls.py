@@ -177,6 +177,9 @@ def file_handle(fd: int) -> FileHandle | None:
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set one or both times, in ns since the epoch, of the node that `fd` (O_PATH is enough) refers to."""
+    if atime_ns is not None and mtime_ns is not None:
+        os.utime(descriptor_path(fd), ns=(atime_ns, mtime_ns))
+        return
     times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
     if _libc.utimensat(_AT_FDCWD, descriptor_path(fd), times, 0) != 0:
         _raise_errno(b"")

@@ -1,0 +1,97 @@
+"""What images does the store have, by which names? Its `index.json` (OCI image specification, image-layout.md).
+
+Each entry is a descriptor of a manifest or index, with its name as an annotation. The file is replaced as a whole,
+under `index.lock`: readers see it before or after a change, and no change is lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .digest import ALGORITHM
+from .errors import InvalidError
+from .locking import locked
+from .model import MAX_DOCUMENT, OCI_INDEX, REF_NAME, Descriptor, Index, dump, parse
+from .reference import Reference
+from .staging import Staging, sync_directory
+
+MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
+EMPTY: Final = Index(2, [], OCI_INDEX)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the index: a manifest or an index of manifests, and its name if it has one."""
+
+    reference: Reference | None
+    descriptor: Descriptor
+
+
+class Layout:
+    """`oci-layout` and `index.json` of one directory."""
+
+    def __init__(self, directory: Path, staging: Staging) -> None:
+        self._directory = directory
+        self._staging = staging
+
+    def create(self) -> None:
+        """Make what is not there yet."""
+        (self._directory / "blobs" / ALGORITHM).mkdir(parents=True, exist_ok=True)
+        if not (self._directory / "oci-layout").exists():
+            self._write("oci-layout", MARKER)
+        if not (self._directory / "index.json").exists():
+            with locked(self._directory / "index.lock"):
+                if not (self._directory / "index.json").exists():
+                    self._write("index.json", dump(EMPTY))
+
+    def entries(self) -> list[Entry]:
+        return [Entry(_name_of(descriptor), descriptor) for descriptor in self._read().manifests]
+
+    def edit(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
+        """Replace the entries by what `change` makes of them; no other process changes them meanwhile."""
+        with locked(self._directory / "index.lock"):
+            before = self.entries()
+            after = change(before)
+            if after != before:
+                manifests = [_named(entry) for entry in after]
+                self._write("index.json", dump(msgspec.structs.replace(self._read(), manifests=manifests)))
+
+    def _read(self) -> Index:
+        path = self._directory / "index.json"
+        with open(path, "rb") as file:
+            return parse(file.read(MAX_DOCUMENT + 1), Index, str(path))
+
+    def _write(self, name: str, data: bytes) -> None:
+        staged = self._staging.new_name()
+        try:
+            with open(staged, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.rename(self._directory / name)
+        finally:
+            staged.unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+
+def _name_of(descriptor: Descriptor) -> Reference | None:
+    """The entry's name; None also for what another program wrote there and is none."""
+    try:
+        return Reference.parse(descriptor.annotations[REF_NAME])
+    except (KeyError, InvalidError):
+        return None
+
+
+def _named(entry: Entry) -> Descriptor:
+    """The descriptor with the entry's name as its annotation; other annotations stay."""
+    if entry.reference == _name_of(entry.descriptor):
+        return entry.descriptor
+    others = {key: value for key, value in entry.descriptor.annotations.items() if key != REF_NAME}
+    named = {REF_NAME: str(entry.reference)} if entry.reference else {}
+    return msgspec.structs.replace(entry.descriptor, annotations=others | named)

@@ -1,0 +1,120 @@
+"""Where is work kept until it is whole? Files and directories in the store's `tmp`, and how trees are removed.
+
+Everybody who stages holds the store's lock shared; so what is in `tmp` under the exclusive lock was left by a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Staging:
+    """Fresh names in one directory, on the filesystem of what is staged there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def new_name(self) -> Path:
+        """A path where nothing is, and that nobody else is given."""
+        return self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+    @contextmanager
+    def new_directory(self) -> Iterator[Path]:
+        """A fresh directory, 0700; what is left of it at the end is removed."""
+        path = self.new_name()
+        path.mkdir(0o700)
+        try:
+            yield path
+        finally:
+            remove_tree(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Names made and removed in the directory are on the disk when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path) -> int:
+    """Remove a file or directory with all in it, however deep, also where modes forbid; the bytes that it occupied.
+
+    Nothing is done where nothing is. Symlinks are removed, not followed.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        if error.errno == errno.EACCES and stat.S_ISDIR(path.lstat().st_mode):
+            path.chmod(0o700)
+            return remove_tree(path)
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        size = path.lstat().st_blocks * 512
+        path.unlink()
+        return size
+    try:
+        size = _Removal(fd).run()
+    finally:
+        os.close(fd)
+    path.rmdir()
+    return size
+
+
+class _Removal:
+    """Empties one directory.
+
+    Directories within directories are moved up into it first, so that depth costs neither descriptors nor stack.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._count = 0
+        self._seen: set[tuple[int, int]] = set()
+        self.size = 0
+
+    def run(self) -> int:
+        os.fchmod(self._top, 0o700)
+        while names := os.listdir(self._top):
+            for name in names:
+                if not self._unlink(self._top, name):
+                    self._take_apart(name)
+        return self.size
+
+    def _unlink(self, directory: int, name: str) -> bool:
+        """Whether `name` is gone; False for a directory."""
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            return False
+        if (found.st_dev, found.st_ino) not in self._seen:
+            self.size += found.st_blocks * 512
+        if found.st_nlink > 1:
+            self._seen.add((found.st_dev, found.st_ino))
+        os.unlink(name, dir_fd=directory)
+        return True
+
+    def _take_apart(self, name: str) -> None:
+        """Remove a directory in the top, its own directories being moved up."""
+        os.chmod(name, 0o700, dir_fd=self._top)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._top)
+        try:
+            for inner in os.listdir(fd):
+                if not self._unlink(fd, inner):
+                    os.chmod(inner, 0o700, dir_fd=fd)  # to be moved it must be writable: its `..` changes
+                    os.rename(inner, self._new_name(), src_dir_fd=fd, dst_dir_fd=self._top)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=self._top)
+
+    def _new_name(self) -> str:
+        self._count += 1
+        return f".removed-{os.getpid()}-{self._count}-{secrets.token_hex(8)}"

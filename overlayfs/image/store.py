@@ -38,6 +38,7 @@ from .model import (
 )
 from .naming import matching, no_such_image
 from .platforms import choose
+from .pruning import PruneReport, prune
 from .reference import Reference
 from .staging import Staging
 from .uses import Use, Uses
@@ -272,6 +273,13 @@ class Store(Blobs):
     def sweep_uses(self) -> None:
         """Remove the records of processes that have ended; only while the store is held alone."""
         self._uses.sweep()
+
+    # removal
+
+    def prune(self, *, unnamed: bool = True, named: bool = False, dry_run: bool = False) -> PruneReport:
+        """Remove what nothing refers to, as `pruning.prune`. Raises InUseError if others work in the store."""
+        with self.alone():
+            return prune(self, unnamed=unnamed, named=named, dry_run=dry_run)
 
 
 def replace_root(image: Image, root: Descriptor) -> Image:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from .digest import ALGORITHM
 from .errors import InvalidError
@@ -60,7 +60,7 @@ class Layout:
             after = change(before)
             if after != before:
                 manifests = [_named(entry) for entry in after]
-                self._write("index.json", dump(msgspec.structs.replace(self._read(), manifests=manifests)))
+                self._write("index.json", dump(replace(self._read(), manifests=manifests)))
 
     def _read(self) -> Index:
         path = self._directory / "index.json"
@@ -94,4 +94,9 @@ def _named(entry: Entry) -> Descriptor:
         return entry.descriptor
     others = {key: value for key, value in entry.descriptor.annotations.items() if key != REF_NAME}
     named = {REF_NAME: str(entry.reference)} if entry.reference else {}
-    return msgspec.structs.replace(entry.descriptor, annotations=others | named)
+    return replace(entry.descriptor, annotations=others | named)
+
+
+def bare(descriptor: Descriptor) -> Descriptor:
+    """Without the annotations of where it comes from: an index's members bring theirs."""
+    return replace(descriptor, annotations={}, platform=None)

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from .blobs import Blobs
 from .digest import Digest
 from .errors import ImageError, InvalidError, NotFoundError
-from .layout import Entry, Layout
+from .layout import Entry, Layout, bare
 from .locking import StoreLock
 from .model import (
     INDEX_TYPES,
@@ -178,12 +178,12 @@ class Store(Blobs):
         """Read an image of the store; of an index that for `platform` (None: this machine, or else what is there)."""
         if descriptor.media_type in INDEX_TYPES:
             member = self._member(descriptor, platform)
-            return replace_root(self.load_image(member, reference, platform), descriptor)
+            return _member_of(bare(descriptor), self.load_image(member, reference, platform))
         manifest = self.load_manifest(descriptor)
         what = f"the configuration {manifest.config.digest}"
         config = parse(self.read_blob(manifest.config), ImageConfig, what)
         check_layer_count(manifest, config, str(reference or descriptor.digest))
-        return Image(reference, _bare(descriptor), manifest, config)
+        return Image(reference, bare(descriptor), manifest, config)
 
     def load_manifest(self, descriptor: Descriptor) -> Manifest:
         if descriptor.media_type not in MANIFEST_TYPES:
@@ -224,7 +224,7 @@ class Store(Blobs):
     def keep(self, descriptor: Descriptor, reference: Reference | None) -> None:
         """As `tag`; None keeps the image without a name, if it has none yet. Raises as `check_complete`."""
         self.check_complete(descriptor)
-        self._layout.edit(lambda entries: _with(entries, Entry(reference, _bare(descriptor))))
+        self._layout.edit(lambda entries: _with(entries, Entry(reference, bare(descriptor))))
 
     def untag(self, reference: Reference) -> None:
         """Remove a name, and with its last name an image; its bytes stay until `prune`. Raises NotFoundError."""
@@ -282,7 +282,7 @@ class Store(Blobs):
             return prune(self, unnamed=unnamed, named=named, dry_run=dry_run)
 
 
-def replace_root(image: Image, root: Descriptor) -> Image:
+def _member_of(root: Descriptor, image: Image) -> Image:
     return Image(image.reference, image.descriptor, image.manifest, image.config, root)
 
 
@@ -298,11 +298,6 @@ def _check_is_ours(path: Path) -> None:
         raise InvalidError(f"{path} is no store, and not empty: name another by --store")
     if found.st_mode & 0o077:
         path.chmod(0o700)
-
-
-def _bare(descriptor: Descriptor) -> Descriptor:
-    """Without the annotations of where it comes from: an index's members bring theirs."""
-    return replace(descriptor, annotations={}, platform=None)
 
 
 def _has_id(image: Image, text: str) -> bool:

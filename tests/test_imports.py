@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "image": (
         "overlayfs._version",
         "overlayfs.tree",
-        *(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "view")),
+        *(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "ownership", "view")),
     ),
     "fuse": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay"),
     "": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay", "overlayfs.image", "overlayfs.fuse"),

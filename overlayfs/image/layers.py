@@ -34,6 +34,7 @@ from .staging import sync_directory
 from .store import Image, Store
 from .tarentry import TarReader
 from .unpack import NeedsLowerLayersError, Unpacked, Unpacker
+from .verify import differences
 
 _AT_ONCE: Final = 4
 _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY)
@@ -130,6 +131,14 @@ class LayerStore:
                 key = layer.chain_id
             keys.append(key)
         return keys
+
+    def verify(self, key: Digest) -> list[str]:
+        """What of the layer's tree is not as it was unpacked, one line for each path."""
+        root = os.open(self.path(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return list(differences(root, self.index(key)))
+        finally:
+            os.close(root)
 
     def _unpack_alone(self, layers: Sequence[_Layer], progress: Progress, limits: Limits) -> None:
         """Unpack each layer that is missing as if nothing were below it, where that can be."""

@@ -1,0 +1,159 @@
+"""Is an unpacked layer still what it was? Its file index against its tree: every name, attribute and byte."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import xxhash
+from msgspec.structs import replace
+
+from ..overlay.ownership import parse_override
+from ..tree import marks
+from ..tree.syscalls import OPEN_NODE, descriptor_path, open_beneath
+from .compression import CHUNK
+from .disk_format import OVERRIDE
+from .index import LayerIndex, Record
+from .tarentry import named
+
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS: Final = {
+    stat.S_IFREG: "f",
+    stat.S_IFDIR: "d",
+    stat.S_IFLNK: "l",
+    stat.S_IFIFO: "p",
+    stat.S_IFCHR: "c",
+    stat.S_IFBLK: "b",
+    stat.S_IFSOCK: "s",
+}
+_ASPECTS: Final = {
+    "kind": "type",
+    "mode": "mode",
+    "uid": "owner",
+    "gid": "group",
+    "size": "size",
+    "mtime_ns": "time",
+    "target": "target",
+    "content": "content",
+    "device": "device",
+    "xattrs": "xattrs",
+    "is_opaque": "opacity",
+}
+_STORABLE_S: Final = (-(1 << 31), (1 << 34) - (1 << 31) - 1)  # the times that ext4 can hold
+
+
+def differences(root: int, index: LayerIndex) -> Iterator[str]:
+    """One line for each path of the tree beneath the descriptor `root` that is not as the index says."""
+    expected = {record.path: record for record in index.records}
+    missing = dict(expected)
+    tree = _Tree(root)
+    for path in tree.paths():
+        record = missing.pop(path, None)
+        if record is None:
+            yield f"{named(path)} is not of the layer"
+            continue
+        target = expected.get(record.target) if record.kind == "h" else None
+        found, wanted = tree.record(path), replace(target, path=path) if target else record
+        aspects = [name for name in _ASPECTS if getattr(found, name) != getattr(wanted, name)]
+        if not tree.keeps_owner(found):
+            aspects = [name for name in aspects if name not in ("uid", "gid")]
+        if not _can_be_stored(wanted.mtime_ns):
+            aspects = [name for name in aspects if name != "mtime_ns"]
+        if aspects:
+            yield f"{named(path)} differs: {', '.join(_ASPECTS[name] for name in aspects)}"
+        elif target and not tree.is_same(path, target.path):
+            yield f"{named(path)} is no hard link to {named(target.path)} any more"
+    yield from (f"{named(path)} is missing" for path in missing)
+
+
+def _can_be_stored(time_ns: int) -> bool:
+    return _STORABLE_S[0] <= time_ns // 1_000_000_000 <= _STORABLE_S[1]
+
+
+class _Tree:
+    """A layer's tree as it is now."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._has_overrides = marks.read_xattr_of_target(descriptor_path(root), OVERRIDE) is not None
+
+    def keeps_owner(self, found: Record) -> bool:
+        """An ordinary user cannot give a symlink away, nor note on it whose it is."""
+        return not self._has_overrides or found.kind != "l"
+
+    def paths(self) -> Iterator[bytes]:
+        """Every path, the root first."""
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            yield path
+            if self._is_directory(path):
+                prefix = path + b"/" if path else b""
+                pending += [prefix + name for name in self._names(path)]
+
+    def _is_directory(self, path: bytes) -> bool:
+        with self._opened(path, OPEN_NODE) as fd:
+            return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+    def _names(self, path: bytes) -> list[bytes]:
+        with self._opened(path, _OPEN_DIRECTORY) as fd:
+            return sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
+
+    def is_same(self, path: bytes, other: bytes) -> bool:
+        with self._opened(path, OPEN_NODE) as left, self._opened(other, OPEN_NODE) as right:
+            return os.path.samestat(os.fstat(left), os.fstat(right))
+
+    def record(self, path: bytes) -> Record:
+        with self._opened(path, OPEN_NODE) as fd:
+            st, place = os.fstat(fd), descriptor_path(fd)
+            stored = {name: os.getxattr(place, name) for name in map(os.fsencode, _listxattr(place))}
+            target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else b""
+        if marks.is_whiteout_device(st) or any(prefix + marks.WHITEOUT in stored for prefix in marks.PREFIXES):
+            return Record(path, "w")
+        owner = parse_override(stored.get(OVERRIDE, b"")) if self._has_overrides else None
+        uid, gid, mode, rdev = owner or (st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        kind = _KINDS[stat.S_IFMT(mode)]
+        is_device = kind in "cb"
+        return Record(
+            path,
+            kind,
+            stat.S_IMODE(mode),
+            uid,
+            gid,
+            st.st_size if kind == "f" else 0,
+            st.st_mtime_ns,
+            target,
+            self._content(path) if kind == "f" else b"",
+            (os.major(rdev), os.minor(rdev)) if is_device else (0, 0),
+            {shown: value for name, value in stored.items() if (shown := marks.shown_xattr(name)) is not None},
+            any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES),
+        )
+
+    def _content(self, path: bytes) -> bytes:
+        hashed = xxhash.xxh3_128()
+        with self._opened(path, _OPEN_FILE) as fd:
+            while data := os.read(fd, CHUNK):
+                hashed.update(data)
+        return hashed.digest()
+
+    @contextmanager
+    def _opened(self, path: bytes, flags: int) -> Iterator[int]:
+        fd = open_beneath(self._root, path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _listxattr(place: bytes) -> list[str]:
+    try:
+        return os.listxattr(place)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []

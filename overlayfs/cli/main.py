@@ -218,13 +218,16 @@ def _fail(error: Exception) -> int:
 def _explain(error: Exception) -> tuple[str, int]:
     from overlayfs.cli.live import CommandError
     from overlayfs.cli.mount_program import UsageError
-    from overlayfs.cli.output import explain
+    from overlayfs.cli.output import explain, safe
+    from overlayfs.image.errors import ImageError
     from overlayfs.overlay.options import MountError
 
     if hasattr(error, "format_message"):  # the parser's own, whose class has no public name in all versions
         return str(error.format_message()), getattr(error, "exit_code", USAGE)
     if isinstance(error, UsageError):
         return str(error), USAGE
+    if isinstance(error, ImageError):
+        return safe(str(error)), ERROR
     if isinstance(error, CommandError | MountError):
         return str(error), ERROR
     if isinstance(error, OSError):

@@ -33,6 +33,11 @@ def printable(name: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def safe(text: str) -> str:
+    """Text that others wrote, in one line that makes no terminal do anything."""
+    return printable(text.encode("utf-8", "backslashreplace"))
+
+
 def explain(error: OSError) -> str:
     """What a system call says, in one line."""
     reason = error.strerror or str(error)

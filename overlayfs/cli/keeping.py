@@ -1,0 +1,102 @@
+"""`tag`, `rmi`, `prune`, `verify`: names for images, what to throw away, and what is damaged."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.live import CommandError
+from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
+from overlayfs.cli.progress import shown_progress
+from overlayfs.image.errors import InUseError
+from overlayfs.image.pruning import PruneReport, prune, remove_image
+from overlayfs.image.reference import Reference
+from overlayfs.image.store import Store
+
+
+def add_name(name: str, new: str) -> None:
+    reference = Reference.parse(new)
+    with Store.open(store_directory()) as store:
+        image = store.find(name)
+        store.tag(image.root or image.descriptor, reference)
+
+
+def remove_images(names: Sequence[str], force: bool, as_json: bool) -> None:
+    """Remove names, and what only they needed; where others work in the store that is left to `prune`."""
+    with Store.open(store_directory()) as store:
+        gone = [word for name in names for word in remove_image(store, name, force=force)]
+        try:
+            with store.alone(patience_s=0):
+                report = prune(store, unnamed=False)
+        except InUseError:
+            report = PruneReport()
+    if as_json:
+        print_json({"Untagged": gone, "SpaceReclaimed": report.freed})
+        return
+    for word in gone:
+        print(f"Removed: {word}")
+    if report.freed:
+        print(f"Freed: {format_size(report.freed)}")
+
+
+def prune_store(named: bool, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove what nothing refers to; asks a person before images with names go."""
+    with Store.open(store_directory()) as store:
+        if named and not force and not dry_run:
+            _confirm(store.prune(named=True, dry_run=True))
+        report = store.prune(named=named, dry_run=dry_run)
+    if as_json:
+        print_json(_document(report))
+    else:
+        _print_report(report, "Would remove" if dry_run else "Removed")
+
+
+def _confirm(report: PruneReport) -> None:
+    if not report.images:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("--all removes images that have names: say --force where nobody can be asked")
+    print(f"These images are used by no container: {', '.join(report.images)}", file=sys.stderr)
+    print("Remove them? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was removed")
+
+
+def _document(report: PruneReport) -> dict[str, object]:
+    """With docker's names (ImagePruneReport) where there are any."""
+    return {
+        "ImagesDeleted": list(report.images),
+        "Blobs": report.blobs,
+        "Layers": report.layers,
+        "Leftovers": report.leftovers,
+        "SpaceReclaimed": report.freed,
+    }
+
+
+def _print_report(report: PruneReport, verb: str) -> None:
+    for name in report.images:
+        print(f"{verb}: {name}")
+    print(
+        f"{verb} {report.blobs} blobs, {report.layers} layers and {report.leftovers} remains of interrupted work: "
+        f"{format_size(report.freed)}"
+    )
+
+
+def show_damage(names: Sequence[str], repair: bool, as_json: bool) -> bool:
+    """Read all that the store has; whether nothing is damaged, or all damage was removed."""
+    from overlayfs.image.verifying import mend, verify
+
+    with Store.open(store_directory()) as store, shown_progress() as progress:
+        findings = verify(store, names, progress)
+        mended = mend(store, findings) if repair and findings else []
+    if as_json:
+        print_json(
+            [{"what": finding.what, "problem": finding.problem, "mended": finding in mended} for finding in findings]
+        )
+        return len(mended) == len(findings)
+    lines = Lines()
+    for finding in findings:
+        done = " (removed: load or pull it again)" if finding in mended else ""
+        lines.print(Cell(safe(finding.what), "red"), Cell(safe(f": {finding.problem}{done}")))
+    return len(mended) == len(findings)

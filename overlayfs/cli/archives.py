@@ -48,11 +48,11 @@ def save_images(names: Sequence[str], target: str | None, kind: str, compression
     from overlayfs.image.archive import save, save_directory
     from overlayfs.image.compression import open_compressed
 
+    if kind == "oci-dir" and (target is None or compression is not None):
+        raise CommandError("a directory is not compressed, and has a name: use -o DIR")
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
         images = _distinct([store.find(name) for name in names])
-        if kind == "oci-dir":
-            if target is None or compression is not None:
-                raise CommandError("a directory is not compressed, and has a name: use -o DIR")
+        if kind == "oci-dir" and target is not None:
             save_directory(store, images, Path(target), progress)
             return
         with written(target, "an archive") as out, open_compressed(out, compression) as packed:

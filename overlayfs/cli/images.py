@@ -56,8 +56,10 @@ def unpacked_size(store: Store, image: Image) -> int | None:
 
 def show_images(wanted: str | None, *, quiet: bool, whole: bool, digests: bool, as_json: bool) -> None:
     """All images, or those of one repository or name; one that is damaged is shown too."""
+    repository = Reference.parse(wanted) if wanted is not None else None
+    has_tag = wanted is not None and ":" in wanted.rpartition("/")[2]
     with Store.open(store_directory()) as store:
-        listed = [_Listed.read(store, entry) for entry in store.entries() if _is_wanted(entry, wanted)]
+        listed = [_Listed.read(store, entry) for entry in store.entries() if _is_wanted(entry, repository, has_tag)]
     listed.sort(key=lambda item: item.order)
     if as_json:
         print_json([_summary(item) for item in listed])
@@ -69,14 +71,10 @@ def show_images(wanted: str | None, *, quiet: bool, whole: bool, digests: bool, 
         print_table(headings, [_row(item, whole, digests) for item in listed])
 
 
-def _is_wanted(entry: Entry, wanted: str | None) -> bool:
-    if wanted is None:
+def _is_wanted(entry: Entry, wanted: Reference | None, has_tag: bool) -> bool:
+    if wanted is None or entry.reference == wanted:
         return True
-    reference = Reference.parse(wanted)
-    if entry.reference is None or entry.reference.name != reference.name:
-        return False
-    has_tag = ":" in wanted.rpartition("/")[2]
-    return not has_tag or entry.reference == reference
+    return not has_tag and entry.reference is not None and entry.reference.name == wanted.name
 
 
 def _row(item: _Listed, whole: bool, digests: bool) -> list[Cell]:

@@ -175,8 +175,8 @@ def _plain_chunks(store: Store, layer: Descriptor) -> Iterator[bytes]:
 
 
 def _distinct(images: Sequence[Image]) -> list[Image]:
-    """Each image once, whatever names it has."""
-    return list({image.descriptor.digest: image for image in reversed(images)}.values())[::-1]
+    """Each image that docker can tell apart, by its ID, whatever names it has."""
+    return list({image.id: image for image in reversed(images)}.values())[::-1]
 
 
 def _as_docker(image: Image) -> DockerImage:
@@ -192,7 +192,7 @@ def _docker_manifest(items: Sequence[DockerImage], images: Sequence[Image]) -> b
 
 def _tags(images: Sequence[Image], image: Image) -> list[str]:
     """All names of one image; a name with a digest only is none for docker."""
-    references = [other.reference for other in images if other.descriptor.digest == image.descriptor.digest]
+    references = [other.reference for other in images if other.id == image.id]
     return [f"{reference.name}:{reference.tag}" for reference in references if reference and reference.tag]
 
 

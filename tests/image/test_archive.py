@@ -241,6 +241,13 @@ def test_image_with_two_names_is_saved_once(store: Store, other: Store) -> None:
     assert names_of == [["x:1", "y:1"]]
 
 
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_images_of_the_same_id_are_saved_together(store: Store, other: Store, kind: str) -> None:
+    images = [put(store, "x:1", A, kind="gzip"), put(store, "y:1", A, kind="zstd"), put(store, "z:1", A, B)]
+    again = load(other, io.BytesIO(saved(store, images, kind)))
+    assert {image.name: image.id for image in again} == {image.name: image.id for image in images}
+
+
 def test_directory_is_saved_whole(store: Store, other: Store, tmp_path: Path) -> None:
     image = put(store, "x:1", A)
     save_directory(store, [image], tmp_path / "out")

@@ -1,0 +1,96 @@
+"""What bytes does an image carry that nobody can see?
+
+A file's bytes are hidden once every name that it had is deleted or replaced by later layers; they are still stored
+and pulled. The efficiency is dive's (wagoodman/dive, filetree/efficiency.go): for every path the smallest size that
+a layer has there, over the sum of all sizes that layers have there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ..overlay.changes import Aspect
+from .browse import EMPTY, Node, NodeChange, differing, find, gone, walk
+from .index import LayerIndex, Record
+
+
+class Reason(Enum):
+    """What a later layer did to a file; the last thing, where a file had several names."""
+
+    DELETED = "deleted"
+    REPLACED = "replaced"
+    REWRITTEN = "rewritten as it was"
+    """With the same bytes: its owner, mode or times were changed, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A file of layer `layer`, `size` bytes, that layer `hidden_by` took from sight."""
+
+    path: bytes
+    size: int
+    layer: int
+    hidden_by: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """What is hidden in an image, the largest first; `total` is the bytes of all layers' files."""
+
+    hidden: Sequence[Hidden]
+    total: int
+    efficiency: float
+
+    @property
+    def wasted(self) -> int:
+        """Bytes."""
+        return sum(item.size for item in self.hidden)
+
+
+def find_waste(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> Waste:
+    """`trees` are the merged trees of the layers `indexes`, bottom first."""
+    seen = {node.origin for node in walk(trees[-1])} if trees else set[tuple[int, bytes]]()
+    hidden: dict[tuple[int, bytes], Hidden] = {}
+    for number, (below, tree) in enumerate(zip([EMPTY, *trees], trees, strict=False)):
+        for change in differing(below, tree):
+            for node, reason in _lost(change):
+                layer, path = node.origin
+                if node.size and node.origin not in seen:
+                    hidden[node.origin] = Hidden(path, node.size, layer, number, reason)
+    largest_first = sorted(hidden.values(), key=lambda item: (-item.size, item.path, item.layer))
+    return Waste(largest_first, sum(index.size for index in indexes), efficiency(indexes, trees))
+
+
+def _lost(change: NodeChange) -> Iterator[tuple[Node, Reason]]:
+    """The names that a change took from their files."""
+    for node in gone(change):
+        yield node, Reason.DELETED
+    if change.before is not None and change.after is not None and not change.before.is_directory:
+        is_same = change.before.record.kind == change.after.record.kind and Aspect.CONTENT not in change.aspects
+        yield change.before, Reason.REWRITTEN if is_same else Reason.REPLACED
+
+
+def efficiency(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> float:
+    """Dive's score: 1 where no path has bytes in two layers and nothing is deleted."""
+    smallest: dict[bytes, int] = {}
+    total = 0
+    for index, below in zip(indexes, [EMPTY, *trees], strict=False):
+        parents = {record.path.rpartition(b"/")[0] for record in index.records}
+        for record in index.records:
+            if record.kind == "d" and record.path in parents:
+                continue  # only what has nothing below it is counted
+            size = _size_of_deleted(below, record) if record.kind == "w" else record.size * (record.kind == "f")
+            smallest[record.path] = min(size, smallest.get(record.path, size))
+            total += size
+    return sum(smallest.values()) / total if total else 1.0
+
+
+def _size_of_deleted(below: Node, whiteout: Record) -> int:
+    """Dive counts a deleted file as 0 bytes, a deleted directory with all that it held but hard links."""
+    node = find(below, whiteout.path)
+    if node is None or not node.is_directory:
+        return 0
+    return sum(item.size for item in walk(node) if item.origin[1] == item.path)

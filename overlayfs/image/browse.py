@@ -31,6 +31,7 @@ _TYPES: Final = {
     "c": stat.S_IFCHR,
     "b": stat.S_IFBLK,
 }
+_NO_CHILDREN: Final[dict[bytes, Node]] = {}  # of all that is no directory: one for each would cost as much as the node
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Node:
     record: Record
     layer: int
     origin: tuple[int, bytes]
-    children: dict[bytes, Node] = field(default_factory=dict)
+    children: dict[bytes, Node] = field(default_factory=lambda: _NO_CHILDREN)
 
     @property
     def path(self) -> bytes:
@@ -230,7 +231,8 @@ def walk(node: Node) -> Iterator[Node]:
     while waiting:
         node = waiting.pop()
         yield node
-        waiting.extend(child for _, child in sorted(node.children.items(), reverse=True))
+        if node.children:
+            waiting += [child for _, child in sorted(node.children.items(), reverse=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +288,13 @@ def differing(old: Node, new: Node) -> Iterator[NodeChange]:
         yield NodeChange(before, after)
         if after is None or not after.is_directory:
             continue
-        olds = before.children if before is not None else {}
-        names = (name for name in olds.keys() | after.children if olds.get(name) is not after.children.get(name))
-        waiting.extend((olds.get(name), after.children.get(name)) for name in sorted(names, reverse=True))
+        olds, news = before.children if before is not None else _NO_CHILDREN, after.children
+        if olds:
+            names = [name for name in olds.keys() | news if olds.get(name) is not news.get(name)]
+        else:
+            names = list(news)
+        names.sort(reverse=True)
+        waiting += [(olds.get(name), news.get(name)) for name in names]
 
 
 def compare(old: Node, new: Node) -> Iterator[NodeChange]:

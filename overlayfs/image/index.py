@@ -19,7 +19,7 @@ from .errors import InvalidError
 VERSION: Final = 1
 
 
-class Record(Struct, frozen=True, array_like=True):
+class Record(Struct, frozen=True, array_like=True, gc=False):
     """One path of a layer, relative and without a leading slash; b"" is the root.
 
     `kind` is a letter: `f` file, `h` hard link to `target` (another path of this layer, or of one below), `l` symlink,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from overlayfs.cli.live import CommandError, in_time, is_ours, mount_at, mount_containing, read_status, resolve
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
-from overlayfs.cli.patch import print_patch
+from overlayfs.cli.patch import Changed, print_patch
 from overlayfs.overlay.changes import Change, ChangeKind, Comparison, Version
 from overlayfs.tree.syscalls import sync_filesystem
 
@@ -32,15 +32,26 @@ class Form(Enum):
 def show_changes(tree: str, lowers: Sequence[str] | None, form: Form, everything: bool) -> None:
     """Show what the upper of a mount, or an upper by itself, changed."""
     with _open(os.fsencode(tree), lowers) as comparison:
-        changes = (c for c in comparison if everything or not c.touches_only_directory_times)
-        if form is Form.JSON:
-            print_json([_document(change) for change in changes])
-        elif form is Form.PATCH:
-            print_patch(changes, comparison)
-        elif form is Form.STAT:
-            _show_sizes(changes)
-        else:
-            _show_names(changes)
+        show(comparison, form, everything)
+
+
+class Compared(Changed, Protocol):
+    """The changes of an upper, or between two images."""
+
+    def __iter__(self) -> Iterator[Change]: ...
+
+
+def show(comparison: Compared, form: Form, everything: bool) -> None:
+    """Show changes; without `everything` not the directories that merely had entries changed."""
+    changes = (c for c in comparison if everything or not c.touches_only_directory_times)
+    if form is Form.JSON:
+        print_json([_document(change) for change in changes])
+    elif form is Form.PATCH:
+        print_patch(changes, comparison)
+    elif form is Form.STAT:
+        _show_sizes(changes)
+    else:
+        _show_names(changes)
 
 
 def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:

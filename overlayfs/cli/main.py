@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from overlayfs.cli import change_commands, look_commands, registry_commands, run_commands, store_commands
-from overlayfs.cli.app import AsJson, app
+from overlayfs.cli.app import AsJson, app, store_directory
 
 __all__ = ["app", "change_commands", "look_commands", "main", "registry_commands", "run_commands", "store_commands"]
 
@@ -103,12 +103,25 @@ def mounts(as_json: AsJson = False) -> None:
     show_mounts(as_json)
 
 
-@app.command(short_help="List the layers of a mount.")
-def layers(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
-    """List the layers of a mount, top first; `which` uses the same numbers."""
-    from overlayfs.cli.mounts import show_layers
+@app.command(short_help="List the layers of an image or a mount.")
+def layers(
+    name: Annotated[str, typer.Argument(metavar="IMAGE|MNT", help="An image, or where something is mounted.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the layers of an image, bottom first, with what each changed; or those of a mount.
 
-    show_layers(mountpoint, as_json)
+    The layers of a mount are listed top first; `which` uses the same numbers.
+
+    Exit status: 0 listed, 1 an error.
+    """
+    from overlayfs.cli.mounts import is_mountpoint, show_layers
+
+    if is_mountpoint(name):
+        show_layers(name, as_json)
+    else:
+        from overlayfs.cli.image_layers import show_image_layers
+
+        show_image_layers(name, as_json, store_directory())
 
 
 @app.command(short_help="Count the requests of a mount.")
@@ -145,9 +158,10 @@ def which(
         raise typer.Exit(ERROR)
 
 
-@app.command(short_help="Show what an upper changed.")
+@app.command(short_help="Show what changed.")
 def diff(
-    tree: Annotated[str, typer.Argument(metavar="MNT|UPPER", help="A mount, or an upper directory.")],
+    tree: Annotated[str, typer.Argument(metavar="MNT|UPPER|IMAGE", help="A mount, an upper, or an image.")],
+    other: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The image to compare the first with.")] = None,
     lower: Lowers = None,
     stat: Annotated[bool, typer.Option("--stat", help="With sizes, and a sum at the end.")] = False,
     patch: Annotated[bool, typer.Option("--patch", "-p", help="As a patch, for text files.")] = False,
@@ -158,8 +172,8 @@ def diff(
 ) -> None:
     """List what was added (A), modified (M) and deleted (D) against the lower layers.
 
-    Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
-    them only the upper's own marks can tell A from M.
+    With two images: from the first to the second. Of a mount all layers are known. For an UPPER that is not
+    mounted, name its lowers with --lower; without them only the upper's own marks can tell A from M.
 
     Exit status: 0 whether there are changes or not, 1 an error.
     """
@@ -168,7 +182,14 @@ def diff(
     if stat + patch + as_json > 1:
         raise typer.BadParameter("--stat, --patch and --json exclude each other")
     form = Form.STAT if stat else Form.PATCH if patch else Form.JSON if as_json else Form.NAMES
-    show_changes(tree, lower, form, everything)
+    if other is None:
+        show_changes(tree, lower, form, everything)
+        return
+    if lower:
+        raise typer.BadParameter("--lower is for an upper, not for images")
+    from overlayfs.cli.image_diff import show_image_changes
+
+    show_image_changes(tree, other, form, everything, store_directory())
 
 
 @app.command(short_help="Find and mend what a crash left.")

@@ -75,6 +75,11 @@ def status_of(mountpoint: str) -> tuple[MountEntry, Status]:
         raise type(error)(f"{printable(path)}: {error}") from error
 
 
+def is_mountpoint(name: str) -> bool:
+    """Whether a mount is meant rather than an image: a path by its look, or where something is mounted."""
+    return name.startswith(("/", ".")) or mount_at(resolve(os.fsencode(name))) is not None
+
+
 def show_layers(mountpoint: str, as_json: bool) -> None:
     """The layers of one mount, top first."""
     _, status = status_of(mountpoint)

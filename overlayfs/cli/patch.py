@@ -12,16 +12,25 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
-from overlayfs.overlay.changes import Change, Comparison, Version
+from overlayfs.overlay.changes import Change, Version
 
 _LARGEST_TEXT = 1 << 20
 _UNSAFE = re.compile(rb'[\x00-\x1f"\\\x7f-\xff]')
 _ESCAPES = {7: b"a", 8: b"b", 9: b"t", 10: b"n", 11: b"v", 12: b"f", 13: b"r", 34: b'"', 92: b"\\"}
 
 
-def print_patch(changes: Iterable[Change], comparison: Comparison) -> None:
+class Changed(Protocol):
+    """What a patch needs to know beyond the changes: the bytes of files, and what went with a directory."""
+
+    def open_data(self, version: Version) -> int: ...
+
+    def gone_with(self, change: Change) -> Iterator[Change]: ...
+
+
+def print_patch(changes: Iterable[Change], comparison: Changed) -> None:
     """One patch of all changes: bytes to a pipe, coloured and safe text to a terminal."""
     lines = Lines() if is_terminal() else None
     for change in _expanded(changes, comparison):
@@ -34,7 +43,7 @@ def print_patch(changes: Iterable[Change], comparison: Comparison) -> None:
     sys.stdout.flush()
 
 
-def _expanded(changes: Iterable[Change], comparison: Comparison) -> Iterator[Change]:
+def _expanded(changes: Iterable[Change], comparison: Changed) -> Iterator[Change]:
     """Deleted directories file by file, before what takes their place."""
     for change in changes:
         yield from comparison.gone_with(change)
@@ -47,7 +56,7 @@ def _style(line: bytes) -> str:
     return {b"+": "green", b"-": "red", b"@": "cyan"}.get(line[:1], "")
 
 
-def patch_of(change: Change, comparison: Comparison) -> Iterator[bytes]:
+def patch_of(change: Change, comparison: Changed) -> Iterator[bytes]:
     """The lines of one change, without their newlines; none for what a patch cannot say."""
     before, after = _content(change.before, comparison), _content(change.after, comparison)
     if before is None and after is None:
@@ -64,7 +73,7 @@ def _kind(version: Version) -> int:
     return stat.S_IFMT(version.stat.mode)
 
 
-def _content(version: Version | None, comparison: Comparison) -> bytes | None:
+def _content(version: Version | None, comparison: Changed) -> bytes | None:
     """What git would store: the bytes of a file, the target of a symlink; None for anything else."""
     if version is None:
         return None

@@ -14,6 +14,7 @@ import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final
 
 import msgspec
@@ -85,6 +86,20 @@ def merged_trees(indexes: Iterable[LayerIndex]) -> list[Node]:
 def merged_tree(indexes: Iterable[LayerIndex]) -> Node:
     """The root of what all layers show together."""
     return (merged_trees(indexes) or [EMPTY])[-1]
+
+
+def merged_pair(left: Sequence[LayerIndex], right: Sequence[LayerIndex]) -> tuple[Node, Node]:
+    """The roots of two images; they share what the layers at the bottom that both have show, so comparing is quick."""
+    alike = takewhile(lambda pair: pair[0].diff_id == pair[1].diff_id, zip(left, right, strict=False))
+    common = sum(1 for _ in alike)
+    base = merged_tree(left[:common])
+    return _on_top(base, left, common), _on_top(base, right, common)
+
+
+def _on_top(tree: Node, indexes: Sequence[LayerIndex], start: int) -> Node:
+    for number, index in enumerate(indexes[start:], start):
+        tree = add_layer(tree, index, number)
+    return tree
 
 
 def add_layer(below: Node, index: LayerIndex, number: int) -> Node:
@@ -289,12 +304,9 @@ def differing(old: Node, new: Node) -> Iterator[NodeChange]:
         if after is None or not after.is_directory:
             continue
         olds, news = before.children if before is not None else _NO_CHILDREN, after.children
-        if olds:
-            names = [name for name in olds.keys() | news if olds.get(name) is not news.get(name)]
-        else:
-            names = list(news)
-        names.sort(reverse=True)
-        waiting += [(olds.get(name), news.get(name)) for name in names]
+        names = news.keys() | olds if olds else news.keys()
+        pairs = [(olds.get(name), news.get(name)) for name in sorted(names, reverse=True)]
+        waiting += [pair for pair in pairs if pair[0] is not pair[1]]
 
 
 def compare(old: Node, new: Node) -> Iterator[NodeChange]:

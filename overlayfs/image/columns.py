@@ -7,7 +7,7 @@ empty one ends a directory. 100,000 files take some 3 MB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 from .browse import Node, walk
@@ -18,8 +18,8 @@ T = TypeVar("T", bound=Hashable)
 def tree_document(root: Node, printable: Callable[[bytes], str]) -> dict[str, Any]:
     """The columns of a tree; `printable` makes names fit to be seen.
 
-    `kinds` is a palette of [kind, permission bits, uid, gid], `times` one of seconds; `first` has, for each further name
-    of a hard-linked file, its position and that of the first name, which alone has the size.
+    `kinds` numbers a palette of [kind, permission bits, uid, gid], `times` one of seconds; `first` has, for each
+    further name of a hard-linked file, its position and that of the first name, which alone has the size.
     """
     nodes = list(walk(root))
     kinds, times = Palette[tuple[str, int, int, int]](), Palette[int]()

@@ -1,0 +1,64 @@
+"""`overlayfs waste`: the bytes of an image that later layers hide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from overlayfs.cli.looking import open_image
+from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, print_table, printable
+from overlayfs.image.waste import Hidden, Reason, Waste, find_waste
+
+_STYLES = {Reason.DELETED: "red", Reason.REPLACED: "yellow", Reason.REWRITTEN: "magenta"}
+
+
+def show_waste(name: str, most: int, as_json: bool, store: Path | None) -> float:
+    """Show the `most` largest hidden files; the efficiency, 1 at best."""
+    with open_image(name, store) as looked:
+        waste = find_waste(looked.indexes, looked.trees)
+    if as_json:
+        print_json(_document(waste, most))
+    else:
+        _show(waste, most)
+    return waste.efficiency
+
+
+def _show(waste: Waste, most: int) -> None:
+    shown = waste.hidden[:most]
+    if shown:
+        print_table(("SIZE", "LAYER", "HIDDEN BY", "HOW", "PATH"), [_row(item) for item in shown])
+    if len(waste.hidden) > most:
+        print(f"… and {len(waste.hidden) - most:,} more")
+    share = waste.wasted / waste.total if waste.total else 0.0
+    wasted = (
+        f"{format_size(waste.wasted)} of {format_size(waste.total)} wasted ({share:.1%}) in {len(waste.hidden):,} files"
+    )
+    Lines().print(Cell(f"{wasted}; efficiency {waste.efficiency:.1%}", "bold"))
+
+
+def _row(item: Hidden) -> list[Cell]:
+    return [
+        Cell(format_size(item.size)),
+        Cell(str(item.layer + 1), "dim"),
+        Cell(str(item.hidden_by + 1), "dim"),
+        Cell(item.reason.value, _STYLES[item.reason]),
+        Cell(printable(b"/" + item.path)),
+    ]
+
+
+def _document(waste: Waste, most: int) -> dict[str, object]:
+    return {
+        "efficiency": waste.efficiency,
+        "wasted": waste.wasted,
+        "total": waste.total,
+        "count": len(waste.hidden),
+        "files": [
+            {
+                "path": plain(b"/" + item.path),
+                "size": item.size,
+                "layer": item.layer + 1,
+                "hidden_by": item.hidden_by + 1,
+                "how": item.reason.name.lower(),
+            }
+            for item in waste.hidden[:most]
+        ],
+    }

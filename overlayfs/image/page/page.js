@@ -125,7 +125,7 @@ function chip(layer) {
 // -- head and layers -----------------------------------------------------------------------------------------------------
 
 function showHead() {
-  document.title = report.name + " – image report";
+  document.title = report.name + " - image report";
   $("name").textContent = report.name;
   const created = report.created ? "made " + report.created.replace("T", " ").replace(/\.\d+/, "").replace(/Z$/, " UTC") : "";
   $("facts").textContent = [report.platform, created, report.id].filter(Boolean).join(" · ");
@@ -153,7 +153,7 @@ function showLayers() {
     part.title = `layer ${number + 1}: ${sizeText(layer.size)}`;
     const row = make("button");
     row.type = "button";
-    const changes = [["+", layer.added], ["~", layer.modified], ["−", layer.deleted]];
+    const changes = [["+", layer.added], ["~", layer.modified], ["-", layer.deleted]];
     row.append(
       chip(number), make("span", "command", layer.command || layer.comment || "(no history)"),
       make("span", "changes", changes.map(([sign, count]) => sign + count.toLocaleString("en")).join("  ")),
@@ -392,17 +392,24 @@ function listMatches() {
     const exact = new RegExp(inPath ? pattern : `^${pattern}$`, "s");
     matches = (text) => exact.test(text);
   }
+  const above = inPath ? [""] : null; // the paths of directories: a directory comes before what is in it
   for (let node = 1; node < tree.count; node++) {
-    if (view.layer !== null && tree.layers[node] !== view.layer) continue;
-    if (matches((inPath ? pathOf(node) : tree.names[node]).toLowerCase())) view.rows.push(node);
+    let text = tree.names[node].toLowerCase();
+    if (inPath) {
+      text = above[tree.parents[node]] + "/" + text;
+      if (tree.isDirectory(node)) above[node] = text;
+    }
+    if ((view.layer === null || tree.layers[node] === view.layer) && matches(text)) view.rows.push(node);
   }
   if (view.order === "size") view.rows.sort((a, b) => totals.bytes[b] - totals.bytes[a]);
   view.depths = new Uint8Array(view.rows.length);
 }
 
 function showRows() {
-  const frame = $("rows"), first = Math.max(0, Math.floor(frame.scrollTop / rowHeight) - 6);
-  const last = Math.min(view.rows.length, Math.ceil((frame.scrollTop + frame.clientHeight) / rowHeight) + 6);
+  const frame = $("rows"), height = frame.clientHeight;
+  const top = Math.max(0, Math.min(frame.scrollTop, view.rows.length * rowHeight - height)); // as it will be: fewer rows
+  const first = Math.max(0, Math.floor(top / rowHeight) - 6);
+  const last = Math.min(view.rows.length, Math.ceil((top + height) / rowHeight) + 6);
   const shown = [];
   for (let n = first; n < last; n++) shown.push(row(n));
   $("spacer").replaceChildren(...shown);

@@ -70,15 +70,15 @@ def cp(
 @app.command(short_help="Find bytes that later layers hide.")
 def waste(
     image: ImageName,
-    most: Annotated[int, typer.Option("--number", "-n", metavar="N", min=0, help="List so many files.")] = 20,
+    most: Annotated[int, typer.Option("--number", "-n", metavar="N", min=0, help="List so many.")] = 20,
     least: Annotated[
         float, typer.Option("--min-efficiency", metavar="X", min=0, max=1, help="Below it the exit status is 3.")
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """List the largest files that later layers delete or replace, and how efficient the image is.
+    """List the files and directories that later layers delete or replace, the largest first.
 
-    The efficiency is what dive computes: 1 where no path has bytes in two layers.
+    The efficiency is computed as dive does: it counts files that are replaced or deleted, but not deleted directories.
 
     Exit status: 0 shown, 1 an error, 3 the efficiency is below --min-efficiency.
     """

@@ -12,7 +12,7 @@ _STYLES = {Reason.DELETED: "red", Reason.REPLACED: "yellow", Reason.REWRITTEN: "
 
 
 def show_waste(name: str, most: int, as_json: bool, store: Path | None) -> float:
-    """Show the `most` largest hidden files; the efficiency, 1 at best."""
+    """Show the `most` largest things that are hidden; the efficiency, 1 at best."""
     with open_image(name, store) as looked:
         waste = find_waste(looked.indexes, looked.trees)
     if as_json:
@@ -25,24 +25,28 @@ def show_waste(name: str, most: int, as_json: bool, store: Path | None) -> float
 def _show(waste: Waste, most: int) -> None:
     shown = waste.hidden[:most]
     if shown:
-        print_table(("SIZE", "LAYER", "HIDDEN BY", "HOW", "PATH"), [_row(item) for item in shown])
+        print_table(("SIZE", "LAYER", "HIDDEN BY", "HOW", "FILES", "PATH"), [_row(item) for item in shown])
     if len(waste.hidden) > most:
         print(f"… and {len(waste.hidden) - most:,} more")
     share = waste.wasted / waste.total if waste.total else 0.0
-    wasted = (
-        f"{format_size(waste.wasted)} of {format_size(waste.total)} wasted ({share:.1%}) in {len(waste.hidden):,} files"
-    )
-    Lines().print(Cell(f"{wasted}; efficiency {waste.efficiency:.1%}", "bold"))
+    wasted = f"{format_size(waste.wasted)} of {format_size(waste.total)} wasted ({share:.1%}) in {waste.count:,} files"
+    Lines().print(Cell(f"{wasted}; efficiency as dive counts it {waste.efficiency:.1%}", "bold"))
 
 
 def _row(item: Hidden) -> list[Cell]:
     return [
         Cell(format_size(item.size)),
-        Cell(str(item.layer + 1), "dim"),
+        Cell(_layers(item), "dim"),
         Cell(str(item.hidden_by + 1), "dim"),
         Cell(item.reason.value, _STYLES[item.reason]),
+        Cell(f"{item.count:,}"),
         Cell(printable(b"/" + item.path)),
     ]
+
+
+def _layers(item: Hidden) -> str:
+    first, last = item.layers[0] + 1, item.layers[-1] + 1
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _document(waste: Waste, most: int) -> dict[str, object]:
@@ -50,12 +54,13 @@ def _document(waste: Waste, most: int) -> dict[str, object]:
         "efficiency": waste.efficiency,
         "wasted": waste.wasted,
         "total": waste.total,
-        "count": len(waste.hidden),
-        "files": [
+        "count": waste.count,
+        "hidden": [
             {
                 "path": plain(b"/" + item.path),
                 "size": item.size,
-                "layer": item.layer + 1,
+                "count": item.count,
+                "layers": [layer + 1 for layer in item.layers],
                 "hidden_by": item.hidden_by + 1,
                 "how": item.reason.name.lower(),
             }

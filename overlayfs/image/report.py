@@ -106,9 +106,9 @@ def _waste_document(waste: Waste, printable: Callable[[bytes], str]) -> dict[str
     return {
         "efficiency": waste.efficiency,
         "wasted": waste.wasted,
-        "count": len(waste.hidden),
-        "files": [
-            [printable(item.path), item.size, item.layer, item.hidden_by, item.reason.value]
+        "count": waste.count,
+        "hidden": [
+            [printable(item.path), item.size, item.count, item.layers, item.hidden_by, item.reason.value]
             for item in waste.hidden[:_MOST_WASTED]
         ],
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from ..overlay.changes import Aspect
 from .browse import EMPTY, Node, NodeChange, differing, find, gone, walk
@@ -27,11 +28,15 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A file of layer `layer`, `size` bytes, that layer `hidden_by` took from sight."""
+    """What one step of layer `hidden_by` took from sight: a file, or a directory with `count` files in it.
+
+    `size` is their bytes, `layers` those that they come from.
+    """
 
     path: bytes
     size: int
-    layer: int
+    count: int
+    layers: tuple[int, ...]
     hidden_by: int
     reason: Reason
 
@@ -49,19 +54,51 @@ class Waste:
         """Bytes."""
         return sum(item.size for item in self.hidden)
 
+    @property
+    def count(self) -> int:
+        """Files."""
+        return sum(item.count for item in self.hidden)
+
+
+class _Step(NamedTuple):
+    """What hid a file: the path that was deleted or replaced, the layer that did it, and how."""
+
+    path: bytes
+    layer: int
+    reason: Reason
+
 
 def find_waste(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> Waste:
     """`trees` are the merged trees of the layers `indexes`, bottom first."""
     seen = {node.origin for node in walk(trees[-1])} if trees else set[tuple[int, bytes]]()
-    hidden: dict[tuple[int, bytes], Hidden] = {}
+    steps: dict[tuple[int, bytes], _Step] = {}
+    sizes: dict[tuple[int, bytes], int] = {}
     for number, (below, tree) in enumerate(zip([EMPTY, *trees], trees, strict=False)):
         for change in differing(below, tree):
             for node, reason in _lost(change):
-                layer, path = node.origin
                 if node.size and node.origin not in seen:
-                    hidden[node.origin] = Hidden(path, node.size, layer, number, reason)
-    largest_first = sorted(hidden.values(), key=lambda item: (-item.size, item.path, item.layer))
-    return Waste(largest_first, sum(index.size for index in indexes), efficiency(indexes, trees))
+                    steps[node.origin] = _Step(change.path, number, reason)
+                    sizes[node.origin] = node.size
+    return Waste(_grouped(steps, sizes), sum(index.size for index in indexes), efficiency(indexes, trees))
+
+
+def _grouped(steps: dict[tuple[int, bytes], _Step], sizes: dict[tuple[int, bytes], int]) -> list[Hidden]:
+    """What each step hid; `steps` and `sizes` are by the files' origins."""
+    by_step: dict[_Step, list[tuple[int, bytes]]] = {}
+    for origin, step in steps.items():
+        by_step.setdefault(step, []).append(origin)
+    hidden = [
+        Hidden(
+            step.path,
+            sum(sizes[origin] for origin in origins),
+            len(origins),
+            tuple(sorted({layer for layer, _ in origins})),
+            step.layer,
+            step.reason,
+        )
+        for step, origins in by_step.items()
+    ]
+    return sorted(hidden, key=lambda item: (-item.size, item.path, item.hidden_by))
 
 
 def _lost(change: NodeChange) -> Iterator[tuple[Node, Reason]]:

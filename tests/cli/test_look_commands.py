@@ -271,10 +271,10 @@ def test_diff_of_images_in_other_forms(store: Path, tmp_path: Path) -> None:
 
 def test_waste(store: Path) -> None:
     found = answer(store, "waste", "demo")
-    assert [(row["path"], row["size"], row["layer"], row["hidden_by"], row["how"]) for row in found["files"]] == [
-        ("/etc/old.conf", 4000, 1, 2, "deleted"),
-        ("/etc/passwd", 26, 1, 2, "replaced"),
-        ("/var/private/note", 5, 1, 3, "deleted"),
+    assert [(row["path"], row["size"], row["layers"], row["hidden_by"], row["how"]) for row in found["hidden"]] == [
+        ("/etc/old.conf", 4000, [1], 2, "deleted"),
+        ("/etc/passwd", 26, [1], 2, "replaced"),
+        ("/var/private", 5, [1], 3, "deleted"),
     ], "the tool is still there under its other name"
     assert found["wasted"] == 4031
     assert "efficiency" in look(store, "waste", "demo", "-n", "1").splitlines()[-1]

@@ -133,7 +133,7 @@ function showHead() {
   const facts = [
     ["Size of all layers", sizeText(sum("size"))], ["Compressed", sizeText(sum("stored"))],
     ["Layers", String(layers.length)], ["Files to be seen", totals.files[0].toLocaleString("en")],
-    ["Wasted", sizeText(report.waste.wasted)], ["Efficiency", (report.waste.efficiency * 100).toFixed(1) + " %"],
+    ["Wasted", sizeText(report.waste.wasted)], ["Efficiency, as dive", (report.waste.efficiency * 100).toFixed(1) + " %"],
   ];
   for (const [term, value] of facts) {
     const box = make("div");
@@ -326,12 +326,14 @@ function showLargest(most) {
 }
 
 function showWasted(most) {
-  const { files, count, wasted } = report.waste;
+  const { hidden, count, wasted } = report.waste;
   $("wasted-hint").textContent = count
     ? `${sizeText(wasted)} in ${countText(count, "file")} that later layers delete or replace.` : "No layer hides what a layer below brings.";
-  fill("wasted", files.slice(0, most).map(([path, size, layer, by, reason]) =>
-    fileItem("/" + path, size, ["layer ", chip(layer), `, ${reason} by layer `, chip(by)], nodeAt(path))));
-  offerMore("more-wasted", files.length, most, () => showWasted(files.length));
+  fill("wasted", hidden.slice(0, most).map(([path, size, files, from, by, reason]) => {
+    const what = files === 1 ? "layer " : `${countText(files, "file")} of layer `;
+    return fileItem("/" + path, size, [what, ...from.map(chip), `, ${reason} by layer `, chip(by)], nodeAt(path));
+  }));
+  offerMore("more-wasted", hidden.length, most, () => showWasted(hidden.length));
 }
 
 function fileItem(path, size, note, node) {

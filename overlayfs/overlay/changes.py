@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -23,13 +23,14 @@ from .layer import UPPER_INDEX, Layer, Location, open_layer
 from .merge import Kind
 from .view import Node, Version, View
 
-__all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "same_bytes"]
+__all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "Visit", "next_data", "same_bytes"]
 
 _CHUNK: Final = 1 << 20
 _INDEX: Final = UPPER_INDEX - 1
 _COPY_MARKS: Final = frozenset(
     prefix + mark for prefix in marks.PREFIXES for mark in (marks.ORIGIN, marks.REDIRECT, marks.METACOPY)
 )
+Visit = Callable[[bytes, int], None]
 _CANNOT_SEEK_DATA: Final = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -61,7 +62,8 @@ class Change:
 
     A deleted directory is one change: all below it is gone with it. So is a directory replaced by a file.
     `after` is None for a deletion. `before` is None for an addition, and where the lower layers are not
-    known. `aspects` says what a modification modified; empty where that is not known.
+    known. `aspects` says what a modification modified; empty where that is not known. `hides_below` is said by
+    `Comparison.as_layer` only: the directory shows nothing that lower layers have in it.
     """
 
     path: bytes
@@ -69,6 +71,7 @@ class Change:
     after: Version | None = None
     before: Version | None = None
     aspects: frozenset[Aspect] = frozenset()
+    hides_below: bool = False
 
     @property
     def stat(self) -> Attributes | None:
@@ -95,17 +98,9 @@ class Comparison:
     directory brings along and a metacopy file contains cannot be told.
     """
 
-    def __init__(
-        self,
-        upper: Layer,
-        lowers: Sequence[Layer] | None,
-        data_lowers: Sequence[Layer] = (),
-        index: Layer | None = None,
-    ) -> None:
-        self._lowers_known = lowers is not None
-        lowers = lowers or ()
-        self._new = View((upper, *lowers), data_lowers, index)
-        self._old = View(lowers, data_lowers)
+    def __init__(self, new: View, old: View | None) -> None:
+        self._new, self._old = new, old or View(())
+        self._lowers_known = old is not None
         self._resources = ExitStack()
 
     @classmethod
@@ -120,20 +115,23 @@ class Comparison:
 
         With `work`, hard links of a lower file that another name of it changed are changes too.
         """
+        index = None if work is None else os.path.join(work, b"index")
         with ExitStack() as stack:
+            top = _hold(stack, UPPER_INDEX, upper)
+            below = [_hold(stack, number, path) for number, path in enumerate(lowers or ())]
+            data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(below))]
+            copies = _hold(stack, _INDEX, index) if index is not None and os.path.isdir(index) else None
+            comparison = cls(View((top, *below), data, copies), None if lowers is None else View(below, data))
+            comparison._resources = stack.pop_all()
+        return comparison
 
-            def layer(index: int, path: bytes, data_only: bool = False) -> Layer:
-                opened = open_layer(index, path, data_only)
-                stack.callback(os.close, opened.root_fd)
-                return opened
-
-            index = None if work is None else os.path.join(work, b"index")
-            comparison = cls(
-                layer(UPPER_INDEX, upper),
-                None if lowers is None else [layer(n, path) for n, path in enumerate(lowers)],
-                [layer(n, path, True) for n, path in enumerate(data_lowers, len(lowers or ()))],
-                layer(_INDEX, index) if index is not None and os.path.isdir(index) else None,
-            )
+    @classmethod
+    def open_whole(cls, layers: Sequence[bytes], data_lowers: Sequence[bytes] = ()) -> Comparison:
+        """All that layers, top first, show together, compared to nothing."""
+        with ExitStack() as stack:
+            stacked = [_hold(stack, number, path) for number, path in enumerate(layers)]
+            data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(stacked))]
+            comparison = cls(View(stacked, data), View(()))
             comparison._resources = stack.pop_all()
         return comparison
 
@@ -162,20 +160,76 @@ class Comparison:
             yield from self._modified(new, old)
         yield from self._in_directory(new, old)
 
+    def as_layer(self, visit: Visit | None = None) -> Iterator[Change]:
+        """What a layer must hold that is to do to the lowers, which must be known, what the upper does.
+
+        As iteration, but: a directory that shows nothing of what lower layers have in it `hides_below`, and all that
+        it holds is ADDED, whether the lowers have the same or not; the root is ADDED where there is no lower; and a
+        file of several names that did not change is MODIFIED without aspects, as another of its names may be new.
+
+        `visit` is shown each directory of the upper: its path in the merged tree, and a descriptor to read it by.
+        """
+        if not self._lowers_known:
+            raise ValueError("the lower layers are not known")
+        return self._as_layer(self._new.root(), self._old_root(), visit)
+
+    def _as_layer(self, new: Node, old: Node | None, visit: Visit | None) -> Iterator[Change]:
+        if old is not None and new.places == old.places and not (new.is_directory and self._new.has_index):
+            return
+        below = old if old is not None and old.is_directory and new.is_directory else None
+        hides = below is not None and set(new.places).isdisjoint(below.places) and bool(self._old.children(below))
+        yield from self._in_layer(new, old, hides)
+        if not new.is_directory:
+            return
+        if visit is not None and new.places[0].layer == UPPER_INDEX:
+            self._show(new, visit)
+        for child, other in self._pairs(new, None if hides else below):
+            if child is not None:
+                yield from self._as_layer(child, other, visit)
+            elif other is not None:
+                yield Change(other.path, ChangeKind.DELETED, before=self._old.version(other))
+
+    def _in_layer(self, new: Node, old: Node | None, hides: bool) -> Iterator[Change]:
+        after = self._new.version(new)
+        if old is None:
+            yield Change(new.path, ChangeKind.ADDED, after)
+            return
+        before = self._old.version(old)
+        aspects = frozenset() if new.places[0] == old.places[0] else self._differences(after, before)
+        if aspects or hides or (not new.is_directory and after.stat.nlink > 1):
+            yield Change(new.path, ChangeKind.MODIFIED, after, before, aspects, hides)
+
+    def _show(self, directory: Node, visit: Visit) -> None:
+        fd = self._new.open(directory.places[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            visit(directory.path, fd)
+        finally:
+            os.close(fd)
+
+    def version_at(self, path: bytes) -> Version | None:
+        """What the merged tree has at a path, None where it has nothing."""
+        node = self._new.find(path)
+        return None if node is None else self._new.version(node)
+
     def _old_root(self) -> Node | None:
         root = self._old.root()
         return root if root.places else None
 
     def _in_directory(self, new: Node, old: Node | None) -> Iterator[Change]:
         """The changes below a directory; with `old` None everything in it is new."""
+        for above, below in self._pairs(new, old):
+            yield from self._of_name(above, below)
+
+    def _pairs(self, new: Node, old: Node | None) -> Iterator[tuple[Node | None, Node | None]]:
+        """What each name in a directory is now and was before, but for names that the upper has no part in."""
         now = self._new.children(new)
         before = {} if old is None else self._old.children(old)
         same_places = old is not None and _lower_places(new) == old.places and not self._new.has_index
         for name in sorted(now.keys() | before.keys()):
             above, below = now.get(name), before.get(name)
             if same_places and above is not None and above == below:
-                continue  # the upper has no part in it: not even a redirect can make a difference
-            yield from self._of_name(
+                continue  # not even a redirect can make a difference
+            yield (
                 None if above is None else self._new.node(new, name, above),
                 None if below is None or old is None else self._old.node(old, name, below),
             )
@@ -265,11 +319,17 @@ class Comparison:
         return not self._new.mark_names(node.places[0]).isdisjoint(_COPY_MARKS)
 
 
+def _hold(stack: ExitStack, index: int, path: bytes, data_only: bool = False) -> Layer:
+    layer = open_layer(index, path, data_only)
+    stack.callback(os.close, layer.root_fd)
+    return layer
+
+
 def same_bytes(left: int, right: int) -> bool:
     """Whether two files of equal size hold the same; holes are not read."""
     position, size = 0, os.fstat(left).st_size
     while position < size:
-        position = min(_next_data(left, position, size), _next_data(right, position, size))
+        position = min(next_data(left, position, size), next_data(right, position, size))
         mine, other = os.pread(left, _CHUNK, position), os.pread(right, _CHUNK, position)
         if mine != other:
             return False
@@ -279,7 +339,8 @@ def same_bytes(left: int, right: int) -> bool:
     return True
 
 
-def _next_data(fd: int, position: int, size: int) -> int:
+def next_data(fd: int, position: int, size: int) -> int:
+    """Where data begins at or after a position; `size` where only a hole is left of the file."""
     try:
         return os.lseek(fd, position, os.SEEK_DATA)
     except OSError as error:

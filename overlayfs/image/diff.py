@@ -1,0 +1,255 @@
+"""What goes into the layer of an upper's changes?
+
+The rules, which every reader of layers can live with: each path once; the parents of all that is in it; hard links
+only to what is in this layer; deletions as `.wh.NAME`, opaque directories with a `.wh..wh..opq` (OCI image
+specification, layer.md). tarwriter.py knows how a member is spelled, overlay/changes.py what changed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from ..overlay.changes import Aspect, Change, Comparison, Version, next_data
+from ..tree import marks
+from .errors import InvalidError
+from .tarentry import Entry
+from .tarwriter import END, header_blocks, padding
+
+_CHUNK: Final = 1 << 20
+_ZEROS: Final = bytes(_CHUNK)
+_S: Final = 1_000_000_000
+_KINDS: Final = {
+    stat.S_IFREG: "f",
+    stat.S_IFDIR: "d",
+    stat.S_IFLNK: "l",
+    stat.S_IFCHR: "c",
+    stat.S_IFBLK: "b",
+    stat.S_IFIFO: "p",
+}
+_OF_THIS_HOST: Final = frozenset({b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"})
+"""Xattrs that mean nothing, or the wrong thing, elsewhere."""
+_AUFS_LEFTOVERS: Final = frozenset({".wh..wh.aufs", ".wh..wh.orph", ".wh..wh.plnk"})
+
+_PREFIX: Final = os.fsdecode(marks.WHITEOUT_PREFIX)
+
+LinkKey = tuple[int | None, int, int]
+
+
+class Output(Protocol):
+    """Takes the bytes of a layer; what it is given does not change afterwards."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+
+@dataclass(slots=True)
+class LayerSummary:
+    """What was written: members of the layer by what they do, and the bytes of its files."""
+
+    added: int = 0
+    modified: int = 0
+    deleted: int = 0
+    content: int = 0
+    sockets_left_out: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.added or self.modified or self.deleted)
+
+
+def write_layer(
+    comparison: Comparison, out: Output, *, source_date_epoch: int | None = None, may_hold_marks: bool = True
+) -> LayerSummary:
+    """Write the changes as an uncompressed layer tar; the same tree gives the same bytes.
+
+    Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
+    it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
+    """
+    latest_ns = None if source_date_epoch is None else source_date_epoch * _S
+    writer = _LayerWriter(comparison, out, latest_ns)
+    for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
+        writer.add(change)
+    writer.finish()
+    return writer.summary
+
+
+class _LayerWriter:
+    """One layer under way. Of a file with several names the first that is written has the content; names that did not
+    change wait until another one did."""
+
+    def __init__(self, comparison: Comparison, out: Output, latest_ns: int | None) -> None:
+        self.summary = LayerSummary()
+        self._comparison = comparison
+        self._out = out
+        self._latest_ns = latest_ns
+        self._directories: set[bytes] = {b""}
+        self._names: dict[LinkKey, bytes] = {}
+        self._waiting: dict[LinkKey, list[Change]] = {}
+
+    def add(self, change: Change) -> None:
+        if change.after is None or (Aspect.TYPE in change.aspects and stat.S_ISSOCK(change.after.stat.mode)):
+            self._delete(change.path)
+        elif change.before is not None and not change.aspects and not change.hides_below:
+            self._keep(change, change.after)
+        else:
+            self._put(change, change.after)
+
+    def finish(self) -> None:
+        """Write what got linked and changed in nothing else, and the end."""
+        for group in list(self._waiting.values()):
+            if len({_link_key(change.before) for change in group if change.before is not None}) > 1:
+                self._put_first(group)
+        self._out.write(END)
+
+    def _put_first(self, group: list[Change]) -> None:
+        """Write one name of a file, which brings the others that wait."""
+        first = group.pop(0)
+        assert first.after is not None
+        self._put(first, first.after)
+
+    def _delete(self, path: bytes) -> None:
+        directory, _, name = path.rpartition(b"/")
+        self._put_parents(path)
+        self._put_mark(directory, marks.oci_whiteout(name))
+        self.summary.deleted += 1
+
+    def _keep(self, change: Change, version: Version) -> None:
+        key = _link_key(version)
+        if key in self._names:
+            self._put(change, version)
+        else:
+            self._waiting.setdefault(key, []).append(change)
+
+    def _put(self, change: Change, version: Version) -> None:
+        if stat.S_ISSOCK(version.stat.mode):  # no tar can hold one
+            self.summary.sockets_left_out += 1
+            return
+        self._put_parents(change.path)
+        self._put_version(change.path, version)
+        self.summary.added += change.before is None
+        self.summary.modified += change.before is not None
+        if change.hides_below:
+            self._put_mark(change.path, marks.OPAQUE_NAME)
+
+    def _put_parents(self, path: bytes) -> None:
+        """Each directory above, if it is not in the layer yet, as the merged tree has it."""
+        for directory in _ancestors(path):
+            if directory not in self._directories:
+                version = self._comparison.version_at(directory)
+                if version is None:
+                    raise InvalidError(f"{_shown(directory)} vanished: stop what writes there, then commit again")
+                self._put_version(directory, version)
+
+    def _put_version(self, path: bytes, version: Version) -> None:
+        entry = self._entry(path, version)
+        if entry.kind == "d":
+            self._directories.add(path)
+        elif version.stat.nlink > 1:
+            self._put_linked(entry, version)
+            return
+        self._put_entry(entry, version)
+
+    def _put_linked(self, entry: Entry, version: Version) -> None:
+        key = _link_key(version)
+        first = self._names.setdefault(key, entry.path)
+        if first is not entry.path:
+            entry.kind, entry.target, entry.size, entry.device = "h", first, 0, (0, 0)
+        self._put_entry(entry, version)
+        for change in self._waiting.pop(key, ()):
+            self._put(change, version)
+
+    def _put_entry(self, entry: Entry, version: Version) -> None:
+        if entry.kind != "f":
+            self._out.write(header_blocks(entry))
+            return
+        fd = self._comparison.open_data(version)
+        try:
+            entry.size = os.fstat(fd).st_size
+            self._out.write(header_blocks(entry))
+            self._put_content(fd, entry)
+        finally:
+            os.close(fd)
+        self.summary.content += entry.size
+
+    def _put_content(self, fd: int, entry: Entry) -> None:
+        """Exactly the bytes that the header says, as a live file may grow."""
+        for piece in _pieces(fd, entry.size):
+            if not piece:
+                raise InvalidError(f"{_shown(entry.path)} shrank: stop what writes there, then commit again")
+            self._out.write(piece)
+        self._out.write(padding(entry.size))
+
+    def _put_mark(self, directory: bytes, name: bytes) -> None:
+        self._out.write(header_blocks(Entry(path=b"%s/%s" % (directory, name) if directory else name, kind="f")))
+
+    def _entry(self, path: bytes, version: Version) -> Entry:
+        st = version.stat
+        is_device = stat.S_ISCHR(st.mode) or stat.S_ISBLK(st.mode)
+        return Entry(
+            path=path,
+            kind=_KINDS[stat.S_IFMT(st.mode)],
+            mode=stat.S_IMODE(st.mode),
+            uid=st.uid,
+            gid=st.gid,
+            mtime_ns=st.mtime_ns if self._latest_ns is None else min(st.mtime_ns, self._latest_ns),
+            target=version.target or b"",
+            device=(os.major(st.rdev), os.minor(st.rdev)) if is_device else (0, 0),
+            xattrs={name: value for name, value in version.xattrs.items() if name not in _OF_THIS_HOST},
+        )
+
+
+def _link_key(version: Version) -> LinkKey:
+    """Tells files apart; those of two layers also where the store keeps equal files as one."""
+    layer = None if version.data is None else max(version.data.layer, -1)  # what is below -1 is the upper's as well
+    return layer, version.device, version.stat.ino
+
+
+def _ancestors(path: bytes) -> Iterator[bytes]:
+    """The directories above a path, outermost first, without the root."""
+    end = path.find(b"/")
+    while end != -1:
+        yield path[:end]
+        end = path.find(b"/", end + 1)
+
+
+def _pieces(fd: int, size: int) -> Iterator[bytes | memoryview]:
+    """The first `size` bytes of a file; holes are not read. An empty piece says that it is shorter."""
+    has_holes = os.fstat(fd).st_blocks * 512 < size
+    position = 0
+    while position < size:
+        if has_holes and (hole := min(next_data(fd, position, size) - position, _CHUNK)):
+            piece: bytes | memoryview = memoryview(_ZEROS)[:hole]
+        else:
+            piece = os.pread(fd, min(_CHUNK, size - position), position)
+        yield piece
+        position += len(piece)
+
+
+def _marks_allowed(path: bytes, fd: int) -> None:
+    """Refuse the names of marks on what is none."""
+    for entry in _reserved(fd):
+        is_mark = entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size == 0
+        if not is_mark and entry.name not in _AUFS_LEFTOVERS:
+            _refuse(path, entry)
+
+
+def _nothing_reserved(path: bytes, fd: int) -> None:
+    for entry in _reserved(fd):
+        _refuse(path, entry)
+
+
+def _reserved(fd: int) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(fd) as entries:
+        yield from (entry for entry in entries if entry.name.startswith(_PREFIX))
+
+
+def _refuse(path: bytes, entry: os.DirEntry[str]) -> None:
+    where = _shown(os.path.join(path, os.fsencode(entry.name)))
+    raise InvalidError(f"{where}: a file of this name would delete another in an image layer: rename or remove it")
+
+
+def _shown(path: bytes) -> str:
+    return "/" + path.decode(errors="backslashreplace")

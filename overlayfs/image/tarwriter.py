@@ -1,0 +1,127 @@
+"""How does one member of a layer look as tar blocks?
+
+POSIX.1-2001 pax (`pax` utility, "pax Interchange Format") over the ustar header, as Go's archive/tar, GNU tar and
+libarchive read it. Deterministic: equal entries give equal bytes. No I/O; tarentry.py reads what is written here.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from .errors import InvalidError
+from .tarentry import Entry
+
+BLOCK: Final = 512
+END: Final = bytes(2 * BLOCK)
+"""What ends an archive."""
+
+_XATTR: Final = b"SCHILY.xattr."
+_TYPES: Final = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
+# name, mode, uid, gid, size, mtime, checksum, type, link name, magic, user, group, device numbers, prefix
+_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+_MAGIC: Final = b"ustar\x0000"
+_NAME_SIZE: Final = 100
+_MOST_7: Final = 8**7 - 1
+_MOST_11: Final = 8**11 - 1
+_S: Final = 1_000_000_000
+
+
+def header_blocks(entry: Entry) -> bytes:
+    """The header of a member, with a pax header before it where ustar cannot say all. InvalidError names the member."""
+    records = _records(entry)
+    extended = b"".join(_record(key, records[key]) for key in sorted(records))
+    if not extended:
+        return _ustar(entry)
+    before = Entry(path=b"PaxHeaders/" + _ascii(entry.path)[:80].strip(b"/"), kind="f", mode=0o644, size=len(extended))
+    return _ustar(before, b"x") + extended + padding(len(extended)) + _ustar(entry)
+
+
+def padding(size: int) -> bytes:
+    """What fills the last block of so many bytes."""
+    return bytes(-size % BLOCK)
+
+
+def _records(entry: Entry) -> dict[bytes, bytes]:
+    """What ustar cannot say, as pax records; times are exact."""
+    path, seconds = _stored_path(entry), entry.mtime_ns // _S
+    records = {_XATTR + _checked(name, entry): value for name, value in entry.xattrs.items()}
+    if not _fits(path):
+        records[b"path"] = path
+    if not _fits(entry.target):
+        records[b"linkpath"] = entry.target
+    if entry.mtime_ns % _S or not 0 <= seconds <= _MOST_11:
+        records[b"mtime"] = _time(entry.mtime_ns)
+    for key, value, most in (
+        (b"uid", entry.uid, _MOST_7),
+        (b"gid", entry.gid, _MOST_7),
+        (b"size", entry.size, _MOST_11),
+    ):
+        if value > most:
+            records[key] = b"%d" % value
+    return records
+
+
+def _checked(xattr: bytes, entry: Entry) -> bytes:
+    if b"=" in xattr:
+        name, path = xattr.decode(errors="backslashreplace"), entry.path.decode(errors="backslashreplace")
+        raise InvalidError(
+            f"{path}: no layer can hold the xattr {name!r}, with '=' in its name: setfattr -x removes it"
+        )
+    return xattr
+
+
+def _stored_path(entry: Entry) -> bytes:
+    """Directories end with a slash, and the root has to have a name."""
+    return (entry.path or b".") + b"/" if entry.kind == "d" else entry.path
+
+
+def _fits(name: bytes) -> bool:
+    return len(name) <= _NAME_SIZE and name.isascii()
+
+
+def _ascii(name: bytes) -> bytes:
+    return name.decode("ascii", "replace").encode("ascii", "replace")
+
+
+def _time(time_ns: int) -> bytes:
+    """Seconds since the epoch with as many decimals as are needed."""
+    seconds, rest = divmod(abs(time_ns), _S)
+    sign = b"-" if time_ns < 0 else b""
+    return b"%s%d.%09d" % (sign, seconds, rest) if rest else b"%s%d" % (sign, seconds)
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """`LENGTH KEY=VALUE\\n`, where the length counts its own digits."""
+    rest = b" %s=%s\n" % (key, value)
+    size = len(rest) + len(str(len(rest)))
+    return b"%d%s" % (size if len(str(size)) == size - len(rest) else size + 1, rest)
+
+
+def _ustar(entry: Entry, flag: bytes = b"") -> bytes:
+    """One block. Values that do not fit are what the pax records before it replace."""
+    seconds = entry.mtime_ns // _S
+    fields = (
+        _ascii(_stored_path(entry)),
+        _octal(entry.mode, 7),
+        _octal(entry.uid if entry.uid <= _MOST_7 else 0, 7),
+        _octal(entry.gid if entry.gid <= _MOST_7 else 0, 7),
+        _octal(entry.size if entry.size <= _MOST_11 else 0, 11),
+        _octal(seconds if 0 <= seconds <= _MOST_11 else 0, 11),
+    )
+    after = (
+        flag or _TYPES[entry.kind],
+        _ascii(entry.target),
+        _MAGIC,
+        b"",
+        b"",
+        _octal(entry.device[0], 7),
+        _octal(entry.device[1], 7),
+        b"",
+    )
+    checksum = sum(_HEADER.pack(*fields, b" " * 8, *after))
+    return _HEADER.pack(*fields, b"%06o\0 " % checksum, *after)
+
+
+def _octal(value: int, digits: int) -> bytes:
+    return b"%0*o" % (digits, value)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from ..overlay.changes import Aspect, Change, Comparison, Version, next_data
 from ..tree import marks
 from .errors import InvalidError
@@ -144,30 +146,33 @@ class _LayerWriter:
                 self._put_version(directory, version)
 
     def _put_version(self, path: bytes, version: Version) -> None:
-        entry = self._entry(path, version)
-        if entry.kind == "d":
+        if stat.S_ISDIR(version.stat.mode):
             self._directories.add(path)
         elif version.stat.nlink > 1:
-            self._put_linked(entry, version)
+            self._put_linked(path, version)
             return
-        self._put_entry(entry, version)
+        self._put_file(path, version)
 
-    def _put_linked(self, entry: Entry, version: Version) -> None:
+    def _put_linked(self, path: bytes, version: Version) -> None:
         key = _link_key(version)
-        first = self._names.setdefault(key, entry.path)
-        if first is not entry.path:
-            entry.kind, entry.target, entry.size, entry.device = "h", first, 0, (0, 0)
-        self._put_entry(entry, version)
+        if key in self._names:
+            link = replace(self._entry(path, version), kind="h", target=self._names[key], device=(0, 0))
+            self._out.write(header_blocks(link))
+            return
+        self._names[key] = path
+        self._put_file(path, version)
         for change in self._waiting.pop(key, ()):
             self._put(change, version)
 
-    def _put_entry(self, entry: Entry, version: Version) -> None:
+    def _put_file(self, path: bytes, version: Version) -> None:
+        """A member with all that belongs to it."""
+        entry = self._entry(path, version)
         if entry.kind != "f":
             self._out.write(header_blocks(entry))
             return
         fd = self._comparison.open_data(version)
         try:
-            entry.size = os.fstat(fd).st_size
+            entry = replace(entry, size=os.fstat(fd).st_size)
             self._out.write(header_blocks(entry))
             self._put_content(fd, entry)
         finally:

@@ -63,17 +63,24 @@ class LayerSummary:
 
 
 def write_layer(
-    comparison: Comparison, out: Output, *, source_date_epoch: int | None = None, may_hold_marks: bool = True
+    comparison: Comparison,
+    out: Output,
+    *,
+    source_date_epoch: int | None = None,
+    may_hold_marks: bool = True,
+    has_root: bool = True,
+    owner: tuple[int, int] | None = None,
 ) -> LayerSummary:
     """Write the changes as an uncompressed layer tar; the same tree gives the same bytes.
 
     Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
     it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
+    Without `has_root` the root's own metadata are left out. `owner` (uid, gid) becomes that of all files.
     """
-    latest_ns = None if source_date_epoch is None else source_date_epoch * _S
-    writer = _LayerWriter(comparison, out, latest_ns)
+    writer = _LayerWriter(comparison, out, source_date_epoch, owner)
     for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
-        writer.add(change)
+        if change.path or has_root:
+            writer.add(change)
     writer.finish()
     return writer.summary
 
@@ -82,11 +89,12 @@ class _LayerWriter:
     """One layer under way. Of a file with several names the first that is written has the content; names that did not
     change wait until another one did."""
 
-    def __init__(self, comparison: Comparison, out: Output, latest_ns: int | None) -> None:
+    def __init__(self, comparison: Comparison, out: Output, latest: int | None, owner: tuple[int, int] | None) -> None:
         self.summary = LayerSummary()
         self._comparison = comparison
         self._out = out
-        self._latest_ns = latest_ns
+        self._latest_ns = None if latest is None else latest * _S
+        self._owner = owner
         self._directories: set[bytes] = {b""}
         self._names: dict[LinkKey, bytes] = {}
         self._waiting: dict[LinkKey, list[Change]] = {}
@@ -192,13 +200,14 @@ class _LayerWriter:
 
     def _entry(self, path: bytes, version: Version) -> Entry:
         st = version.stat
+        uid, gid = self._owner or (st.uid, st.gid)
         is_device = stat.S_ISCHR(st.mode) or stat.S_ISBLK(st.mode)
         return Entry(
             path=path,
             kind=_KINDS[stat.S_IFMT(st.mode)],
             mode=stat.S_IMODE(st.mode),
-            uid=st.uid,
-            gid=st.gid,
+            uid=uid,
+            gid=gid,
             mtime_ns=st.mtime_ns if self._latest_ns is None else min(st.mtime_ns, self._latest_ns),
             target=version.target or b"",
             device=(os.major(st.rdev), os.minor(st.rdev)) if is_device else (0, 0),

@@ -146,6 +146,8 @@ class _LayerWriter:
 
     def _put_parents(self, path: bytes) -> None:
         """Each directory above, if it is not in the layer yet, as the merged tree has it."""
+        if path.rpartition(b"/")[0] in self._directories:  # whose own parents are in it
+            return
         for directory in _ancestors(path):
             if directory not in self._directories:
                 version = self._comparison.version_at(directory)
@@ -199,16 +201,16 @@ class _LayerWriter:
         self._out.write(header_blocks(Entry(path=b"%s/%s" % (directory, name) if directory else name, kind="f")))
 
     def _entry(self, path: bytes, version: Version) -> Entry:
-        st = version.stat
+        st, mode, mtime_ns = version.stat, version.stat.mode, version.stat.mtime_ns
         uid, gid = self._owner or (st.uid, st.gid)
-        is_device = stat.S_ISCHR(st.mode) or stat.S_ISBLK(st.mode)
+        is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
         return Entry(
             path=path,
-            kind=_KINDS[stat.S_IFMT(st.mode)],
-            mode=stat.S_IMODE(st.mode),
+            kind=_KINDS[stat.S_IFMT(mode)],
+            mode=stat.S_IMODE(mode),
             uid=uid,
             gid=gid,
-            mtime_ns=st.mtime_ns if self._latest_ns is None else min(st.mtime_ns, self._latest_ns),
+            mtime_ns=mtime_ns if self._latest_ns is None else min(mtime_ns, self._latest_ns),
             target=version.target or b"",
             device=(os.major(st.rdev), os.minor(st.rdev)) if is_device else (0, 0),
             xattrs={name: value for name, value in version.xattrs.items() if name not in _OF_THIS_HOST},

@@ -18,8 +18,10 @@ END: Final = bytes(2 * BLOCK)
 
 _XATTR: Final = b"SCHILY.xattr."
 _TYPES: Final = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
-# name, mode, uid, gid, size, mtime, checksum, type, link name, magic, user, group, device numbers, prefix
-_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+# name, mode to mtime, checksum, type, link name, magic, user, group, device numbers
+_HEADER: Final = struct.Struct("100s48s8s1s100s8s32s32s16s167x")
+_NUMBERS: Final = b"%07o\0%07o\0%07o\0%011o\0%011o\0"  # mode, uid, gid, size, mtime
+_DEVICES: Final = b"%07o\0%07o\0"
 _MAGIC: Final = b"ustar\x0000"
 _NAME_SIZE: Final = 100
 _MOST_7: Final = 8**7 - 1
@@ -81,7 +83,7 @@ def _fits(name: bytes) -> bool:
 
 
 def _ascii(name: bytes) -> bytes:
-    return name.decode("ascii", "replace").encode("ascii", "replace")
+    return name if name.isascii() else name.decode("ascii", "replace").encode("ascii", "replace")
 
 
 def _time(time_ns: int) -> bytes:
@@ -101,27 +103,14 @@ def _record(key: bytes, value: bytes) -> bytes:
 def _ustar(entry: Entry, flag: bytes = b"") -> bytes:
     """One block. Values that do not fit are what the pax records before it replace."""
     seconds = entry.mtime_ns // _S
-    fields = (
-        _ascii(_stored_path(entry)),
-        _octal(entry.mode, 7),
-        _octal(entry.uid if entry.uid <= _MOST_7 else 0, 7),
-        _octal(entry.gid if entry.gid <= _MOST_7 else 0, 7),
-        _octal(entry.size if entry.size <= _MOST_11 else 0, 11),
-        _octal(seconds if 0 <= seconds <= _MOST_11 else 0, 11),
+    name, link = _ascii(_stored_path(entry))[:_NAME_SIZE], _ascii(entry.target)[:_NAME_SIZE]
+    numbers = _NUMBERS % (
+        entry.mode,
+        entry.uid if entry.uid <= _MOST_7 else 0,
+        entry.gid if entry.gid <= _MOST_7 else 0,
+        entry.size if entry.size <= _MOST_11 else 0,
+        seconds if 0 <= seconds <= _MOST_11 else 0,
     )
-    after = (
-        flag or _TYPES[entry.kind],
-        _ascii(entry.target),
-        _MAGIC,
-        b"",
-        b"",
-        _octal(entry.device[0], 7),
-        _octal(entry.device[1], 7),
-        b"",
-    )
-    checksum = sum(_HEADER.pack(*fields, b" " * 8, *after))
-    return _HEADER.pack(*fields, b"%06o\0 " % checksum, *after)
-
-
-def _octal(value: int, digits: int) -> bytes:
-    return b"%0*o" % (digits, value)
+    flag, devices = flag or _TYPES[entry.kind], _DEVICES % entry.device
+    checksum = sum(b"".join((name, numbers, b" " * 8, flag, link, _MAGIC, devices)))
+    return _HEADER.pack(name, numbers, b"%06o\0 " % checksum, flag, link, _MAGIC, b"", b"", devices)

@@ -12,8 +12,8 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple
 
 from ..tree import marks
@@ -67,6 +67,23 @@ class _Found(NamedTuple):
     name: bytes
 
 
+class _Naming:
+    """A context in which an OSError gets the path of a file in a layer."""
+
+    __slots__ = ("_layer", "_path")
+
+    def __init__(self, layer: bytes, path: bytes) -> None:
+        self._layer, self._path = layer, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            path = os.path.join(self._layer, self._path)
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+
+
 class View:
     """The merged tree of `layers`, top first; the layers stay their owner's and must outlive the view."""
 
@@ -83,14 +100,9 @@ class View:
         with self.naming(place):
             return open_beneath(self._layers[place.layer].root_fd, place.path, flags)
 
-    @contextmanager
-    def naming(self, place: Location) -> Iterator[None]:
+    def naming(self, place: Location) -> _Naming:
         """Errors of the block carry the path that people know, not one of our descriptors'."""
-        try:
-            yield
-        except OSError as error:
-            path = os.path.join(self._layers[place.layer].path, place.path)
-            raise OSError(error.errno, error.strerror or str(error), path) from None
+        return _Naming(self._layers[place.layer].path, place.path)
 
     def names(self, place: Location) -> Names:
         """What one directory of one layer says by itself."""
@@ -301,11 +313,14 @@ class View:
             with self.naming(node.places[0]):
                 st = os.fstat(fd)
                 shown = self._attributes(node.places[0], fd, st)
-                xattrs = _shown_xattrs(fd)
+                stored = _xattr_names(descriptor_path(fd))
+                xattrs = _shown_xattrs(fd, stored)
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
         finally:
             os.close(fd)
-        data = self.data(node) if stat.S_ISREG(st.st_mode) else None
+        data = node.places[0] if stat.S_ISREG(st.st_mode) else None
+        if data is not None and not marks.METACOPY_NAMES.isdisjoint(stored):
+            data = self.data(node)
         return Version(shown, st.st_dev, xattrs, target, data)
 
     def _attributes(self, place: Location, fd: int, st: os.stat_result) -> Attributes:
@@ -343,14 +358,10 @@ def _parent(place: Location) -> tuple[Location, bytes]:
     return Location(place.layer, above), name
 
 
-def _shown_xattrs(fd: int) -> dict[bytes, bytes]:
+def _shown_xattrs(fd: int, stored: Sequence[bytes]) -> dict[bytes, bytes]:
     path = descriptor_path(fd)  # a magic link: followed to the very file, a symlink included
-    shown = {}
-    for stored in _xattr_names(path):
-        name = marks.shown_xattr(stored)
-        if name is not None:
-            shown[name] = os.getxattr(path, stored)
-    return shown
+    names = ((name, marks.shown_xattr(name)) for name in stored)
+    return {shown: os.getxattr(path, name) for name, shown in names if shown is not None}
 
 
 def _xattr_names(path: bytes) -> list[bytes]:

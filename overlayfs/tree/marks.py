@@ -33,6 +33,7 @@ WHITEOUT: Final = b"whiteout"
 REDIRECT: Final = b"redirect"
 METACOPY: Final = b"metacopy"
 ORIGIN: Final = b"origin"
+METACOPY_NAMES: Final = frozenset(prefix + METACOPY for prefix in PREFIXES)
 NLINK: Final = b"nlink"
 # Ours: the inode number that the file had before it was copied up (u64, little-endian).
 NUMBER: Final = b"overlayfs.number"

@@ -75,9 +75,9 @@ def write_layer(
 
     Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
     it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
-    Without `has_root` the root's own metadata are left out. `owner` (uid, gid) becomes that of all files.
+    Without `has_root` the root itself is not in the layer. `owner` (uid, gid) becomes that of all files.
     """
-    writer = _LayerWriter(comparison, out, source_date_epoch, owner)
+    writer = _LayerWriter(comparison, out, source_date_epoch, owner, has_root)
     for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
         if change.path or has_root:
             writer.add(change)
@@ -89,13 +89,15 @@ class _LayerWriter:
     """One layer under way. Of a file with several names the first that is written has the content; names that did not
     change wait until another one did."""
 
-    def __init__(self, comparison: Comparison, out: Output, latest: int | None, owner: tuple[int, int] | None) -> None:
+    def __init__(
+        self, comparison: Comparison, out: Output, latest: int | None, owner: tuple[int, int] | None, has_root: bool
+    ) -> None:
         self.summary = LayerSummary()
         self._comparison = comparison
         self._out = out
         self._latest_ns = None if latest is None else latest * _S
         self._owner = owner
-        self._directories: set[bytes] = {b""}
+        self._directories: set[bytes] = set() if has_root else {b""}
         self._names: dict[LinkKey, bytes] = {}
         self._waiting: dict[LinkKey, list[Change]] = {}
 
@@ -146,7 +148,7 @@ class _LayerWriter:
 
     def _put_parents(self, path: bytes) -> None:
         """Each directory above, if it is not in the layer yet, as the merged tree has it."""
-        if path.rpartition(b"/")[0] in self._directories:  # whose own parents are in it
+        if path and path.rpartition(b"/")[0] in self._directories:  # whose own parents are in it
             return
         for directory in _ancestors(path):
             if directory not in self._directories:
@@ -224,7 +226,9 @@ def _link_key(version: Version) -> LinkKey:
 
 
 def _ancestors(path: bytes) -> Iterator[bytes]:
-    """The directories above a path, outermost first, without the root."""
+    """The directories above a path, outermost first."""
+    if path:
+        yield b""
     end = path.find(b"/")
     while end != -1:
         yield path[:end]

@@ -49,7 +49,9 @@ class Layer:
 
     @property
     def names(self) -> list[str]:
-        return [member.name for member in self.listed]
+        """Without the root, which every layer has that has anything."""
+        assert not self.listed or self.listed[0].name == "."
+        return [member.name for member in self.listed[1:]]
 
 
 def layer(top: Path, lowers: list[Tree], upper: Tree, form: Format = Format.OVERLAY, epoch: int | None = None) -> Layer:
@@ -179,14 +181,14 @@ def test_unchanged_names_of_one_file_are_left_out(tmp_path: Path) -> None:
 
 def test_files_that_became_one(tmp_path: Path) -> None:
     written = layer(tmp_path, [{"a": file(b"1"), "b": file(b"1")}], {"a": file(b"1"), "b": hardlink("a")})
-    assert [(m.name, m.linkname) for m in written.listed] == [("a", ""), ("b", "a")]
+    assert [(m.name, m.linkname) for m in written.listed[1:]] == [("a", ""), ("b", "a")]
 
 
 def test_changed_name_of_a_lower_file_changes_all_its_names(tmp_path: Path) -> None:
     layers = Layers(tmp_path, [{"a": file(b"1"), "b": hardlink("a")}], {"a": file(b"2")})
     layers.add_to_index("a")
     written = layer_of(layers)
-    assert [(m.name, m.linkname) for m in written.listed] == [("a", ""), ("b", "a")]
+    assert [(m.name, m.linkname) for m in written.listed[1:]] == [("a", ""), ("b", "a")]
 
 
 def test_sparse_file_is_whole(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_sockets_are_left_out_and_counted(tmp_path: Path) -> None:
         with sockets.socket(sockets.AF_UNIX) as made:
             made.bind(os.fsencode(tmp_path / "up" / name))
     written = layer_of(layers)
-    assert written.names == [".", ".wh.s"]
+    assert written.names == [".wh.s"]
     assert written.summary.sockets_left_out == 1
 
 
@@ -221,10 +223,10 @@ def test_aufs_leftovers_are_ignored(tmp_path: Path) -> None:
     assert layer(tmp_path, [{}], {".wh..wh.plnk": directory(), "f": file()}).names == ["f"]
 
 
-def test_first_layer_has_its_root(tmp_path: Path) -> None:
+def test_layer_has_its_root_unless_asked_not_to(tmp_path: Path) -> None:
     layers = Layers(tmp_path, [], {"": directory(0o711, 1, 2), "f": file()})
     written = layer_of(layers)
-    assert written.names == [".", "f"]
+    assert written.names == ["f"]
     assert written.members["."].mode == 0o711
 
 
@@ -242,6 +244,7 @@ def test_epoch_clamps_times(tmp_path: Path) -> None:
         "old": 5.000000007,
         "new": 1000,
         "d": 1000,
+        ".": 1000,
     }
 
 
@@ -253,5 +256,5 @@ def test_whole_tree_of_several_layers(tmp_path: Path) -> None:
     with Comparison.open_whole(layers.lowers) as comparison:
         write_layer(comparison, out)
     written = Layer(out.getvalue(), LayerSummary())
-    assert written.names == [".", "a", "b"]
+    assert written.names == ["a", "b"]
     assert written.content["a"] == b"top"

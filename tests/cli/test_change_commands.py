@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 
+from overlayfs.cli.committing import Request, append_to, commit_changes
+from overlayfs.cli.live import CommandError
+from overlayfs.image import mutate
 from overlayfs.image.containers import Containers
+from overlayfs.image.errors import ImageError, InvalidError
 from overlayfs.image.layers import LayerStore
+from overlayfs.image.mutate import Making
+from overlayfs.image.reference import Reference
 from overlayfs.image.store import Store
-from tests.cli.people import COMMAND, Site, answer, run
+from tests.cli.people import Site, answer, run
 from tests.contract.tree import build, directory, file, whiteout
 
 
@@ -24,7 +30,13 @@ class Shop:
     def __init__(self, top: Path) -> None:
         self.top, self.directory = top, top / "store"
         build(os.fsencode(top / "base"), {"": directory(), "etc/a": file(b"1"), "gone": file()})
-        self.do("append", "scratch", str(top / "base"), "base:1")
+        self.upper = str(top / "up")
+        build(
+            os.fsencode(self.upper),
+            {"": directory(), "etc": directory(), "etc/a": file(b"22"), "gone": whiteout()},
+        )
+        with Store.open(self.directory) as store:
+            mutate.append(store, None, top / "base", Reference.parse("base:1"), Making(created_by="a test"))
 
     def do(self, *arguments: str, status: int = 0, epoch: str = "") -> str:
         environ = {"SOURCE_DATE_EPOCH": epoch}
@@ -33,11 +45,6 @@ class Shop:
 
     def answer(self, *arguments: str) -> Any:
         return answer("--store", str(self.directory), *arguments)
-
-    def upper(self) -> str:
-        path = self.top / "up"
-        build(os.fsencode(path), {"": directory(), "etc": directory(), "etc/a": file(b"22"), "gone": whiteout()})
-        return str(path)
 
     def history(self, name: str) -> list[tuple[str, str]]:
         with Store.open(self.directory) as store:
@@ -58,17 +65,17 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_commit_of_an_upper_prints_the_id(shop: Shop) -> None:
-    printed = shop.do("commit", shop.upper(), "app:1", "--base", "base:1", "-m", "why", "-c", "ENV A=1")
+    printed = shop.do("commit", shop.upper, "app:1", "--base", "base:1", "-m", "why", "-c", "ENV A=1")
     assert re.fullmatch("sha256:[0-9a-f]{64}", printed)
     with Store.open(shop.directory) as store:
         image = store.find("app:1")
         assert image.id == printed
         assert image.config.config is not None and image.config.config.env == ["A=1"]
-    assert shop.history("app:1") == [("overlayfs append", ""), ("overlayfs commit", "why")]
+    assert shop.history("app:1") == [("a test", ""), ("overlayfs commit", "why")]
 
 
 def test_commit_as_json(shop: Shop) -> None:
-    found = shop.answer("commit", shop.upper(), "app:1", "--base", "base:1")
+    found = shop.answer("commit", shop.upper, "app:1", "--base", "base:1")
     assert {key: found[key] for key in ("name", "added", "modified", "deleted")} == {
         "name": "app:1",
         "added": 0,
@@ -76,10 +83,6 @@ def test_commit_as_json(shop: Shop) -> None:
         "deleted": 1,
     }
     assert len(found["layers"]) == 2
-
-
-def test_commit_without_a_name(shop: Shop) -> None:
-    assert shop.answer("commit", shop.upper(), "--base", "base:1")["name"] is None
 
 
 def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
@@ -107,48 +110,73 @@ def test_commit_of_a_container(shop: Shop) -> None:
         containers = Containers(store)
         made = containers.create("box", image, LayerStore(store).unpack_image(image))
         (containers.upper("box") / "new").write_bytes(b"new")
-    for name in ("box", made.id[:6]):
-        assert shop.answer("commit", name, "app:1")["added"] == 1
+    assert shop.answer("commit", made.id[:6], "app:1")["added"] == 1
+    assert shop.answer("commit", "box")["name"] is None
 
 
-def test_commit_of_what_is_not_there(shop: Shop) -> None:
-    assert "no container 'nobody'" in shop.do("commit", "nobody", "app:1", status=1)
-    assert "no container, mount or directory" in shop.do("commit", "/nowhere", "app:1", status=1)
-    assert "--base" in shop.do("commit", shop.upper(), "app:1", status=1)
-    assert "app:2" in shop.do("commit", shop.upper(), "x", "--base", "app:2", status=1)
+@pytest.mark.parametrize(
+    ("source", "base", "words"),
+    [
+        ("nobody", None, "no container 'nobody'"),
+        ("/nowhere", None, "no container, mount or directory"),
+        (None, None, "say with --base on which image"),
+        (None, "app:2", "app:2"),
+    ],
+)
+def test_commit_of_what_is_not_there(shop: Shop, source: str | None, base: str | None, words: str) -> None:
+    with pytest.raises((ImageError, CommandError), match=words):
+        commit_changes(shop.directory, source or shop.upper, base, request("x"))
 
 
 def test_same_changes_give_the_same_image(shop: Shop) -> None:
-    command = ("commit", shop.upper(), "app:1", "--base", "base:1")
+    command = ("commit", shop.upper, "app:1", "--base", "base:1")
     assert shop.do(*command, epoch="1700000000") == shop.do(*command, epoch="1700000000")
-    assert "SOURCE_DATE_EPOCH='soon'" in shop.do(*command, epoch="soon", status=1)
 
 
-def test_sockets_are_spoken_of(shop: Shop) -> None:
-    import subprocess
-
+def test_sockets_are_spoken_of(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(shop.upper() + "/socket")
-    command = [*COMMAND, "--store", str(shop.directory), "commit", str(shop.top / "up"), "app:1", "--base", "base:1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == "overlayfs: 1 sockets were left out: no image can hold one\n"
+        made.bind(shop.upper + "/socket")
+    commit_changes(shop.directory, shop.upper, "base:1", request("app:1"))
+    assert capsys.readouterr().err == "overlayfs: 1 sockets were left out: no image can hold one\n"
 
 
 def test_squash_takes_over_the_name_or_gets_another(shop: Shop) -> None:
-    shop.do("commit", shop.upper(), "app:1", "--base", "base:1")
+    shop.do("commit", shop.upper, "app:1", "--base", "base:1")
     assert len(shop.answer("squash", "app:1", "app:flat")["layers"]) == 1
     found = shop.answer("squash", "app:1", "-m", "flat")
     assert (found["name"], len(found["layers"])) == ("app:1", 1)
     assert shop.history("app:1")[-1] == ("overlayfs squash", "flat")
 
 
-def test_append_chowns(shop: Shop) -> None:
-    shop.do("append", "base:1", str(shop.top / "base"), "app:1", "--chown", "7:8")
-    assert "--chown 'me'" in shop.do("append", "base:1", str(shop.top / "base"), "--chown", "me", status=1)
+def test_append_takes_over_the_name_or_gets_another(shop: Shop) -> None:
+    more = str(shop.top / "base")
+    assert len(shop.answer("append", "base:1", more, "app:1", "--chown", "7:8")["layers"]) == 2
+    assert shop.answer("append", "scratch", more)["name"] is None
 
 
-def test_wrong_words_are_one_line(shop: Shop) -> None:
-    upper = shop.upper()
-    assert "bzip2" in shop.do("commit", upper, "app:1", "--base", "base:1", "--compression", "bzip2", status=1)
-    assert "--change 'RUN x'" in shop.do("commit", upper, "app:1", "--base", "base:1", "-c", "RUN x", status=1)
-    assert "digest" in shop.do("commit", upper, f"app@sha256:{'0' * 64}", "--base", "base:1", status=1)
+def request(name: str | None, changes: tuple[str, ...] = (), compression: str = "gzip") -> Request:
+    return Request(name, "", "", changes, compression, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (request("app:1", compression="bzip2"), "no compression is called 'bzip2'"),
+        (request("app:1", ("RUN x",)), "--change 'RUN x'"),
+        (request(f"app@sha256:{'0' * 64}"), "cannot be named by a digest"),
+        (request("App:1"), "no repository"),
+    ],
+)
+def test_what_makes_no_sense_is_said(shop: Shop, asked: Request, words: str) -> None:
+    with pytest.raises(InvalidError, match=words):
+        commit_changes(shop.directory, shop.upper, "base:1", asked)
+    with pytest.raises(InvalidError, match=words):
+        append_to(shop.directory, "base:1", shop.top / "base", None, asked)
+
+
+def test_epoch_and_owner_are_numbers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidError, match="--chown 'me'"):
+        append_to(shop.directory, "base:1", shop.top / "base", "me", request("app:1"))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
+    with pytest.raises(InvalidError, match="SOURCE_DATE_EPOCH='soon'"):
+        append_to(shop.directory, "base:1", shop.top / "base", None, request("app:1"))

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
 
 import httpx
@@ -279,17 +280,8 @@ class Connection:
 
 
 def _new_client(endpoint: Endpoint, is_verified: bool) -> httpx.AsyncClient:
-    context = ssl.create_default_context()
-    if endpoint.ca is not None:
-        try:
-            context.load_verify_locations(endpoint.ca)
-        except ssl.SSLError:
-            raise RegistryError(f"{endpoint.ca} holds no certificate of an authority (PEM)") from None
-    if not is_verified:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     return httpx.AsyncClient(
-        verify=context,
+        verify=_trusting(endpoint.ca) if is_verified else _trusting_anybody(),
         headers={"User-Agent": f"overlayfs/{__version__}", "Accept-Encoding": "identity"},
         cookies=CookieJar(_NO_COOKIES),
         timeout=_TIMEOUT,
@@ -297,6 +289,24 @@ def _new_client(endpoint: Endpoint, is_verified: bool) -> httpx.AsyncClient:
         follow_redirects=False,
         trust_env=not endpoint.is_loopback,  # a proxy would be another host on the way to this one
     )
+
+
+def _trusting(ca: Path | None) -> ssl.SSLContext:
+    """The system's authorities, and those of `ca`."""
+    context = ssl.create_default_context()
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except ssl.SSLError:
+            raise RegistryError(f"{ca} holds no certificate of an authority (PEM)") from None
+    return context
+
+
+def _trusting_anybody() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def receive(response: httpx.Response, take: Callable[[bytes], Awaitable[None]]) -> None:

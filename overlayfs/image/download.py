@@ -151,10 +151,9 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 async def _complete(repository: Repository, partial: Partial, task: Task) -> None:
-    """Append until nothing is missing. Attempts without a single new byte are counted, and end it."""
-    failures, retrying = 0, repository.connection.retrying
+    """Append until nothing is missing. Attempts that come no further than those before are counted, and end it."""
+    failures, furthest, retrying = 0, partial.size, repository.connection.retrying
     while partial.size < partial.descriptor.size:
-        before = partial.size
         try:
             await _append(repository, partial, task)
             why = RegistryError(f"{repository.where}: the blob {partial.descriptor.digest} ends too early")
@@ -163,7 +162,8 @@ async def _complete(repository: Repository, partial: Partial, task: Task) -> Non
             why = RegistryError(f"{repository.where}: the blob {partial.descriptor.digest} breaks off: {reason}")
         if partial.size == partial.descriptor.size:
             return
-        failures = 1 if partial.size > before else failures + 1
+        failures = 1 if partial.size > furthest else failures + 1
+        furthest = max(furthest, partial.size)
         if failures >= retrying.attempts:
             raise why
         await retrying.sleep(retrying.pause_s(failures))

@@ -145,6 +145,7 @@ class _Upload:
         self._task = task
         self._chunk = chunk
         self._failures = 0
+        self._furthest = 0
         self._body = FileSlice(path, 0, 0, task)
 
     async def run(self, session: _Session | None) -> None:
@@ -174,7 +175,8 @@ class _Upload:
         answer = await self._send("PATCH", session.url, headers, session, size)
         if answer.status not in (202, 204) or _received(answer) != end:
             raise _Lost(session, self._repository.refused(answer, self._repository.where))
-        self._failures = 0
+        if end > self._furthest:  # what was there once before is no progress
+            self._furthest, self._failures = end, 0
         return _Session(_place(self._repository, answer), end, session.least)
 
     async def _finish(self, session: _Session) -> None:

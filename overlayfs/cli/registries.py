@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -14,10 +13,10 @@ import trio
 
 from overlayfs.cli.live import CommandError
 from overlayfs.cli.output import format_size, print_json, printable
+from overlayfs.cli.progress import shown_progress
 from overlayfs.image.credentials import Credential, forget_credential, keep_credential, known_registries
 from overlayfs.image.model import Platform
 from overlayfs.image.platforms import parse_platform, platform_name
-from overlayfs.image.progress import NO_PROGRESS, Progress
 from overlayfs.image.reference import DEFAULT_REGISTRY, Reference
 from overlayfs.image.registries import Registries
 from overlayfs.image.registry import check_login
@@ -46,7 +45,7 @@ def fetch(
     """Pull, and say what has come."""
     reference = Reference.parse(name)
     wanted = parse_platform(platform) if platform else None
-    with Store.open(directory) as store, _progress(quiet) as progress:
+    with Store.open(directory) as store, shown_progress(quiet) as progress:
         image = _run(lambda: pull(store, reference, wanted, how, all_platforms=all_platforms, progress=progress))
     if as_json:
         print_json(_described(image))
@@ -75,7 +74,7 @@ def send(
     directory: Path | None, name: str, destination: str | None, how: Access, *, quiet: bool, as_json: bool
 ) -> None:
     """Push, and say what the registry has now."""
-    with Store.open(directory) as store, _progress(quiet) as progress:
+    with Store.open(directory) as store, shown_progress(quiet) as progress:
         image = store.find(name)
         reference = Reference.parse(destination) if destination else image.reference
         if reference is None:
@@ -150,11 +149,6 @@ def _registry(text: str) -> Reference:
     if reference.registry not in (host, DEFAULT_REGISTRY) or (reference.registry != host and host not in _HUB):
         raise CommandError(f"{text!r} is no registry's name: write HOST or HOST:PORT, with a dot or a colon")
     return reference
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    yield NO_PROGRESS
 
 
 def _run(work: Callable[[], Awaitable[Result]]) -> Result:

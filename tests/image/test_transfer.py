@@ -353,9 +353,7 @@ def test_dead_or_lying_mirror_is_passed_over(ours: Store, theirs: Store, fake: F
     assert whole(ours, got) == whole(theirs, image)
 
 
-def test_two_pulls_at_once_fetch_each_blob_once(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
-) -> None:
+def test_two_pulls_at_once_fetch_each_blob_once(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
 

@@ -24,7 +24,7 @@ _SHORTEST_LIFE_S: Final = 60.0
 """How long a token is good for if nothing is said; none is said to be good for less (token flow, `expires_in`)."""
 _MARGIN_S: Final = 10.0
 _CLIENT: Final = "overlayfs"
-_SCHEME: Final = re.compile(r"\s*,*\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|$)")
+_SCHEME: Final = re.compile(r"\s*,*\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|(?=,)|$)")
 _PARAMETER: Final = re.compile(
     r"\s*,*\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))\s*(?=,|$)"
 )

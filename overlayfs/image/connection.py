@@ -12,6 +12,7 @@ For tasks of one trio run; all of them share the connections, of which there are
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,6 +38,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS: Final = 5
 _MAX_TOKEN_ANSWER: Final = 1 << 20
 MAX_COMPLAINT: Final = 1 << 16
+_HOST: Final = re.compile(rb"[A-Za-z0-9._:-]+")
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=30.0, pool=None)
 _NO_COOKIES: Final = DefaultCookiePolicy(allowed_domains=[])
 
@@ -260,7 +262,7 @@ class Connection:
             to = origin_of(url)
         except (httpx.InvalidURL, ValueError) as error:
             raise RegistryError(f"{self.endpoint.name} sends us to a URL that is not valid: {error}") from None
-        if url.scheme not in ("https", "http") or not url.host or url.userinfo:
+        if url.scheme not in ("https", "http") or not _HOST.fullmatch(url.raw_host) or url.userinfo or to.port > 65535:
             raise RegistryError(f"{self.endpoint.name} sends us to {printable(location)!r}, which is no place for us")
         if to.is_loopback and not self.endpoint.is_loopback:
             raise RegistryError(f"{self.endpoint.name} sends us to {to}, which is this machine")

@@ -144,6 +144,7 @@ class _Upload:
         self._path = path
         self._task = task
         self._chunk = chunk
+        self._what = f"{repository.where}: the upload of {descriptor.digest}"
         self._failures = 0
         self._furthest = 0
         self._body = FileSlice(path, 0, 0, task)
@@ -174,7 +175,7 @@ class _Upload:
         headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{session.offset}-{end - 1}"}
         answer = await self._send("PATCH", session.url, headers, session, size)
         if answer.status not in (202, 204) or _received(answer) != end:
-            raise _Lost(session, self._repository.refused(answer, self._repository.where))
+            raise _Lost(session, self._repository.refused(answer, self._what))
         if end > self._furthest:  # what was there once before is no progress
             self._furthest, self._failures = end, 0
         return _Session(_place(self._repository, answer), end, session.least)
@@ -188,9 +189,9 @@ class _Upload:
             headers["Content-Range"] = f"{session.offset}-{self._descriptor.size - 1}"
         answer = await self._send("PUT", url, headers, session, rest)
         if answer.status in (404, 416):
-            raise _Lost(session, self._repository.refused(answer, self._repository.where))
+            raise _Lost(session, self._repository.refused(answer, self._what))
         if answer.status != 201:
-            raise self._repository.refused(answer, f"{self._repository.where}: the blob {self._descriptor.digest}")
+            raise self._repository.refused(answer, self._what)
 
     async def _send(self, method: str, url: str, headers: dict[str, str], session: _Session, size: int) -> Answer:
         """One attempt: whether it arrived is not known if it fails, so it is not simply repeated."""

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.containers import compare_container
 from overlayfs.cli.live import CommandError, in_time, is_ours, mount_at, mount_containing, read_status, resolve
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
 from overlayfs.cli.patch import Changed, print_patch
@@ -30,7 +32,7 @@ class Form(Enum):
 
 
 def show_changes(tree: str, lowers: Sequence[str] | None, form: Form, everything: bool) -> None:
-    """Show what the upper of a mount, or an upper by itself, changed."""
+    """Show what the upper of a mount, a container, or an upper by itself, changed."""
     with _open(os.fsencode(tree), lowers) as comparison:
         show(comparison, form, everything)
 
@@ -63,7 +65,10 @@ def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
             where = printable(around.mountpoint)
             raise CommandError(f"{printable(tree)}: lies in the mount {where}: name that, or for an upper its --lower")
         if not os.path.isdir(path):
-            raise CommandError(f"{printable(tree)}: not a directory")
+            container = None if lowers else compare_container(store_directory(), os.fsdecode(tree))
+            if container is not None:
+                return container
+            raise CommandError(f"{printable(tree)}: not a directory, and no container of that name")
         return Comparison.open(path, None if lowers is None else [os.fsencode(lower) for lower in lowers])
     if lowers:
         raise CommandError(f"{printable(tree)}: a mount knows its lower layers: leave --lower out")

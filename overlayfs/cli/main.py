@@ -25,9 +25,11 @@ Lowers = Annotated[
 ]
 
 
-@app.command(short_help="Mount layers.")
+@app.command(short_help="Mount layers, or an image.")
 def mount(
-    words: Annotated[list[str], typer.Argument(metavar="MNT", help="The mountpoint.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="[IMAGE] MNT", help="An image, unless --lower says what; the mountpoint.")
+    ],
     lower: Lowers = None,
     upper: Annotated[
         str | None, typer.Option("--upper", "-u", metavar="DIR", help="Takes all changes; needs --work.")
@@ -40,6 +42,12 @@ def mount(
         bool, typer.Option("--ephemeral", "-e", help="Writable; changes are thrown away at the unmount.")
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Nothing can be written.")] = False,
+    writable: Annotated[
+        bool, typer.Option("--rw", help="Of an image: changes go to a container; without --name to a passing one.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="With --rw: the container, made if it is not there.")
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
@@ -55,9 +63,9 @@ def mount(
         ),
     ] = None,
 ) -> None:
-    """Mount lower layers, and an upper that takes the changes, as one tree on MNT.
+    """Mount lower layers, and an upper that takes the changes, as one tree on MNT; or the layers of an image.
 
-    Without --upper and --ephemeral the mount is read-only.
+    Without --upper, --ephemeral and --rw the mount is read-only.
 
     Exit status: 0 the mount is live, 1 it could not be made, 2 wrong usage.
     """
@@ -76,7 +84,12 @@ def mount(
         lane=not no_fast_lane,
         poll_us=poll,
     )
-    make(request)
+    if (len(words) == 2 and not lower) or writable or name is not None:
+        from overlayfs.cli.image_mounting import mount_image
+
+        mount_image(request, writable, name, store_directory())
+    else:
+        make(request)
 
 
 @app.command(short_help="Unmount, and wait until all is written.")
@@ -160,7 +173,7 @@ def which(
 
 @app.command(short_help="Show what changed.")
 def diff(
-    tree: Annotated[str, typer.Argument(metavar="MNT|UPPER|IMAGE", help="A mount, an upper, or an image.")],
+    tree: Annotated[str, typer.Argument(metavar="TREE", help="A mount, an upper, a container, or an image.")],
     other: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The image to compare the first with.")] = None,
     lower: Lowers = None,
     stat: Annotated[bool, typer.Option("--stat", help="With sizes, and a sum at the end.")] = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs.cli.live import wait_until_ended
+from overlayfs.cli.background import leave_behind
 from overlayfs.cli.mount_program import CommandLine, UsageError, mount_options
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
 from overlayfs.fuse import throwaway
@@ -46,9 +45,13 @@ def mount(request: Request) -> None:
     if request.ephemeral:
         _mount_ephemeral(request)
     else:
-        _serve(request, request.upper, request.work)
+        serve(request, request.upper, request.work)
+    announce(request, "; what is written is thrown away at the unmount" if request.ephemeral else "")
+
+
+def announce(request: Request, kept: str = "") -> None:
+    """Tell a person that the mount is live, and what becomes of what is written."""
     if not request.foreground and is_terminal():
-        kept = "; what is written is thrown away at the unmount" if request.ephemeral else ""
         where = os.path.realpath(os.fsencode(request.mountpoint))
         Lines().print(Cell(printable(where), "bold"), Cell(" is mounted" + kept))
 
@@ -56,20 +59,17 @@ def mount(request: Request) -> None:
 def _check(request: Request) -> None:
     items = [item for text in request.options for item in split_option_list(os.fsencode(text))]
     has_lowers = bool(request.lowers) or any(item.name in (b"lowerdir", b"lowerdir+") for item in items)
-    if len(request.words) > 1 or (not has_lowers and not os.path.isdir(request.mountpoint)):
-        raise UsageError(
-            f"{printable(os.fsencode(request.words[0]))}: images cannot be mounted by name yet:"
-            " give their layers with --lower"
-        )
+    if len(request.words) > 1:
+        raise UsageError("IMAGE MNT, or MNT with at least one --lower")
     if not has_lowers:
-        raise UsageError("at least one --lower is needed")
+        raise UsageError("at least one --lower is needed, or an image: IMAGE MNT")
     if (request.upper is None) != (request.work is None):
         raise UsageError("--upper and --work belong together")
     if request.ephemeral and (request.upper is not None or request.read_only):
         raise UsageError("--ephemeral excludes --upper, --work and --read-only")
 
 
-def _serve(request: Request, upper: str | None, work: str | None) -> int | None:
+def serve(request: Request, upper: str | None, work: str | None) -> int | None:
     """The daemon's process id, None in the foreground, where this returns at the end of the mount."""
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
 
@@ -106,7 +106,7 @@ def _mount_ephemeral(request: Request) -> None:
     maker = os.getpid()
     daemon = None
     try:
-        daemon = _serve(request, str(scratch / throwaway.UPPER), str(scratch / throwaway.WORK))
+        daemon = serve(request, str(scratch / throwaway.UPPER), str(scratch / throwaway.WORK))
     finally:
         if daemon is None and os.getpid() == maker:  # the daemon was forked from here and unwinds the same stack
             throwaway.remove(scratch)
@@ -121,24 +121,5 @@ def _remove_after(daemon: int, scratch: Path) -> None:
     except ProcessLookupError:
         throwaway.remove(scratch)
         return
-    if os.fork():
-        os.close(pid_fd)
-        return
-    try:
-        wait_until_ended(_detach(pid_fd))  # a lazy unmount leaves it at work for those who still use the mount
-        throwaway.remove(scratch)
-    finally:
-        os._exit(0)
-
-
-def _detach(daemon: int) -> int:
-    """Keep nothing of the caller's but the daemon's pidfd, which may get another number."""
-    os.setsid()
-    os.chdir("/")
-    kept = fcntl.fcntl(daemon, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    return kept
+    # a lazy unmount leaves the daemon at work for those who still use the mount
+    leave_behind(lambda: throwaway.remove(scratch), after=pid_fd)

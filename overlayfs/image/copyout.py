@@ -138,7 +138,7 @@ class _Copying:
             target = os.open(draft, flags, 0o600, dir_fd=above)
             try:
                 size = os.fstat(source).st_size
-                copy_data(source, target, size)
+                copy_data(source, target, size, has_holes=True)
                 self._describe(node, target)
             finally:
                 os.close(target)

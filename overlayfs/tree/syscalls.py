@@ -35,7 +35,11 @@ _SYS_OPENAT2 = 437  # the same on every architecture (Linux 5.6)
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
 _RESOLVE = struct.pack("Q", _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+_RESOLVE_AS_CHROOT = struct.pack("Q", _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT)
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x0002_0000, 0x1000_0000, 0x2000_0000
+_PR_SET_DUMPABLE = 4
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FICLONE = 0x40049409
@@ -107,15 +111,31 @@ def _cut(path: bytes) -> tuple[bytes, bytes]:
     return path[:slash], path[slash + 1 :]
 
 
+def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
+    """Open `path` as a process would whose root directory is `root_fd`: no symlink and no `..` leads out.
+
+    Needs Linux 5.6, ENOSYS without. The caller owns the descriptor.
+    """
+    return _resolve(root_fd, path, flags | os.O_CLOEXEC, _RESOLVE_AS_CHROOT)
+
+
 def _openat2(dir_fd: int, path: bytes, flags: int) -> int:
-    how = struct.pack("QQ", flags, 0) + _RESOLVE
+    try:
+        return _resolve(dir_fd, path, flags, _RESOLVE)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return _walk_open(dir_fd, path, flags)
+
+
+def _resolve(dir_fd: int, path: bytes, flags: int, resolution: bytes) -> int:
+    """openat2(2)."""
+    how = struct.pack("QQ", flags, 0) + resolution
     while True:
         fd = _libc.syscall(_SYS_OPENAT2, dir_fd, path, how, len(how))
         if fd >= 0:
             return int(fd)
         code = ctypes.get_errno()
-        if code == errno.ENOSYS:
-            return _walk_open(dir_fd, path, flags)
         if code not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: a concurrent rename, try again (openat2(2))
             raise OSError(code, os.strerror(code), path)
 
@@ -201,6 +221,19 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
     """mount(2)."""
     if _libc.mount(source, target, kind, ctypes.c_ulong(flags), data) != 0:
         _raise_errno(target)
+
+
+def unshare(namespaces: int) -> None:
+    """unshare(2) with CLONE_NEW* flags; a new pid namespace is for the children to come. No threads may run."""
+    if _libc.unshare(namespaces) != 0:
+        _raise_errno(b"")
+
+
+def let_be_inspected() -> None:
+    """Let those who may trace this process use its files in /proc again, which a change of its ids had taken from them:
+    prctl(2), PR_SET_DUMPABLE."""
+    if _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0) != 0:
+        _raise_errno(b"")
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:

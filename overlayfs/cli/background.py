@@ -1,0 +1,38 @@
+"""What goes on after a command has returned: a process left behind, which holds nothing of its maker's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+
+from overlayfs.cli.live import wait_until_ended
+
+
+def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
+    """Have a process of its own do `work`; with `after`, a pidfd that is closed here, once that process has ended."""
+    if os.fork():
+        if after is not None:
+            os.close(after)
+        return
+    try:
+        kept = _detach(after)
+        if kept is not None:
+            wait_until_ended(kept)
+        work()
+    finally:
+        os._exit(0)
+
+
+def _detach(kept: int | None) -> int | None:
+    """Keep nothing of the caller's but that descriptor, which may get another number."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    if kept is not None:
+        kept = fcntl.fcntl(kept, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.closerange(3, kept)
+    os.closerange(3 if kept is None else kept + 1, os.sysconf("SC_OPEN_MAX"))
+    return kept

@@ -1,0 +1,213 @@
+"""`overlayfs run`: a program in a container, from the image's name to the program's exit status.
+
+As with docker 125 says that we failed, 126 that the program cannot be executed, 127 that it is not there. Steps: the
+container is made or claimed while the store is open; then this process gets mounts of its own (an ordinary user a user
+namespace as well), a child serves the container's tree, and the runtime runs the program on it. However this process
+ends, the kernel ends the child and with it the mount; a janitor, which outlives it, does what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from overlayfs.cli.background import leave_behind
+from overlayfs.cli.child_mount import ChildMount
+from overlayfs.cli.output import explain
+from overlayfs.cli.supervising import launch, stop
+from overlayfs.fuse.session import MountOptions
+from overlayfs.image.containers import ROOT, Container, Containers
+from overlayfs.image.errors import ImageError, InUseError, InvalidError, NotFoundError
+from overlayfs.image.inside import Inside
+from overlayfs.image.layers import LayerStore
+from overlayfs.image.model import RunConfig
+from overlayfs.image.mountpoints import Mountpoints, Volume, check_distinct
+from overlayfs.image.namespaces import enter_mount_namespace, enter_user_namespace
+from overlayfs.image.process import CannotRunError, NotThereError, Overrides, Process, process_of
+from overlayfs.image.runtime import SYSTEM, Bind, Kind, Launch, Network, find_runtime
+from overlayfs.image.staging import remove_tree
+from overlayfs.image.store import Image, Store
+from overlayfs.image.users import User
+from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions
+
+FAILED, CANNOT_RUN, NOT_THERE = 125, 126, 127
+_NAMES_OF_HOSTS: Final = {Path(path): path for path in ("/etc/resolv.conf", "/etc/hosts")}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The command line of `overlayfs run`; `overrides` is what it says in place of the image's configuration."""
+
+    image: str
+    overrides: Overrides
+    name: str | None = None
+    removes: bool = False
+    volumes: tuple[str, ...] = ()
+    is_read_only: bool = False
+    network: Network = Network.HOST
+    runtime: Kind | None = None
+
+
+def run(request: RunRequest, store_directory: Path | None) -> int:
+    """Run to the end; the exit status. What fails on our side is said on standard error."""
+    try:
+        return _run(request, store_directory)
+    except NotThereError as error:
+        return _fail(str(error), NOT_THERE)
+    except CannotRunError as error:
+        return _fail(str(error), CANNOT_RUN)
+    except (ImageError, MountError) as error:
+        return _fail(str(error), FAILED)
+    except OSError as error:
+        return _fail(explain(error), FAILED)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"overlayfs: {message}", file=sys.stderr)
+    return status
+
+
+def _run(request: RunRequest, store_directory: Path | None) -> int:
+    volumes = [Volume.parse(text) for text in request.volumes]
+    check_distinct([volume.target for volume in volumes])
+    kind, program = find_runtime(request.runtime)
+    with Store.open(store_directory) as store:
+        image = store.find(request.image)
+        container = _make_or_claim(store, image, request)
+        config = image.config.config or RunConfig()
+    # closed: a program may run for days, and the container's record keeps what it needs from being pruned
+    running = _Running(container, store.path, kind, program)
+    try:
+        status = running.run(config, request, volumes)
+    except BaseException:
+        running.end(None)
+        raise
+    running.end(status)
+    return status
+
+
+def _make_or_claim(store: Store, image: Image, request: RunRequest) -> Container:
+    containers = Containers(store)
+    containers.sweep()
+    if request.name is not None and (containers.directory(request.name)).exists():
+        if request.removes:
+            raise InUseError(f"the container {request.name} is there already: leave --rm out to run in it again")
+        return containers.claim(request.name, image.descriptor.digest)
+    layers = LayerStore(store).unpack_image(image)
+    return containers.create(request.name, image, layers, is_ephemeral=request.removes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """One run of a container that this process has claimed."""
+
+    container: Container
+    store: Path
+    kind: Kind
+    program: str
+
+    @property
+    def root(self) -> Path:
+        return self.store / "containers" / self.container.name / ROOT
+
+    @property
+    def bundle(self) -> Path:
+        """For what the runtime needs, outside of the container's tree."""
+        return self.root.parent / "bundle"
+
+    def run(self, config: RunConfig, request: RunRequest, volumes: list[Volume]) -> int:
+        options = self._overlay()
+        self.bundle.mkdir(mode=0o700, exist_ok=True)
+        has_users = self._enter()
+        self._leave_janitor()
+        mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
+        with ChildMount(options, mount), Inside(os.fsencode(self.root)) as inside:
+            process = process_of(config, request.overrides, inside, self.container.name, os.environ)
+            _check_can_be(process.user, has_users)
+            self._note(process.arguments)
+            places = Mountpoints(inside)
+            try:
+                binds = _prepare(places, process.directory, volumes, request.network)
+                return launch(self.kind, self.program, self._plan(request, process, binds), self.bundle)
+            finally:
+                places.remove()
+
+    def _overlay(self) -> OverlayOptions:
+        with Store.open(self.store) as store:
+            containers = Containers(store)
+            return OverlayOptions(
+                lowers=tuple(os.fsencode(path) for path in containers.lowers(self.container)),
+                upper=os.fsencode(containers.upper(self.container.name)),
+                work=os.fsencode(containers.work(self.container.name)),
+                # what is thrown away need not survive a power cut
+                fsync=FsyncPolicy.VOLATILE if self.container.is_ephemeral else FsyncPolicy.AUTO,
+            )
+
+    def _enter(self) -> bool:
+        """Have mounts of our own; whether the image's users other than root can exist."""
+        if os.geteuid() == 0:
+            enter_mount_namespace()
+            return True
+        return enter_user_namespace()
+
+    def _plan(self, request: RunRequest, process: Process, binds: list[Bind]) -> Launch:
+        return Launch(
+            self.root,
+            self.container.name,
+            process,
+            binds,
+            request.network,
+            request.is_read_only,
+            keeps_terminal=os.isatty(0) and os.isatty(1),
+        )
+
+    def _note(self, command: Sequence[str]) -> None:
+        with Store.open(self.store) as store:
+            Containers(store).change(self.container.name, command=list(command))
+
+    def _leave_janitor(self) -> None:
+        """Leave a process behind that cleans up if this one is killed: it sleeps until this one has ended."""
+        leave_behind(self._clean_up, after=os.pidfd_open(os.getpid()))
+
+    def _clean_up(self) -> None:
+        with Store.open(self.store) as store:
+            left = Containers(store).find(self.container.name)
+        if left.process == self.container.process:  # else it ended in peace
+            stop(self.kind, self.program, self.bundle, self.container.name)
+            self.end(None)
+
+    def end(self, status: int | None) -> None:
+        """Give the container up."""
+        remove_tree(self.bundle)
+        with Store.open(self.store) as store:
+            Containers(store).release(self.container.name, status)
+
+
+def _check_can_be(user: User, has_users: bool) -> None:
+    if (user.uid or user.gid) and not has_users:
+        raise NotFoundError(
+            f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
+        )
+
+
+def _prepare(places: Mountpoints, directory: str, volumes: list[Volume], network: Network) -> list[Bind]:
+    """Have all places there that the host's things are mounted on, and the working directory."""
+    for path in SYSTEM:
+        places.own(path)
+    places.directory(directory)
+    binds = []
+    if network is Network.HOST:
+        given = {volume.target for volume in volumes}
+        for source, target in _NAMES_OF_HOSTS.items():
+            if target not in given and source.is_file():
+                with suppress(InvalidError):  # the image has something odd there: it is left alone
+                    binds.append(Bind(str(source.resolve()), places.file(target), is_read_only=True))
+    binds += [
+        Bind(str(volume.source), places.for_volume(volume), is_read_only=volume.is_read_only) for volume in volumes
+    ]
+    return binds

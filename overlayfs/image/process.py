@@ -1,0 +1,137 @@
+"""What does `run` start? The image's configuration, and what the command line says instead of it.
+
+OCI image specification, config.md, and docker's rules: --entrypoint takes the image's Cmd away with its Entrypoint; the
+environment gets PATH, HOME and HOSTNAME where nobody says otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import ImageError, InvalidError
+from .inside import Inside
+from .model import RunConfig
+from .users import User, find_user
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class CannotRunError(ImageError):
+    """The program is there but cannot be executed, or is not there (`NotThereError`)."""
+
+
+class NotThereError(CannotRunError):
+    """The program is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says in place of the configuration; None and empty: nothing.
+
+    `environment` are `NAME=VALUE`, or `NAME` for the caller's own value. An empty `entrypoint` takes the image's away.
+    """
+
+    command: tuple[str, ...] = ()
+    entrypoint: str | None = None
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What is executed in a container: `arguments` with the program's absolute path in front."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    directory: str
+    user: User
+
+
+def command_of(config: RunConfig, overrides: Overrides) -> tuple[str, ...]:
+    """The words to execute. Raises InvalidError where nobody says any."""
+    command = overrides.command
+    if overrides.entrypoint is not None:
+        entrypoint: Sequence[str] = (overrides.entrypoint,) if overrides.entrypoint else ()
+    else:
+        entrypoint = config.entrypoint or ()
+        command = command or tuple(config.cmd or ())
+    words = (*entrypoint, *command)
+    if not words:
+        raise InvalidError("the image has no command of its own: say what to run")
+    if any("\0" in word for word in words):
+        raise InvalidError("the image's command has a NUL character in it")
+    return words
+
+
+def process_of(
+    config: RunConfig, overrides: Overrides, inside: Inside, hostname: str, caller: Mapping[str, str]
+) -> Process:
+    """What to execute in the image `inside`; `caller` is the environment of who runs it.
+
+    Raises InvalidError, NotFoundError; NotThereError or CannotRunError of a program that cannot be executed.
+    """
+    words = command_of(config, overrides)
+    user = find_user(inside, overrides.user or config.user)
+    environment = _environment(config, overrides, user, hostname, caller)
+    directory = posixpath.normpath(posixpath.join("/", overrides.working_directory or config.working_dir or "/"))
+    directory = "/" + directory.lstrip("/")
+    if "\0" in directory:
+        raise InvalidError("the image's working directory has a NUL character in it")
+    program = find_program(inside, words[0], environment.get("PATH", ""), directory)
+    return Process((program, *words[1:]), environment, directory, user)
+
+
+def _environment(
+    config: RunConfig, overrides: Overrides, user: User, hostname: str, caller: Mapping[str, str]
+) -> dict[str, str]:
+    environment = {"PATH": DEFAULT_PATH, "HOME": user.home, "HOSTNAME": hostname}
+    if "TERM" in caller:
+        environment["TERM"] = caller["TERM"]
+    for item in (*(config.env or ()), *overrides.environment):
+        name, equals, value = item.partition("=")
+        if not name or "\0" in item:
+            raise InvalidError(f"{item[:100]!r} is no environment variable: NAME=VALUE")
+        if equals:
+            environment[name] = value
+        elif name in caller:
+            environment[name] = caller[name]
+    return environment
+
+
+def find_program(inside: Inside, name: str, path: str, directory: str) -> str:
+    """The absolute path, in the image, of the program that `name` means there, as execvp(3) looks for it.
+
+    A path stays as it is written: some programs look at the name that they are called by.
+    """
+    problem: CannotRunError = NotThereError(
+        f"{name!r} is not in the image" + ("" if "/" in name else f" (PATH={path})")
+    )
+    for candidate in _candidates(name, path, directory):
+        try:
+            found = inside.stat(os.fsencode(candidate))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                problem = CannotRunError(f"{candidate} in the image cannot be executed: {error.strerror}")
+            continue
+        if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
+            return candidate
+        what = "is a directory" if stat.S_ISDIR(found.st_mode) else "is not executable"
+        problem = CannotRunError(f"{candidate} in the image {what}")
+    raise problem
+
+
+def _candidates(name: str, path: str, directory: str) -> Iterator[str]:
+    if not name:
+        return
+    if "/" in name:
+        yield posixpath.join(directory, name)
+        return
+    for place in path.split(":"):
+        yield posixpath.join(directory, place or ".", name)

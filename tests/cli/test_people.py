@@ -90,8 +90,6 @@ def test_version(option: str) -> None:
         (("mount", "--no-such-option", "."), "--no-such-option"),
         (("mount", "/"), "at least one --lower is needed"),
         (("mount", "-o", "fsname=lowerdir", "/"), "at least one --lower is needed"),
-        (("mount", "debian:12", "/"), "debian:12: images cannot be mounted by name yet"),
-        (("mount", "debian:12"), "debian:12: images cannot be mounted by name yet"),
         (("mount", "--lower", "/", "--upper", "/", "/"), "--upper and --work belong together"),
         (("mount", "--lower", "/", "--ephemeral", "--read-only", "/"), "--ephemeral excludes"),
         (("mount", "--lower", "/", "--poll", "10001", "/"), "--poll"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from overlayfs.cli.live import CommandError
 from overlayfs.cli.looking import look_at, open_image, split_image_path
 from overlayfs.cli.output import Cell, Lines, format_size, is_terminal, printable
+from overlayfs.cli.progress import shown_progress
 from overlayfs.image.browse import Node, resolve
 from overlayfs.image.copyout import Copied, copy_out
 from overlayfs.image.store import Store
@@ -36,7 +37,8 @@ def copy_from_image(name: str, destination: str, *, follow: bool, archive: bool,
         contents_only = path.endswith(b"/.") or not node.path
         into, made = _destination(node, os.fsencode(destination), contents_only)
         try:
-            copied = copy_out(node, content, into, made, archive=archive)
+            with shown_progress() as progress:
+                copied = copy_out(node, content, into, made, archive=archive, progress=progress)
         finally:
             os.close(into)
     _say(copied)

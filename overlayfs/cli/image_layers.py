@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from overlayfs.cli.looking import Looked, open_image
-from overlayfs.cli.output import Cell, format_size, is_terminal, print_json, print_table, printable
+from overlayfs.cli.output import Cell, format_size, is_terminal, print_json, print_table, safe
 from overlayfs.image.browse import LayerChanges, layer_changes
 from overlayfs.image.history import layer_steps
 from overlayfs.image.model import Descriptor, History
@@ -33,7 +33,7 @@ def _rows(looked: Looked) -> Iterator[tuple[LayerChanges, Descriptor, str, Histo
 
 
 def _cells(changes: LayerChanges, descriptor: Descriptor, step: History) -> list[Cell]:
-    command = printable((step.created_by or step.comment).encode("utf-8", "surrogatepass"))
+    command = safe(step.created_by or step.comment)
     if is_terminal() and len(command) > _LONGEST_COMMAND:
         command = command[: _LONGEST_COMMAND - 1] + "…"
     return [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from overlayfs.cli.live import CommandError
 from overlayfs.cli.output import printable
+from overlayfs.cli.progress import shown_progress
 from overlayfs.image.browse import Node, merged_trees
 from overlayfs.image.content import Content
 from overlayfs.image.index import LayerIndex
@@ -58,7 +59,8 @@ def open_image(name: str, directory: Path | None) -> Iterator[Looked]:
 def look_at(name: str, store: Store) -> Looked:
     """As `open_image`, in a store that is open."""
     image, layers = store.find(name), LayerStore(store)
-    keys = layers.unpack_image(image)
+    with shown_progress() as progress:
+        keys = layers.unpack_image(image, progress)
     return Looked(image, [layers.index(key) for key in keys], [layers.path(key) for key in keys])
 
 

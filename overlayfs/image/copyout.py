@@ -49,12 +49,14 @@ def copy_out(
     """
     copying = _Copying(source, content, into, name, archive)
     task = progress.begin("/" + os.fsdecode(source.path), sum(node.size for node in walk(source)))
-    for node in walk(source):
-        before = copying.done.size
-        copying.copy(node)
-        task.advance(copying.done.size - before)
-    copying.finish_directories()
-    task.done()
+    try:
+        for node in walk(source):
+            before = copying.done.size
+            copying.copy(node)
+            task.advance(copying.done.size - before)
+        copying.finish_directories()
+    finally:
+        task.done()
     return copying.done
 
 

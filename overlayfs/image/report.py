@@ -72,7 +72,7 @@ def report_document(image: Image, indexes: Sequence[LayerIndex], printable: Call
     trees = merged_trees(indexes)
 
     def text(words: str) -> str:
-        return printable(words.encode("utf-8", "surrogatepass"))
+        return printable(words.encode("utf-8", "backslashreplace"))
 
     platform = "/".join(filter(None, (image.config.os, image.config.architecture, image.config.variant)))
     return {

@@ -213,9 +213,9 @@ def test_directories_nested_deeper_than_calls() -> None:
 
 
 def test_a_large_image_is_merged_in_a_moment() -> None:
-    names = [f"usr/share/{n % 300:03}/{n}" for n in range(60_000)]
-    many = stack([file(name) for name in names], *([file(f"usr/share/{n:03}/new")] for n in range(100)))
+    names = [f"usr/share/{n % 300:03}/{n}" for n in range(20_000)]
+    many = stack([file(name) for name in names], *([file(f"usr/share/{n:03}/new")] for n in range(50)))
     started = time.process_time()
     trees = merged_trees(many)
     layer_changes(many, trees)
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 3

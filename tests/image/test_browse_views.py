@@ -41,7 +41,8 @@ def one_layer(draw: st.DrawFn) -> list[Member]:
         above = path.rpartition("/")[0]
         if above and (above not in members or members[above].kind != "d"):
             continue
-        member = _member(draw, path, [name for name, known in members.items() if known.kind == "f" and ".wh." not in name])
+        files = [name for name, known in members.items() if known.kind == "f" and ".wh." not in name]
+        member = _member(draw, path, files)
         members[path] = member
         if member.kind == "d" and draw(st.integers(0, 3)) == 0:
             members[f"{path}/.wh..wh..opq"] = Member(f"{path}/.wh..wh..opq")

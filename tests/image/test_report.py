@@ -27,7 +27,7 @@ from overlayfs.image.model import (
 from overlayfs.image.reference import Reference
 from overlayfs.image.report import embedded, report_page
 from overlayfs.image.store import Image
-from tests.image.browser import document_after_load, drive
+from tests.image.browser import Visit, document_after_load, outcomes
 from tests.image.indexes import EPOCH, SECOND, directory, file, hard_link, index, symlink, whiteout
 
 HOSTILE_NAMES = (
@@ -111,10 +111,6 @@ def test_page_is_the_same_every_time() -> None:
     assert page_of(sample()) == page_of(sample())
 
 
-def test_page_of_no_layers(tmp_path: Path) -> None:
-    assert drive(page_of([]), "return [tree.count, document.querySelectorAll('.row').length]", tmp_path) == [1, 0]
-
-
 def test_hostile_names_and_commands_are_text(tmp_path: Path) -> None:
     records = [file(name.replace("/", "_"), 1000 + n) for n, name in enumerate(HOSTILE_NAMES)]
     raw = Record(b"\xff\xfe<b>", "f", 0o644, size=5, content=b"x" * 16)
@@ -184,11 +180,10 @@ return seen;
 """
 
 
-def test_the_page_in_use(tmp_path: Path) -> None:
-    indexes = sample()
-    seen: dict[str, Any] = drive(page_of(indexes, "COPY . /", "RUN make"), USE_THE_PAGE, tmp_path)
+def test_the_page_in_use(visited: dict[str, Any]) -> None:
+    seen: dict[str, Any] = visited["use"]
     expected, counted = [], set()
-    for node in walk(merged_tree(indexes)):
+    for node in walk(merged_tree(sample())):
         expected.append(["/" + node.path.decode(), 0 if node.origin in counted else node.size, node.layer])
         counted.add(node.origin)
     assert seen.pop("paths") == expected
@@ -242,13 +237,6 @@ return { inner: innerWidth, scrolls: document.documentElement.scrollWidth > inne
 """
 
 
-def test_the_page_fits_a_phone(tmp_path: Path) -> None:
-    long = "usr/share/" + "very-long-name-" * 12
-    indexes = [*sample(), index(directory("usr"), directory("usr/share"), file(long, 9_000_000))]
-    seen = drive(page_of(indexes, *["RUN " + "x" * 500] * 3), ON_A_PHONE, tmp_path, width=360, height=740)
-    assert seen == {"inner": 360, "scrolls": False, "wide": [], "columns": 1}
-
-
 def many_files(count: int, layers: int) -> list[LayerIndex]:
     """Layers as a distribution's: most files small, in some hundred directories."""
     chance = random.Random(count)
@@ -281,12 +269,46 @@ return { count: tree.count, rows: count(".row"), elements: count("*"), took };
 """
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_the_page_of_many_files(count: int, tmp_path: Path) -> None:
+def page_of_many(count: int) -> bytes:
     page = page_of(many_files(count, 10))
     assert len(page) < 40 * count + 100_000
-    seen = drive(page, WITH_MANY_FILES, tmp_path)
+    return page
+
+
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came of all visits to pages, made at once."""
+    long = "usr/share/" + "very-long-name-" * 12
+    wide = [*sample(), index(directory("usr"), directory("usr/share"), file(long, 9_000_000))]
+    visits = {
+        "use": Visit(page_of(sample(), "COPY . /", "RUN make"), USE_THE_PAGE),
+        "phone": Visit(page_of(wide, *["RUN " + "x" * 500] * 3), ON_A_PHONE, width=360, height=740),
+        "empty": Visit(page_of([]), "return [tree.count, document.querySelectorAll('.row').length]"),
+        "many": Visit(page_of_many(10_000), WITH_MANY_FILES),
+    }
+    return outcomes(visits, tmp_path_factory.mktemp("pages"))
+
+
+def test_page_of_no_layers(visited: dict[str, Any]) -> None:
+    assert visited["empty"] == [1, 0]
+
+
+def test_the_page_fits_a_phone(visited: dict[str, Any]) -> None:
+    assert visited["phone"] == {"inner": 360, "scrolls": False, "wide": [], "columns": 1}
+
+
+def check_many(seen: dict[str, Any], count: int) -> None:
     assert seen["count"] > count
     assert 10 < seen["rows"] < 100
     assert seen["elements"] < 700, "only what is in sight is in the document"
     assert max(seen["took"].values()) < 2000, seen["took"]
+
+
+def test_the_page_of_many_files(visited: dict[str, Any]) -> None:
+    check_many(visited["many"], 10_000)
+
+
+@pytest.mark.long
+def test_the_page_of_100_000_files(tmp_path: Path) -> None:
+    seen = outcomes({"many": Visit(page_of_many(100_000), WITH_MANY_FILES)}, tmp_path)
+    check_many(seen["many"], 100_000)

@@ -14,8 +14,10 @@ from overlayfs.cli.looking import look_at, open_image, split_image_path
 from overlayfs.cli.output import Cell, Lines, format_size, is_terminal, printable
 from overlayfs.cli.progress import shown_progress
 from overlayfs.image.browse import Node, resolve
+from overlayfs.image.content import Content
 from overlayfs.image.copyout import Copied, copy_out
 from overlayfs.image.store import Store
+from overlayfs.image.tarout import write_tar
 
 
 def show_files(names: Sequence[str], store: Path | None) -> None:
@@ -30,11 +32,17 @@ def show_files(names: Sequence[str], store: Path | None) -> None:
 
 
 def copy_from_image(name: str, destination: str, *, follow: bool, archive: bool, store: Path | None) -> None:
-    """Copy IMAGE:/PATH as docker's `cp` does: into an existing directory, or else to exactly `destination`."""
+    """Copy IMAGE:/PATH as docker's `cp` does: into an existing directory, or else to exactly `destination`.
+
+    `-` is standard output, as a tar.
+    """
     image, path = split_image_path(name)
     with open_image(image, store) as looked, looked.content() as content:
         node = resolve(looked.tree, path, follow=follow)
         contents_only = path.endswith(b"/.") or not node.path
+        if destination == "-":
+            _write_tar(node, content, b"" if contents_only and node.is_directory else node.name)
+            return
         into, made = _destination(node, os.fsencode(destination), contents_only)
         try:
             with shown_progress() as progress:
@@ -42,6 +50,13 @@ def copy_from_image(name: str, destination: str, *, follow: bool, archive: bool,
         finally:
             os.close(into)
     _say(copied)
+
+
+def _write_tar(node: Node, content: Content, name: bytes) -> None:
+    if sys.stdout.isatty():
+        raise CommandError("a tar is nothing for a terminal: send it to a file or a program")
+    sys.stdout.flush()
+    write_tar(node, content, name, sys.stdout.buffer)
 
 
 def _destination(node: Node, destination: bytes, contents_only: bool) -> tuple[int, bytes]:
@@ -66,7 +81,7 @@ def _open_directory(path: bytes) -> int:
 def _say(copied: Copied) -> None:
     for what, count in sorted(copied.left_out.items()):
         times = f" ({count} times)" if count > 1 else ""
-        hint = " (--archive copies it)" if what == "device" else ""
+        hint = " (for root --archive keeps it)" if what == "device" else ""
         print(f"overlayfs: {printable(os.fsencode(what))} not kept{times}{hint}", file=sys.stderr)
     if is_terminal():
         Lines().print(Cell(f"{copied.paths:,} paths, {format_size(copied.size)}"))

@@ -50,7 +50,7 @@ def cat(
 @app.command(short_help="Copy files out of an image.")
 def cp(
     source: Annotated[str, typer.Argument(metavar="IMAGE:/PATH", help="With /. at the end: what is in it.")],
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, or a new name.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, a new name, or - for a tar.")],
     archive: Annotated[
         bool, typer.Option("--archive", "-a", help="Keep owners, set-id bits, xattrs and devices.")
     ] = False,

@@ -109,6 +109,11 @@ class _Copying:
         try:
             make(node, above, draft)
             os.rename(draft, name, src_dir_fd=above, dst_dir_fd=above)
+        except PermissionError:
+            if node.record.kind not in "cb":
+                raise
+            self.done.left_out["device"] += 1
+            return
         finally:
             with suppress(FileNotFoundError):  # a rename over another name of the same file does nothing
                 os.unlink(draft, dir_fd=above)

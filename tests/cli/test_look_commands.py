@@ -54,6 +54,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(store: Path, *words: str | os.PathLike[str]) -> tuple[int, str, str]:
+    """Exit status, output and errors of the program."""
+    status, shown, errors = call_raw(store, *words)
+    return status, shown.decode(), errors
+
+
+def call_raw(store: Path, *words: str | os.PathLike[str]) -> tuple[int, bytes, str]:
     """Exit status, output and errors of the program, run in this process: another for each call takes too long."""
     shown, errors = io.BytesIO(), io.StringIO()
     out = io.TextIOWrapper(shown, encoding="utf-8")
@@ -65,7 +71,7 @@ def call(store: Path, *words: str | os.PathLike[str]) -> tuple[int, str, str]:
         patch.setattr(sys, "argv", argv)
         status = main()
     out.flush()
-    return status, shown.getvalue().decode(), errors.getvalue()
+    return status, shown.getvalue(), errors.getvalue()
 
 
 def look(store: Path, *words: str | os.PathLike[str], status: int = 0) -> str:
@@ -214,6 +220,19 @@ def test_cp_of_a_symlink(store: Path, tmp_path: Path) -> None:
     look(store, "cp", "-L", "base:/etc/escape", tmp_path / "file")
     assert os.readlink(tmp_path / "link") == "/../../../../etc/passwd"
     assert (tmp_path / "file").read_text() == "root:x:0:0::/root:/bin/sh\n"
+
+
+def test_cp_to_standard_output_is_a_tar(store: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    status, tar, _ = call_raw(store, "cp", "base:/", "-")
+    subprocess.run(["tar", "-xp", "--xattrs"], cwd=whole, input=tar, check=True)
+    assert status == 0
+    assert (whole / "bin/tool").samefile(whole / "bin/tool2")
+    assert stat.S_IMODE((whole / "bin/tool").stat().st_mode) == 0o4755
+    assert (whole / "etc/old.conf").stat().st_mtime == MTIME + 5
+    listed = subprocess.run(["tar", "-t"], input=call_raw(store, "cp", "demo:/etc", "-")[1], stdout=-1, check=True)
+    assert listed.stdout.split() == [b"etc/", b"etc/escape", b"etc/loop", b"etc/new.conf", b"etc/passwd"]
 
 
 def test_cp_replaces_files_and_never_writes_through_a_symlink(store: Path, tmp_path: Path) -> None:

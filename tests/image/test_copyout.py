@@ -89,6 +89,19 @@ def test_devices_are_left_out_and_counted(layer: Path, out: int, tmp_path: Path)
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_devices_that_cannot_be_made_are_left_out(
+    layer: Path, out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "mknod", refuse)
+    devices = [Record(b"null", "c", 0o666, device=(1, 3)), file("bin/su", 10)]
+    copied = copy(merged_tree([index(*devices)]), layer, out, archive=True)
+    assert (copied.left_out, copied.paths) == ({"device": 1}, 2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bin"]
+
+
 def test_holes_stay_holes(layer: Path, out: int, tmp_path: Path) -> None:
     copy(merged_tree([index(file("sparse", 10 << 20))]), layer, out)
     st = (tmp_path / "out/sparse").stat()

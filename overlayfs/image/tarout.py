@@ -1,0 +1,66 @@
+"""How do files of an image become a tar, with all that the image says of them?"""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO, Final
+
+import msgspec
+
+from .browse import Node, walk
+from .content import Content
+from .errors import InvalidError
+from .tarentry import Entry, named
+from .tarwriter import END, header_blocks, padding
+
+_CHUNK: Final = 1 << 20
+
+
+def write_tar(source: Node, content: Content, name: bytes, out: BinaryIO) -> None:
+    """A node with all below it, under `name` (b"": only what is in it); each file once, its further names as links.
+
+    Raises what reading raises, and InvalidError where a file's size is not that of the index.
+    """
+    written: dict[tuple[int, bytes], bytes] = {}
+    for node in walk(source):
+        path = b"/".join(filter(None, (name, node.path[len(source.path) :].lstrip(b"/"))))
+        if not path:
+            continue
+        first = written.setdefault(node.origin, path)
+        entry = _entry(node, path)
+        if first != path and not node.is_directory:
+            out.write(header_blocks(msgspec.structs.replace(entry, kind="h", size=0, target=first, xattrs={})))
+            continue
+        out.write(header_blocks(entry))
+        if node.record.kind == "f":
+            _write_data(node, content, out)
+    out.write(END)
+
+
+def _entry(node: Node, path: bytes) -> Entry:
+    record = node.record
+    return Entry(
+        path=path,
+        kind=record.kind,
+        mode=record.mode,
+        uid=record.uid,
+        gid=record.gid,
+        size=node.size,
+        mtime_ns=record.mtime_ns,
+        target=record.target if record.kind == "l" else b"",
+        device=record.device,
+        xattrs=record.xattrs,
+    )
+
+
+def _write_data(node: Node, content: Content, out: BinaryIO) -> None:
+    left = node.size
+    with os.fdopen(content.open(node), "rb") as file:
+        while part := file.read(min(left, _CHUNK)):
+            out.write(part)
+            left -= len(part)
+        if left or file.read(1):
+            raise InvalidError(
+                f"{named(node.path)}: its size is not what the layer's index says (see overlayfs verify)"
+            )
+    out.write(padding(node.size))

@@ -6,20 +6,26 @@ import errno
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from overlayfs.cli.output import printable
 from overlayfs.image.browse import (
     EMPTY,
     LayerChanges,
     Node,
     compare,
+    find,
     layer_changes,
     merged_tree,
     merged_trees,
     resolve,
     walk,
 )
+from overlayfs.image.columns import tree_document
 from overlayfs.image.errors import InvalidError
 from overlayfs.image.index import LayerIndex, Record
+from overlayfs.image.waste import find_waste
 from overlayfs.overlay.changes import Aspect
 from tests.image.indexes import EPOCH, SECOND, directory, file, hard_link, index, symlink, whiteout
 
@@ -210,6 +216,33 @@ def test_directories_nested_deeper_than_calls() -> None:
     assert len(list(walk(trees[0]))) == 3000
     assert resolve(trees[0], paths[-1].encode()).path == paths[-1].encode()
     assert len(list(compare(*trees))) == 1
+
+
+PATHS = st.lists(st.sampled_from(["a", "b", "a-b"]), max_size=3).map("/".join)
+RECORDS = st.builds(
+    lambda path, kind, target, opaque: Record(path.encode(), kind, target=target.encode(), size=1, is_opaque=opaque),
+    PATHS,
+    st.sampled_from("fhldpcbw"),
+    PATHS,
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(st.lists(st.lists(RECORDS, max_size=8, unique_by=lambda record: record.path), max_size=4))
+def test_no_index_breaks_what_reads_it(layers: list[list[Record]]) -> None:
+    indexes = [index(*records) for records in layers]
+    try:
+        trees = merged_trees(indexes)
+    except InvalidError:
+        return
+    layer_changes(indexes, trees)
+    find_waste(indexes, trees)
+    for tree in trees:
+        for node in walk(tree):
+            assert find(tree, node.path) is node
+            assert node.is_directory or not node.children
+        tree_document(tree, printable)
 
 
 def test_a_large_image_is_merged_in_a_moment() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import BinaryIO
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.live import CommandError
-from overlayfs.cli.output import print_json
+from overlayfs.cli.output import print_json, safe
 from overlayfs.cli.progress import shown_progress
+from overlayfs.image.layers import LayerStore
 from overlayfs.image.store import Image, Store
 
 _STDIN = "-"
@@ -29,11 +31,23 @@ def load_images(source: str, name: str | None, *, unpack: bool, quiet: bool, as_
             images = load(store, stream, name, what="standard input", unpack=unpack, progress=progress)
         else:
             images = load(store, Path(source), name, unpack=unpack, progress=progress)
+        tell_what_was_lost(store, images)
     if as_json:
         print_json([{"Id": image.id, "Name": str(image.reference) if image.reference else None} for image in images])
         return
     for image in images:
         print(f"Loaded image: {image.name}" if image.reference else f"Loaded image ID: {image.id}")
+
+
+def tell_what_was_lost(store: Store, images: Sequence[Image]) -> None:
+    """What of the images' layers could not be unpacked as it is, counted, on standard error."""
+    layers = LayerStore(store)
+    keys = dict.fromkeys(key for image in images for key in layers.keys(image) or ())
+    lost = Counter[str]()
+    for key in keys:
+        lost.update(layers.info(key).warnings)
+    for what, count in sorted(lost.items()):
+        print(f"overlayfs: {safe(what)} ({count} times)", file=sys.stderr)
 
 
 def standard_input(expected: str) -> BinaryIO:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.images import ago, digests_of, epoch, tags, unpacked_size
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, print_table, safe
@@ -42,7 +44,7 @@ def show_image(names: Sequence[str], as_json: bool) -> None:
 
 def _details(store: Store, image: Image) -> dict[str, Any]:
     """What `docker image inspect` says, with its names, and the manifest besides."""
-    raw = json.loads(store.read_blob(image.manifest.config))  # with members that we do not know
+    raw = msgspec.json.decode(store.read_blob(image.manifest.config))  # with members that we do not know
     names = [
         entry.reference
         for entry in store.entries()

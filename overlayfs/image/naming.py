@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Final
 
+from .digest import ALGORITHM, Digest, hex_of
 from .errors import InvalidError, NotFoundError
 from .layout import Entry
 from .reference import Reference
+
+_SHORTEST: Final = 4
 
 
 def matching(entries: Iterable[Entry], name: str) -> Iterator[Entry]:
@@ -24,6 +28,12 @@ def matching(entries: Iterable[Entry], name: str) -> Iterator[Entry]:
 
 def _is_version(entry: Entry, reference: Reference, wanted: Reference) -> bool:
     return reference.name == wanted.name and entry.descriptor.digest == wanted.digest
+
+
+def is_start_of(text: str, digests: Iterable[Digest]) -> bool:
+    """Whether `text`, with or without its algorithm, is one of these digests or the start of one: four digits."""
+    start = text.removeprefix(f"{ALGORITHM}:")
+    return len(start) >= _SHORTEST and any(hex_of(digest).startswith(start) for digest in digests)
 
 
 def no_such_image(name: str, entries: Iterable[Entry]) -> NotFoundError:

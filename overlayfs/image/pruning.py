@@ -66,7 +66,7 @@ def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
     mount uses it, or its ID has several names.
     """
     entries = store.entries()
-    entry = next(matching(entries, name), None) or _by_digest(store, entries, name)
+    entry = store.find_entry(name)
     same = [other for other in entries if other.descriptor.digest == entry.descriptor.digest]
     is_by_name = entry in matching(entries, name)
     if not is_by_name and len(same) > 1 and not force:
@@ -78,16 +78,6 @@ def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
         return [_name(entry)]
     store.forget(entry.descriptor.digest)
     return list(map(_name, same))
-
-
-def _by_digest(store: Store, entries: list[Entry], text: str) -> Entry:
-    """The entry with that digest, also of a damaged image; or that with the ID. Raises NotFoundError, InvalidError."""
-    start = f"sha256:{text.removeprefix('sha256:')}"
-    found = {entry.descriptor.digest: entry for entry in entries if entry.descriptor.digest.startswith(start)}
-    if len(found) == 1 and len(start) >= len("sha256:") + 4:
-        return next(iter(found.values()))
-    image = store.find(text)
-    return next(entry for entry in entries if entry.descriptor.digest == image.digest)
 
 
 def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:

@@ -8,7 +8,6 @@ lock shared while it has the store open, `prune` holds it alone. A blob, layer o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .model import (
     dump,
     parse,
 )
-from .naming import matching, no_such_image
+from .naming import is_start_of, matching, no_such_image
 from .platforms import choose
 from .pruning import PruneReport, prune
 from .reference import Reference
@@ -152,25 +151,33 @@ class Store(Blobs):
 
         NotFoundError names what is similar; InvalidError where an ID's start is that of several images.
         """
+        entry = self.find_entry(name)
+        return self.load_image(entry.descriptor, entry.reference)
+
+    def find_entry(self, name: str) -> Entry:
+        """As `find`, but of the image nothing needs to be readable."""
         entries = self.entries()
         for entry in matching(entries, name):
-            return self.load_image(entry.descriptor, entry.reference)
-        found = {image.id: image for image in reversed(self._readable(entries)) if _has_id(image, name)}
+            return entry
+        found: dict[Digest, Entry] = {}
+        for entry in sorted(entries, key=lambda entry: entry.reference is None):
+            digests = self._digests(entry)
+            if is_start_of(name, digests):
+                found.setdefault(digests[0], entry)
         if len(found) > 1:
-            listed = ", ".join(sorted(image.name for image in found.values()))
+            listed = ", ".join(sorted(str(entry.reference or entry.descriptor.digest) for entry in found.values()))
             raise InvalidError(f"{name} is the start of several images' IDs: {listed}")
-        for image in found.values():
-            return image
+        for entry in found.values():
+            return entry
         raise no_such_image(name, entries)
 
-    def _readable(self, entries: Iterable[Entry]) -> list[Image]:
-        images = []
-        for entry in entries:
-            try:
-                images.append(self.load_image(entry.descriptor, entry.reference))
-            except ImageError:  # asked for by name it says what is wrong
-                continue
-        return images
+    def _digests(self, entry: Entry) -> list[Digest]:
+        """What an image is known by: its ID, if it can be read, its manifest's digest, and its index's."""
+        try:
+            image = self.load_image(entry.descriptor, entry.reference)
+        except ImageError:
+            return [entry.descriptor.digest]
+        return [image.id, image.descriptor.digest, entry.descriptor.digest]
 
     def load_image(
         self, descriptor: Descriptor, reference: Reference | None = None, platform: Platform | None = None
@@ -298,13 +305,6 @@ def _check_is_ours(path: Path) -> None:
         raise InvalidError(f"{path} is no store, and not empty: name another by --store")
     if found.st_mode & 0o077:
         path.chmod(0o700)
-
-
-def _has_id(image: Image, text: str) -> bool:
-    start = text.removeprefix("sha256:")
-    if len(start) < 4:
-        return False
-    return any(digest.startswith(f"sha256:{start}") for digest in (image.id, image.descriptor.digest, image.digest))
 
 
 def _with(entries: list[Entry], new: Entry) -> list[Entry]:

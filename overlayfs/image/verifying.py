@@ -38,15 +38,13 @@ class Finding:
 
 def verify(store: Store, names: Sequence[str] = (), progress: Progress = NO_PROGRESS) -> list[Finding]:
     """Read everything, or all of the images `names`; what is damaged. Raises NotFoundError for a name."""
+    entries = [store.find_entry(name) for name in names] or store.entries()
+    findings = [finding for entry in entries for finding in _incomplete(store, entry)]
+    blobs, keys = _digests(store.path / "blobs" / ALGORITHM), _digests(store.path / "layers")
     if names:
-        images = [store.find(name) for name in names]
-        blobs = {blob.digest for image in images for blob in _blobs(image)}
-        keys = {key for image in images for key in _keys(image)}
-        findings: list[Finding] = []
-    else:
-        blobs = _digests(store.path / "blobs" / ALGORITHM)
-        keys = _digests(store.path / "layers")
-        findings = [finding for entry in store.entries() for finding in _incomplete(store, entry)]
+        images = [store.load_image(entry.descriptor) for entry in entries] if not findings else []
+        blobs &= {blob.digest for image in images for blob in _blobs(image)}
+        keys &= {key for image in images for key in _keys(image)}
     return [*findings, *_damaged_blobs(store, blobs, progress), *_damaged_layers(store, keys, progress)]
 
 

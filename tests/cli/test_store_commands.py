@@ -151,6 +151,25 @@ def test_mistake_is_one_line(kept: Kept, arguments: tuple[str, ...], message: st
     assert message in line
 
 
+def test_attributes_that_cannot_be_kept_are_counted(kept: Kept) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as layer:
+        for name in ("a", "b"):
+            member = tarfile.TarInfo(name)
+            member.pax_headers = {"SCHILY.xattr.nonsense.x": "y"}
+            layer.addfile(member)
+    file = archive(kept.top / "x.tar", docker_files(["x:1"], out.getvalue()))
+    done = subprocess.run(
+        [*COMMAND, "--store", kept.path, "load", "-i", file],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert done.stdout == "Loaded image: x:1\n"
+    assert "nonsense.x" in done.stderr and "(2 times)" in done.stderr
+
+
 def test_hostile_text_of_an_image_is_shown_as_text(kept: Kept) -> None:
     kept.put("x:1", A, author="\x1b[31mred\x07", variant="v\n8")
     for command in ("inspect", "history"):
@@ -252,7 +271,7 @@ def test_verify_finds_and_removes_damage(kept: Kept) -> None:
     (line,) = kept.run("verify", status=3)
     assert blob.name in line
     assert [found["mended"] for found in kept.answer("verify", "--repair")] == [True]
-    (line,) = kept.run("verify", status=3)
+    (line,) = kept.run("verify", "x:1", status=3)
     assert "missing" in line
     kept.run("load", "-i", file)
     assert kept.run("verify") == []

@@ -211,7 +211,7 @@ def test_similar_names_are_offered(store: Store) -> None:
 
 def test_start_of_several_ids_is_ambiguous(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [put(store, f"x:{number}", A, author=str(number)) for number in range(2)]
-    monkeypatch.setattr("overlayfs.image.store._has_id", lambda image, text: True)
+    monkeypatch.setattr("overlayfs.image.store.is_start_of", lambda text, digests: True)
     with pytest.raises(InvalidError, match="several images"):
         store.find("abcd")
     assert images[0].id != images[1].id

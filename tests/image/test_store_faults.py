@@ -9,11 +9,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from overlayfs.image import pruning
 from overlayfs.image.archive import load
+from overlayfs.image.errors import InUseError, NotFoundError
 from overlayfs.image.pruning import remove_image
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Store
@@ -45,18 +48,12 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     Steps are calls that change directories or open files for writing; what a kill between two of them leaves, the
     kernel's caches being intact, one of these leaves too.
     """
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            sys.addaudithook(_Countdown(step))
-            work()
-            status = 0
-        except BaseException:  # noqa: BLE001 - the child must not go on as the test
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
+
+    def counted() -> None:
+        sys.addaudithook(_Countdown(step))
+        work()
+
+    _, status = os.waitpid(in_child(counted), 0)
     assert os.waitstatus_to_exitcode(status) in (0, _KILLED)
     return os.waitstatus_to_exitcode(status) == _KILLED
 
@@ -145,6 +142,41 @@ def test_removal_killed_at_any_step(tmp_path: Path, request: pytest.FixtureReque
         put(store, None, A, author="dangling")
     assert sweep(work, stride_of(request, 2), refill) >= 3
     assert list(check_is_sound(path)) == ["docker.io/library/x:1"]
+
+
+def test_loading_removing_and_pruning_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+
+    def load_and_remove() -> None:
+        for _ in range(4):
+            with Store.open(path) as store:
+                load(store, io.BytesIO(ARCHIVES["oci"]), unpack=True)
+            with Store.open(path) as store, suppress(NotFoundError):  # another was faster
+                remove_image(store, "y:1")
+
+    def prune() -> None:
+        for _ in range(10):
+            with Store.open(path) as store, suppress(InUseError), store.alone(patience_s=0.5):
+                pruning.prune(store)
+
+    children = [in_child(work) for work in (load_and_remove, load_and_remove, load_and_remove, prune)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    assert "docker.io/library/x:1" in check_is_sound(path)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do `work` in a child, whose number this is; it ends with 0 if that succeeds."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - the child must not go on as the test
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
 
 
 # out of space

@@ -75,6 +75,43 @@ def save(
     save_images(names, output, kind.value, compression.value if compression else None, quiet)
 
 
+@app.command("import", short_help="Make an image of a root filesystem.")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="A tar, also compressed, or a directory.")],
+    name: Annotated[str | None, typer.Argument(metavar="[NAME[:TAG]]", help="The name of the new image.")] = None,
+    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Into the image's history.")] = "",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--change", "-c", metavar="LINE", help='As in a Dockerfile: "ENV A=b", "CMD [...]"; repeat.'),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an image of one layer: all files of a tar (`-`: standard input) or directory. Prints its ID.
+
+    Exit status: 0 the image is there, 1 an error.
+    """
+    from overlayfs.cli.committing import Request
+    from overlayfs.cli.rootfs import import_image
+
+    import_image(source, Request(name, message, "", tuple(change or ()), "gzip", as_json))
+
+
+@app.command(short_help="Write all files of a container or image as a tar.")
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME|IMAGE", help="A container, or else an image.")],
+    output: Output = None,
+    compression: Annotated[Compression | None, typer.Option("--compress", help="Compress the tar.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the root filesystem of a container, with what it changed, or of an image as one tar.
+
+    Exit status: 0 written, 1 an error; then there is no file.
+    """
+    from overlayfs.cli.rootfs import export_filesystem
+
+    export_filesystem(name, output, compression.value if compression else None, quiet)
+
+
 @app.command(short_help="List images.")
 def images(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this repository, or name.")] = None,

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
+from overlayfs.image.containers import Containers
 from overlayfs.image.digest import hex_of
+from overlayfs.image.layers import LayerStore
 from overlayfs.image.store import Image, Store
 from tests.cli.people import COMMAND
-from tests.image.making import docker_files, put, tar
+from tests.image.making import docker_files, packed, put, tar
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # the parser's parts of each other
@@ -174,6 +177,45 @@ def test_hostile_text_of_an_image_is_shown_as_text(kept: Kept) -> None:
     kept.put("x:1", A, author="\x1b[31mred\x07", variant="v\n8")
     for command in ("inspect", "history"):
         assert not any(character in line for line in kept.run(command, "x:1") for character in "\x1b\x07")
+
+
+@pytest.mark.parametrize("kind", [None, "gzip", "zstd"])
+def test_root_filesystem_is_imported_and_exported(kept: Kept, kind: str | None) -> None:
+    (kept.top / "rootfs.tar").write_bytes(packed(A, kind))
+    (identity,) = kept.run("import", kept.top / "rootfs.tar", "x:1", "-c", "ENV A=b", "-m", "from afar")
+    (document,) = kept.answer("inspect", "x:1")
+    assert document["Id"] == identity
+    assert document["Config"]["Env"] == ["A=b"]
+    assert kept.answer("history", "x:1")[0]["Comment"] == "from afar"
+    kept.run("export", "x:1", "-o", kept.top / "out.tar", *(["--compress", kind] if kind else []))
+    with tarfile.open(fileobj=io.BytesIO(unpacked((kept.top / "out.tar").read_bytes(), kind))) as archive:
+        member = archive.extractfile("etc/a")
+        assert member is not None and member.read() == b"a" * 5000
+
+
+def unpacked(data: bytes, kind: str | None) -> bytes:
+    if kind == "gzip":
+        return gzip.decompress(data)
+    return zstandard.decompress(data, max_output_size=1 << 20) if kind == "zstd" else data
+
+
+def test_root_filesystem_comes_from_a_pipe_and_goes_into_one(kept: Kept) -> None:
+    assert kept.pipe("import", "-", "x:1", data=gzip.compress(A)).startswith(b"sha256:")
+    with tarfile.open(fileobj=io.BytesIO(kept.pipe("export", "x:1"))) as archive:
+        assert "etc/a" in archive.getnames()
+
+
+def test_container_is_exported_with_what_it_changed(kept: Kept) -> None:
+    kept.put("x:1", A)
+    with Store.open(kept.path) as store:
+        image = store.find("x:1")
+        containers = Containers(store)
+        containers.create("c", image, LayerStore(store).unpack_image(image))
+        (containers.upper("c") / "etc").mkdir()
+        (containers.upper("c") / "etc" / "new").write_text("new")
+    kept.run("export", "c", "-o", kept.top / "out.tar")
+    with tarfile.open(kept.top / "out.tar") as archive:
+        assert {"etc/a", "etc/new"} <= set(archive.getnames())
 
 
 # look

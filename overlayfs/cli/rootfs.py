@@ -1,0 +1,52 @@
+"""`import` and `export`: whole root filesystems, as tars or directories, to images and from images and containers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.archives import standard_input, written
+from overlayfs.cli.committing import Request
+from overlayfs.cli.output import print_json
+from overlayfs.cli.progress import shown_progress
+from overlayfs.image.compression import open_compressed
+from overlayfs.image.containers import Containers
+from overlayfs.image.errors import NotFoundError
+from overlayfs.image.layers import LayerStore
+from overlayfs.image.progress import Progress
+from overlayfs.image.reference import Reference
+from overlayfs.image.rootfs import export_rootfs, import_rootfs
+from overlayfs.image.store import Store
+
+_STDIN = "-"
+
+
+def import_image(source: str, request: Request) -> None:
+    """Make an image of one layer; prints its ID, as docker does."""
+    reference = None if request.name is None else Reference.parse(request.name)
+    found = standard_input("a root filesystem as a tar") if source == _STDIN else Path(source)
+    with Store.open(store_directory()) as store, shown_progress() as progress:
+        image = import_rootfs(store, found, reference, request.making("import", progress))
+    if request.as_json:
+        print_json({"Id": image.id, "Name": str(reference) if reference else None})
+    else:
+        print(image.id)
+
+
+def export_filesystem(name: str, target: str | None, compression: str | None, quiet: bool) -> None:
+    """Write all files of a container, or else of an image, as a tar."""
+    with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
+        directories = _directories(store, name, progress)
+        with written(target, "a tar") as out, open_compressed(out, compression) as packed:
+            export_rootfs(directories, packed)
+
+
+def _directories(store: Store, name: str, progress: Progress) -> Sequence[Path]:
+    """The layers of what is called `name`, top first."""
+    containers = Containers(store)
+    try:
+        container = containers.find(name)
+    except NotFoundError:
+        return LayerStore(store).lower_directories(store.find(name), progress)
+    return [containers.upper(container.name), *containers.lowers(container)]

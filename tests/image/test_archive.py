@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -472,3 +473,51 @@ def test_archive_of_too_many_members_is_refused(store: Store) -> None:
     with pytest.raises(ImageError, match="members"):
         load(store, io.BytesIO(tar({str(n): b"" for n in range(50)})), limits=Limits(members=20))
     assert is_untouched(store)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_archive_with_changed_bytes_is_refused_or_sound(store: Store, seed: int) -> None:
+    check_mutations(store, seed, 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1000, 1100))
+def test_archive_with_many_changed_bytes_is_refused_or_sound(store: Store, seed: int) -> None:
+    check_mutations(store, seed, 200)
+
+
+def check_mutations(store: Store, seed: int, count: int) -> None:
+    """Load archives with a few bytes changed, moved or cut out: an ImageError, or images that are whole."""
+    random, lines = Random(seed), list[str]()
+    docker, oci = tar(docker_files(["x:1"], B)), tar(layout(None, B).finished())
+    sources = (docker, oci, packed(docker, "gzip"))
+    for _ in range(count):
+        data = mutated(random, bytearray(random.choice(sources)))
+        try:
+            images = load(store, io.BytesIO(data), unpack=True)
+        except ImageError as error:
+            lines.append(str(error))
+        else:
+            for image in images:
+                whole(store, image)
+        assert os.listdir(store.path / "tmp") == []
+    assert [line for line in lines if "\n" in line] == []
+
+
+def mutated(random: Random, data: bytearray) -> bytes:
+    for _ in range(random.randint(1, 6)):
+        at = random.choice((random.randrange(len(data)), random.randrange(min(len(data), 1024))))
+        match random.randrange(5):
+            case 0:
+                data[at] = random.choice((0, 0xFF, 0x80, ord("-"), ord("7"), random.randrange(256)))
+            case 1:
+                del data[at : at + random.choice((1, 8, 512))]
+            case 2:
+                data[at:at] = random.randbytes(random.choice((1, 8, 512)))
+            case 3:
+                block = at // 512 * 512
+                data[at : at + 512] = data[block : block + 512]
+            case _:
+                data[at : at + 12] = random.choice((b"77777777777\0", b"\x80" + bytes(10) + b"\1", b"-0000000001\0"))
+        data = data or bytearray(b"x")
+    return bytes(data)

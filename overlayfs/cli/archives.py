@@ -26,6 +26,7 @@ def load_images(source: str, name: str | None, *, unpack: bool, quiet: bool, as_
     from overlayfs.image.archive import load
 
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
+        store.sweep()
         if source == _STDIN:
             stream = standard_input("an image archive")
             images = load(store, stream, name, what="standard input", unpack=unpack, progress=progress)

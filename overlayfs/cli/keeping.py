@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.live import CommandError
@@ -28,7 +29,7 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> None:
         gone = [word for name in names for word in remove_image(store, name, force=force)]
         try:
             with store.alone(patience_s=0):
-                report = prune(store, unnamed=False)
+                report = prune(store, unnamed=False, leftovers=False)
         except InUseError:
             report = PruneReport()
     if as_json:
@@ -87,9 +88,12 @@ def show_damage(names: Sequence[str], repair: bool, as_json: bool) -> bool:
     """Read all that the store has; whether nothing is damaged, or all damage was removed."""
     from overlayfs.image.verifying import mend, verify
 
-    with Store.open(store_directory()) as store, shown_progress() as progress:
-        findings = verify(store, names, progress)
-        mended = mend(store, findings) if repair and findings else []
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(store_directory()))
+        if repair:  # so that what is found is what is removed
+            stack.enter_context(store.alone())
+        findings = verify(store, names, stack.enter_context(shown_progress()))
+        mended = mend(store, findings) if repair else []
     if as_json:
         print_json(
             [{"what": finding.what, "problem": finding.problem, "mended": finding in mended} for finding in findings]

@@ -42,7 +42,7 @@ class DockerImage(Struct, frozen=True, rename="pascal"):
 def docker_images(store: Store, members: Members) -> Iterator[tuple[Descriptor, Reference | None]]:
     try:
         images = msgspec.json.decode(members.read("manifest.json"), type=list[DockerImage])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(f"{members.what}: manifest.json is not valid: {error}") from None
     for image in images:
         descriptor = _keep_docker_image(store, members, image)

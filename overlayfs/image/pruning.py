@@ -46,14 +46,18 @@ class _Plan:
     leftovers: list[Path]
 
 
-def prune(store: Store, *, unnamed: bool = True, named: bool = False, dry_run: bool = False) -> PruneReport:
+def prune(
+    store: Store, *, unnamed: bool = True, named: bool = False, leftovers: bool = True, dry_run: bool = False
+) -> PruneReport:
     """Remove what nothing refers to; first the images without a name (`unnamed`), or with one (`named`), unless a
-    container or a live mount uses them.
+    container or a live mount uses them. `leftovers` are those of interrupted work, and of downloads.
 
     The caller holds the store alone. Raises ImageError, with nothing removed, where a document that may refer to
     something cannot be read.
     """
     plan = _plan(store, unnamed, named)
+    if not leftovers:
+        plan.leftovers.clear()
     freed = sum(_size(path) for path in (*plan.blobs, *plan.layers, *plan.leftovers)) if dry_run else _do(store, plan)
     names = tuple(_name(entry) for entry in plan.images)
     return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.leftovers), freed)

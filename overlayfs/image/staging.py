@@ -12,6 +12,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+PARTIAL: Final = "partial-"
+"""How the names start of downloads that another process may continue; they stay until `prune`."""
 
 
 class Staging:

@@ -8,7 +8,7 @@ lock shared while it has the store open, `prune` holds it alone. A blob, layer o
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from .blobs import Blobs
 from .digest import Digest
-from .errors import ImageError, InvalidError, NotFoundError
+from .errors import ImageError, InUseError, InvalidError, NotFoundError
 from .layout import Entry, Layout, bare
 from .locking import StoreLock
 from .model import (
@@ -39,7 +39,7 @@ from .naming import is_start_of, matching, no_such_image
 from .platforms import choose
 from .pruning import PruneReport, prune
 from .reference import Reference
-from .staging import Staging
+from .staging import PARTIAL, Staging, remove_tree
 from .uses import Use, Uses
 
 _DIRECTORIES: Final = ("blobs", "layers", "containers", "mounts", "tmp")
@@ -282,6 +282,14 @@ class Store(Blobs):
         self._uses.sweep()
 
     # removal
+
+    def sweep(self) -> None:
+        """Remove what interrupted work left, if nobody else is at work; downloads to be continued stay."""
+        left = [path for path in (self.path / "tmp").iterdir() if not path.name.startswith(PARTIAL)]
+        if left:
+            with suppress(InUseError), self.alone(patience_s=0):
+                for path in left:
+                    remove_tree(path)
 
     def prune(self, *, unnamed: bool = True, named: bool = False, dry_run: bool = False) -> PruneReport:
         """Remove what nothing refers to, as `pruning.prune`. Raises InUseError if others work in the store."""

@@ -96,7 +96,7 @@ def _read(path: Path) -> Use | None:
         return msgspec.json.decode(data, type=Use) if data else None
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path} is damaged: {error}; remove it if nothing is mounted from the store") from None
 
 

@@ -51,16 +51,14 @@ def verify(store: Store, names: Sequence[str] = (), progress: Progress = NO_PROG
 def mend(store: Store, findings: Iterable[Finding]) -> list[Finding]:
     """Remove what is damaged and can be had again; those that are mended so. Layers in use stay as they are.
 
-    Raises InUseError if others work in the store.
+    The caller has held the store alone since before the `findings` were made.
     """
-    with store.alone():
-        in_use = {path for key in store.uses() for path in (LayerStore(store).path(key).parent,)}
-        mended = [finding for finding in findings if finding.path is not None and finding.path not in in_use]
-        for path in {finding.path for finding in mended if finding.path}:
-            moved = store.stage.new_name()
-            if path.exists():
-                path.rename(moved)
-                remove_tree(moved)
+    in_use = {LayerStore(store).path(key).parent for key in store.uses()}
+    mended = [finding for finding in findings if finding.path is not None and finding.path not in in_use]
+    for path in {finding.path for finding in mended if finding.path}:
+        moved = store.stage.new_name()
+        path.rename(moved)
+        remove_tree(moved)
     return mended
 
 

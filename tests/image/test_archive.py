@@ -298,6 +298,7 @@ DOCKER_CASES: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], st
     "name that is none": (replaced(RepoTags=["UPPER CASE"]), "UPPER CASE"),
     "no image": (with_file("manifest.json", b"[]"), "holds no image"),
     "manifest that is no JSON": (with_file("manifest.json", b"[" * 100_000), "manifest.json is not valid"),
+    "manifest that is no text": (with_file("manifest.json", b'[{"Config": "\x80"}]'), "manifest.json is not valid"),
     "huge manifest": (with_file("manifest.json", b" " * (5 << 20)), "at most"),
     "manifest of another shape": (with_file("manifest.json", b'{"a": 1}'), "manifest.json is not valid"),
     "layer with other content": (tampered_layer, "instead of"),

@@ -376,6 +376,18 @@ def test_prune_waits_for_nobody_who_stays(store: Store) -> None:
         pass
 
 
+def test_remains_of_interrupted_work_are_swept_where_nobody_works(store: Store) -> None:
+    (store.path / "tmp" / "1-2").mkdir()
+    (store.path / "tmp" / "partial-x").write_text("to be continued")
+    with Store.open(store.path) as other:
+        other.sweep()
+        assert len(os.listdir(store.path / "tmp")) == 2
+    store.sweep()
+    assert os.listdir(store.path / "tmp") == ["partial-x"]
+    assert store.prune().leftovers == 1
+    assert os.listdir(store.path / "tmp") == []
+
+
 def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> None:
     image = put(store, "x", A)
     put(store, None, B)

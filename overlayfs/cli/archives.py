@@ -99,10 +99,18 @@ def written(target: str | None, what: str) -> Iterator[BinaryIO]:
     path = Path(os.path.realpath(path))  # a symlink is written through
     staged = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
-        with open(staged, "xb", buffering=1 << 20) as out:
+        with _new_file(staged, path) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
         staged.rename(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _new_file(staged: Path, path: Path) -> BinaryIO:
+    """The file `staged`, which becomes `path`; errors speak of that."""
+    try:
+        return open(staged, "xb", buffering=1 << 20)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

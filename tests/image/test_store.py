@@ -280,16 +280,16 @@ def test_concurrent_names_are_all_kept(tmp_path: Path) -> None:
         "from overlayfs.image.store import Store; from overlayfs.image.reference import Reference\n"
         "with Store.open(Path(sys.argv[1])) as store:\n"
         "    image = store.find('x')\n"
-        "    for number in range(20): store.tag(image.descriptor, Reference.parse(f'{sys.argv[2]}:{number}'))\n"
+        "    for number in range(10): store.tag(image.descriptor, Reference.parse(f'{sys.argv[2]}:{number}'))\n"
     )
     with Store.open(tmp_path / "s") as store:
         put(store, "x", A)
         running = [
             subprocess.Popen([sys.executable, "-c", code, store.path, name], cwd=Path(__file__).parents[2])
-            for name in ("p", "q", "r")
+            for name in ("p", "q")
         ]
-        assert [process.wait(PATIENCE_S) for process in running] == [0, 0, 0]
-        assert len(store.entries()) == 61
+        assert [process.wait(PATIENCE_S) for process in running] == [0, 0]
+        assert len(store.entries()) == 21
 
 
 # removal
@@ -431,7 +431,7 @@ def test_trees_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
     fd = os.open(top, os.O_RDONLY)
-    for _ in range(3000):
+    for _ in range(1200):  # more than the stack, or descriptors, would allow
         os.mkdir("d" * 200, 0o700, dir_fd=fd)
         inner = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
         os.symlink(tmp_path, "link", dir_fd=fd)

@@ -119,7 +119,7 @@ def test_load_killed_at_any_step(tmp_path: Path, request: pytest.FixtureRequest,
             put(store, "x:1", B, author="whose name is taken")
             store.prune()
 
-    points = sweep(work, stride_of(request, 6), check)
+    points = sweep(work, stride_of(request, 9), check)
     assert points > 5
     assert set(check_is_sound(path)) == {"docker.io/library/x:1", "docker.io/library/y:1"}
 

@@ -67,9 +67,9 @@ def parse(data: bytes) -> Records:
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 20)
-        digits = data[at:space] if space > 0 else b""
+        digits = data[at : max(space, at)]
         end = at + int(digits) if digits.isdigit() else at
-        if end <= space + 1 or end > len(data) or data[end - 1] != 0x0A:
+        if not at < space < end - 1 < len(data) or data[end - 1] != 0x0A:
             raise ValueError("malformed extended header")
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key:

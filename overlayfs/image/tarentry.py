@@ -136,7 +136,10 @@ class TarReader:
             if self._stream.take(BLOCK) not in (_END, b""):
                 raise self._error("a block of zeros follows it, but not the end")
             return None
-        header = parse_header(block)
+        try:
+            header = parse_header(block)
+        except ValueError as error:
+            raise ValueError(f"in the header after it, {error}") from None
         self._data, self._padding = header.size, -header.size % BLOCK
         return header
 

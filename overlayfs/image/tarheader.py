@@ -77,6 +77,6 @@ def signed_number(text: bytes) -> int:
     digits = text.strip(b" \0")
     if not digits:
         return 0
-    if not digits.isdigit():
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise ValueError("a number in the header is malformed")
     return int(digits, 8)

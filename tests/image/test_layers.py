@@ -1,0 +1,307 @@
+"""Layers of images in the store: unpacked once, verified, resolved against what is below them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs.image.digest import chain_ids, digest_of, hex_of
+from overlayfs.image.errors import DigestError, InvalidError, LimitError, NotFoundError
+from overlayfs.image.layers import LayerStore
+from overlayfs.image.limits import Limits
+from overlayfs.image.model import OCI_LAYER, Manifest
+from overlayfs.image.store import Image, Store
+from overlayfs.overlay.layer import open_layer
+from overlayfs.overlay.view import View
+from tests.image import tars
+from tests.image.making import config_of, put
+from tests.image.tars import directory, file, link, pax, symlink, tar, xattrs
+
+BASE = tar(
+    directory(b"./", 0o755),
+    directory(b"tmp", 0o1777, uid=5, gid=6, mtime=1234),
+    directory(b"etc"),
+    xattrs({b"user.note": b"1"}),
+    file(b"etc/passwd", b"root\n", mode=0o640, uid=7, gid=8, mtime=77),
+    symlink(b"etc/mtab", b"/proc/mounts"),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+def merged(store: Store, image: Image) -> dict[bytes, tuple[int, int, int, int, bytes, int]]:
+    """What the layers show together: mode, owner, time, content or target, links."""
+    directories = LayerStore(store).lower_directories(image)
+    layers = [open_layer(number, os.fsencode(path)) for number, path in enumerate(directories)]
+    view, shown = View(layers), {}
+    pending = [view.root()]
+    try:
+        while pending:
+            node = pending.pop()
+            version = view.version(node)
+            data = version.target or b""
+            if stat.S_ISREG(version.stat.mode):
+                assert version.data is not None
+                fd = view.open(version.data, os.O_RDONLY)
+                data = os.read(fd, 1 << 20)
+                os.close(fd)
+            st = version.stat
+            shown[node.path] = (st.mode, st.uid, st.gid, st.mtime_ns, data, st.nlink if not node.is_directory else 0)
+            if node.is_directory:
+                pending += [view.node(node, name, child) for name, child in view.children(node).items()]
+    finally:
+        for layer in layers:
+            os.close(layer.root_fd)
+    return shown
+
+
+def is_empty(store: Store) -> bool:
+    return not os.listdir(store.path / "layers") and not os.listdir(store.path / "tmp")
+
+
+@pytest.mark.parametrize("kind", [None, "gzip", "zstd"])
+def test_layers_are_unpacked_under_their_diff_ids(store: Store, kind: str | None) -> None:
+    image = put(store, "a", BASE, tar(file(b"etc/.wh.passwd"), file(b"new", b"1")), kind=kind)
+    layers = LayerStore(store)
+    assert layers.keys(image) is None
+    keys = layers.unpack_image(image)
+    assert layers.keys(image) == keys
+    assert keys[0] == image.config.rootfs.diff_ids[0]
+    assert [layers.verify(key) for key in keys] == [[], []]
+    assert [record.path for record in layers.index(keys[1]).records if record.kind == "w"] == [b"etc/passwd"]
+    assert set(merged(store, image)) == {b"", b"tmp", b"etc", b"etc/mtab", b"new"}
+    assert not os.listdir(store.path / "tmp")
+
+
+def test_layer_is_unpacked_once_for_all_images(store: Store) -> None:
+    layers = LayerStore(store)
+    first = put(store, "a", BASE, tar(directory(b"./"), file(b"x")))
+    second = put(store, "b", BASE, tar(directory(b"./"), file(b"y")))
+    layers.unpack_image(first)
+    inode = layers.path(image_key(first)).stat().st_ino
+    layers.unpack_image(second)
+    assert layers.path(image_key(second)).stat().st_ino == inode
+    assert len(os.listdir(store.path / "layers")) == 3
+
+
+def image_key(image: Image):  # type: ignore[no-untyped-def]
+    return image.config.rootfs.diff_ids[0]
+
+
+def test_same_layer_twice_in_an_image(store: Store) -> None:
+    layer = tar(directory(b"./"), file(b"x", b"1"))
+    image = put(store, "a", layer, layer)
+    assert len(LayerStore(store).unpack_image(image)) == 2
+    assert len(os.listdir(store.path / "layers")) == 1
+
+
+def test_wrong_diff_id_is_not_published(store: Store) -> None:
+    image = put(store, "a", BASE)
+    blob = image.manifest.layers[0]
+    other = put(store, "b", tar(file(b"evil")))
+    os.replace(store.blob_path(other.manifest.layers[0].digest), store.blob_path(blob.digest))
+    with pytest.raises(DigestError, match="another digest"):
+        LayerStore(store).unpack_image(image)
+    assert is_empty(store)
+
+
+def test_missing_blob_says_what_to_do(store: Store) -> None:
+    image = put(store, "a", BASE)
+    store.blob_path(image.manifest.layers[0].digest).unlink()
+    with pytest.raises(NotFoundError, match="load or pull"):
+        LayerStore(store).unpack_image(image)
+
+
+def test_foreign_layer_is_refused(store: Store) -> None:
+    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    blob = store.add_blob(BASE, foreign)
+    image = store.put_image(Manifest(2, blob, [blob]), config_of([digest_of(BASE)]), None)
+    with pytest.raises(InvalidError, match="cannot be used"):
+        LayerStore(store).unpack_image(image)
+
+
+def test_one_bad_layer_leaves_nothing_of_itself(store: Store) -> None:
+    image = put(store, "a", BASE, tar(file(b"../evil")), tar(file(b"x")))
+    with pytest.raises(InvalidError, match="leads out"):
+        LayerStore(store).unpack_image(image)
+    assert hex_of(image.config.rootfs.diff_ids[1]) not in os.listdir(store.path / "layers")
+    assert not os.listdir(store.path / "tmp")
+
+
+def test_limits_are_the_callers(store: Store) -> None:
+    image = put(store, "a", tar(file(b"zeros", bytes(1 << 20))))
+    with pytest.raises(LimitError, match="bomb"):
+        LayerStore(store).unpack_image(image, limits=Limits(ratio_from=1 << 16))
+    with pytest.raises(LimitError, match="limit"):
+        LayerStore(store).unpack_image(image, limits=Limits(layer_size=1 << 16))
+    assert is_empty(store)
+    assert LayerStore(store).unpack_image(image)
+
+
+def test_hard_link_into_a_lower_layer_is_one_file_again(store: Store) -> None:
+    upper = tar(directory(b"./"), directory(b"etc"), link(b"etc/shadow", b"etc/passwd"), link(b"etc/l", b"etc/mtab"))
+    image = put(store, "a", BASE, upper)
+    keys = LayerStore(store).unpack_image(image)
+    assert keys[1] == chain_ids(image.config.rootfs.diff_ids)[1] != image.config.rootfs.diff_ids[1]
+    assert LayerStore(store).keys(image) == keys
+    tree = merged(store, image)
+    assert tree[b"etc/shadow"] == tree[b"etc/passwd"] == (0o100640, 7, 8, 77_000_000_000, b"root\n", 2)
+    assert tree[b"etc/l"][4] == b"/proc/mounts"
+    assert LayerStore(store).verify(keys[1]) == []
+
+
+def test_hard_link_to_what_the_layer_deletes_keeps_the_bytes(store: Store) -> None:
+    image = put(store, "a", BASE, tar(directory(b"etc"), link(b"kept", b"etc/passwd"), file(b"etc/.wh.passwd")))
+    tree = merged(store, image)
+    assert b"etc/passwd" not in tree
+    assert tree[b"kept"][4:] == (b"root\n", 1)
+    assert LayerStore(store).verify(LayerStore(store).unpack_image(image)[1]) == []
+
+
+@pytest.mark.parametrize("target", [b"etc/nothing", b"etc"])
+def test_hard_link_to_nothing_below_is_refused(store: Store, target: bytes) -> None:
+    with pytest.raises(InvalidError, match="hard link"):
+        LayerStore(store).unpack_image(put(store, "a", BASE, tar(link(b"h", target))))
+
+
+def test_hard_link_out_of_the_bottom_layer_is_refused(store: Store) -> None:
+    with pytest.raises(InvalidError, match="no layer is below"):
+        LayerStore(store).unpack_image(put(store, "a", tar(link(b"h", b"etc/passwd"))))
+
+
+def test_directories_that_a_layer_does_not_describe_stay_as_they_are(store: Store) -> None:
+    image = put(store, "a", BASE, tar(file(b"tmp/x", b"1"), file(b"opt/y", b"2")))
+    tree = merged(store, image)
+    assert tree[b"tmp"][:4] == (0o041777, 5, 6, 1234_000_000_000)
+    assert tree[b"opt"][:3] == (0o040755, 0, 0)
+
+
+def test_undescribed_directory_that_replaces_a_deleted_one_is_new(store: Store) -> None:
+    tree = merged(store, put(store, "a", BASE, tar(file(b".wh.tmp"), file(b"tmp/x", b"1"))))
+    assert tree[b"tmp"][:3] == (0o040755, 0, 0)
+
+
+def test_layer_fits_only_where_it_was_unpacked_for(store: Store) -> None:
+    layer = tar(file(b"tmp/x", b"1"))
+    other = tar(directory(b"tmp", 0o700, uid=1))
+    first, second, third = put(store, "a", BASE, layer), put(store, "b", other, layer), put(store, "c", layer)
+    keys = [LayerStore(store).unpack_image(image)[-1] for image in (first, second, third)]
+    assert len(set(keys)) == 3
+    assert [merged(store, image)[b"tmp"][1] for image in (first, second, third)] == [5, 1, 0]
+
+
+def test_root_is_that_of_the_layer_that_describes_it(store: Store) -> None:
+    base = tar(directory(b"./", 0o555, uid=3), directory(b"a"))
+    assert merged(store, put(store, "a", base, tar(file(b"x"))))[b""][:2] == (0o040555, 3)
+
+
+def test_threads_and_stores_may_unpack_the_same_image(store: Store, tmp_path: Path) -> None:
+    image = put(store, "a", BASE, *(tar(directory(b"./"), file(b"%d" % n, bytes(n))) for n in range(5)))
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Store.open(tmp_path / "store") as other:
+                LayerStore(other).unpack_image(image)
+        except BaseException as error:  # noqa: BLE001 - asserted below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(os.listdir(store.path / "layers")) == 6
+    assert not os.listdir(store.path / "tmp")
+
+
+def test_progress_counts_the_compressed_bytes(store: Store) -> None:
+    image = put(store, "a", BASE)
+
+    class Seen:
+        count, notes = 0, list[str]()
+
+        def begin(self, what: str, total: int | None) -> Seen:
+            assert what.startswith("layer sha256:") and total == image.manifest.layers[0].size
+            return self
+
+        def advance(self, n: int) -> None:
+            self.count += n
+
+        def done(self, note: str = "") -> None:
+            self.notes.append(note)
+
+    seen = Seen()
+    LayerStore(store).unpack_image(image, seen)
+    assert seen.count == image.manifest.layers[0].size and seen.notes == [""]
+
+
+def test_attributes_that_cannot_be_kept_are_counted(store: Store) -> None:
+    image = put(store, "a", tar(xattrs({b"user.overlay.opaque": b"y", b"os2.x": b"1"}), directory(b"d"), file(b"f")))
+    layers = LayerStore(store)
+    (key,) = layers.unpack_image(image)
+    assert layers.info(key).warnings == {"xattr os2.x not stored: Operation not supported": 1}
+    assert layers.index(key).records[1].xattrs == {b"user.overlay.opaque": b"y"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: (d / "etc/passwd").write_bytes(b"toor\n"), "'etc/passwd' differs: time, content"),
+        (lambda d: (d / "etc/passwd").chmod(0o777), "'etc/passwd' differs: mode"),
+        (lambda d: os.chown(d / "etc/passwd", 1, 2), "'etc/passwd' differs: owner, group"),
+        (lambda d: os.setxattr(d / "etc/passwd", "user.note", b"2"), "'etc/passwd' differs: xattrs"),
+        (lambda d: (d / "tmp/new").write_bytes(b""), "'tmp/new' is not of the layer"),
+        (lambda d: (d / "etc/passwd").unlink(), "'etc/passwd' is missing"),
+        (lambda d: os.setxattr(d / "etc", "trusted.overlay.opaque", b"y"), "'etc' differs: opacity"),
+    ],
+)
+def test_verify_finds_what_was_changed(store: Store, damage, words: str) -> None:  # type: ignore[no-untyped-def]
+    layers = LayerStore(store)
+    (key,) = layers.unpack_image(put(store, "a", BASE))
+    damage(layers.path(key))
+    assert words in layers.verify(key)
+
+
+def test_damaged_index_is_an_error(store: Store) -> None:
+    layers = LayerStore(store)
+    (key,) = layers.unpack_image(put(store, "a", BASE))
+    (layers.path(key).parent / "index").write_bytes(b"rubbish")
+    with pytest.raises(InvalidError, match="damaged"):
+        layers.index(key)
+    with pytest.raises(NotFoundError, match="not unpacked"):
+        layers.index(digest_of(b""))
+
+
+def test_exact_times_owners_and_xattrs(store: Store) -> None:
+    image = put(
+        store,
+        "a",
+        tar(
+            directory(b"./"),
+            pax({b"mtime": b"1.000000001", b"uid": b"3000000000"}),
+            file(b"a", b"1", mode=0o6711),
+            tars.header(b"null", tars.CHAR, device=(1, 3), mode=0o666),
+            xattrs({b"security.capability": bytes.fromhex("0100000200040000000000000000000000000000")[:20]}),
+            file(b"ping", b"1", mode=0o755, gid=9),
+        ),
+        kind=None,
+    )
+    assert image.manifest.layers[0].media_type == OCI_LAYER
+    (key,) = LayerStore(store).unpack_image(image)
+    diff = LayerStore(store).path(key)
+    a, null = (diff / "a").stat(), (diff / "null").stat()
+    assert (a.st_mtime_ns, a.st_uid, stat.S_IMODE(a.st_mode)) == (1_000_000_001, 3_000_000_000, 0o6711)
+    assert (stat.S_ISCHR(null.st_mode), null.st_rdev, stat.S_IMODE(null.st_mode)) == (True, os.makedev(1, 3), 0o666)
+    assert os.getxattr(diff / "ping", "security.capability")[:1] == b"\x01"
+    assert LayerStore(store).verify(key) == []

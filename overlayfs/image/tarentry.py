@@ -114,7 +114,8 @@ class TarReader:
                     raise self._error("the archive ends after an extended header")
                 return None
             if header.flag not in b"xgLK":
-                return self._entry(header, pax.Records({**long_names, **records.values}, records.extents))
+                records.values = {**long_names, **records.values}
+                return self._entry(header, records)
             data = self._whole_data(header.size)
             if header.flag == b"x":
                 records = pax.parse(data)
@@ -185,8 +186,7 @@ class TarReader:
         )
 
     def _extents(self, header: Header, records: pax.Records) -> tuple[int, tarsparse.Extents | None]:
-        limit = self._limits.sparse_extents
-        values = records.values
+        limit, values = self._limits.sparse_extents, records.values
         if header.flag == b"S":
             *numbers, size = tarsparse.old_format(header.block, lambda: self._stream.take(BLOCK), number, limit)
         elif values.get(b"GNU.sparse.major") == b"1" and values.get(b"GNU.sparse.minor") == b"0":
@@ -219,14 +219,16 @@ class TarReader:
         path = b"/".join(parts)
         if len(path) > limits.path_length:
             raise LimitError(f"{self._what}: the path {named(raw)} has more than {limits.path_length} bytes")
-        longest = limits.name_length + len(WHITEOUT_PREFIX)  # before a name that may be full
-        if any(len(part) > limits.name_length for part in parts) and (
-            any(len(part) > limits.name_length for part in parts[:-1])
-            or not parts[-1].startswith(WHITEOUT_PREFIX)
-            or len(parts[-1]) > longest
-        ):
-            raise LimitError(f"{self._what}: {named(raw)} has a name of more than {limits.name_length} bytes")
+        if len(path) > limits.name_length:
+            self._check_names(raw, parts)
         return path
+
+    def _check_names(self, raw: bytes, parts: list[bytes]) -> None:
+        """Names may be full; a whiteout's stands after its prefix, and becomes the name without it."""
+        *parents, last = parts
+        for name in (*parents, last.removeprefix(WHITEOUT_PREFIX)):
+            if len(name) > self._limits.name_length:
+                raise LimitError(f"{self._what}: {named(raw)} has a name of more than {self._limits.name_length} bytes")
 
     def _target(self, kind: str, raw: bytes) -> bytes:
         if kind == "h":

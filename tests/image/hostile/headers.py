@@ -129,7 +129,7 @@ CASES: list[Case] = [
     contained("setuid", F, file(b"f", b"x", mode=0o6755)),
     contained("mode of a type", F, file(b"f", b"x", mode=0o120777)),
     sparse("sparse map of one number", "malformed sparse map", {b"GNU.sparse.map": b"0"}),
-    sparse("sparse map without numbers", "malformed number", {b"GNU.sparse.map": b"x,y"}),
+    sparse("sparse map of letters", "malformed number", {b"GNU.sparse.map": b"x,y"}),
     sparse("sparse map with signs", "malformed number", {b"GNU.sparse.map": b"-1,2"}),
     sparse("sparse extents that overlap", "overlap", {b"GNU.sparse.map": b"0,10,5,10"}, b"x" * 20),
     sparse("sparse extents backwards", "overlap", {b"GNU.sparse.map": b"10,1,0,1"}, b"xx"),

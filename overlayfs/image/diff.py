@@ -178,31 +178,38 @@ class _LayerWriter:
 
     def _put_file(self, path: bytes, version: Version) -> None:
         """A member with all that belongs to it."""
-        entry = self._entry(path, version)
-        if entry.kind != "f":
-            self._out.write(header_blocks(entry))
+        if not stat.S_ISREG(version.stat.mode):
+            self._out.write(header_blocks(self._entry(path, version)))
             return
         fd = self._comparison.open_data(version)
         try:
-            entry = replace(entry, size=os.fstat(fd).st_size)
-            self._out.write(header_blocks(entry))
-            self._put_content(fd, entry)
+            st = os.fstat(fd)
+            header = header_blocks(self._entry(path, version, size=st.st_size))
+            self._put_content(path, header, fd, st)
         finally:
             os.close(fd)
-        self.summary.content += entry.size
+        self.summary.content += st.st_size
 
-    def _put_content(self, fd: int, entry: Entry) -> None:
-        """Exactly the bytes that the header says, as a live file may grow."""
-        for piece in _pieces(fd, entry.size):
+    def _put_content(self, path: bytes, header: bytes, fd: int, st: os.stat_result) -> None:
+        """Exactly as many bytes as the header says, as a live file may grow."""
+        size = st.st_size
+        if size <= _CHUNK:
+            data = os.read(fd, size)
+            self._out.write(b"".join((header, data, padding(size))))
+            if len(data) < size:
+                raise _shrunk(path)
+            return
+        self._out.write(header)
+        for piece in _pieces(fd, st):
             if not piece:
-                raise InvalidError(f"{_shown(entry.path)} shrank: stop what writes there, then commit again")
+                raise _shrunk(path)
             self._out.write(piece)
-        self._out.write(padding(entry.size))
+        self._out.write(padding(size))
 
     def _put_mark(self, directory: bytes, name: bytes) -> None:
         self._out.write(header_blocks(Entry(path=b"%s/%s" % (directory, name) if directory else name, kind="f")))
 
-    def _entry(self, path: bytes, version: Version) -> Entry:
+    def _entry(self, path: bytes, version: Version, size: int = 0) -> Entry:
         st, mode, mtime_ns = version.stat, version.stat.mode, version.stat.mtime_ns
         uid, gid = self._owner or (st.uid, st.gid)
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
@@ -212,6 +219,7 @@ class _LayerWriter:
             mode=stat.S_IMODE(mode),
             uid=uid,
             gid=gid,
+            size=size,
             mtime_ns=mtime_ns if self._latest_ns is None else min(mtime_ns, self._latest_ns),
             target=version.target or b"",
             device=(os.major(st.rdev), os.minor(st.rdev)) if is_device else (0, 0),
@@ -235,10 +243,10 @@ def _ancestors(path: bytes) -> Iterator[bytes]:
         end = path.find(b"/", end + 1)
 
 
-def _pieces(fd: int, size: int) -> Iterator[bytes | memoryview]:
-    """The first `size` bytes of a file; holes are not read. An empty piece says that it is shorter."""
-    has_holes = os.fstat(fd).st_blocks * 512 < size
-    position = 0
+def _pieces(fd: int, st: os.stat_result) -> Iterator[bytes | memoryview]:
+    """The bytes of a file; holes are not read. An empty piece says that it is shorter than it was."""
+    size, position = st.st_size, 0
+    has_holes = st.st_blocks * 512 < size
     while position < size:
         if has_holes and (hole := min(next_data(fd, position, size) - position, _CHUNK)):
             piece: bytes | memoryview = memoryview(_ZEROS)[:hole]
@@ -246,6 +254,10 @@ def _pieces(fd: int, size: int) -> Iterator[bytes | memoryview]:
             piece = os.pread(fd, min(_CHUNK, size - position), position)
         yield piece
         position += len(piece)
+
+
+def _shrunk(path: bytes) -> InvalidError:
+    return InvalidError(f"{_shown(path)} shrank: stop what writes there, then commit again")
 
 
 def _marks_allowed(path: bytes, fd: int) -> None:

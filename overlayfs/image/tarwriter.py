@@ -21,22 +21,32 @@ _TYPES: Final = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5
 # name, mode to mtime, checksum, type, link name, magic, user, group, device numbers
 _HEADER: Final = struct.Struct("100s48s8s1s100s8s32s32s16s167x")
 _NUMBERS: Final = b"%07o\0%07o\0%07o\0%011o\0%011o\0"  # mode, uid, gid, size, mtime
+_NUMBERS_SIZE: Final = 48
 _DEVICES: Final = b"%07o\0%07o\0"
 _MAGIC: Final = b"ustar\x0000"
 _NAME_SIZE: Final = 100
 _MOST_7: Final = 8**7 - 1
 _MOST_11: Final = 8**11 - 1
+_MOST: Final = (_MOST_7, _MOST_7, _MOST_7, _MOST_11, _MOST_11)
 _S: Final = 1_000_000_000
 
 
 def header_blocks(entry: Entry) -> bytes:
     """The header of a member, with a pax header before it where ustar cannot say all. InvalidError names the member."""
-    records = _records(entry)
-    extended = b"".join(_record(key, records[key]) for key in sorted(records))
-    if not extended:
-        return _ustar(entry)
-    before = Entry(path=b"PaxHeaders/" + _ascii(entry.path)[:80].strip(b"/"), kind="f", mode=0o644, size=len(extended))
-    return _ustar(before, b"x") + extended + padding(len(extended)) + _ustar(entry)
+    path = _stored_path(entry)
+    records = _records(entry, path)
+    header = _block(
+        path,
+        (entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns // _S),
+        _TYPES[entry.kind],
+        entry.target,
+        entry.device,
+    )
+    if not records:
+        return header
+    extended = b"".join([_record(key, records[key]) for key in sorted(records)])
+    before = _block(b"PaxHeaders/" + path[:80].rstrip(b"/"), (0o644, 0, 0, len(extended), 0), b"x")
+    return b"".join((before, extended, padding(len(extended)), header))
 
 
 def padding(size: int) -> bytes:
@@ -44,23 +54,21 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _records(entry: Entry) -> dict[bytes, bytes]:
+def _records(entry: Entry, path: bytes) -> dict[bytes, bytes]:
     """What ustar cannot say, as pax records; times are exact."""
-    path, seconds = _stored_path(entry), entry.mtime_ns // _S
     records = {_XATTR + _checked(name, entry): value for name, value in entry.xattrs.items()}
     if not _fits(path):
         records[b"path"] = path
     if not _fits(entry.target):
         records[b"linkpath"] = entry.target
-    if entry.mtime_ns % _S or not 0 <= seconds <= _MOST_11:
+    if entry.mtime_ns % _S or not 0 <= entry.mtime_ns <= _MOST_11 * _S:
         records[b"mtime"] = _time(entry.mtime_ns)
-    for key, value, most in (
-        (b"uid", entry.uid, _MOST_7),
-        (b"gid", entry.gid, _MOST_7),
-        (b"size", entry.size, _MOST_11),
-    ):
-        if value > most:
-            records[key] = b"%d" % value
+    if entry.uid > _MOST_7:
+        records[b"uid"] = b"%d" % entry.uid
+    if entry.gid > _MOST_7:
+        records[b"gid"] = b"%d" % entry.gid
+    if entry.size > _MOST_11:
+        records[b"size"] = b"%d" % entry.size
     return records
 
 
@@ -100,17 +108,18 @@ def _record(key: bytes, value: bytes) -> bytes:
     return b"%d%s" % (size if len(str(size)) == size - len(rest) else size + 1, rest)
 
 
-def _ustar(entry: Entry, flag: bytes = b"") -> bytes:
-    """One block. Values that do not fit are what the pax records before it replace."""
-    seconds = entry.mtime_ns // _S
-    name, link = _ascii(_stored_path(entry))[:_NAME_SIZE], _ascii(entry.target)[:_NAME_SIZE]
-    numbers = _NUMBERS % (
-        entry.mode,
-        entry.uid if entry.uid <= _MOST_7 else 0,
-        entry.gid if entry.gid <= _MOST_7 else 0,
-        entry.size if entry.size <= _MOST_11 else 0,
-        seconds if 0 <= seconds <= _MOST_11 else 0,
-    )
-    flag, devices = flag or _TYPES[entry.kind], _DEVICES % entry.device
-    checksum = sum(b"".join((name, numbers, b" " * 8, flag, link, _MAGIC, devices)))
-    return _HEADER.pack(name, numbers, b"%06o\0 " % checksum, flag, link, _MAGIC, b"", b"", devices)
+def _block(
+    name: bytes,
+    numbers: tuple[int, int, int, int, int],
+    flag: bytes,
+    link: bytes = b"",
+    device: tuple[int, int] = (0, 0),
+) -> bytes:
+    """One ustar header; the numbers are mode, uid, gid, size and mtime. What does not fit a pax record says."""
+    name, link = _ascii(name)[:_NAME_SIZE], _ascii(link)[:_NAME_SIZE]
+    octal = _NUMBERS % numbers
+    if len(octal) != _NUMBERS_SIZE or min(numbers) < 0:
+        octal = _NUMBERS % tuple(n if 0 <= n <= most else 0 for n, most in zip(numbers, _MOST, strict=True))
+    devices = _DEVICES % device
+    checksum = sum(b"".join((name, octal, b" " * 8, flag, link, _MAGIC, devices)))
+    return _HEADER.pack(name, octal, b"%06o\0 " % checksum, flag, link, _MAGIC, b"", b"", devices)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from ..overlay.changes import Aspect, Change, Comparison, Version, next_data
 from ..tree import marks
+from .diskowners import OwnerOf
 from .errors import InvalidError
 from .tarentry import Entry
 from .tarwriter import END, header_blocks, padding
@@ -69,15 +70,15 @@ def write_layer(
     source_date_epoch: int | None = None,
     may_hold_marks: bool = True,
     has_root: bool = True,
-    owner: tuple[int, int] | None = None,
+    owner_of: OwnerOf | None = None,
 ) -> LayerSummary:
     """Write the changes as an uncompressed layer tar; the same tree gives the same bytes.
 
     Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
     it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
-    Without `has_root` the root itself is not in the layer. `owner` (uid, gid) becomes that of all files.
+    Without `has_root` the root itself is not in the layer. `owner_of` says (uid, gid) where the disk does not.
     """
-    writer = _LayerWriter(comparison, out, source_date_epoch, owner, has_root)
+    writer = _LayerWriter(comparison, out, source_date_epoch, owner_of, has_root)
     for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
         if change.path or has_root:
             writer.add(change)
@@ -90,13 +91,13 @@ class _LayerWriter:
     change wait until another one did."""
 
     def __init__(
-        self, comparison: Comparison, out: Output, latest: int | None, owner: tuple[int, int] | None, has_root: bool
+        self, comparison: Comparison, out: Output, latest: int | None, owner_of: OwnerOf | None, has_root: bool
     ) -> None:
         self.summary = LayerSummary()
         self._comparison = comparison
         self._out = out
         self._latest_ns = None if latest is None else latest * _S
-        self._owner = owner
+        self._owner_of = owner_of or (lambda version: (version.stat.uid, version.stat.gid))
         self._directories: set[bytes] = set() if has_root else {b""}
         self._names: dict[LinkKey, bytes] = {}
         self._waiting: dict[LinkKey, list[Change]] = {}
@@ -211,7 +212,7 @@ class _LayerWriter:
 
     def _entry(self, path: bytes, version: Version, size: int = 0) -> Entry:
         st, mode, mtime_ns = version.stat, version.stat.mode, version.stat.mtime_ns
-        uid, gid = self._owner or (st.uid, st.gid)
+        uid, gid = self._owner_of(version)
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
         return Entry(
             path=path,

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from ..overlay.changes import Comparison
 from .diff import LayerSummary, write_layer
+from .diskowners import DiskOwners, OwnerOf
 from .instructions import apply_changes
 from .layers import LayerStore
 from .layersink import LayerSink, NewLayer
@@ -73,7 +74,13 @@ def commit(
     """The base image with the changes as a layer; without one where nothing changed. `write_layer` says what raises."""
     apply_changes(RunConfig(), making.changes)  # before the work is done in vain
     with _sink(store, making) as sink:
-        summary = write_layer(comparison, sink, source_date_epoch=making.epoch, may_hold_marks=may_hold_marks)
+        summary = write_layer(
+            comparison,
+            sink,
+            source_date_epoch=making.epoch,
+            may_hold_marks=may_hold_marks,
+            owner_of=_owner_in_layers(),
+        )
         layer = None if summary.is_empty else sink.commit()
     return Made(_add_layer(store, base, layer, reference, making), summary)
 
@@ -89,7 +96,8 @@ def append(
 ) -> Made:
     """The base image with a directory, or the members of a tar as they are, as one more layer.
 
-    With `owner` (uid, gid) all files of the directory are theirs; its own metadata do not replace those of the root.
+    With `owner` (uid, gid) all files of the directory are theirs; without, an ordinary user's own become root's. The
+    directory's own metadata do not replace those of the image's root.
     """
     apply_changes(RunConfig(), making.changes)
     with _sink(store, making) as sink:
@@ -101,7 +109,7 @@ def append(
                     source_date_epoch=making.epoch,
                     may_hold_marks=False,
                     has_root=base is None,
-                    owner=owner,
+                    owner_of=_owner_in_directory(owner),
                 )
         else:
             summary = copy_layer(source, sink)
@@ -115,12 +123,24 @@ def squash(store: Store, image: Image, reference: Reference | None, making: Maki
     layers = LayerStore(store).lower_directories(image)
     with _sink(store, making) as sink:
         with Comparison.open_whole([os.fsencode(layer) for layer in layers]) as comparison:
-            summary = write_layer(comparison, sink, source_date_epoch=making.epoch)
+            summary = write_layer(comparison, sink, source_date_epoch=making.epoch, owner_of=_owner_in_layers())
         layer = sink.commit()
     raw = _configuration(store, image)
     raw["history"] = [{**step, "empty_layer": True} for step in raw["history"]] + [_step(making, is_empty=False)]
     raw["rootfs"]["diff_ids"] = [layer.diff_id]
     return Made(_put(store, raw, [layer.descriptor], reference, making), summary)
+
+
+def _owner_in_layers() -> OwnerOf | None:
+    users = DiskOwners.of_this_user()
+    return None if users is None else users.of_layer_file
+
+
+def _owner_in_directory(owner: tuple[int, int] | None) -> OwnerOf | None:
+    if owner is not None:
+        return lambda _: owner
+    users = DiskOwners.of_this_user()
+    return None if users is None else users.of_plain_file
 
 
 def _sink(store: Store, making: Making) -> LayerSink:

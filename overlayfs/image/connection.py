@@ -75,6 +75,16 @@ class Answer:
     url: str
 
 
+class _Read(httpx.AsyncByteStream):
+    """A body that has been read already."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+
 class _Complaint(Struct):
     """One of the errors that a registry explains (distribution specification, Error Codes)."""
 
@@ -161,10 +171,13 @@ class Connection:
             response = await self._send(ask, url, header)
             if response.status_code == 401 and not is_challenged and await self._is_own(url):
                 is_challenged = True
-                challenges = parse_challenges(response.headers.get_list("www-authenticate"))
+                refused = await self.read(response)  # gives its connection back: asking for a token needs one
+                challenges = parse_challenges(refused.headers.get_list("www-authenticate"))
                 if await self._authenticator.answer(challenges, ask.scopes, header):
-                    await response.aclose()
                     continue
+                response = httpx.Response(
+                    401, headers=refused.headers, stream=_Read(refused.body), request=response.request
+                )
             if response.status_code in _REDIRECTS and ask.method in ("GET", "HEAD"):
                 await response.aclose()
                 redirects += 1

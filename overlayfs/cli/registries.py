@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -32,21 +33,28 @@ def access(ca: Path | None, insecure: bool) -> Access:
     return Access(Registries.load(), ca, insecure)
 
 
-def fetch(
-    directory: Path | None,
-    name: str,
-    platform: str | None,
-    all_platforms: bool,
-    how: Access,
-    *,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to pull, in the user's words, and whether its layers are unpacked at once."""
+
+    name: str
+    platform: str | None
+    all_platforms: bool
+    unpack: bool
+
+
+def fetch(directory: Path | None, wanted: Wanted, how: Access, *, quiet: bool, as_json: bool) -> None:
     """Pull, and say what has come."""
-    reference = Reference.parse(name)
-    wanted = parse_platform(platform) if platform else None
+    reference = Reference.parse(wanted.name)
+    platform = parse_platform(wanted.platform) if wanted.platform else None
     with Store.open(directory) as store, shown_progress(quiet) as progress:
-        image = _run(lambda: pull(store, reference, wanted, how, all_platforms=all_platforms, progress=progress))
+        image = _run(
+            lambda: pull(store, reference, platform, how, all_platforms=wanted.all_platforms, progress=progress)
+        )
+        if wanted.unpack:
+            from overlayfs.image.layers import LayerStore
+
+            LayerStore(store).unpack_image(image, progress)
     if as_json:
         print_json(_described(image))
     elif quiet:
@@ -62,11 +70,11 @@ def _platform(image: Image) -> str:
 
 def _described(image: Image) -> dict[str, object]:
     return {
-        "name": str(image.reference),
-        "id": image.id,
-        "digest": image.digest,
-        "platform": _platform(image),
-        "size": image.size,
+        "Name": str(image.reference),
+        "Id": image.id,
+        "Digest": image.digest,
+        "Platform": _platform(image),
+        "Size": image.size,
     }
 
 
@@ -81,8 +89,8 @@ def send(
             raise CommandError(f"{name} has no name in the store; say under which name to push it")
         pushed = _run(lambda: push(store, image, reference, how, progress))
     if as_json:
-        blobs = {"sent": pushed.counts["sent"], "mounted": pushed.counts["mounted"], "present": pushed.counts["exists"]}
-        print_json({"name": str(reference), "digest": pushed.descriptor.digest, "blobs": blobs})
+        blobs = {how.capitalize(): count for how, count in pushed.counts.items()}
+        print_json({"Name": str(reference), "Digest": pushed.descriptor.digest, "Blobs": blobs})
     elif quiet:
         print(reference.familiar)
     else:
@@ -136,7 +144,7 @@ def show_tags(name: str, matching: str | None, limit: int | None, how: Access, a
     found = _run(lambda: tags(reference, how))
     listed = [tag for tag in found if matching is None or fnmatchcase(tag, matching)][:limit]
     if as_json:
-        print_json({"name": reference.name, "tags": listed})
+        print_json({"Name": reference.name, "Tags": listed})
     else:
         for tag in listed:
             print(printable(tag.encode("utf-8", "surrogatepass")))

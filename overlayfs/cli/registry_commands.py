@@ -29,6 +29,7 @@ def pull(
     all_platforms: Annotated[
         bool, typer.Option("--all-platforms", help="The whole index, with the images of all platforms.")
     ] = False,
+    no_unpack: Annotated[bool, typer.Option("--no-unpack", help="Unpack layers only when they are used.")] = False,
     ca: Ca = None,
     insecure: Insecure = False,
     quiet: Quiet = False,
@@ -40,11 +41,12 @@ def pull(
 
     Exit status: 0 the image is in the store, 1 it could not be fetched.
     """
-    from overlayfs.cli.registries import access, fetch
+    from overlayfs.cli.registries import Wanted, access, fetch
 
     if platform and all_platforms:
         raise typer.BadParameter("--platform and --all-platforms exclude each other")
-    fetch(store_directory(), name, platform, all_platforms, access(ca, insecure), quiet=quiet, as_json=as_json)
+    wanted = Wanted(name, platform, all_platforms, not no_unpack)
+    fetch(store_directory(), wanted, access(ca, insecure), quiet=quiet, as_json=as_json)
 
 
 @app.command(short_help="Send an image to a registry.")

@@ -12,6 +12,7 @@ For tasks of one trio run; all of them share the connections, of which there are
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -400,4 +401,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _strerror(error: BaseException) -> str:
-    return (error.strerror or "") if isinstance(error, OSError) else ""
+    """What a system call or the resolver says, without the addresses that trio adds."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror

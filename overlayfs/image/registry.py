@@ -62,6 +62,10 @@ class Repository:
         """What a token must allow (token scope documentation)."""
         return frozenset({f"repository:{self.path}:{actions}"})
 
+    async def greet(self, actions: str) -> None:
+        """Meet the registry, before many tasks do at once: what its certificate and its challenge are, one learns."""
+        await self.connection.request(Ask("GET", "", self.scopes(actions)), _SMALL)
+
     # manifests
 
     async def manifest(self, version: str, expected: Descriptor | None = None) -> Document:

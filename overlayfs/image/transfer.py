@@ -201,6 +201,7 @@ class _Sending:
             raise InvalidError(f"{reference}: the image's digest is {root.digest}; push it under a tag")
         blobs = [blob for member in members for blob in _blobs_of(self._store.load_manifest(member))]
         unique = {blob.digest: blob for blob in blobs}
+        await self._repository.greet("pull,push")
         await at_once(self._repository.connection.endpoint.connections, self._blob, unique.values())
         for member in members:
             if member.digest != root.digest:

@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         registry = self.server.registry
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         split = urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(split.query).items()}
+        query = {name: " ".join(values) for name, values in parse_qs(split.query).items()}
         headers = {name.lower(): value for name, value in self.headers.items()}
         with registry.lock:
             registry.under_way += 1

@@ -58,7 +58,7 @@ class TokenServer:
             return None
         scopes = request.query.get("scope", "")
         self.given.append((request.headers.get("authorization", request.body.decode()), scopes))
-        token = f"t{len(self.given)}-{scopes}"
+        token = f"t{len(self.given)}-{scopes.replace(' ', '+')}"
         return Reply(200, {}, json.dumps({"token": token, "expires_in": self.life_s}).encode())
 
     def wanted(self, request: Request) -> Reply | None:

@@ -404,4 +404,4 @@ def _strerror(error: BaseException) -> str:
     """What a system call or the resolver says, without the addresses that trio adds."""
     if not isinstance(error, OSError) or error.errno is None:
         return ""
-    return os.strerror(error.errno) if error.errno > 0 else error.strerror
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror or ""

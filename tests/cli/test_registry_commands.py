@@ -60,19 +60,16 @@ def test_login_push_search_pull_logout(registry: Running, home: Path, image: str
     assert (home / ".docker/config.json").stat().st_mode & 0o777 == 0o600
 
     assert run("push", "--insecure", "here", name).stdout == f"{name}: blobs: 3 sent, {image}\n"
-    again = answer("push", "--insecure", "here", name)
+    again = answer("push", "-q", "--insecure", "here", name)
     assert again == {"Name": name, "Digest": image, "Blobs": {"Sent": 0, "Mounted": 0, "Exists": 3}}
     assert run("push", "--insecure", "-q", "here", f"{registry.name}/team/app:2").stdout.endswith("app:2\n")
-
     assert sorted(run("search-tags", "--insecure", name).stdout.split()) == ["1.0", "2"]
     assert answer("search-tags", "--insecure", "--filter", "1.*", name)["Tags"] == ["1.0"]
-    assert len(answer("search-tags", "--insecure", "--limit", "1", name)["Tags"]) == 1
 
     pulled = run("--store", home / "other", "pull", "--insecure", name)
     assert pulled.stdout.startswith(f"{name}: linux/amd64, ") and pulled.stdout.endswith(f", {image}\n")
     found = answer("--store", home / "other", "pull", "--insecure", "--no-unpack", name)
     assert (found["Name"], found["Digest"], found["Platform"]) == (name, image, "linux/amd64")
-    assert run("--store", home / "other", "pull", "--insecure", "-q", name).stdout == f"{name}\n"
 
     assert run("logout", registry.name).stdout.startswith(f"logged out of {registry.name}")
     assert run("logout", registry.name).stdout == f"not logged in to {registry.name}\n"
@@ -125,8 +122,6 @@ def test_logout_of_all(home: Path) -> None:
     ("words", "said"),
     [
         (("pull", "--insecure", "registry.example.com/x"), "insecure is for loopback only"),
-        (("pull", "UPPER"), "no repository"),
-        (("pull", "--platform", "a/b/c/d", "x"), "no platform"),
         (("push", "nothing"), "no image 'nothing'"),
         (("login", "nowhere"), "no registry's name"),
         (("login", "-u", "us", "localhost:1"), "no terminal to ask for the password"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -201,6 +203,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - as the base class has it
         """Quiet."""
+
+
+@contextmanager
+def store_in_memory() -> Iterator[Store]:
+    """A store of its own where fsync costs nothing."""
+    with (
+        tempfile.TemporaryDirectory(prefix="overlayfs-registry-", dir="/dev/shm") as directory,
+        Store.open(Path(directory) / "store") as store,
+    ):
+        yield store
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from overlayfs.image.registry import check_login
 from overlayfs.image.retrying import Retrying
 from overlayfs.image.store import Store
 from overlayfs.image.transfer import Access, pull, push, tags
-from tests.image.fake_registry import FakeRegistry, Reply, Request, Rule, on, once, serving
+from tests.image.fake_registry import FakeRegistry, Reply, Request, Rule, on, once, serving, store_in_memory
 from tests.image.making import put, tar, whole
 
 SECRET = "hunter2"
@@ -95,15 +95,15 @@ def other() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
+def store() -> Iterator[Store]:
+    with store_in_memory() as opened:
         yield opened
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, fake: FakeRegistry) -> Iterator[Store]:
+def theirs(fake: FakeRegistry) -> Iterator[Store]:
     """A store with an image, which the fake registry has as app:1."""
-    with Store.open(tmp_path / "theirs") as opened:
+    with store_in_memory() as opened:
         fake.publish(opened, put(opened, "x:1", *LAYERS), "app", "1")
         yield opened
 

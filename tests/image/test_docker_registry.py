@@ -31,7 +31,7 @@ from tests.image.docker_registry import (
     token_section,
     token_server,
 )
-from tests.image.fake_registry import serving
+from tests.image.fake_registry import serving, store_in_memory
 from tests.image.making import put, tar, whole
 
 NOISE = random.Random(7).randbytes(700_000)
@@ -51,14 +51,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
+def store() -> Iterator[Store]:
+    with store_in_memory() as opened:
         yield opened
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "other") as opened:
+def other() -> Iterator[Store]:
+    with store_in_memory() as opened:
         yield opened
 
 

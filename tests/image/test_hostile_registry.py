@@ -27,7 +27,7 @@ from overlayfs.image.reference import Reference
 from overlayfs.image.retrying import Retrying
 from overlayfs.image.store import Image, Store
 from overlayfs.image.transfer import Access, pull, push, tags
-from tests.image.fake_registry import FakeRegistry, Reply, on, serving
+from tests.image.fake_registry import FakeRegistry, Reply, on, serving, store_in_memory
 from tests.image.making import put, tar
 
 
@@ -51,15 +51,15 @@ def fake() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
+def store() -> Iterator[Store]:
+    with store_in_memory() as opened:
         yield opened
 
 
 @pytest.fixture
-def image(tmp_path: Path, fake: FakeRegistry) -> Iterator[Image]:
+def image(fake: FakeRegistry) -> Iterator[Image]:
     """An image that the registry has as app:1."""
-    with Store.open(tmp_path / "theirs") as theirs:
+    with store_in_memory() as theirs:
         made = put(theirs, None, LAYER)
         fake.publish(theirs, made, "app", "1")
         yield made

@@ -20,7 +20,7 @@ from overlayfs.image.registries import Registries, Section
 from overlayfs.image.retrying import Retrying
 from overlayfs.image.store import Image, Store
 from overlayfs.image.transfer import Access, pull, push, tags
-from tests.image.fake_registry import FakeRegistry, Reply, Request, error, on, once, serving, times
+from tests.image.fake_registry import FakeRegistry, Reply, Request, error, on, once, serving, store_in_memory, times
 from tests.image.making import put, tar, whole
 
 NOISE = random.Random(4).randbytes(300_000)  # does not compress
@@ -50,14 +50,14 @@ def fake() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "ours") as store:
+def ours() -> Iterator[Store]:
+    with store_in_memory() as store:
         yield store
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "theirs") as store:
+def theirs() -> Iterator[Store]:
+    with store_in_memory() as store:
         yield store
 
 

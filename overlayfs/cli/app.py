@@ -6,10 +6,10 @@ command is called.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -29,13 +29,16 @@ GROUPS: Final = {
 
 
 class GroupedCommands(TyperGroup):
-    """Lists the commands by what they are for, so that the help fits a screen."""
+    """Lists the commands by what they are for, so that the help fits a screen.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    The arguments are click's, which typer brings under a private name since 0.27.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
         ordered = [name for names in GROUPS.values() for name in names]
         return [*(name for name in ordered if name in self.commands), *sorted(self.commands.keys() - set(ordered))]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = [(title, ", ".join(name for name in names if name in self.commands)) for title, names in GROUPS.items()]
         with formatter.section("Commands"):
             formatter.write_dl([row for row in rows if row[1]])
@@ -54,6 +57,16 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 
 
+@dataclass(slots=True)
+class _Chosen:
+    """What stood before the command."""
+
+    store: Path | None = None
+
+
+_chosen = _Chosen()
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         print(f"overlayfs {__version__}")
@@ -62,7 +75,6 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def overlayfs(
-    ctx: typer.Context,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -73,10 +85,9 @@ def overlayfs(
         bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    ctx.obj = store
+    _chosen.store = store
 
 
 def store_directory() -> Path | None:
     """What `--store` names for the command that runs; None means the user's own store."""
-    directory: Path | None = click.get_current_context().find_root().obj
-    return directory
+    return _chosen.store

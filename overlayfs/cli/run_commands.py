@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 
 from overlayfs.cli.app import AsJson, app, store_directory
@@ -40,16 +39,10 @@ def run(
         str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; empty for none.")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="It can write to volumes only.")] = False,
-    network: Annotated[
-        str, typer.Option("--network", click_type=click.Choice(["host", "none"]), help="Which network it sees.")
-    ] = "host",
+    network: Annotated[Literal["host", "none"], typer.Option("--network", help="Which network it sees.")] = "host",
     runtime: Annotated[
-        str | None,
-        typer.Option(
-            "--runtime",
-            click_type=click.Choice(["bwrap", "runc"]),
-            help="What starts it; else the first that is there.",
-        ),
+        Literal["bwrap", "runc"] | None,
+        typer.Option("--runtime", help="What starts it; else the first that is there."),
     ] = None,
     interactive: Annotated[  # noqa: ARG001 - it always has our standard input
         bool, typer.Option("--interactive", "-i", hidden=True)

@@ -319,6 +319,21 @@ def test_prune_says_what_it_does(kept: Kept) -> None:
     assert kept.names() == []
 
 
+def test_what_is_mounted_is_not_pruned(kept: Kept) -> None:
+    kept.run("load", "-i", archive(kept.top / "x.tar", docker_files(["x:1"], A, B)))
+    (kept.top / "mnt").mkdir()
+    kept.pipe("mount", "x:1", kept.top / "mnt")
+    try:
+        (line,) = kept.run("rmi", "x:1", status=1)
+        assert "a container or mount uses x:1" in line
+        kept.run("rmi", "-f", "x:1")
+        assert kept.answer("prune", "--all", "--force")["Layers"] == 0
+        assert (kept.top / "mnt" / "etc" / "a").read_bytes() == b"a" * 5000
+    finally:
+        kept.pipe("umount", kept.top / "mnt")
+    assert kept.answer("prune", "--all", "--force")["Layers"] == 2
+
+
 def test_verify_finds_and_removes_damage(kept: Kept) -> None:
     file = archive(kept.top / "x.tar", docker_files(["x:1"], A, B))
     kept.run("load", "-i", file)

@@ -171,7 +171,9 @@ class LayerStore:
         """Whether the directories that the layer does not describe are below as they were assumed to be."""
         if not info.implied or not below:
             return True
-        with Below(self._directories(below)) as lower:
+        directories = self._directories(below)
+        is_only_root = info.implied == [b""]  # of every layer that docker wrote: the one below tells, not all of them
+        with Below(directories[:1] if is_only_root else directories) as lower:
             for path in info.implied:
                 found = lower.entry(path)
                 if found is None or found.kind != "d":

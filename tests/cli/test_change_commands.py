@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from overlayfs.cli.committing import Request, append_to, commit_changes
+from overlayfs.cli.committing import Request, append_to, commit_changes, squash_image
 from overlayfs.cli.live import CommandError
 from overlayfs.image import mutate
 from overlayfs.image.containers import Containers
@@ -20,14 +21,15 @@ from overlayfs.image.layers import LayerStore
 from overlayfs.image.mutate import Making
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Store
-from tests.cli.people import Site, answer, run
+from tests.cli.people import Site, run
 from tests.contract.tree import build, directory, file, whiteout
 
 
 class Shop:
     """A store with the image base:1, whose only layer is the directory `base`."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
         self.top, self.directory = top, top / "store"
         build(os.fsencode(top / "base"), {"": directory(), "etc/a": file(b"1"), "gone": file()})
         self.upper = str(top / "up")
@@ -38,13 +40,19 @@ class Shop:
         with Store.open(self.directory) as store:
             mutate.append(store, None, top / "base", Reference.parse("base:1"), Making(created_by="a test"))
 
-    def do(self, *arguments: str, status: int = 0, epoch: str = "") -> str:
-        environ = {"SOURCE_DATE_EPOCH": epoch}
-        done = run("--store", str(self.directory), *arguments, status=status, environ=environ)
-        return done.stderr if status else done.stdout.strip()
+    def run(self, *arguments: str) -> str:
+        """What the program prints."""
+        return run("--store", self.directory, *arguments).stdout.strip()
 
-    def answer(self, *arguments: str) -> Any:
-        return answer("--store", str(self.directory), *arguments)
+    def commit(self, source: str | None = None, name: str | None = "app:1", base: str | None = "base:1") -> Any:
+        """As the program does it, but in this process, as starting another costs more than the test."""
+        return self.told(lambda: commit_changes(self.directory, source or self.upper, base, request(name)))
+
+    def told(self, work: Callable[[], None]) -> Any:
+        work()
+        printed = self._capture.readouterr()
+        assert printed.err == ""
+        return json.loads(printed.out)
 
     def history(self, name: str) -> list[tuple[str, str]]:
         with Store.open(self.directory) as store:
@@ -52,8 +60,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
+def shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shop:
+    return Shop(tmp_path, capsys)
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_commit_of_an_upper_prints_the_id(shop: Shop) -> None:
-    printed = shop.do("commit", shop.upper, "app:1", "--base", "base:1", "-m", "why", "-c", "ENV A=1")
+    printed = shop.run("commit", shop.upper, "app:1", "--base", "base:1", "-m", "why", "-c", "ENV A=1")
     assert re.fullmatch("sha256:[0-9a-f]{64}", printed)
     with Store.open(shop.directory) as store:
         image = store.find("app:1")
@@ -75,7 +83,7 @@ def test_commit_of_an_upper_prints_the_id(shop: Shop) -> None:
 
 
 def test_commit_as_json(shop: Shop) -> None:
-    found = shop.answer("commit", shop.upper, "app:1", "--base", "base:1")
+    found = shop.commit()
     assert {key: found[key] for key in ("name", "added", "modified", "deleted")} == {
         "name": "app:1",
         "added": 0,
@@ -91,16 +99,16 @@ def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
     site.mount(*lowers)
     (site.mountpoint / "etc" / "new").write_bytes(b"new")
     (site.mountpoint / "gone").unlink()
-    found = shop.answer("commit", str(site.mountpoint), "app:1")
+    found = shop.commit(str(site.mountpoint), base=None)
     assert (found["added"], found["deleted"]) == (1, 1)
     site.unmount()
 
 
 def test_commit_of_a_mount_of_other_layers_asks_for_the_image(shop: Shop, site: Site) -> None:
     site.mount(site.lower("low", {"etc/a": file(b"1")}))
-    said = shop.do("commit", str(site.mountpoint), "app:1", status=1)
-    assert "say with --base on which image it is" in said
-    shop.do("commit", str(site.mountpoint), "app:1", "--base", "base:1")
+    with pytest.raises(CommandError, match="say with --base on which image it is"):
+        commit_changes(shop.directory, str(site.mountpoint), None, request("app:1"))
+    shop.commit(str(site.mountpoint))
     site.unmount()
 
 
@@ -110,8 +118,8 @@ def test_commit_of_a_container(shop: Shop) -> None:
         containers = Containers(store)
         made = containers.create("box", image, LayerStore(store).unpack_image(image))
         (containers.upper("box") / "new").write_bytes(b"new")
-    assert shop.answer("commit", made.id[:6], "app:1")["added"] == 1
-    assert shop.answer("commit", "box")["name"] is None
+    assert shop.commit(made.id[:6], base=None)["added"] == 1
+    assert shop.commit("box", None, None)["name"] is None
 
 
 @pytest.mark.parametrize(
@@ -128,9 +136,9 @@ def test_commit_of_what_is_not_there(shop: Shop, source: str | None, base: str |
         commit_changes(shop.directory, source or shop.upper, base, request("x"))
 
 
-def test_same_changes_give_the_same_image(shop: Shop) -> None:
-    command = ("commit", shop.upper, "app:1", "--base", "base:1")
-    assert shop.do(*command, epoch="1700000000") == shop.do(*command, epoch="1700000000")
+def test_same_changes_give_the_same_image(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert shop.commit()["digest"] == shop.commit()["digest"]
 
 
 def test_sockets_are_spoken_of(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,21 +149,24 @@ def test_sockets_are_spoken_of(shop: Shop, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_squash_takes_over_the_name_or_gets_another(shop: Shop) -> None:
-    shop.do("commit", shop.upper, "app:1", "--base", "base:1")
-    assert len(shop.answer("squash", "app:1", "app:flat")["layers"]) == 1
-    found = shop.answer("squash", "app:1", "-m", "flat")
-    assert (found["name"], len(found["layers"])) == ("app:1", 1)
+    shop.commit()
+    found = shop.told(lambda: squash_image(shop.directory, "app:1", request("app:flat")))
+    assert (found["name"], len(found["layers"])) == ("app:flat", 1)
+    shop.run("squash", "app:1", "-m", "flat")
     assert shop.history("app:1")[-1] == ("overlayfs squash", "flat")
 
 
 def test_append_takes_over_the_name_or_gets_another(shop: Shop) -> None:
     more = str(shop.top / "base")
-    assert len(shop.answer("append", "base:1", more, "app:1", "--chown", "7:8")["layers"]) == 2
-    assert shop.answer("append", "scratch", more)["name"] is None
+    shop.run("append", "base:1", more, "app:1", "--chown", "7:8", "--json")
+    found = shop.told(lambda: append_to(shop.directory, "app:1", Path(more), None, request(None)))
+    assert (found["name"], len(found["layers"])) == ("app:1", 3)
+    found = shop.told(lambda: append_to(shop.directory, "scratch", Path(more), None, request(None)))
+    assert (found["name"], len(found["layers"])) == (None, 1)
 
 
 def request(name: str | None, changes: tuple[str, ...] = (), compression: str = "gzip") -> Request:
-    return Request(name, "", "", changes, compression, as_json=False)
+    return Request(name, "", "", changes, compression, as_json=True)
 
 
 @pytest.mark.parametrize(

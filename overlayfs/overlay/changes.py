@@ -174,20 +174,31 @@ class Comparison:
         return self._as_layer(self._new.root(), self._old_root(), visit)
 
     def _as_layer(self, new: Node, old: Node | None, visit: Visit | None) -> Iterator[Change]:
-        if old is not None and new.places == old.places and not (new.is_directory and self._new.has_index):
-            return
-        below = old if old is not None and old.is_directory and new.is_directory else None
-        hides = below is not None and set(new.places).isdisjoint(below.places) and bool(self._old.children(below))
-        yield from self._in_layer(new, old, hides)
-        if not new.is_directory:
-            return
-        if visit is not None and new.places[0].layer == UPPER_INDEX:
-            self._show(new, visit)
-        for child, other in self._pairs(new, None if hides else below):
-            if child is not None:
-                yield from self._as_layer(child, other, visit)
-            elif other is not None:
-                yield Change(other.path, ChangeKind.DELETED, before=self._old.version(other))
+        """A loop with a stack of its own, as a tree may be deeper than functions can call each other."""
+        stack: list[Iterator[tuple[Node | None, Node | None]]] = [iter([(new, old)])]
+        while stack:
+            above, below = next(stack[-1], (None, None))
+            if above is None and below is None:
+                stack.pop()
+            elif above is None:
+                assert below is not None
+                yield Change(below.path, ChangeKind.DELETED, before=self._old.version(below))
+            elif not self._is_untouched(above, below):
+                hides = self._hides(above, below)
+                yield from self._in_layer(above, below, hides)
+                if above.is_directory:
+                    self._show(above, visit)
+                    stack.append(self._pairs(above, below if below and below.is_directory and not hides else None))
+
+    def _is_untouched(self, new: Node, old: Node | None) -> bool:
+        """Whether these are the very same files, and so is all below them."""
+        return old is not None and new.places == old.places and not (new.is_directory and self._new.has_index)
+
+    def _hides(self, new: Node, old: Node | None) -> bool:
+        """Whether nothing of what a directory had can be seen in it now."""
+        if old is None or not (new.is_directory and old.is_directory):
+            return False
+        return set(new.places).isdisjoint(old.places) and bool(self._old.children(old))
 
     def _in_layer(self, new: Node, old: Node | None, hides: bool) -> Iterator[Change]:
         after = self._new.version(new)
@@ -199,7 +210,9 @@ class Comparison:
         if aspects or hides or (not new.is_directory and after.stat.nlink > 1):
             yield Change(new.path, ChangeKind.MODIFIED, after, before, aspects, hides)
 
-    def _show(self, directory: Node, visit: Visit) -> None:
+    def _show(self, directory: Node, visit: Visit | None) -> None:
+        if visit is None or directory.places[0].layer != UPPER_INDEX:
+            return
         fd = self._new.open(directory.places[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             visit(directory.path, fd)
@@ -241,8 +254,8 @@ class Comparison:
             return
         if old is None:
             yield Change(new.path, ChangeKind.ADDED, after=self._new.version(new))
-        elif new.places == old.places and not (new.is_directory and self._new.has_index):
-            return  # the very same files
+        elif self._is_untouched(new, old):
+            return
         else:
             yield from self._modified(new, old)
         if new.is_directory:

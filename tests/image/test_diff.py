@@ -12,7 +12,8 @@ import pytest
 
 from overlayfs.image.diff import LayerSummary, write_layer
 from overlayfs.image.errors import InvalidError
-from overlayfs.overlay.changes import Comparison
+from overlayfs.image.staging import remove_tree
+from overlayfs.overlay.changes import ChangeKind, Comparison
 from tests.contract.tree import (
     EPOCH,
     SECOND,
@@ -258,3 +259,20 @@ def test_whole_tree_of_several_layers(tmp_path: Path) -> None:
     written = Layer(out.getvalue(), LayerSummary())
     assert written.names == ["a", "b"]
     assert written.content["a"] == b"top"
+
+
+def test_tree_deeper_than_the_stack(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, [{}], {})
+    depth = 1100
+    here = os.open(layers.upper, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    try:
+        with Comparison.open(layers.upper, layers.lowers) as comparison:
+            assert sum(change.kind is ChangeKind.ADDED for change in comparison.as_layer()) == depth
+    finally:
+        remove_tree(tmp_path / "up")  # pytest's own removal is recursive

@@ -20,7 +20,7 @@ import trio
 
 from .connection import receive
 from .digest import digest_from, hex_of
-from .errors import DigestError, RegistryError
+from .errors import DigestError, ImageError, RegistryError
 from .model import Descriptor
 from .progress import Task
 from .registry import Repository
@@ -48,8 +48,10 @@ async def download(store: Store, repository: Repository, descriptor: Descriptor,
                 _restart(partial, task)
                 await _complete(repository, partial, task)
             partial.check(repository.where)
-        except DigestError:
-            partial.path.unlink()
+        except ImageError as error:
+            task.advance(-partial.size)  # another source may begin again
+            if isinstance(error, DigestError):
+                partial.path.unlink()
             raise
         await trio.to_thread.run_sync(store.adopt_blob, partial.path, descriptor.digest)
 

@@ -66,23 +66,14 @@ def test_login_push_search_pull_logout(registry: Running, home: Path, image: str
     assert sorted(run("search-tags", "--insecure", name).stdout.split()) == ["1.0", "2"]
     assert answer("search-tags", "--insecure", "--filter", "1.*", name)["Tags"] == ["1.0"]
 
-    pulled = run("--store", home / "other", "pull", "--insecure", name)
+    pulled = run("--store", home / "a", "pull", "--insecure", name)
     assert pulled.stdout.startswith(f"{name}: linux/amd64, ") and pulled.stdout.endswith(f", {image}\n")
-    found = answer("--store", home / "other", "pull", "--insecure", "--no-unpack", name)
+    found = answer("--store", home / "b", "pull", "--insecure", "--no-unpack", name)
     assert (found["Name"], found["Digest"], found["Platform"]) == (name, image, "linux/amd64")
+    assert (len(os.listdir(home / "a/layers")), len(os.listdir(home / "b/layers"))) == (2, 0)
 
     assert run("logout", registry.name).stdout.startswith(f"logged out of {registry.name}")
-    assert run("logout", registry.name).stdout == f"not logged in to {registry.name}\n"
     assert run("pull", "--insecure", name, status=1).stderr.startswith(f"overlayfs: {name}: access denied")
-
-
-def test_pull_unpacks_unless_told_not_to(registry: Running, home: Path, image: str) -> None:
-    log_in(registry)
-    name = f"{registry.name}/unpack"
-    run("push", "--insecure", "here", name)
-    run("--store", home / "a", "pull", "--insecure", "--no-unpack", name)
-    run("--store", home / "b", "pull", "--insecure", name)
-    assert (len(os.listdir(home / "a/layers")), len(os.listdir(home / "b/layers"))) == (0, 2)
 
 
 def test_wrong_password_is_not_kept(registry: Running, home: Path) -> None:
@@ -142,4 +133,3 @@ def test_image_without_a_name_needs_one_to_be_pushed(home: Path) -> None:
 
 def test_usage(home: Path) -> None:
     assert "exclude each other" in run("pull", "--platform", "linux/amd64", "--all-platforms", "x", status=2).stderr
-    assert "--ca" in run("pull", "--ca", home / "missing.pem", "x", status=2).stderr

@@ -27,6 +27,29 @@ NOISE = random.Random(4).randbytes(300_000)  # does not compress
 LAYERS = (tar({"etc/os": b"debian", "noise": NOISE}), tar({"etc/os": b"ours"}), tar({"b": b"c"}))
 
 
+class Counting:
+    """Watches work: the bytes that were done of each blob."""
+
+    def __init__(self) -> None:
+        self.done_of: dict[str, int] = {}
+        self.size_of: dict[str, int | None] = {}
+
+    def begin(self, what: str, total: int | None) -> CountingTask:
+        self.done_of[what], self.size_of[what] = 0, total
+        return CountingTask(self, what)
+
+
+class CountingTask:
+    def __init__(self, counting: Counting, what: str) -> None:
+        self.counting, self.what = counting, what
+
+    def advance(self, n: int) -> None:
+        self.counting.done_of[self.what] += n
+
+    def done(self, note: str = "") -> None:
+        pass
+
+
 class Waits:
     """Stands in for the clock: what would have been waited."""
 
@@ -365,6 +388,26 @@ def test_two_pulls_at_once_fetch_each_blob_once(ours: Store, theirs: Store, fake
     trio.run(both)
     assert len(fake.sent("GET", "/blobs/")) == 4
     assert staged(ours) == []
+
+
+def test_progress_counts_each_byte_once(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(theirs, None, *LAYERS)
+    fake.publish(theirs, image, "app", "1")
+    layer = image.manifest.layers[0]
+    with serving() as mirror:
+        mirror.publish(theirs, image, "app", "1")
+        mirror.rules.append(on("GET", layer.digest, Reply(200, {}, mirror.blobs[layer.digest], cut=100_000)))
+        registries = Registries({fake.name: Section(mirrors=[mirror.url], insecure=True)})
+        counting = Counting()
+        how = replace(access, registries=registries)
+        got = trio.run(lambda: pull(ours, name(fake), None, how, progress=counting))
+        assert counting.done_of == counting.size_of
+        assert len(counting.size_of) == 4
+    with serving() as other:
+        other.rules.append(lambda request: keep_half(other, request))
+        counting = Counting()
+        trio.run(push, ours, got, name(other), replace(access, chunk=100_000), counting)
+        assert counting.done_of == counting.size_of
 
 
 # push

@@ -75,7 +75,7 @@ def _fail(message: str, status: int) -> int:
 def _run(request: RunRequest, store_directory: Path | None) -> int:
     volumes = [Volume.parse(text) for text in request.volumes]
     check_distinct([volume.target for volume in volumes])
-    kind, program = find_runtime(request.runtime)
+    kind, program = find_runtime(request.runtime, has_terminal=_has_terminal())
     with Store.open(store_directory) as store:
         image = store.find(request.image)
         container = _make_or_claim(store, image, request)
@@ -94,11 +94,11 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
 def _make_or_claim(store: Store, image: Image, request: RunRequest) -> Container:
     containers = Containers(store)
     containers.sweep()
-    if request.name is not None and (containers.directory(request.name)).exists():
+    layers = LayerStore(store).unpack_image(image)
+    if request.name is not None and containers.directory(request.name).exists():
         if request.removes:
             raise InUseError(f"the container {request.name} is there already: leave --rm out to run in it again")
         return containers.claim(request.name, image.descriptor.digest)
-    layers = LayerStore(store).unpack_image(image)
     return containers.create(request.name, image, layers, is_ephemeral=request.removes)
 
 
@@ -163,7 +163,7 @@ class _Running:
             binds,
             request.network,
             request.is_read_only,
-            keeps_terminal=os.isatty(0) and os.isatty(1),
+            keeps_terminal=_has_terminal(),
         )
 
     def _note(self, command: Sequence[str]) -> None:
@@ -175,6 +175,8 @@ class _Running:
         leave_behind(self._clean_up, after=os.pidfd_open(os.getpid()))
 
     def _clean_up(self) -> None:
+        if not self.root.exists():
+            return
         with Store.open(self.store) as store:
             left = Containers(store).find(self.container.name)
         if left.process == self.container.process:  # else it ended in peace
@@ -186,6 +188,11 @@ class _Running:
         remove_tree(self.bundle)
         with Store.open(self.store) as store:
             Containers(store).release(self.container.name, status)
+
+
+def _has_terminal() -> bool:
+    """Whether the program gets a terminal to read from and write to."""
+    return os.isatty(0) and os.isatty(1)
 
 
 def _check_can_be(user: User, has_users: bool) -> None:

@@ -33,6 +33,8 @@ FORWARDED: Final = (
     signal.SIGWINCH,
 )
 _WATCHED: Final = frozenset({*FORWARDED, signal.SIGCHLD})
+_OF_THE_GROUP: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH})
+"""What a terminal sends to all of its foreground group; of a hang-up only the session's leader hears."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL, <asm-generic/siginfo.h>: from the terminal, not from a process
 _RUNC_STATE: Final = "state"
 
@@ -59,11 +61,15 @@ def stop(kind: Kind, program: str, bundle: Path, name: str) -> None:
         subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-def _watch(process: subprocess.Popen[bytes], tell: Callable[[int], None]) -> int:
-    """Wait for the end of the runtime; its exit status. The signals are blocked."""
+def _watch(process: subprocess.Popen[bytes], tell: Callable[[int], None], *, is_in_group: bool = True) -> int:
+    """Wait for the end of the runtime; its exit status. The signals are blocked.
+
+    `is_in_group`: the terminal tells the runtime's side by itself.
+    """
     while process.poll() is None:
         info = signal.sigwaitinfo(_WATCHED)
-        if info.si_signo != signal.SIGCHLD and info.si_code != _FROM_KERNEL:
+        is_told = is_in_group and info.si_code == _FROM_KERNEL and info.si_signo in _OF_THE_GROUP
+        if info.si_signo != signal.SIGCHLD and not is_told:
             with suppress(ProcessLookupError):
                 tell(info.si_signo)
     assert process.returncode is not None
@@ -104,12 +110,24 @@ def _run_bwrap(program: str, plan: Launch, mask: set[int]) -> int:
         for fd in passed:
             os.close(fd)
     with os.fdopen(status_fd, "rb") as reports:
-        status = _watch(process, lambda number: _tell_sandboxed(process.pid, number))
+        has_session = program_filter is None
+        status = _watch(process, lambda number: _tell_sandboxed(process.pid, number), is_in_group=not has_session)
+        _take_terminal_back()
         return _check_was_started(status, reports.read())
 
 
 def _set_mask(mask: set[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _take_terminal_back() -> None:
+    """Be in the terminal's foreground again, where a shell has put its own group, which ended with it."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        with suppress(OSError):  # standard input is no terminal, or not our session's
+            os.tcsetpgrp(0, os.getpgrp())
+    finally:
+        signal.signal(signal.SIGTTOU, before)
 
 
 def _file_of(name: str, data: bytes) -> int:

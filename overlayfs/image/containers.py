@@ -108,9 +108,7 @@ class Containers:
         found = [LayerStore(self._store).path(key) for key in reversed(container.layers)]
         for path in found:
             if not path.is_dir():
-                raise NotFoundError(
-                    f"{path} is missing: {container.name} cannot be used without it; load its image again"
-                )
+                raise NotFoundError(f"{path} is missing, and {container.name} needs it: mount its image once")
         return found
 
     def compare(self, container: Container) -> Comparison:

@@ -57,7 +57,7 @@ SYSTEM: Final = ("/proc", "/dev", "/sys")
 
 
 class Kind(Enum):
-    """The runtimes, in the order in which they are looked for."""
+    """The runtimes."""
 
     BWRAP = "bwrap"
     RUNC = "runc"
@@ -93,9 +93,14 @@ class Launch:
     keeps_terminal: bool = False
 
 
-def find_runtime(wanted: Kind | None) -> tuple[Kind, str]:
-    """Which runtime to use, and the path of its program. Raises NotFoundError."""
-    for kind in Kind if wanted is None else (wanted,):
+def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
+    """Which runtime to use, and the path of its program. Raises NotFoundError.
+
+    Bubblewrap needs nothing of the machine. But on a terminal a shell wants a session of its own, which it has from
+    runc: in another pid namespace than its session's leader, dash and busybox complain when they end.
+    """
+    preferred = reversed(Kind) if has_terminal else Kind
+    for kind in preferred if wanted is None else (wanted,):
         found = shutil.which(kind.value) or shutil.which(kind.value, path="/usr/local/sbin:/usr/sbin:/sbin:/usr/bin")
         if found:
             return kind, found

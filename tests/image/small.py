@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Final
 
 from overlayfs.image.digest import digest_of
-from overlayfs.image.model import OCI_LAYER, Descriptor, ImageConfig, Manifest, RootFS, RunConfig
+from overlayfs.image.model import OCI_LAYER, ImageConfig, Manifest, RootFS, RunConfig
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Image, Store
 from overlayfs.image.users import GROUP, PASSWD
 
 PROGRAMS: Final = ("sh", "cat", "chown", "id", "ln", "ls", "mkdir", "pwd", "rm", "sleep", "stat", "touch", "tty")
+Files = Mapping[str, bytes | tarfile.TarInfo]
 USERS: Final = b"root:x:0:0:root:/root:/bin/sh\nbob:x:33:44:Bob:/home/bob:/bin/sh\n"
 GROUPS: Final = b"root:x:0:\nbobs:x:44:\nothers:x:50:bob,root\n"
 
 
-def layer_of(files: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
+def layer_of(files: Files) -> bytes:
     """A tar with these files, owned by root, and their directories."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -75,7 +76,7 @@ def programs() -> dict[str, bytes]:
     return files
 
 
-def small_image(store: Store, config: RunConfig | None = None, *layers: Mapping[str, bytes | tarfile.TarInfo]) -> Image:
+def small_image(store: Store, config: RunConfig | None = None, *layers: Files) -> Image:
     """`small:latest` in the store: the programs, two users, a writable /tmp; then these layers."""
     base: dict[str, bytes | tarfile.TarInfo] = {**programs(), PASSWD.decode().lstrip("/"): USERS}
     base |= {GROUP.decode().lstrip("/"): GROUPS, "tmp/": tarfile.TarInfo("tmp")}
@@ -83,11 +84,18 @@ def small_image(store: Store, config: RunConfig | None = None, *layers: Mapping[
     return image_of(store, "small", config or RunConfig(cmd=["sh"]), base, *layers)
 
 
-def image_of(store: Store, name: str, config: RunConfig, *layers: Mapping[str, bytes | tarfile.TarInfo]) -> Image:
+def image_of(
+    store: Store,
+    name: str,
+    config: RunConfig,
+    *layers: Files,
+    base: Image | None = None,
+) -> Image:
+    """An image of these layers, on those of `base`."""
     tars = [layer_of(layer) for layer in layers]
-    blobs: list[Descriptor] = [store.add_blob(tar, OCI_LAYER) for tar in tars]
-    rootfs = RootFS("layers", [digest_of(tar) for tar in tars])
-    document = ImageConfig(architecture="amd64", os="linux", rootfs=rootfs, config=config)
+    blobs = [*(base.manifest.layers if base else ()), *(store.add_blob(tar, OCI_LAYER) for tar in tars)]
+    diff_ids = [*(base.config.rootfs.diff_ids if base else ()), *map(digest_of, tars)]
+    document = ImageConfig(architecture="amd64", os="linux", rootfs=RootFS("layers", diff_ids), config=config)
     return store.put_image(Manifest(2, blobs[0], blobs), document, Reference.parse(name))
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -128,7 +128,8 @@ class _Running:
         mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
         with ChildMount(options, mount), Inside(os.fsencode(self.root)) as inside:
             process = process_of(config, request.overrides, inside, self.container.name, os.environ)
-            _check_can_be(process.user, has_users)
+            if not has_users:
+                process = replace(process, user=_root_alone(process.user))
             self._note(process.arguments)
             places = Mountpoints(inside)
             try:
@@ -195,11 +196,13 @@ def _has_terminal() -> bool:
     return os.isatty(0) and os.isatty(1)
 
 
-def _check_can_be(user: User, has_users: bool) -> None:
-    if (user.uid or user.gid) and not has_users:
+def _root_alone(user: User) -> User:
+    """The image's root where there is nobody else, in no further groups. Raises NotFoundError for others."""
+    if user.uid or user.gid:
         raise NotFoundError(
             f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
         )
+    return replace(user, groups=())
 
 
 def _prepare(places: Mountpoints, directory: str, volumes: list[Volume], network: Network) -> list[Bind]:

@@ -14,7 +14,7 @@ from ..tree.syscalls import descriptor_path
 from . import copyup
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
-from .ownership import Owner, format_override, parse_override
+from .ownership import Owner, bare_owner, format_override, parse_override
 from .state import State
 
 _NOTHING = AttributeChanges()
@@ -72,6 +72,8 @@ def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
     if layer.override is not None and (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
         with state.node(inode) as fd:
             owner = read_override(layer, descriptor_path(fd), owner)
+    elif layer.override is not None:
+        owner = bare_owner(st)
     if state.ownership.plain:
         return owner
     return owner._replace(uid=state.ownership.shown_uid(owner.uid), gid=state.ownership.shown_gid(owner.gid))

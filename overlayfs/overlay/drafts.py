@@ -265,8 +265,10 @@ def written_owner(state: State, fd: int, owner: Owner) -> Owner:
     """Owner and mode that a new file gets on disk: with an override xattr, which this writes, we own it ourselves."""
     assert state.upper is not None
     kind = stat.S_IFMT(owner.mode)
-    if state.upper.override is None or kind not in (stat.S_IFREG, stat.S_IFDIR):
+    if state.upper.override is None:
         return owner
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # it can hold none: see ownership.bare_owner
+        return owner if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), owner.mode, owner.rdev)
     os.setxattr(syscalls.descriptor_path(fd), state.upper.override, format_override(owner))
     mode = 0o755 if kind == stat.S_IFDIR else 0o600 | owner.mode & 0o111
     return Owner(os.geteuid(), os.getegid(), kind | mode, 0)

@@ -87,6 +87,18 @@ def parse_override(value: bytes) -> Owner | None:
     return Owner(uid, gid, stat.S_IMODE(mode) | (kind or stat.S_IFMT(mode)), rdev)
 
 
+def bare_owner(st: os.stat_result) -> Owner:
+    """The owner of what can hold no override xattr, in a layer that has them.
+
+    Its maker could not give such a file to anybody: where that is an ordinary user, their own ids stand for root's.
+    """
+    if os.geteuid() == 0:
+        return Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+    uid = 0 if st.st_uid == os.geteuid() else st.st_uid
+    gid = 0 if st.st_gid == os.getegid() else st.st_gid
+    return Owner(uid, gid, st.st_mode, st.st_rdev)
+
+
 def _parse_type(text: str) -> tuple[int, int]:
     name, _, numbers = text.partition("-")
     if name in ("block", "char"):

@@ -21,7 +21,7 @@ from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, descriptor_path, entry_pa
 from .inodes import Attributes
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
 from .merge import Kind, Names, merge, scan
-from .ownership import Owner, parse_override
+from .ownership import Owner, bare_owner, parse_override
 
 _DIRECTORIES_REMEMBERED = 512
 
@@ -342,8 +342,10 @@ class View:
 
     def _overridden(self, place: Location, fd: int, st: os.stat_result) -> Owner | None:
         name = self._layers[place.layer].override
-        if name is None or not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
+        if name is None:
             return None
+        if not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
+            return bare_owner(st)
         value = marks.read_xattr_of_target(descriptor_path(fd), name)
         owner = None if value is None else parse_override(value)
         if owner is not None and not stat.S_IFMT(owner.mode):

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from overlayfs.cli.live import mount_entries
+from overlayfs.image.store import Store
 from overlayfs.tree.syscalls import mount, unmount
+from tests.cli.people import run
 from tests.cli.prepared import Done, Prepared
-from tests.image.small import small_image_archive
+from tests.image.small import small_image
 
 USER = 4711
 _MS_BIND = 4096
@@ -37,7 +39,7 @@ class Home:
 
     def run(self, *words: str | Path, status: int = 0) -> str:
         done = self.call(*words)
-        assert (done.status, done.err) == (status, "")
+        assert (done.status, done.err) == (status, ""), done.err
         return done.out
 
     def sh(self, script: str, *options: str | Path, status: int = 0) -> str:
@@ -57,7 +59,7 @@ def covered(place: str, by: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def top(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def top() -> Iterator[Path]:
     """A directory for the user, who may pass through all above it."""
     top = Path("/var/tmp") / f"overlayfs-user-{os.getpid()}"
     top.mkdir()
@@ -83,7 +85,10 @@ def prepared(machine: Path) -> Iterator[Prepared]:
     (machine / "out").mkdir()
     (machine / "out").chmod(0o777)
     with Prepared(machine / "out/printed", USER, {"HOME": str(machine / "home")}) as prepared:
-        small_image_archive(machine / "small.tar")
+        with Store.open(machine / "roots") as store:
+            small_image(store)
+        run("--store", machine / "roots", "save", "small", "-o", machine / "small.tar")
+        (machine / "small.tar").chmod(0o644)
         done = prepared.call("--store", machine / "home/store", "load", "-i", machine / "small.tar")
         assert done.status == 0, done
         yield prepared
@@ -162,7 +167,9 @@ def mountpoint(home: Home) -> Iterator[Path]:
 
 def as_user(words: list[str | Path]) -> str:
     """Run a program as the user; root may not look into a user's FUSE mount."""
-    return subprocess.run(words, user=USER, group=USER, extra_groups=[], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        words, user=USER, group=USER, extra_groups=[], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def test_read_only_mount_shows_the_images_owners(home: Home, mountpoint: Path) -> None:
@@ -179,5 +186,7 @@ def test_writable_mount_is_the_users_and_what_is_written_roots(home: Home, mount
     )
     home.run("umount", mountpoint)
     assert home.run("diff", "box") == "A /d/\nD /etc/group\nA /etc/link\nA /etc/new\n"
-    assert home.run("run", "--name", "box", "small", "stat", "-c", "%u:%g", "/etc/new", "/etc/link", "/d") == "0:0\n" * 3
+    assert (
+        home.run("run", "--name", "box", "small", "stat", "-c", "%u:%g", "/etc/new", "/etc/link", "/d") == "0:0\n" * 3
+    )
     home.run("rm", "box")

@@ -18,14 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..overlay.changes import Comparison
-from ..overlay.layer import open_layer
 from ..tree import metadata, syscalls
 from .digest import Digest
 from .errors import InUseError, InvalidError, NotFoundError
@@ -33,6 +31,9 @@ from .layers import LayerStore
 from .staging import remove_tree
 from .store import Image, Store
 from .uses import Process
+
+if TYPE_CHECKING:
+    from ..overlay.changes import Comparison
 
 RECORD: Final = "container.json"
 UPPER: Final = "upper"
@@ -113,6 +114,8 @@ class Containers:
 
     def compare(self, container: Container) -> Comparison:
         """What it changed in its image; the caller closes it."""
+        from ..overlay.changes import Comparison  # a mount need not wait for it
+
         lowers = [os.fsencode(path) for path in self.lowers(container)]
         upper, work = os.fsencode(self.upper(container.name)), os.fsencode(self.work(container.name))
         return Comparison.open(upper, lowers, work=work)
@@ -290,6 +293,8 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _be_like(lower: bytes, upper: bytes) -> None:
     """Give an upper's root owner, mode, xattrs and times of the image's: the mount shows those of the upper."""
+    from ..overlay.layer import open_layer
+
     layer = open_layer(0, lower)
     target = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

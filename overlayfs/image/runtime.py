@@ -144,7 +144,7 @@ _AUDIT_X86_64, _AUDIT_AARCH64 = 0xC000003E, 0xC00000B7  # linux/audit.h
 _IOCTL: Final = {"x86_64": (_AUDIT_X86_64, 16), "aarch64": (_AUDIT_AARCH64, 29)}
 _X32_BIT: Final = 0x4000_0000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # asm-generic/ioctls.h, linux/tiocl.h
-_ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001  # linux/seccomp.h: SECCOMP_RET_*
+_ALLOW, _EPERM = 0x7FFF0000, 0x00050001  # linux/seccomp.h: SECCOMP_RET_*
 _LOAD, _EQUALS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.h: ld abs, jeq, jge, ret
 
 

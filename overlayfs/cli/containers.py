@@ -20,7 +20,7 @@ from overlayfs.cli.unmounting import take_down
 from overlayfs.image.containers import Container, Containers
 from overlayfs.image.errors import ImageError, InUseError, NotFoundError
 from overlayfs.image.staging import remove_tree
-from overlayfs.image.store import Store
+from overlayfs.image.store import Store, default_directory
 from overlayfs.overlay.changes import Comparison
 
 _PATIENCE_S: Final = 10.0
@@ -92,6 +92,8 @@ def _status(container: Container) -> tuple[str, str]:
 
 def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
     """What a container changed, None where none has that name or ID; the caller closes it."""
+    if not (store_directory or default_directory()).exists():  # looking makes no store
+        return None
     with Store.open(store_directory) as store:
         containers = Containers(store)
         try:

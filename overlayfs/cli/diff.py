@@ -57,6 +57,11 @@ def show(comparison: Compared, form: Form, everything: bool) -> None:
 
 
 def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
+    """A container's changes before those of a directory of that name, which ./NAME means, as `commit` has it."""
+    if not lowers and b"/" not in tree:
+        container = compare_container(store_directory(), os.fsdecode(tree))
+        if container is not None:
+            return container
     path = resolve(tree)
     entry = mount_at(path)
     if entry is None or not is_ours(entry):
@@ -65,9 +70,6 @@ def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
             where = printable(around.mountpoint)
             raise CommandError(f"{printable(tree)}: lies in the mount {where}: name that, or for an upper its --lower")
         if not os.path.isdir(path):
-            container = None if lowers else compare_container(store_directory(), os.fsdecode(tree))
-            if container is not None:
-                return container
             raise CommandError(f"{printable(tree)}: not a directory, and no container of that name")
         return Comparison.open(path, None if lowers is None else [os.fsencode(lower) for lower in lowers])
     if lowers:

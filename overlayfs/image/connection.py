@@ -12,89 +12,35 @@ For tasks of one trio run; all of them share the connections, of which there are
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import httpx
-import msgspec
 import trio
-from msgspec import Struct
 
 from overlayfs._version import __version__
 
 from .auth import Authenticator, TokenRequest, parse_challenges
+from .complaints import MAX_COMPLAINT, explain, printable, refusal
 from .credentials import Credential
 from .errors import LimitError, RegistryError
+from .exchange import Answer, Ask, ReadBody, origin_of, receive
 from .registries import Endpoint, Origin, Scheme
 from .retrying import RETRIED, Retrying, retry_after_s
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS: Final = 5
 _MAX_TOKEN_ANSWER: Final = 1 << 20
-MAX_COMPLAINT: Final = 1 << 16
 _HOST: Final = re.compile(rb"[A-Za-z0-9._:-]+")
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=30.0, pool=None)
 _NO_COOKIES: Final = DefaultCookiePolicy(allowed_domains=[])
 
 Result = TypeVar("Result")
-
-
-class Body(Protocol):
-    """What a request sends: `open` gives its bytes anew for each attempt."""
-
-    @property
-    def size(self) -> int: ...
-
-    def open(self) -> httpx.AsyncByteStream: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request: a URL, or a path below the API's root, and the scopes that a token must have."""
-
-    method: str
-    url: str
-    scopes: Collection[str] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Body | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response that was read to its end."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
-    url: str
-
-
-class _Read(httpx.AsyncByteStream):
-    """A body that has been read already."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-
-class _Complaint(Struct):
-    """One of the errors that a registry explains (distribution specification, Error Codes)."""
-
-    code: str | None = None
-    message: str | None = None
-
-
-class _Complaints(Struct):
-    errors: list[_Complaint] = []
 
 
 class Failed(Exception):
@@ -177,7 +123,7 @@ class Connection:
                 if await self._authenticator.answer(challenges, ask.scopes, header):
                     continue
                 response = httpx.Response(
-                    401, headers=refused.headers, stream=_Read(refused.body), request=response.request
+                    401, headers=refused.headers, stream=ReadBody(refused.body), request=response.request
                 )
             if response.status_code in _REDIRECTS and ask.method in ("GET", "HEAD"):
                 await response.aclose()
@@ -204,7 +150,7 @@ class Connection:
         try:
             response = await client.send(request, stream=True, auth=None)
         except httpx.TransportError as error:
-            why = _explain(error, url, self.endpoint)
+            why = explain(error, url, self.endpoint)
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._has_answered:
                 raise why from None  # a wrong name, more likely than a passing fault
             raise Failed(why) from None
@@ -223,7 +169,7 @@ class Connection:
         try:
             await receive(response, take)
         except httpx.TransportError as error:
-            raise Failed(_explain(error, response.url, self.endpoint)) from None
+            raise Failed(explain(error, response.url, self.endpoint)) from None
         return Answer(response.status_code, response.headers, bytes(body), str(response.url))
 
     async def _ask_realm(self, request: TokenRequest) -> bytes:
@@ -323,85 +269,3 @@ def _trusting_anybody() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
-
-
-async def receive(response: httpx.Response, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Hand the parts of a body, as they come, to `take`; close the response. What `take` raises ends it.
-
-    Raises httpx.TransportError if the body breaks off.
-    """
-    failure: Exception | None = None
-    try:
-        with trio.CancelScope() as reading:
-            async for part in response.aiter_raw():
-                if failure is not None:
-                    continue  # until the read below is cancelled: a generator is not left half-way
-                try:
-                    with trio.CancelScope(shield=True):
-                        await take(part)
-                except Exception as error:  # noqa: BLE001 - raised below
-                    failure = error
-                    reading.cancel()
-    finally:
-        await response.aclose()
-    if failure is not None:
-        raise failure
-
-
-def origin_of(url: httpx.URL) -> Origin:
-    return Origin(url.scheme, url.host.lower(), url.port or {"https": 443, "http": 80}.get(url.scheme, 0))
-
-
-def refusal(answer: Answer, who: str) -> RegistryError:
-    """The error for a response that is not the one hoped for."""
-    return RegistryError(f"{who} answers {answer.status}: {complaint(answer)}", answer.status)
-
-
-def complaint(answer: Answer) -> str:
-    """What the server says is wrong."""
-    try:
-        errors = msgspec.json.decode(answer.body[:MAX_COMPLAINT], type=_Complaints).errors
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        errors = []
-    said = "; ".join(text for error in errors if (text := error.message or error.code or ""))
-    return printable(said) or httpx.codes.get_reason_phrase(answer.status) or "no reason given"
-
-
-def printable(text: str) -> str:
-    """At most 200 characters of what a server says, none of which a terminal obeys."""
-    text = text[:200]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _explain(error: httpx.TransportError, url: httpx.URL, endpoint: Endpoint) -> RegistryError:
-    """What kept a request from its answer, and what to do."""
-    who = str(origin_of(url))
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            advice = "name its authority with --ca"
-            return RegistryError(f"{who}: its certificate is not trusted ({cause.verify_message}); {advice}")
-        if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            advice = "; --insecure allows that" if endpoint.is_loopback else ""
-            return RegistryError(f"{who} does not speak TLS{advice}")
-    if isinstance(error, httpx.TimeoutException):
-        return RegistryError(f"{who} does not answer in time")
-    text = next((said for cause in causes if (said := _strerror(cause))), str(error) or type(error).__name__)
-    return RegistryError(f"{who}: {printable(text)}")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error, what it came from, and so on; of a group its first member."""
-    found: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in found:
-        found.append(at)
-        at = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else at.__cause__ or at.__context__
-    return found
-
-
-def _strerror(error: BaseException) -> str:
-    """What a system call or the resolver says, without the addresses that trio adds."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return ""
-    return os.strerror(error.errno) if error.errno > 0 else error.strerror or ""

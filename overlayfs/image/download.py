@@ -18,9 +18,9 @@ from typing import Final
 import httpx
 import trio
 
-from .connection import receive
 from .digest import digest_from, hex_of
 from .errors import DigestError, ImageError, RegistryError
+from .exchange import receive
 from .model import Descriptor
 from .progress import Task
 from .registry import Repository

@@ -16,10 +16,12 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from .connection import Answer, Ask, Connection, complaint, refusal
+from .complaints import complaint, refusal
+from .connection import Connection
 from .credentials import Credential, find_credential
 from .digest import Digest, digest_of, parse_digest
 from .errors import DigestError, ImageError, InvalidError, NotFoundError, RegistryError
+from .exchange import Answer, Ask
 from .model import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
 from .reference import Reference
 from .registries import Endpoint

@@ -17,8 +17,9 @@ from typing import Final
 import httpx
 import trio
 
-from .connection import Answer, Ask, Failed
+from .connection import Failed
 from .errors import DigestError, RegistryError
+from .exchange import Answer, Ask
 from .model import Descriptor
 from .progress import Task
 from .registry import Repository, mount_query

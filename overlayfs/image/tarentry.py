@@ -26,7 +26,7 @@ _METADATA_IN_A_ROW: Final = 16
 _KINDS: Final = {b"0": "f", b"\0": "f", b"7": "f", b"S": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d"}
 _KINDS[b"6"] = "p"
 _MAX_ID: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
-_MAX_TIME_NS: Final = 1 << 62
+_MAX_TIME_NS: Final = (1 << 63) - 1  # the year 2262: what an index keeps
 _LARGEST_MAJOR, _LARGEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # linux/kdev_t.h
 _LONGEST_TARGET: Final = 4095
 

@@ -2,12 +2,12 @@
 
 A layer that takes something for granted which the layers below must tell (see unpack.py) is not the same above other
 layers: it is kept under its chainID. Published by a rename, after its diffID was found right and all of it is on the
-disk. Threads and processes may unpack the same layer at once: the first one's stays.
+disk. Threads and processes may unpack the same layer at once: the first one's stays. What unpacks and compares is
+imported when it is needed: a mount of an unpacked image waits for none of it.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -19,25 +19,15 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ..tree.syscalls import sync_filesystem
-from .below import Below
-from .compression import open_decompressed
 from .digest import Digest, chain_ids, hex_of
-from .disk_format import choose_format
-from .errors import DigestError, ImageError, InvalidError, NotFoundError
-from .index import VERSION, LayerIndex, dump_index, parse_index
+from .errors import InvalidError, NotFoundError
+from .index import LayerIndex, parse_index
 from .limits import DEFAULT_LIMITS, Limits
-from .model import LAYER_TYPES, Descriptor
-from .pipeline import HashedChunks
-from .progress import NO_PROGRESS, Progress, Task
-from .staging import sync_directory
+from .model import Descriptor
+from .progress import NO_PROGRESS, Progress
 from .store import Image, Store
-from .tarentry import TarReader
-from .unpack import NeedsLowerLayersError, Unpacked, Unpacker
-from .verify import differences
 
 _AT_ONCE: Final = 4
-_TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 class LayerInfo(Struct, frozen=True, omit_defaults=True):
@@ -54,7 +44,7 @@ class LayerInfo(Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One layer of an image."""
 
     blob: Descriptor
@@ -120,6 +110,9 @@ class LayerStore:
         Raises InvalidError, LimitError and DigestError for a layer that is not as it should be, NotFoundError for a
         blob that is missing. Nothing is visible of a layer that failed.
         """
+        from .below import Below
+        from .unpacking import Unpacking
+
         layers = _layers(image)
         self._unpack_alone(layers, progress, limits)
         keys: list[Digest] = []
@@ -127,21 +120,25 @@ class LayerStore:
             key = self._key(layer, keys)
             if key is None:
                 with Below(self._directories(keys)) as below:
-                    _Unpacking(self._store, layer, progress, limits).run(layer.chain_id, below)
+                    Unpacking(self._store, layer, progress, limits).run(layer.chain_id, below)
                 key = layer.chain_id
             keys.append(key)
         return keys
 
     def verify(self, key: Digest) -> list[str]:
         """What of the layer's tree is not as it was unpacked, one line for each path."""
+        from .verify import differences
+
         root = os.open(self.path(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return list(differences(root, self.index(key)))
         finally:
             os.close(root)
 
-    def _unpack_alone(self, layers: Sequence[_Layer], progress: Progress, limits: Limits) -> None:
+    def _unpack_alone(self, layers: Sequence[Layer], progress: Progress, limits: Limits) -> None:
         """Unpack each layer that is missing as if nothing were below it, where that can be."""
+        from .unpacking import Unpacking
+
         missing = {
             layer.diff_id: layer for layer in layers if not self.has(layer.diff_id) and not self.has(layer.chain_id)
         }
@@ -149,7 +146,7 @@ class LayerStore:
         with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
             try:
                 work = [
-                    pool.submit(_Unpacking(self._store, layer, progress, limits, cancelled).alone)
+                    pool.submit(Unpacking(self._store, layer, progress, limits, cancelled).alone)
                     for layer in missing.values()
                 ]
                 for future in work:
@@ -159,7 +156,7 @@ class LayerStore:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _key(self, layer: _Layer, below: Sequence[Digest]) -> Digest | None:
+    def _key(self, layer: Layer, below: Sequence[Digest]) -> Digest | None:
         """Under which key a layer is unpacked that fits on the layers `below`, bottom first."""
         if self.has(layer.chain_id):
             return layer.chain_id
@@ -171,6 +168,8 @@ class LayerStore:
         """Whether the directories that the layer does not describe are below as they were assumed to be."""
         if not info.implied or not below:
             return True
+        from .below import Below
+
         directories = self._directories(below)
         is_only_root = info.implied == [b""]  # of every layer that docker wrote: the one below tells, not all of them
         with Below(directories[:1] if is_only_root else directories) as lower:
@@ -187,100 +186,7 @@ class LayerStore:
         return [self.path(key) for key in reversed(keys)]
 
 
-class _CancelledError(ImageError):
-    """Another layer of the image failed."""
-
-
-class _Unpacking:
-    """The unpacking of one layer."""
-
-    def __init__(
-        self,
-        store: Store,
-        layer: _Layer,
-        progress: Progress,
-        limits: Limits,
-        cancelled: threading.Event | None = None,
-    ) -> None:
-        self._store, self._layer, self._progress, self._limits = store, layer, progress, limits
-        self._cancelled = cancelled or threading.Event()
-
-    def alone(self) -> None:
-        """Unpack the layer by itself; nothing is done where it needs the layers below."""
-        try:
-            self.run(self._layer.diff_id, None)
-        except NeedsLowerLayersError:
-            if self._layer.diff_id == self._layer.chain_id:
-                raise InvalidError(f"{self._layer.name}: a hard link leads out of it, and no layer is below") from None
-
-    def run(self, key: Digest, below: Below | None) -> None:
-        task = self._progress.begin(self._layer.name, self._layer.blob.size)
-        with self._store.staging() as staged:
-            unpacked = self._unpack(staged / "diff", below, task)
-            self._describe(staged, unpacked)
-            self._publish(staged, key)
-        lost = sum(unpacked.warnings.values())
-        task.done(f"{lost} attributes could not be kept" if lost else "")
-
-    def _unpack(self, directory: Path, below: Below | None, task: Task) -> Unpacked:
-        layer = self._layer
-        directory.mkdir(0o700)
-
-        def advance(count: int) -> None:
-            if self._cancelled.is_set():
-                raise _CancelledError(f"{layer.name} was not unpacked, as another failed")
-            task.advance(count)
-
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with open(self._blob(), "rb", buffering=0) as raw:
-                stream = open_decompressed(raw, self._limits, layer.name)
-                with HashedChunks(stream, advance) as chunks:
-                    reader = TarReader(chunks, self._limits, layer.name)
-                    unpacker = Unpacker(root, choose_format(os.fsencode(directory)), below, self._limits, layer.name)
-                    unpacked = unpacker.run(reader)
-            if chunks.digest() != layer.diff_id:
-                raise DigestError(f"{layer.name}: its content has another digest, {chunks.digest()}")
-            return unpacked
-        finally:
-            os.close(root)
-
-    def _blob(self) -> Path:
-        """The blob, of which only the decompressed bytes are verified: they are all that is used of it."""
-        blob = self._layer.blob
-        if blob.media_type not in LAYER_TYPES:
-            raise InvalidError(f"{self._layer.name}: layers of type {blob.media_type!r} cannot be used")
-        if not self._store.has_blob(blob.digest):
-            raise NotFoundError(
-                f"{self._layer.name}: its blob {blob.digest} is not in the store; load or pull it again"
-            )
-        return self._store.blob_path(blob.digest)
-
-    def _describe(self, staged: Path, unpacked: Unpacked) -> None:
-        diff_id = self._layer.diff_id
-        index = LayerIndex(VERSION, diff_id, unpacked.size, unpacked.records)
-        (staged / "index").write_bytes(dump_index(index))
-        info = LayerInfo(diff_id, unpacked.size, len(unpacked.records), unpacked.implied, unpacked.warnings)
-        (staged / "layer.json").write_bytes(msgspec.json.encode(info))
-
-    def _publish(self, staged: Path, key: Digest) -> None:
-        """Give the layer its place, once all of it is on the disk."""
-        layers = self._store.path / "layers"
-        fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_filesystem(fd)
-        finally:
-            os.close(fd)
-        try:
-            staged.rename(layers / hex_of(key))
-        except OSError as error:
-            if error.errno not in _TAKEN or not LayerStore(self._store).has(key):
-                raise
-            return  # another was faster
-        sync_directory(layers)
-
-
-def _layers(image: Image) -> list[_Layer]:
+def _layers(image: Image) -> list[Layer]:
     """Bottom first."""
     diff_ids = image.config.rootfs.diff_ids
-    return [_Layer(*layer) for layer in zip(image.manifest.layers, diff_ids, chain_ids(diff_ids), strict=True)]
+    return [Layer(*layer) for layer in zip(image.manifest.layers, diff_ids, chain_ids(diff_ids), strict=True)]

@@ -36,7 +36,7 @@ def refusal(answer: Answer, who: str) -> RegistryError:
 def complaint(answer: Answer) -> str:
     """What the server says is wrong."""
     try:
-        errors = msgspec.json.decode(answer.body[:MAX_COMPLAINT], type=_Complaints).errors
+        errors = msgspec.json.decode(answer.body, type=_Complaints).errors
     except (msgspec.MsgspecError, UnicodeDecodeError):
         errors = []
     said = "; ".join(text for error in errors if (text := error.message or error.code or ""))

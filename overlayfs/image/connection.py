@@ -134,7 +134,7 @@ class Connection:
                 continue
             if response.status_code in RETRIED:
                 wait_s = retry_after_s(response)
-                raise Failed(refusal(await self.read(response, MAX_COMPLAINT), str(url.host)), wait_s)
+                raise Failed(refusal(await self.read(response), str(url.host)), wait_s)
             return response
 
     async def _send(self, ask: Ask, url: httpx.URL, header: str | None) -> httpx.Response:
@@ -158,8 +158,11 @@ class Connection:
         return response
 
     async def read(self, response: httpx.Response, limit: int = MAX_COMPLAINT) -> Answer:
-        """The whole body of a response, which is closed. Raises Failed, LimitError."""
-        body = bytearray()
+        """The whole body of a response, which is closed; of one that complains what comes of its start.
+
+        Raises Failed, LimitError.
+        """
+        body, limit = bytearray(), min(limit, MAX_COMPLAINT) if response.is_error else limit
 
         async def take(part: bytes) -> None:
             body.extend(part)
@@ -169,8 +172,12 @@ class Connection:
         try:
             await receive(response, take)
         except httpx.TransportError as error:
-            raise Failed(explain(error, response.url, self.endpoint)) from None
-        return Answer(response.status_code, response.headers, bytes(body), str(response.url))
+            if not response.is_error:
+                raise Failed(explain(error, response.url, self.endpoint)) from None
+        except LimitError:
+            if not response.is_error:
+                raise
+        return Answer(response.status_code, response.headers, bytes(body[:limit]), str(response.url))
 
     async def _ask_realm(self, request: TokenRequest) -> bytes:
         """Get a token from where the registry says: a credential never goes there unprotected."""

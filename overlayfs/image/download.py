@@ -28,7 +28,7 @@ from .store import Store
 
 _BUFFER: Final = 1 << 20
 _OTHERS_POLL_S: Final = 0.2
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 async def download(store: Store, repository: Repository, descriptor: Descriptor, task: Task) -> None:

@@ -159,16 +159,15 @@ class Repository:
         """All tags, as the registry orders them."""
         tags: dict[str, None] = {}
         path = f"{self.path}/tags/list?{urlencode({'n': _PAGE})}"
-        seen: set[str] = set()
-        while path and path not in seen:
-            seen.add(path)
+        while path:
             answer = await self.connection.request(Ask("GET", path, self.scopes()), MAX_DOCUMENT)
             if answer.status != 200:
                 raise self.refused(answer, self.where)
+            known = len(tags)
             tags.update(dict.fromkeys(self._parse_tags(answer)))
             if len(tags) > _MOST_TAGS:
                 raise RegistryError(f"{self.where} has more than {_MOST_TAGS} tags")
-            path = self._next_page(answer)
+            path = self._next_page(answer) if len(tags) > known else ""  # else it might lead us on for ever
         return list(tags)
 
     def _parse_tags(self, answer: Answer) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ import httpx
 import trio
 
 from .connection import Failed
-from .errors import DigestError, RegistryError
+from .errors import DigestError, NotFoundError, RegistryError
 from .exchange import Answer, Ask
 from .model import Descriptor
 from .progress import Task
@@ -29,7 +30,8 @@ CHUNK: Final = 16 << 20
 """Bytes of one request; more than the 5 MiB that some registries want as the least."""
 _PIECE: Final = 1 << 20
 _SMALL: Final = 1 << 16
-_RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
+_RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
+_NUMBER: Final = re.compile(r"[0-9]{1,19}")
 
 
 class FileSlice(httpx.AsyncByteStream):
@@ -94,10 +96,11 @@ async def upload(
         return "exists"
     session: _Session | None = None
     for source in sources:
-        session = await _mount(repository, descriptor, source)
-        if session is None:
-            task.advance(descriptor.size)
-            return "mounted"
+        with suppress(RegistryError, NotFoundError):  # it would only have saved the sending
+            session = await _mount(repository, descriptor, source)
+            if session is None:
+                task.advance(descriptor.size)
+                return "mounted"
     path = _checked_path(store, descriptor)
     await _Upload(repository, descriptor, path, task, chunk).run(session)
     return "sent"
@@ -109,7 +112,10 @@ def _checked_path(store: Store, descriptor: Descriptor) -> Path:
 
 
 async def _mount(repository: Repository, descriptor: Descriptor, source: str) -> _Session | None:
-    """Have the registry take a blob from another repository; a session to send it in if it does not."""
+    """Have the registry take a blob from another repository; a session to send it in if it does not.
+
+    Raises RegistryError, NotFoundError where it is not even asked: reading that repository may be forbidden.
+    """
     source = repository.connection.endpoint.prefix + source
     scopes = repository.scopes("pull,push") | {f"repository:{source}:pull"}
     path = f"{repository.path}/blobs/uploads/?{mount_query(descriptor.digest, source)}"
@@ -123,7 +129,7 @@ def _session(repository: Repository, answer: Answer) -> _Session:
     if answer.status != 202:
         raise repository.refused(answer, repository.where)
     least = answer.headers.get("oci-chunk-min-length", "")
-    return _Session(_place(repository, answer), 0, int(least) if least.isascii() and least.isdigit() else 0)
+    return _Session(_place(repository, answer), 0, int(least) if _NUMBER.fullmatch(least) else 0)
 
 
 def _place(repository: Repository, answer: Answer) -> str:

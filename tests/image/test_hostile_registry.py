@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from overlayfs.image.reference import Reference
 from overlayfs.image.retrying import Retrying
 from overlayfs.image.store import Image, Store
 from overlayfs.image.transfer import Access, pull, push, tags
-from tests.image.fake_registry import FakeRegistry, Reply, on, serving, store_in_memory
+from tests.image.fake_registry import FakeRegistry, Reply, on, once, serving, store_in_memory
 from tests.image.making import put, tar
 
 
@@ -325,6 +326,28 @@ def test_any_other_status_is_an_error(store: Store, fake: FakeRegistry, status: 
 def test_answer_that_is_no_http(store: Store, fake: FakeRegistry) -> None:
     fake.rules.append(on("GET", "", Reply(200, {"Content-Length": "-5"}, b"x")))
     refused(store, fake)
+
+
+@pytest.mark.parametrize("reply", [Reply(404, {}, bytes(5000), cut=10), Reply(404, {}, bytes(1 << 20))])
+def test_refusal_is_one_however_it_is_worded(store: Store, fake: FakeRegistry, image: Image, reply: Reply) -> None:
+    fake.rules.append(on("GET", "blobs", reply))
+    refused(store, fake, match=f"{image.id} is not there: Not Found")
+
+
+def test_busy_registry_may_have_much_to_say(store: Store, fake: FakeRegistry, image: Image) -> None:
+    fake.rules.append(once(on("GET", "manifests", Reply(503, {}, bytes(1 << 20)))))
+    assert trio.run(pull, store, Reference.parse(f"{fake.name}/app:1"), None, ACCESS).id == image.id
+
+
+@pytest.mark.parametrize("header", ["Range", "OCI-Chunk-Min-Length"])
+def test_number_of_many_digits_is_none(store: Store, fake: FakeRegistry, header: str) -> None:
+    answer = Reply(202, {"Location": "/v2/app/blobs/uploads/x", "Range": "0-0", header: "0-" * (header == "Range")})
+    answer.headers[header] += "9" * 5000
+    fake.rules += [on("POST", "", answer), on("PATCH", "", answer)]
+    fake.uploads["x"] = b""
+    made = put(store, None, LAYER, kind=None)
+    with pytest.raises(ImageError):
+        trio.run(push, store, made, Reference.parse(f"{fake.name}/app:1"), replace(ACCESS, chunk=100))
 
 
 def test_header_without_end_is_refused(store: Store, fake: FakeRegistry) -> None:

@@ -442,6 +442,13 @@ def test_refused_mount_becomes_an_upload(ours: Store, fake: FakeRegistry, access
     assert len(fake.sent("POST")) == 4
 
 
+def test_mount_that_is_forbidden_becomes_an_upload(ours: Store, fake: FakeRegistry, access: Access) -> None:
+    put(ours, f"{fake.name}/private:1", *LAYERS[:2])
+    fake.rules.append(lambda request: error(403, "DENIED", "not yours") if "mount" in request.query else None)
+    pushed = trio.run(push, ours, put(ours, None, *LAYERS), name(fake), access)
+    assert pushed.counts == {"sent": 4, "mounted": 0, "exists": 0}
+
+
 def test_large_blob_goes_in_chunks(ours: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(ours, None, LAYERS[0])
     trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
@@ -572,6 +579,15 @@ def test_push_under_a_wrong_digest_is_refused(ours: Store, fake: FakeRegistry, a
 def test_tags_of_all_pages(ours: Store, fake: FakeRegistry, access: Access) -> None:
     fake.publish(ours, put(ours, None, LAYERS[1]), "app", *"edcba")
     assert trio.run(tags, name(fake), access) == ["a", "b", "c", "d", "e"]
+
+
+def test_pages_without_end_end(fake: FakeRegistry, access: Access) -> None:
+    def answer(request: Request) -> Reply | None:
+        link = f'</v2/app/tags/list?page={len(fake.requests)}>; rel="next"'
+        return Reply(200 if len(fake.requests) < 20 else 400, {"Link": link}, b'{"tags": ["a"]}')
+
+    fake.rules.append(answer)
+    assert trio.run(tags, name(fake), access) == ["a"]
 
 
 @pytest.mark.parametrize("link", ["/v2/app/tags/list?n=1000", "https://elsewhere.example/v2/app/tags/list"])

@@ -1,9 +1,10 @@
 """How does a layer's tar become a directory tree? Beneath a descriptor of its root, and never through a symlink.
 
 The tree is built in a directory that only we write to, so what we made is what is there: a name is made by a call
-that follows no link, in a directory that is opened as one. Metadata of directories come last, as every entry changes
-them; whiteouts too, as they mean the layers below and not what the layer itself has. What a layer does not say but
-takes for granted (directories that it only has entries in, targets of hard links) is asked of the layers below.
+that follows no link, in a directory that is opened as one. Where a member's path leads through symlinks of the layer
+it is put where they lead within the layer, by what we know of them. Metadata of directories come last, as every entry
+changes them; whiteouts too, as they mean the layers below and not what the layer itself has. What a layer does not say
+but takes for granted (directories that it only has entries in, targets of hard links) is asked of the layers below.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .below import Below
 from .disk_format import Format
 from .errors import ImageError, InvalidError, LimitError
 from .filedata import write_data
+from .following import followed
 from .index import Record
 from .limits import DEFAULT_LIMITS, Limits
 from .tarentry import Entry, TarReader, named
@@ -77,13 +79,32 @@ class Unpacker:
         self._add_directory(Entry(b"", "d", 0o755), is_implied=True)
         try:
             for entry in reader:
-                self._apply(entry, reader)
+                self._apply(self._placed(entry), reader)
             reader.drain()
             return self._finish()
         finally:
             self._close_directories()
 
     # members
+
+    def _placed(self, entry: Entry) -> Entry:
+        """The entry with its path, and the one that it is a hard link to, free of symlinks above the last name."""
+        path = self._followed(entry.path)
+        target = self._followed(entry.target) if entry.kind == "h" else entry.target
+        return entry if (path, target) == (entry.path, entry.target) else replace(entry, path=path, target=target)
+
+    def _followed(self, path: bytes) -> bytes:
+        above = self._records.get(_parent(path))
+        if above is not None and above.kind == "d":
+            return path  # no record is of a path through a symlink
+        try:
+            return followed(path, self._symlink, self._limits)
+        except ValueError as error:
+            raise self._error(path, str(error)) from None
+
+    def _symlink(self, path: bytes) -> bytes | None:
+        record = self._links.get(path) or self._records.get(path)
+        return record.target if record is not None and record.kind == "l" else None
 
     def _apply(self, entry: Entry, reader: TarReader) -> None:
         path = entry.path
@@ -301,12 +322,16 @@ class Unpacker:
             path = _parent(path)
         return True
 
+    def _is_below(self, path: bytes) -> bool:
+        """Whether a directory is that of the layers below; one that is opaque only loses what they have in it."""
+        return not path or (path not in self._hidden and not self._is_cut_off(_parent(path)))
+
     def _complete_implied(self) -> None:
         """Directories that the tar does not describe are as in the layers below, if they are there."""
         newest = max((record.mtime_ns for record in self._records.values()), default=0)
         for path in self._implied:
             record = self._records[path]
-            found = self._below.entry(path) if self._below is not None and not self._is_cut_off(path) else None
+            found = self._below.entry(path) if self._below is not None and self._is_below(path) else None
             if found is not None and found.kind == "d":
                 record = _with_metadata(record, found)
             self._records[path] = record if record.mtime_ns or path else replace(record, mtime_ns=newest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,39 @@ def test_directories_that_a_layer_does_not_describe_stay_as_they_are(store: Stor
 def test_undescribed_directory_that_replaces_a_deleted_one_is_new(store: Store) -> None:
     tree = merged(store, put(store, "a", BASE, tar(file(b".wh.tmp"), file(b"tmp/x", b"1"))))
     assert tree[b"tmp"][:3] == (0o040755, 0, 0)
+
+
+def test_undescribed_directory_that_is_opaque_stays_as_it_is(store: Store) -> None:
+    tree = merged(store, put(store, "a", BASE, tar(file(b"etc/.wh..wh..opq"), file(b"tmp/.wh..wh..opq"))))
+    assert tree[b"tmp"][:4] == (0o041777, 5, 6, 1234_000_000_000)
+    assert b"etc/passwd" not in tree
+
+
+THROUGH_SYMLINKS = tar(
+    directory(b"x/y", uid=3),
+    symlink(b"a", b"/x/y"),
+    file(b"a/f", b"1"),
+    link(b"a/g", b"a/f"),
+    symlink(b"x/up", b"../../../usr"),
+    file(b"x/up/lib/h", b"2"),
+    symlink(b"a/m", b"../up"),
+    directory(b"a/m/n", uid=4),
+    file(b"a/m/.wh.old"),
+)
+
+
+def test_symlinks_of_a_layer_lead_where_umoci_follows_them(store: Store, tmp_path: Path) -> None:
+    base = tar(directory(b"usr"), file(b"usr/old", b"3"), directory(b"etc"))
+    image = put(store, "through:1", base, THROUGH_SYMLINKS)
+    source, target = f"{store.path}:docker.io/library/through:1", tmp_path / "umoci"
+    subprocess.run(["umoci", "raw", "unpack", "--image", source, target], check=True, capture_output=True)
+    expected = {os.fsencode(found.relative_to(target)): found.lstat() for found in target.rglob("*")}
+    tree = merged(store, image)
+    del tree[b""]
+    assert {path: shown[:3] for path, shown in tree.items()} == {
+        path: (st.st_mode, st.st_uid, st.st_gid) for path, st in expected.items()
+    }
+    assert tree[b"usr/lib/h"][4] == b"2" and tree[b"x/y/g"][5] == 2
 
 
 def test_layer_fits_only_where_it_was_unpacked_for(store: Store) -> None:

@@ -56,8 +56,8 @@ def save_directory(store: Store, images: Sequence[Image], path: Path, progress: 
     """Make the directory `path`, an OCI layout of `images`; complete and on the disk, or not at all."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidError(f"{path} exists and is not empty: name another directory")
-    staged = path.absolute().parent / f".{path.name}.{os.getpid()}"
-    target = _Directory(staged)
+    path = path.absolute()
+    target = _Directory(path.with_name(f".{path.name[:200]}.{os.getpid()}"))
     try:
         _write_oci(store, images, target, progress.begin("save", None))
         target.publish(path)
@@ -232,16 +232,17 @@ class _Directory:
     def add(self, name: str, size: int, data: Iterable[bytes]) -> None:
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb", buffering=0) as file:
+        with open(path, "xb") as file:  # buffered: what has no buffer may write less than it is given
             for chunk in data:
                 file.write(chunk)
+            file.flush()
             os.fsync(file.fileno())
 
     def publish(self, path: Path) -> None:
         for directory, _, _ in os.walk(self._path):
             sync_directory(Path(directory))
         self._path.rename(path)
-        sync_directory(path.absolute().parent)
+        sync_directory(path.parent)
 
     def discard(self) -> None:
         """Forget it, if it was not published."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,6 +261,28 @@ def test_directory_is_saved_whole(store: Store, other: Store, tmp_path: Path) ->
     assert load(other, tmp_path / "out") == [image]
     with pytest.raises(ImageError, match="not empty"):
         save_directory(store, [image], tmp_path / "out")
+
+
+def test_directory_on_a_full_disk_does_not_appear(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last blob is cut short, which write(2) says only by how much it has written."""
+    image = put(store, "x:1", tar({"noise": Random(1).randbytes(1 << 20)}), kind=None)
+    before, limit = resource.getrlimit(resource.RLIMIT_FSIZE), image.manifest.layers[0].size - 1000
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save_directory(store, [image], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "out" not in os.listdir(tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    save_directory(store, [image], Path("."))
+    assert (tmp_path / "empty/index.json").is_file()
 
 
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..overlay.changes import same_bytes
@@ -30,7 +31,6 @@ _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLO
 _FIDEDUPERANGE: Final = 0xC0189436  # ioctl_fideduperange(2)
 _RANGE: Final = struct.Struct("QQHHIqQQiI")  # one source range, one destination
 _AT_ONCE: Final = 16 << 20  # what every filesystem does in one call
-_NAME: Final = b".overlayfs-link"
 
 
 class Sharing(Enum):
@@ -71,7 +71,7 @@ def deduplicate(store: Store, sharing: Sharing = Sharing.REFLINK) -> Shared:
     for group in _equal(layers, store, sharing):
         original, *others = group
         for other in others:
-            if other.layer not in in_use and _share(layers, original, other, sharing):
+            if other.layer not in in_use and _share(store, original, other, sharing):
                 done.files += 1
                 done.size += other.record.size
     return done
@@ -96,8 +96,9 @@ def _identity(record: Record, sharing: Sharing) -> object:
     return (*content, record.mode, record.uid, record.gid, record.mtime_ns, xattrs)
 
 
-def _share(layers: LayerStore, original: _File, other: _File, sharing: Sharing) -> bool:
+def _share(store: Store, original: _File, other: _File, sharing: Sharing) -> bool:
     """False where they share their bytes already, or differ."""
+    layers = LayerStore(store)
     with ExitStack() as stack:
         source_dir, target_dir = (_parent(stack, layers, file) for file in (original, other))
         source, target = (_opened(stack, place.fd, place.name, _OPEN_FILE) for place in (source_dir, target_dir))
@@ -108,7 +109,7 @@ def _share(layers: LayerStore, original: _File, other: _File, sharing: Sharing) 
             return _reflink(source, target, first.st_size)
         if second.st_nlink > 1 or not same_bytes(source, target):
             return False  # other names of the file would stay what they are
-        _replace(source_dir, target_dir)
+        _replace(source_dir, target_dir, store.stage.new_name())
         return True
 
 
@@ -138,9 +139,12 @@ def _reflink(source: int, target: int, size: int) -> bool:
     return True
 
 
-def _replace(source: _Place, target: _Place) -> None:
-    """Put a link to one file in the place of another; the directory's times stay."""
+def _replace(source: _Place, target: _Place, staged: Path) -> None:
+    """Put a link to one file in the place of another, at once; the directory's times stay."""
     times = os.fstat(target.fd)
-    os.link(source.name, _NAME, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
-    os.rename(_NAME, target.name, src_dir_fd=target.fd, dst_dir_fd=target.fd)
+    os.link(source.name, os.fsencode(staged), src_dir_fd=source.fd, follow_symlinks=False)
+    try:
+        os.rename(os.fsencode(staged), target.name, dst_dir_fd=target.fd)
+    finally:
+        staged.unlink(missing_ok=True)
     os.utime(target.fd, ns=(times.st_atime_ns, times.st_mtime_ns))

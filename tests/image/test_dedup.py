@@ -65,6 +65,23 @@ def test_files_equal_in_everything_become_links(store: Store) -> None:
     assert deduplicate(store, Sharing.HARD_LINK).files == 0
 
 
+def test_link_that_cannot_be_put_in_place_leaves_the_layer_as_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers_of(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(OSError, match="full"):
+            deduplicate(store, Sharing.HARD_LINK)
+    check(store)
+    assert os.listdir(store.path / "tmp") == []
+    assert deduplicate(store, Sharing.HARD_LINK).files == 1
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "the disk is full")
+
+
 def test_layers_in_use_are_left_alone(store: Store) -> None:
     layers_of(store)
     keys = LayerStore(store).keys(store.find("a"))

@@ -15,7 +15,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from .digest import ALGORITHM
-from .errors import InvalidError
+from .errors import InvalidError, LimitError
 from .locking import locked
 from .model import MAX_DOCUMENT, OCI_INDEX, REF_NAME, Descriptor, Index, dump, parse
 from .reference import Reference
@@ -54,13 +54,22 @@ class Layout:
         return [Entry(_name_of(descriptor), descriptor) for descriptor in self._read().manifests]
 
     def edit(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
-        """Replace the entries by what `change` makes of them; no other process changes them meanwhile."""
+        """Replace the entries by what `change` makes of them; no other process changes them meanwhile.
+
+        Raises what `change` raises, and LimitError where they are too many.
+        """
         with locked(self._directory / "index.lock"):
             before = self.entries()
             after = change(before)
             if after != before:
-                manifests = [_named(entry) for entry in after]
-                self._write("index.json", dump(replace(self._read(), manifests=manifests)))
+                self._write("index.json", self._with(after))
+
+    def _with(self, entries: list[Entry]) -> bytes:
+        """`index.json` with these entries. LimitError for one that nobody would read."""
+        data = dump(replace(self._read(), manifests=[_named(entry) for entry in entries]))
+        if len(data) > MAX_DOCUMENT:
+            raise LimitError(f"{self._directory} has too many images: prune it, or name another store by --store")
+        return data
 
     def _read(self) -> Index:
         path = self._directory / "index.json"

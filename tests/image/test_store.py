@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs.image import layout
 from overlayfs.image.blobs import verified
 from overlayfs.image.digest import chain_ids, digest_of, hex_of
 from overlayfs.image.errors import DigestError, InUseError, InvalidError, LimitError, NotFoundError
@@ -290,6 +291,14 @@ def test_concurrent_names_are_all_kept(tmp_path: Path) -> None:
         ]
         assert [process.wait(PATIENCE_S) for process in running] == [0, 0]
         assert len(store.entries()) == 21
+
+
+def test_index_that_nobody_could_read_is_not_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = put(store, "x", A)
+    monkeypatch.setattr(layout, "MAX_DOCUMENT", (store.path / "index.json").stat().st_size + 100)
+    with pytest.raises(LimitError, match="too many images: prune it"):
+        store.tag(image.descriptor, Reference.parse("y"))
+    assert [entry.reference for entry in store.entries()] == [image.reference]
 
 
 # removal

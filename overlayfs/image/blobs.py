@@ -52,7 +52,9 @@ class Blobs:
         size = os.fstat(raw.fileno()).st_size
         if size != descriptor.size:
             raw.close()
-            raise DigestError(f"{descriptor.digest} has {size} bytes in the store instead of {descriptor.size}")
+            raise DigestError(
+                f"{descriptor.digest} has {size} bytes in the store instead of {descriptor.size} (see overlayfs verify)"
+            )
         return verified(raw, descriptor)
 
     def new_blob(self, expected: Descriptor | None = None) -> BlobWriter:

@@ -126,9 +126,10 @@ class LayerStore:
         return keys
 
     def verify(self, key: Digest) -> list[str]:
-        """What of the layer's tree is not as it was unpacked, one line for each path."""
+        """What of the layer's tree is not as it was unpacked, one line for each path. Raises as `info`, and OSError."""
         from .verify import differences
 
+        self.info(key)
         root = os.open(self.path(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return list(differences(root, self.index(key)))

@@ -120,7 +120,9 @@ class Unpacking:
         try:
             staged.rename(layers / hex_of(key))
         except OSError as error:
-            if error.errno not in _TAKEN or not LayerStore(self._store).has(key):
+            if error.errno not in _TAKEN:
                 raise
+            if not LayerStore(self._store).has(key):
+                raise InvalidError(f"{self._layer.name} is there and damaged: run overlayfs verify --repair") from None
             return  # another was faster
         sync_directory(layers)

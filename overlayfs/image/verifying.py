@@ -114,14 +114,18 @@ def _damaged_blob(store: Store, digest: Digest, size: int, task: Task) -> Findin
         with store.open_blob(Descriptor(_OCTETS, digest, size)) as blob:
             while data := blob.read(CHUNK):
                 task.advance(len(data))
-    except ImageError as error:
-        return Finding(f"blob {digest}", str(error).removeprefix(f"{digest} "), store.blob_path(digest))
+    except (ImageError, OSError) as error:
+        return Finding(f"blob {digest}", _said(error).removeprefix(f"{digest} "), store.blob_path(digest))
     return None
+
+
+def _said(error: ImageError | OSError) -> str:
+    return str(error) if isinstance(error, ImageError) else f"{error.strerror}: {error.filename}"
 
 
 def _damaged_layers(store: Store, keys: Iterable[Digest], progress: Progress) -> list[Finding]:
     layers = LayerStore(store)
-    present = [key for key in sorted(keys) if layers.has(key)]
+    present = [key for key in sorted(keys) if layers.path(key).parent.is_dir()]
     task = progress.begin("verify layers", None)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(pool.map(lambda key: _damaged_layer(layers, key), present))
@@ -133,8 +137,8 @@ def _damaged_layer(layers: LayerStore, key: Digest) -> list[Finding]:
     path = layers.path(key).parent
     try:
         problems = layers.verify(key)
-    except ImageError as error:
-        problems = [str(error)]
+    except (ImageError, OSError) as error:
+        problems = [_said(error)]
     shown = problems[:_MOST_FINDINGS]
     more = [f"{len(problems) - len(shown)} more findings"] if len(problems) > len(shown) else []
     return [Finding(f"layer {key}", problem, path) for problem in (*shown, *more)]

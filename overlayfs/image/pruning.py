@@ -18,7 +18,7 @@ from .errors import ImageError, InUseError, InvalidError
 from .layout import Entry
 from .model import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
 from .naming import matching
-from .staging import remove_tree, sync_directory
+from .staging import occupied, remove_tree, sync_directory
 from .uses import digests_in
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def prune(
     plan = _plan(store, unnamed, named)
     if not leftovers:
         plan.leftovers.clear()
-    freed = sum(_size(path) for path in (*plan.blobs, *plan.layers, *plan.leftovers)) if dry_run else _do(store, plan)
+    freed = (
+        sum(occupied(path) for path in (*plan.blobs, *plan.layers, *plan.leftovers)) if dry_run else _do(store, plan)
+    )
     names = tuple(_name(entry) for entry in plan.images)
     return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.leftovers), freed)
 
@@ -174,8 +176,3 @@ def _is_garbage(path: Path, kept: set[Digest]) -> bool:
 
 def _name(entry: Entry) -> str:
     return entry.reference.familiar if entry.reference else entry.descriptor.digest
-
-
-def _size(path: Path) -> int:
-    """Bytes of disk that a tree occupies."""
-    return path.lstat().st_blocks * 512 + sum(inner.lstat().st_blocks * 512 for inner in path.rglob("*"))

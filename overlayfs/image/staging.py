@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL: Final = "partial-"
 """How the names start of downloads that another process may continue; they stay until `prune`."""
 
@@ -48,13 +49,47 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def occupied(path: Path) -> int:
+    """The bytes that `remove_tree` would give back, however deep the tree is."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return found.st_blocks * 512
+    size, seen = 0, set[tuple[int, int]]()
+    fd = os.open(path, _OPEN_DIRECTORY)
+    try:
+        pending = [os.listdir(fd)]  # of each directory on the way down
+        while pending:
+            if not pending[-1]:
+                pending.pop()
+                fd = _moved(fd, "..") if pending else fd
+                continue
+            name = pending[-1].pop()
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                fd = _moved(fd, name)
+                pending.append(os.listdir(fd))
+            elif (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                size += found.st_blocks * 512
+    finally:
+        os.close(fd)
+    return size
+
+
+def _moved(fd: int, name: str) -> int:
+    """A descriptor of the directory `name` instead of that of the one it is in."""
+    there = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return there
+
+
 def remove_tree(path: Path) -> int:
     """Remove a file or directory with all in it, however deep, also where modes forbid; the bytes that it occupied.
 
     Nothing is done where nothing is. Symlinks are removed, not followed.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, _OPEN_DIRECTORY)
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -109,7 +144,7 @@ class _Removal:
     def _take_apart(self, name: str) -> None:
         """Remove a directory in the top, its own directories being moved up."""
         os.chmod(name, 0o700, dir_fd=self._top)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._top)
+        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self._top)
         try:
             for inner in os.listdir(fd):
                 if not self._unlink(fd, inner):

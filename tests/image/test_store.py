@@ -19,7 +19,7 @@ from overlayfs.image.errors import DigestError, InUseError, InvalidError, LimitE
 from overlayfs.image.model import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, Descriptor, Index, Platform, dump
 from overlayfs.image.pruning import remove_image
 from overlayfs.image.reference import Reference
-from overlayfs.image.staging import remove_tree
+from overlayfs.image.staging import occupied, remove_tree
 from overlayfs.image.store import Store
 from overlayfs.image.uses import Process, Use
 from tests.image.making import put, tar
@@ -444,11 +444,15 @@ def test_trees_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
         os.mkdir("d" * 200, 0o700, dir_fd=fd)
         inner = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
         os.symlink(tmp_path, "link", dir_fd=fd)
-        os.fchmod(fd, 0)
         os.close(fd)
         fd = inner
     os.close(fd)
+    (top / "a").write_bytes(b"x")
+    os.link(top / "a", top / "b")
+    counted = occupied(top)
+    for directory in (top, top / ("d" * 200)):
+        directory.chmod(0)
     (tmp_path / "canary").write_text("x")
-    remove_tree(top)
+    assert remove_tree(top) == counted
     remove_tree(top)
     assert os.listdir(tmp_path) == ["canary"]

@@ -224,8 +224,7 @@ def check(
 
 def main() -> int:
     """Run the program; the exit status."""
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+    _have_standard_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -234,12 +233,30 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader had enough: nothing more may be said to it, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+        return _end_quietly()
+    except SystemExit as ended:  # what the parser makes of a broken pipe, though it is told to leave errors alone
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _end_quietly()
+        raise
     except Exception as error:  # noqa: BLE001 - an error is one line, whatever it is
         return _fail(error)
     return status if isinstance(status, int) else OK
+
+
+def _have_standard_streams() -> None:
+    """Those that the caller has closed lead nowhere: else what is opened next would be taken for one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the program runs
+
+
+def _end_quietly() -> int:
+    """The reader had enough: nothing more may be said to it, not even at exit. As if SIGPIPE had ended us."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + 13
 
 
 def _fail(error: Exception) -> int:

@@ -156,6 +156,26 @@ def test_program_reads_our_input(clean: Shop) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_streams_that_the_caller_closed_lead_nowhere(clean: Shop, runtime: str) -> None:
+    words = [
+        *COMMAND,
+        "--store",
+        str(clean.store),
+        "run",
+        "--rm",
+        "--runtime",
+        runtime,
+        "small",
+        "sh",
+        "-c",
+        "cat; echo x",
+    ]
+    shell = ["sh", "-c", 'exec "$@" 0<&- 2>&-', "sh", *words]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (0, b"x\n")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_volumes_and_read_only(clean: Shop, runtime: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine\n")
     script = "cat /v/file /f; touch /new /ro/x /v/x 2>/dev/null; ls /v"

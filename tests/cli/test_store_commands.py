@@ -220,6 +220,17 @@ def test_root_filesystem_comes_from_a_pipe_and_goes_into_one(kept: Kept) -> None
         assert "etc/a" in archive.getnames()
 
 
+@pytest.mark.parametrize("words", [("save", "x:1"), ("export", "x:1"), ("images",)])
+def test_reader_that_has_had_enough_ends_the_command_quietly(kept: Kept, words: tuple[str, ...]) -> None:
+    kept.put("x:1", A)
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    with os.fdopen(write_fd, "wb") as out:
+        command = [*COMMAND, "--store", str(kept.path), *words]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+
+
 def test_container_is_exported_with_what_it_changed(kept: Kept) -> None:
     kept.put("x:1", A)
     with Store.open(kept.path) as store:

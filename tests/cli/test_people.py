@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,11 @@ def test_question_without_answer_ends_in_time() -> None:
 def test_failure_of_a_question_is_the_askers() -> None:
     with pytest.raises(FileNotFoundError):
         in_time(lambda: os.stat("/absent"))
+
+
+def test_interrupt_while_the_program_is_loaded_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "overlayfs", "images"]
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

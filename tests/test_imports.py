@@ -40,8 +40,10 @@ def _module_name(path: Path) -> str:
 
 
 def _floor(module: str) -> str:
-    """The subpackage a module is in; empty for the modules of the package itself."""
+    """The subpackage a module is in; empty for the modules of the package itself, but its program is the cli's."""
     parts = module.split(".")
+    if parts[-1] == "__main__":
+        return "cli"
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else ""
 
 

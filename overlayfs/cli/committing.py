@@ -43,9 +43,11 @@ class Request:
     as_json: bool
 
     def making(self, verb: str, progress: Progress) -> Making:
-        """Raises InvalidError for a compression or a SOURCE_DATE_EPOCH that makes no sense."""
+        """Raises InvalidError for a compression, a text or a SOURCE_DATE_EPOCH that makes no sense."""
         if self.compression not in _COMPRESSIONS:
             raise InvalidError(f"no compression is called {self.compression!r}: use {', '.join(_COMPRESSIONS)}")
+        for text in (self.message, self.author, *self.changes):
+            _check_is_text(text)
         return Making(
             message=self.message,
             author=self.author,
@@ -55,6 +57,13 @@ class Request:
             epoch=_epoch(),
             progress=progress,
         )
+
+
+def _check_is_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"{printable(os.fsencode(text))}: an image holds nothing but UTF-8") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,16 +37,16 @@ def import_image(source: str, request: Request) -> None:
 def export_filesystem(name: str, target: str | None, compression: str | None, quiet: bool) -> None:
     """Write all files of a container, or else of an image, as a tar."""
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
-        directories = _directories(store, name, progress)
+        directories, scaffold = _directories(store, name, progress)
         with written(target, "a tar") as out, open_compressed(out, compression) as packed:
-            export_rootfs(directories, packed)
+            export_rootfs(directories, packed, scaffold=scaffold)
 
 
-def _directories(store: Store, name: str, progress: Progress) -> Sequence[Path]:
-    """The layers of what is called `name`, top first."""
+def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Sequence[str]]:
+    """The layers of what is called `name`, top first, and what of them is but there to be mounted on."""
     containers = Containers(store)
     try:
         container = containers.find(name)
     except NotFoundError:
-        return LayerStore(store).lower_directories(store.find(name), progress)
-    return [containers.upper(container.name), *containers.lowers(container)]
+        return LayerStore(store).lower_directories(store.find(name), progress), ()
+    return [containers.upper(container.name), *containers.lowers(container)], container.scaffold

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,13 +129,14 @@ class _Running:
             process = process_of(config, request.overrides, inside, self.container.name, os.environ)
             if not has_users:
                 process = replace(process, user=_root_alone(process.user))
-            self._note(process.arguments)
-            places = Mountpoints(inside)
+            places = Mountpoints(inside, [b"/" + os.fsencode(path) for path in self.container.scaffold])
             try:
                 binds = _prepare(places, process.directory, volumes, request.network)
+                self._note(command=list(process.arguments), scaffold=_scaffold(places))
                 return launch(self.kind, self.program, self._plan(request, process, binds), self.bundle)
             finally:
                 places.remove()
+                self._note(scaffold=_scaffold(places))
 
     def _overlay(self) -> OverlayOptions:
         with Store.open(self.store) as store:
@@ -167,9 +167,9 @@ class _Running:
             keeps_terminal=_has_terminal(),
         )
 
-    def _note(self, command: Sequence[str]) -> None:
+    def _note(self, **members: object) -> None:
         with Store.open(self.store) as store:
-            Containers(store).change(self.container.name, command=list(command))
+            Containers(store).change(self.container.name, **members)
 
     def _leave_janitor(self) -> None:
         """Leave a process behind that cleans up if this one is killed: it sleeps until this one has ended."""
@@ -203,6 +203,10 @@ def _root_alone(user: User) -> User:
             f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
         )
     return replace(user, groups=())
+
+
+def _scaffold(places: Mountpoints) -> list[str]:
+    return [os.fsdecode(path.lstrip(b"/")) for path in places.made]
 
 
 def _prepare(places: Mountpoints, directory: str, volumes: list[Volume], network: Network) -> list[Bind]:

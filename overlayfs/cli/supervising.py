@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from overlayfs.image.errors import ImageError
+from overlayfs.image.errors import ImageError, InvalidError
 from overlayfs.image.namespaces import user_namespace_of
 from overlayfs.image.process import CannotRunError
 from overlayfs.image.runtime import Kind, Launch, bwrap_arguments, runc_specification, terminal_filter
@@ -170,7 +170,7 @@ def _check_was_started(status: int, reports: bytes) -> int:
 
 def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
     log, pid_file = bundle / "log.json", bundle / "pid"
-    (bundle / "config.json").write_text(json.dumps(runc_specification(plan)))
+    (bundle / "config.json").write_bytes(_specification(plan))
     name = plan.hostname
     words = [program, "--root", str(bundle / _RUNC_STATE), "--log", str(log), "--log-format", "json"]
     words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), name]
@@ -179,6 +179,13 @@ def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
     if not pid_file.exists():
         raise ImageError(f"runc could not start the container: {_last_message(log)}")
     return status
+
+
+def _specification(plan: Launch) -> bytes:
+    try:
+        return json.dumps(runc_specification(plan), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidError("runc takes nothing but UTF-8 in commands, variables and paths: use bwrap") from None
 
 
 def _last_message(log: Path) -> str:

@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..tree import metadata, syscalls
+from . import records
 from .digest import Digest
 from .errors import InUseError, InvalidError, NotFoundError
 from .layers import LayerStore
@@ -62,7 +62,8 @@ class Container(Struct, frozen=True, omit_defaults=True):
     """One container as its record has it; `layers` are keys, bottom first.
 
     `process` is who uses it, or used it last. `mountpoint` is where it is mounted, if not for a run. An ephemeral one
-    is removed when its process has ended.
+    is removed when its process has ended. `scaffold` are the places that runs made in it to mount the host's things
+    on, and have not removed (yet).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Container(Struct, frozen=True, omit_defaults=True):
     started: float = 0.0
     ended: float = 0.0
     exit_status: int | None = None
+    scaffold: list[str] = []
 
     @property
     def is_in_use(self) -> bool:
@@ -118,7 +120,7 @@ class Containers:
 
         lowers = [os.fsencode(path) for path in self.lowers(container)]
         upper, work = os.fsencode(self.upper(container.name)), os.fsencode(self.work(container.name))
-        return Comparison.open(upper, lowers, work=work)
+        return Comparison.open(upper, lowers, work=work, scaffold=[os.fsencode(path) for path in container.scaffold])
 
     # found
 
@@ -142,10 +144,10 @@ class Containers:
     def _read_if_there(self, name: str) -> Container | None:
         path = self.directory(name) / RECORD
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Container)
+            return records.load(path.read_bytes(), Container)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except msgspec.MsgspecError as error:
+        except records.DAMAGED as error:
             raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
 
     # made
@@ -189,7 +191,7 @@ class Containers:
             (path / name).mkdir()
             (path / name).chmod(0o755)  # whatever the umask
         _be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
-        (path / RECORD).write_bytes(msgspec.json.encode(container))
+        (path / RECORD).write_bytes(records.dump(container))
         return path
 
     # used
@@ -224,7 +226,8 @@ class Containers:
         """Throw its changes away, at once; what is left of them, for the caller to remove. Raises InUseError."""
         with self._locked(name) as container:
             _check_is_free(container)
-            fresh = self._make(replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[]))
+            anew = replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[])
+            fresh = self._make(anew)
             _exchange(fresh, self.directory(name))
         return fresh
 
@@ -245,7 +248,7 @@ class Containers:
 
     def _write(self, container: Container) -> None:
         staged = self._store.stage.new_name()
-        staged.write_bytes(msgspec.json.encode(container))
+        staged.write_bytes(records.dump(container))
         staged.rename(self.directory(container.name) / RECORD)
 
     @contextmanager

@@ -12,7 +12,6 @@ import os
 import posixpath
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -52,11 +51,11 @@ class Volume:
 
 
 class Mountpoints:
-    """The places that one container's run needs; `remove` what was made for it."""
+    """The places that one container's run needs; `remove` what was made for it, or `before` for one that was killed."""
 
-    def __init__(self, inside: Inside) -> None:
+    def __init__(self, inside: Inside, before: Sequence[bytes] = ()) -> None:
         self._inside = inside
-        self._made: list[bytes] = []
+        self._made = list(before)
 
     def directory(self, path: str) -> str:
         """A directory is at `path` when this returns; the path without symlinks. Raises InvalidError."""
@@ -74,17 +73,30 @@ class Mountpoints:
     def for_volume(self, volume: Volume) -> str:
         return self.directory(volume.target) if volume.source.is_dir() else self.file(volume.target)
 
+    @property
+    def made(self) -> Sequence[bytes]:
+        """Absolute paths, each after that of its directory."""
+        return tuple(self._made)
+
     def remove(self) -> None:
-        """Remove what was made and is empty still."""
+        """Remove what was made and is empty still; `made` is then what cannot be reached."""
+        left = []
         for path in reversed(self._made):
-            above, name = posixpath.split(path)
-            with suppress(OSError), self._inside.directory(above) as fd:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISDIR(found.st_mode):
-                    os.rmdir(name, dir_fd=fd)
-                elif found.st_size == 0:
-                    os.unlink(name, dir_fd=fd)
-        self._made.clear()
+            try:
+                self._remove_if_empty(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                    left.append(path)
+        self._made = left[::-1]
+
+    def _remove_if_empty(self, path: bytes) -> None:
+        above, name = posixpath.split(path)
+        with self._inside.directory(above) as fd:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                os.rmdir(name, dir_fd=fd)
+            elif found.st_size == 0:
+                os.unlink(name, dir_fd=fd)
 
     def _place(self, path: bytes, *, is_directory: bool) -> bytes:
         path = posixpath.normpath(b"/" + path.lstrip(b"/"))

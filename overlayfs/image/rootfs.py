@@ -28,9 +28,15 @@ def import_rootfs(
     return append(store, None, path, reference, making or Making(created_by="import")).image
 
 
-def export_rootfs(directories: Sequence[Path], out: Output, *, source_date_epoch: int | None = None) -> LayerSummary:
-    """Write what layers (top first; a container's upper is one) show together as an uncompressed tar."""
-    with Comparison.open_whole([os.fsencode(path) for path in directories]) as whole:
+def export_rootfs(
+    directories: Sequence[Path], out: Output, *, source_date_epoch: int | None = None, scaffold: Sequence[str] = ()
+) -> LayerSummary:
+    """Write what layers (top first; a container's upper is one) show together as an uncompressed tar.
+
+    Of a container without its `scaffold`.
+    """
+    layers = [os.fsencode(path) for path in directories]
+    with Comparison.open_whole(layers, scaffold=[os.fsencode(path) for path in scaffold]) as whole:
         return write_layer(whole, out, source_date_epoch=source_date_epoch)
 
 

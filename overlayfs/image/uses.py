@@ -12,9 +12,9 @@ import secrets
 from pathlib import Path
 from typing import Final, Self
 
-import msgspec
 from msgspec import Struct
 
+from . import records
 from .digest import Digest
 from .errors import InvalidError
 from .staging import Staging
@@ -68,7 +68,7 @@ class Uses:
         """Keep a record; its name. The store must be open (its lock held) since before what it names was looked up."""
         name = secrets.token_hex(8)
         staged = self._staging.new_name()
-        staged.write_bytes(msgspec.json.encode(use))
+        staged.write_bytes(records.dump(use))
         staged.rename(self._directory / f"{name}.json")
         return name
 
@@ -93,10 +93,10 @@ def _read(path: Path) -> Use | None:
     """None for a record that is gone, or empty: a crash of the machine came before its bytes were on the disk."""
     try:
         data = path.read_bytes()
-        return msgspec.json.decode(data, type=Use) if data else None
+        return records.load(data, Use) if data else None
     except FileNotFoundError:
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except records.DAMAGED as error:
         raise InvalidError(f"{path} is damaged: {error}; remove it if nothing is mounted from the store") from None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -98,8 +98,9 @@ class Comparison:
     directory brings along and a metacopy file contains cannot be told.
     """
 
-    def __init__(self, new: View, old: View | None) -> None:
+    def __init__(self, new: View, old: View | None, scaffold: Collection[bytes] = ()) -> None:
         self._new, self._old = new, old or View(())
+        self._scaffold = frozenset(scaffold)
         self._lowers_known = old is not None
         self._resources = ExitStack()
 
@@ -110,10 +111,12 @@ class Comparison:
         lowers: Sequence[bytes] | None,
         data_lowers: Sequence[bytes] = (),
         work: bytes | None = None,
+        scaffold: Collection[bytes] = (),
     ) -> Comparison:
         """Compare directories; `close` gives the descriptors back. OSError where one cannot be opened.
 
-        With `work`, hard links of a lower file that another name of it changed are changes too.
+        With `work`, hard links of a lower file that another name of it changed are changes too. `scaffold` are paths
+        in the merged tree that were made to mount something on: where they are new and empty they are no change.
         """
         index = None if work is None else os.path.join(work, b"index")
         with ExitStack() as stack:
@@ -121,17 +124,20 @@ class Comparison:
             below = [_hold(stack, number, path) for number, path in enumerate(lowers or ())]
             data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(below))]
             copies = _hold(stack, _INDEX, index) if index is not None and os.path.isdir(index) else None
-            comparison = cls(View((top, *below), data, copies), None if lowers is None else View(below, data))
+            old = None if lowers is None else View(below, data)
+            comparison = cls(View((top, *below), data, copies), old, scaffold)
             comparison._resources = stack.pop_all()
         return comparison
 
     @classmethod
-    def open_whole(cls, layers: Sequence[bytes], data_lowers: Sequence[bytes] = ()) -> Comparison:
-        """All that layers, top first, show together, compared to nothing."""
+    def open_whole(
+        cls, layers: Sequence[bytes], data_lowers: Sequence[bytes] = (), scaffold: Collection[bytes] = ()
+    ) -> Comparison:
+        """All that layers, top first, show together, compared to nothing; `scaffold` as in `open`."""
         with ExitStack() as stack:
             stacked = [_hold(stack, number, path) for number, path in enumerate(layers)]
             data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(stacked))]
-            comparison = cls(View(stacked, data), View(()))
+            comparison = cls(View(stacked, data), View(()), scaffold)
             comparison._resources = stack.pop_all()
         return comparison
 
@@ -242,10 +248,19 @@ class Comparison:
             above, below = now.get(name), before.get(name)
             if same_places and above is not None and above == below:
                 continue  # not even a redirect can make a difference
-            yield (
-                None if above is None else self._new.node(new, name, above),
-                None if below is None or old is None else self._old.node(old, name, below),
-            )
+            now_there = None if above is None else self._new.node(new, name, above)
+            if below is None and now_there is not None and self._is_scaffold(now_there):
+                continue
+            yield now_there, None if below is None or old is None else self._old.node(old, name, below)
+
+    def _is_scaffold(self, node: Node) -> bool:
+        """Whether something was made only to be mounted on, and nothing has come into it."""
+        if node.path not in self._scaffold:
+            return False
+        if node.is_directory:
+            children = self._new.children(node)
+            return all(self._is_scaffold(self._new.node(node, name, child)) for name, child in children.items())
+        return self._new.version(node).stat.size == 0
 
     def _of_name(self, new: Node | None, old: Node | None) -> Iterator[Change]:
         if new is None:

@@ -9,6 +9,7 @@ import pty
 import select
 import signal
 import subprocess
+import tarfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -155,6 +156,21 @@ def test_program_reads_our_input(clean: Shop) -> None:
         assert process.communicate("to and fro", PATIENCE_S)[0] == "to and fro"
 
 
+def test_words_that_are_no_text_are_passed_on_or_refused(clean: Shop, mountpoint: Path) -> None:
+    odd = os.fsdecode(b"\xff")
+    with clean.start("--name", "box", "small", "sh", "-c", "printf %s $0", odd, errors="surrogateescape") as process:
+        assert process.communicate(timeout=PATIENCE_S) == (odd, "")
+    assert clean.answer("ps", "-a")[0]["command"][-1] == odd
+    assert "bwrap" in clean.refuses("run", "--rm", "--runtime", "runc", "small", "sh", odd, status=125)
+    place = mountpoint / odd
+    place.mkdir()
+    clean.run("mount", "small", place, "--rw", "--name", "box")
+    assert clean.answer("ps")[0]["mountpoint"] == str(place)
+    clean.run("umount", place)
+    place.rmdir()
+    assert "UTF-8" in clean.refuses("commit", "box", "x", "-m", odd)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_streams_that_the_caller_closed_lead_nowhere(clean: Shop, runtime: str) -> None:
     words = [
@@ -262,6 +278,27 @@ def test_killed_run_leaves_nothing_behind(clean: Shop, runtime: str) -> None:
         process.kill()
         await_that(lambda: not any(map(is_alive, family)))
     await_that(lambda: clean.names == [])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_only_the_programs_changes_count_also_while_it_runs_or_after_it_was_killed(
+    clean: Shop, runtime: str, tmp_path: Path
+) -> None:
+    words = ("--name", "box", "--runtime", runtime, "-v", f"{tmp_path}:/some/where", "small")
+    with clean.start(*words, "sh", "-c", "touch /new; echo up; sleep 3333") as process:
+        assert first_line(process) == "up"
+        family = descendants(process.pid)
+        assert clean.run("diff", "box") == "A /new\n"
+        clean.run("commit", "box", "running")
+        assert clean.run("diff", "small", "running") == "A /new\n"
+        process.kill()
+    await_that(lambda: not any(map(is_alive, family)))
+    assert clean.run("diff", "box") == "A /new\n"
+    clean.run("export", "box", "-o", tmp_path / "out.tar")
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert "new" in tar.getnames() and "some" not in tar.getnames()
+    clean.run("run", *words, "ls", "/new")
+    assert set(os.listdir(clean.store / "containers/box/upper")) <= {"etc", "new"}
 
 
 def descendants(pid: int) -> list[int]:

@@ -54,6 +54,18 @@ def test_files_are_added_modified_and_deleted(tmp_path: Path) -> None:
     assert listed(tmp_path, [lower], upper) == ["M changed", "D gone", "A new"]
 
 
+def test_what_was_only_made_to_be_mounted_on_is_no_change(tmp_path: Path) -> None:
+    lower = {"etc": directory()}
+    upper = {"dev": directory(), "etc/hosts": file(), "v/w": directory(), "u/w/new": file(b"1"), "etc/kept": file()}
+    layers = Layers(tmp_path, [lower], upper)
+    scaffold = [b"dev", b"etc/hosts", b"v", b"v/w", b"u", b"u/w"]
+    with Comparison.open(layers.upper, layers.lowers, work=layers.work, scaffold=scaffold) as comparison:
+        wanted = ["A etc/kept", "A u", "A u/w", "A u/w/new"]
+        assert summary([change for change in comparison if change.kind is ChangeKind.ADDED]) == wanted
+        as_layer = summary([change for change in comparison.as_layer() if change.kind is ChangeKind.ADDED])
+        assert as_layer == wanted
+
+
 @pytest.mark.parametrize("form", list(Format))
 def test_whiteout_of_every_spelling_is_a_deletion(tmp_path: Path, form: Format) -> None:
     lower = {"d/gone": file(), "d/kept": file(), "dir/x": file()}

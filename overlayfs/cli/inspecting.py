@@ -89,7 +89,7 @@ def _print_details(document: dict[str, Any]) -> None:
         "Created": f"{document['Created'] or '-'} ({ago(document['Created'])})",
         "Author": document["Author"],
         "Platform": "/".join(filter(None, (document["Os"], document["Architecture"], document["Variant"]))),
-        "Size": f"{format_size(document['PackedSize'])} in {len(document['Layers'])} layers{unpacked}",
+        "Size": f"{format_size(document['PackedSize'])} in {_count(document['Layers'])}{unpacked}",
         **{name: _in_words(document["Config"].get(name)) for name in _SHOWN},
     }
     lines = Lines()
@@ -98,18 +98,22 @@ def _print_details(document: dict[str, Any]) -> None:
             lines.print(Cell(f"{name:<13}", "bold"), Cell(safe(text)))
     rows = [
         [Cell(str(number)), Cell(format_size(layer["Size"])), Cell(layer["DiffID"]), Cell(layer["Digest"], "dim")]
-        for number, layer in enumerate(document["Layers"])
+        for number, layer in enumerate(document["Layers"], 1)  # as `layers` and `tree --layer` count
     ]
     if rows:
         print()
         print_table(("LAYER", "SIZE", "DIFF ID", "DIGEST"), rows)
 
 
+def _count(layers: Sequence[object]) -> str:
+    return f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+
+
 def _in_words(value: object) -> str:
     """A member of the configuration in one line."""
+    if not value:  # `case {}` would be any mapping
+        return ""
     match value:
-        case None | "" | [] | {}:
-            return ""
         case str():
             return value
         case dict() if all(item == {} for item in value.values()):

@@ -276,6 +276,19 @@ def test_inspect_has_dockers_names(kept: Kept) -> None:
     assert image.id in text and "A=b" in text
 
 
+def test_inspect_shows_all_of_the_configuration_and_counts_layers_as_others_do(kept: Kept) -> None:
+    (kept.top / "rootfs.tar").write_bytes(A)
+    changes = ("EXPOSE 80 90/udp", "VOLUME /d", "LABEL a=b", "STOPSIGNAL INT", "USER bob")
+    kept.run("import", kept.top / "rootfs.tar", "x:1", *(word for change in changes for word in ("-c", change)))
+    lines = [line.split(maxsplit=1) for line in kept.run("inspect", "x:1") if line]
+    facts = {line[0]: line[1] for line in lines}
+    assert facts["ExposedPorts"] == "80/tcp, 90/udp"
+    assert facts["Volumes"] == "/d"
+    assert facts["Labels"] == '{"a": "b"}'
+    assert (facts["StopSignal"], facts["User"]) == ("INT", "bob")
+    assert "in 1 layer" in facts["Size"] and lines[-1][0] == "1"
+
+
 def test_history_is_newest_first(kept: Kept) -> None:
     image = kept.put("x", A, B)
     steps = kept.answer("history", "x")

@@ -12,25 +12,18 @@ from typing import Any
 from overlayfs.cli.live import holders_elsewhere, mount_at
 from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import Tree, build
+from tests.prepared import PATIENCE_S, call
 
 COMMAND = (sys.executable, "-m", "overlayfs.cli.main")
-PATIENCE_S = 60
+Word = str | os.PathLike[str]
 
 
-def run(
-    *arguments: str | os.PathLike[str], status: int = 0, environ: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run `overlayfs`; the exit status must be `status`, and an error one line without a traceback."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        env={**os.environ, **(environ or {})},
-        stdin=subprocess.DEVNULL,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+def run(*arguments: Word, status: int = 0, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `overlayfs`; the exit status must be `status`, and an error one line without a traceback.
+
+    With `environ`, some of which is read when modules are loaded, Python is started for it.
+    """
+    done = _call(*arguments) if environ is None else _start(*arguments, environ=environ)
     assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
     if status in (0, 3):
         assert done.stderr == ""
@@ -38,7 +31,25 @@ def run(
     return done
 
 
-def answer(*arguments: str | os.PathLike[str], status: int = 0) -> Any:
+def _call(*arguments: Word) -> subprocess.CompletedProcess[str]:
+    done = call(*arguments)
+    return subprocess.CompletedProcess(arguments, done.status, done.out, done.err)
+
+
+def _start(*arguments: Word, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def answer(*arguments: Word, status: int = 0) -> Any:
     """The JSON document that a command prints."""
     return json.loads(run(*arguments, "--json", status=status).stdout)
 

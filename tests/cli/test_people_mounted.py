@@ -14,8 +14,9 @@ import pytest
 
 from overlayfs.cli.live import CommandError, MountEntry, Status, mount_at, our_mounts, wait_until_ended
 from overlayfs.cli.stats import show_stats
-from tests.cli.people import COMMAND, PATIENCE_S, Site, answer, run
+from tests.cli.people import COMMAND, Site, answer, run
 from tests.contract.tree import Tree, directory, file, hardlink
+from tests.prepared import PATIENCE_S
 
 BASE: Tree = {"": directory(), "etc/a": file(b"a\n"), "etc/b": file(b"b\n"), "bin/x": file(b"x", 0o755)}
 TOP: Tree = {"": directory(), "etc/b": file(b"newer b\n"), ".wh.bin": file()}

@@ -19,8 +19,8 @@ from overlayfs.cli.live import mount_entries
 from overlayfs.image.store import Store
 from overlayfs.tree.syscalls import mount, unmount
 from tests.cli.people import run
-from tests.cli.prepared import Done, Prepared
 from tests.image.small import small_image
+from tests.prepared import Done, Prepared
 
 USER = 4711
 _MS_BIND = 4096
@@ -82,9 +82,7 @@ def machine(top: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def prepared(machine: Path) -> Iterator[Prepared]:
-    (machine / "out").mkdir()
-    (machine / "out").chmod(0o777)
-    with Prepared(machine / "out/printed", USER, {"HOME": str(machine / "home")}) as prepared:
+    with Prepared(USER, {"HOME": str(machine / "home")}) as prepared:
         with Store.open(machine / "roots") as store:
             small_image(store)
         run("--store", machine / "roots", "save", "small", "-o", machine / "small.tar")

@@ -25,9 +25,9 @@ from overlayfs.image.layers import LayerStore
 from overlayfs.image.model import RunConfig
 from overlayfs.image.store import Store
 from overlayfs.tree.syscalls import unmount
-from tests.cli.people import COMMAND, PATIENCE_S
-from tests.cli.prepared import Prepared
+from tests.cli.people import COMMAND
 from tests.image.small import image_of, link, small_image
+from tests.prepared import PATIENCE_S, Prepared
 
 RUNTIMES = ("bwrap", "runc")
 CONFIG = RunConfig(
@@ -87,7 +87,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         image_of(store, "configured", CONFIG, {}, base=small)
         image_of(store, "hostile", RunConfig(cmd=["sh"]), {"proc": link("proc", "/tmp")}, base=small)
         image_of(store, "other", RunConfig(cmd=["sh"]), {"other": b""}, base=small)
-    with Prepared(top / "printed") as prepared:
+    with Prepared() as prepared:
         yield Shop(path, prepared)
 
 

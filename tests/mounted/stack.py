@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.prepared import call
 from tests.property.paths import unmount, wait_for_end
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -93,18 +93,11 @@ class Stack:
         return int(resident) * os.sysconf("SC_PAGE_SIZE")
 
 
-def mount_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+def mount_program(*arguments: str) -> None:
     """Run the mount program to its end; an error says what it complained of."""
-    done = subprocess.run(
-        [sys.executable, "-m", "overlayfs.cli.mount_program", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RefusedError(done.stderr or done.stdout)
-    return done
+    done = call(*arguments, program="overlayfs-mount")
+    if done.status:
+        raise RefusedError(done.err or done.out)
 
 
 def run(*command: str | Path, cwd: Path | None = None, timeout_s: float = 280.0) -> str:

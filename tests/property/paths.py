@@ -7,9 +7,10 @@ import os
 import select
 import stat
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from tests.prepared import call
 
 from .steps import Entry, Snapshot, now_of_files_ns
 
@@ -195,15 +196,8 @@ class MountedTarget(PlainTarget):
 
     def _mount(self) -> int:
         """Mount and return a pidfd of the daemon."""
-        command = [
-            sys.executable,
-            "-m",
-            "overlayfs.cli.mount_program",
-            "-o",
-            self.options,
-            os.fspath(self.place),
-        ]
-        subprocess.run(command, cwd=REPOSITORY, check=True)
+        done = call("-o", self.options, self.place, program="overlayfs-mount")
+        assert not done.status, done
         return os.pidfd_open(daemon_of(self.place))
 
     def _unmount(self) -> None:

@@ -26,7 +26,7 @@ MODES = {
     "passthrough=on": ("passthrough=on",),
 }
 # Where the layers lie, and how often a default run changes the file there.
-PLACES = {"memory": ("/dev/shm", 2000), "disk": (None, 1000)}
+PLACES = {"memory": ("/dev/shm", 500), "disk": (None, 250)}
 
 
 class Mismatch(AssertionError):
@@ -304,4 +304,4 @@ def test_random_changes_of_a_file(mode: str, where: str | None, count: int) -> N
 @pytest.mark.parametrize(("where", "count"), PLACES.values(), ids=PLACES)
 def test_100_000_random_changes_of_a_file(mode: str, where: str | None, count: int) -> None:
     for _ in range(17):
-        _exercise(where, mode, random.SystemRandom().randrange(1 << 32), 2 * count)
+        _exercise(where, mode, random.SystemRandom().randrange(1 << 32), 8 * count)

@@ -41,10 +41,10 @@ class Prepared:
         self._environ = {"PYTHONPATH": search, **(environ or {})}
         self._top = Path(tempfile.mkdtemp(prefix="overlayfs-prepared-"))
         self._top.chmod(0o755)
-        self._streams = [os.devnull, str(self._top / "out"), str(self._top / "err")]
-        for stream in self._streams[1:]:
-            Path(stream).touch()
-            Path(stream).chmod(0o666)
+        self._streams = [self._top / name for name in ("in", "out", "err")]
+        for stream in self._streams:
+            stream.touch()
+            stream.chmod(0o666)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.loaded", *([] if user is None else [str(user)])],
             stdin=subprocess.PIPE,
@@ -53,22 +53,26 @@ class Prepared:
             cwd=REPOSITORY,
         )
 
-    def call(self, *words: str | os.PathLike[str], program: str = "overlayfs") -> Done:
-        """Run `overlayfs` or `overlayfs-mount` with these words, in this process's directory and environment."""
+    def call(self, *words: str | os.PathLike[str], program: str = "overlayfs", typed: str = "") -> Done:
+        """Run `overlayfs` or `overlayfs-mount` with these words, in this process's directory and environment.
+
+        `typed` is what it finds in its standard input.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {
             "program": program,
             "words": [os.fspath(word) for word in words],
-            "streams": self._streams,
+            "streams": [str(stream) for stream in self._streams],
             "directory": os.getcwd(),
             "environ": {**os.environ, **self._environ},
             "umask": _umask(),
         }
+        self._streams[0].write_text(typed)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         status = self._process.stdout.readline()
         assert status, "the prepared process died"
-        out, err = (Path(name).read_text("utf-8", errors="surrogateescape") for name in self._streams[1:])
+        out, err = (stream.read_text("utf-8", errors="surrogateescape") for stream in self._streams[1:])
         return Done(int(status), out, err)
 
     def close(self) -> None:
@@ -93,9 +97,9 @@ def _umask() -> int:
     return umask
 
 
-def call(*words: str | os.PathLike[str], program: str = "overlayfs") -> Done:
+def call(*words: str | os.PathLike[str], program: str = "overlayfs", typed: str = "") -> Done:
     """The same by a process that all tests share which see the same mounts."""
-    return _shared(os.getpid(), os.readlink("/proc/self/ns/mnt")).call(*words, program=program)
+    return _shared(os.getpid(), os.readlink("/proc/self/ns/mnt")).call(*words, program=program, typed=typed)
 
 
 @cache

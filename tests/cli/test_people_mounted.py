@@ -111,12 +111,11 @@ def watcher_of(site: Site, daemon: int) -> int:
     raise AssertionError("nobody will remove the directory")
 
 
-def test_ephemeral_upper_is_gone_after_the_unmount(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ephemeral_upper_is_gone_after_the_unmount(site: Site) -> None:
     temporary = site.top / "tmp"
     temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
     base = site.lower("base", BASE)
-    run("mount", "--lower", base, "--ephemeral", site.mountpoint)
+    run("mount", "--lower", base, "--ephemeral", site.mountpoint, environ={"TMPDIR": str(temporary)})
     (site.mountpoint / "etc" / "a").write_text("thrown away")
     (site.mountpoint / "locked").mkdir(0)
     (site.mountpoint / "bin" / "x").unlink()

@@ -16,6 +16,7 @@ from overlayfs.image.store import Store
 from tests.cli.people import COMMAND, answer, run
 from tests.image.docker_registry import PASSWORD, USER, Running, docker_registry, htpasswd
 from tests.image.making import put, tar
+from tests.prepared import Done, call
 
 LAYERS = (tar({"etc/os": b"debian"}), tar({"etc/os": b"ours"}))
 
@@ -45,9 +46,9 @@ def image(home: Path) -> str:
         return put(store, "here", *LAYERS).digest
 
 
-def log_in(registry: Running, password: str = PASSWORD) -> subprocess.CompletedProcess[str]:
+def log_in(registry: Running, password: str = PASSWORD) -> Done:
     words = ("login", "--insecure", "--username", USER, "--password-stdin", registry.name)
-    return subprocess.run([*COMMAND, *words], input=f"{password}\n", capture_output=True, text=True, check=False)
+    return call(*words, typed=f"{password}\n")
 
 
 def test_login_push_search_pull_logout(registry: Running, home: Path, image: str) -> None:
@@ -56,7 +57,7 @@ def test_login_push_search_pull_logout(registry: Running, home: Path, image: str
     assert f"overlayfs login {registry.name}" in refused.stderr
 
     done = log_in(registry)
-    assert done.stdout == f"logged in to {registry.name} as us; kept in {home}/.docker/config.json\n"
+    assert done.out == f"logged in to {registry.name} as us; kept in {home}/.docker/config.json\n"
     assert (home / ".docker/config.json").stat().st_mode & 0o777 == 0o600
 
     assert run("push", "--insecure", "here", name).stdout == f"{name}: blobs: 3 sent, {image}\n"
@@ -78,8 +79,8 @@ def test_login_push_search_pull_logout(registry: Running, home: Path, image: str
 
 def test_wrong_password_is_not_kept(registry: Running, home: Path) -> None:
     done = log_in(registry, "wrong")
-    assert done.returncode == 1
-    assert done.stderr == f"overlayfs: {registry.name} does not take this user name and password\n"
+    assert done.status == 1
+    assert done.err == f"overlayfs: {registry.name} does not take this user name and password\n"
     assert not (home / ".docker").exists()
 
 

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.prepared import Done, call
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "overlayfs.cli.mount_program")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 PATIENCE_S = 60.0
+SILENT_SUCCESS = Done(0, "", "")
 MOUNTS = "/proc/self/mountinfo"
 
 # Everything is imported before the identity changes: the interpreter may live where only root may look.
@@ -117,9 +120,13 @@ class Place:
         )
         return Done(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 
+    def call(self, *arguments: str | Path) -> Done:
+        """The same without a start of Python, for tests of what comes after it."""
+        return call(*arguments, program="overlayfs-mount")
+
     def mount(self, *more: str) -> int:
         """Mount on `target`; the daemon's pidfd, which the place keeps."""
-        done = self.run("-o", ",".join([self.options, *more]), self.target)
+        done = self.call("-o", ",".join([self.options, *more]), self.target)
         assert done == SILENT_SUCCESS
         return self.daemon()
 
@@ -149,18 +156,6 @@ class Place:
             os.close(pidfd)
         shutil.rmtree(self.base, ignore_errors=True)
         assert all(ended), "a daemon outlived its mount"
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a program ended and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
-SILENT_SUCCESS = Done(0, "", "")
 
 
 def make_place(base: Path) -> Place:

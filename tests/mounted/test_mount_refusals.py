@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.program import Done, Place, has_ended, make_place, mounts_beneath
+from tests.mounted.program import Place, has_ended, make_place, mounts_beneath
 from tests.mounted.stack import tree_of
+from tests.prepared import Done
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_refusal(name: str, place: Place) -> None:
     refusal = REFUSALS[name]
     refusal.prepare(place.base)
     mounts, tree = mounts_beneath(place.base), tree_of(place.base)
-    done = place.run("-o", refusal.options.format(base=place.base), place.target)
+    done = place.call("-o", refusal.options.format(base=place.base), place.target)
     assert_refused(done, refusal.reason.format(base=place.base))
     assert mounts_beneath(place.base) == mounts
     changed = {path for path, facts in tree_of(place.base).items() if tree.get(path) != facts}
@@ -162,23 +163,23 @@ def test_upper_and_workdir_of_a_live_mount_are_refused(other: str, place: Place)
         (place.base / name).mkdir()
     daemon = place.mount()
     options = f"{place.options},{other.format(base=place.base)}"
-    done = place.run("-o", options, place.base / "target2")
+    done = place.call("-o", options, place.base / "target2")
     assert_refused(done, f"{place.base}/(upper|work).*in use")
     assert [mount.place for mount in mounts_beneath(place.base)] == [str(place.target)]
     assert (place.target / "shared").read_text() == "of the top\n"
     subprocess.run(["umount", place.target], check=True)
     assert has_ended(daemon)
-    assert place.run("-o", options, place.target) == Done(0, "", "")
+    assert place.call("-o", options, place.target) == Done(0, "", "")
     place.daemon()
 
 
 def test_missing_mountpoint(place: Place) -> None:
-    done = place.run("-o", place.options, place.base / "absent")
+    done = place.call("-o", place.options, place.base / "absent")
     assert_refused(done, f"{place.base}/absent.*does not exist")
 
 
 def test_mountpoint_that_is_no_directory(place: Place) -> None:
-    done = place.run("-o", place.options, place.base / "top/shared")
+    done = place.call("-o", place.options, place.base / "top/shared")
     assert_refused(done, f"{place.base}/top/shared.*[Nn]ot a directory")
     assert mounts_beneath(place.base) == []
 
@@ -187,7 +188,7 @@ def test_stale_mountpoint_is_refused_and_usable_once_unmounted(place: Place) -> 
     daemon = place.mount()
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
     assert has_ended(daemon)
-    done = place.run("-o", place.options, place.target)
+    done = place.call("-o", place.options, place.target)
     assert_refused(done, f"{place.target}.*(unmount|umount)")
     assert len(mounts_beneath(place.base)) == 1
     subprocess.run(["umount", place.target], check=True)
@@ -198,7 +199,7 @@ def test_stale_mountpoint_is_refused_and_usable_once_unmounted(place: Place) -> 
 @pytest.mark.parametrize("name", ["src", "17", "#5 notes", "incompat/unknown"])
 def test_workdir_that_holds_what_is_not_an_overlay_s_is_refused(name: str, place: Place) -> None:
     (place.base / "work/work" / name).mkdir(parents=True)
-    done = place.run("-o", place.options, place.target)
+    done = place.call("-o", place.options, place.target)
     assert f"{place.base}/work/work holds {name}, which is not ours to remove" in done.err
     assert done.status == 1
     assert (place.base / "work/work" / name).is_dir()
@@ -214,7 +215,7 @@ def test_read_only_mount_of_an_upper_that_is_written_to_is_refused(place: Place)
     place.mount()
     second = place.base / "second"
     second.mkdir()
-    done = place.run("-o", f"{place.options},ro", second)
+    done = place.call("-o", f"{place.options},ro", second)
     assert (done.status, done.err.count("in use by another mount")) == (1, 1)
 
 
@@ -222,10 +223,10 @@ def test_upper_may_have_several_read_only_mounts_and_then_no_writer(place: Place
     place.mount("ro")
     second = place.base / "second"
     second.mkdir()
-    assert place.run("-o", f"{place.options},ro", second).status == 0
+    assert place.call("-o", f"{place.options},ro", second).status == 0
     third = place.base / "third"
     third.mkdir()
-    done = place.run("-o", place.options, third)
+    done = place.call("-o", place.options, third)
     assert (done.status, done.err.count("in use by another mount")) == (1, 1)
 
 
@@ -235,7 +236,7 @@ def test_leftover_mark_of_a_volatile_mount_is_refused(place: Place) -> None:
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
     assert has_ended(daemon)
     subprocess.run(["umount", place.target], check=True)
-    assert_refused(place.run("-o", place.options, place.target), f"{place.base}/work/.*volatile")
+    assert_refused(place.call("-o", place.options, place.target), f"{place.base}/work/.*volatile")
     assert mounts_beneath(place.base) == []
     # Who asks for it again accepts the risk again.
     place.mount("volatile")
@@ -244,7 +245,7 @@ def test_leftover_mark_of_a_volatile_mount_is_refused(place: Place) -> None:
 def test_leftover_volatile_mark_of_the_kernel_s_overlayfs_is_refused(place: Place) -> None:
     mark = place.base / "work/work/incompat/volatile"
     mark.mkdir(parents=True)
-    assert_refused(place.run("-o", place.options, place.target), "volatile")
+    assert_refused(place.call("-o", place.options, place.target), "volatile")
 
 
 def test_refused_mount_leaves_no_process(place: Place) -> None:

@@ -214,8 +214,7 @@ class Connection:
             if self._origin is None:
                 secure = self.endpoint.origin("https")
                 try:
-                    response = await self._client(httpx.URL(str(secure))).get(f"{secure}/v2/")
-                    await response.aclose()
+                    await self._client(httpx.URL(str(secure))).head(f"{secure}/v2/")  # no body, which could be endless
                     scheme: Scheme = "https"
                 except httpx.TransportError:
                     scheme = "http"

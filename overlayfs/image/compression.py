@@ -23,7 +23,6 @@ _UNSUPPORTED: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18"
 
 CHUNK: Final = 1 << 20
 _READ: Final = 256 << 10
-_GZIP_HEADER: Final = 64 << 10  # the longest that is read: names and comments
 _WITH_GZIP_HEADER: Final = 31  # wbits: 15, and a header of time 0 without a name, so the same bytes every time
 
 DEFAULT_LEVELS: Final = {"gzip": 2, "zstd": 3}

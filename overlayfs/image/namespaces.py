@@ -21,7 +21,6 @@ from ..tree import syscalls
 from .errors import ImageError
 
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # <sys/mount.h>
-_ALL_IDS: Final = 0xFFFF_FFFF
 _NOT_ALLOWED: Final = "user namespaces are not allowed here (sysctl user.max_user_namespaces, or a security module)"
 
 

@@ -7,7 +7,7 @@ colon, or `localhost`, is a registry; otherwise the registry is docker.io, and a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Self
 
 from .digest import Digest, parse_digest
@@ -68,9 +68,6 @@ class Reference:
     def version(self) -> str:
         """What a registry is asked for: the digest, or else the tag."""
         return self.digest or self.tag or DEFAULT_TAG
-
-    def with_digest(self, digest: Digest) -> Self:
-        return replace(self, digest=digest)
 
     @property
     def _suffix(self) -> str:

@@ -96,10 +96,6 @@ class Repository:
         if said and said != document.descriptor.digest:
             raise DigestError(f"{self.where} says that it keeps {said!r:.80} instead of {document.descriptor.digest}")
 
-    async def has_manifest(self, digest: Digest) -> bool:
-        ask = Ask("HEAD", f"{self.path}/manifests/{digest}", self.scopes("pull,push"), {"Accept": _ACCEPT})
-        return self._is_there(await self.connection.request(ask, _SMALL))
-
     def _media_type(self, answer: Answer, version: str) -> str:
         """What the document is, where header and document agree: CVE-2021-41190."""
         what = f"{self.where}{_suffix(version)}"
@@ -138,7 +134,9 @@ class Repository:
         ask = Ask("HEAD", f"{self.path}/blobs/{descriptor.digest}", self.scopes("pull,push"))
         answer = await self.connection.request(ask, _SMALL)
         size = answer.headers.get("content-length", "")
-        return self._is_there(answer) and size in ("", "0", str(descriptor.size))
+        if answer.status not in (200, 404):
+            raise self.refused(answer, self.where)
+        return answer.status == 200 and size in ("", "0", str(descriptor.size))
 
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[httpx.Response]:
@@ -147,11 +145,6 @@ class Repository:
         ask = Ask("GET", f"{self.path}/blobs/{descriptor.digest}", self.scopes(), headers)
         async with self.connection.stream(ask) as response:
             yield response
-
-    def _is_there(self, answer: Answer) -> bool:
-        if answer.status not in (200, 404):
-            raise self.refused(answer, self.where)
-        return answer.status == 200
 
     # tags
 

@@ -11,8 +11,6 @@ from msgspec import Struct
 BLOCK: Final = 512
 _FIELDS: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 _USTAR, _GNU = b"ustar\x0000", b"ustar  \x00"
-_MAX_ID: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
-_MAX_SECONDS: Final = 1 << 40
 _BASE_256: Final = 0x80
 
 

@@ -10,7 +10,7 @@ from overlayfs.cli.app import store_directory
 from overlayfs.cli.live import CommandError
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
 from overlayfs.cli.progress import shown_progress
-from overlayfs.image.errors import InUseError
+from overlayfs.image.errors import ImageError, InUseError
 from overlayfs.image.pruning import PruneReport, prune, remove_image
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Store
@@ -23,10 +23,20 @@ def add_name(name: str, new: str) -> None:
         store.tag(image.root or image.descriptor, reference)
 
 
-def remove_images(names: Sequence[str], force: bool, as_json: bool) -> None:
-    """Remove names, and what only they needed; where others work in the store that is left to `prune`."""
+def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
+    """Remove names, and what only they needed; where others work in the store that is left to `prune`.
+
+    Whether all are gone; what fails is said on standard error, and the others go all the same.
+    """
+    gone: list[str] = []
+    is_done = True
     with Store.open(store_directory()) as store:
-        gone = [word for name in names for word in remove_image(store, name, force=force)]
+        for name in names:
+            try:
+                gone += remove_image(store, name, force=force)
+            except ImageError as error:
+                print(f"overlayfs: {safe(str(error))}", file=sys.stderr)
+                is_done = False
         try:
             with store.alone(patience_s=0):
                 report = prune(store, unnamed=False, leftovers=False)
@@ -34,11 +44,12 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> None:
             report = PruneReport()
     if as_json:
         print_json({"Untagged": gone, "SpaceReclaimed": report.freed})
-        return
+        return is_done
     for word in gone:
         print(f"Removed: {word}")
     if report.freed:
         print(f"Freed: {format_size(report.freed)}")
+    return is_done
 
 
 def prune_store(named: bool, force: bool, dry_run: bool, as_json: bool) -> None:

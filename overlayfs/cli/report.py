@@ -30,7 +30,10 @@ def _replace(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file():  # a device or pipe is written to
         path.write_bytes(data)
         return
-    fd, draft = tempfile.mkstemp(prefix=".overlayfs-", dir=path.parent)
+    try:
+        fd, draft = tempfile.mkstemp(prefix=".overlayfs-", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

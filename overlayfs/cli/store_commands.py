@@ -167,11 +167,12 @@ def rmi(
 ) -> None:
     """Remove names, and images with their last name; what a container or mount needs of them stays until that ends.
 
-    Exit status: 0 removed, 1 there is none, or it is in use.
+    Exit status: 0 all are removed, 1 one is not there, or in use.
     """
     from overlayfs.cli.keeping import remove_images
 
-    remove_images(names, force, as_json)
+    if not remove_images(names, force, as_json):
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Remove what nothing refers to.")

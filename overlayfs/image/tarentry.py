@@ -75,6 +75,7 @@ class TarReader:
         self._member = b""
         self._data = 0  # bytes of the member's data that have not been read
         self._padding = 0
+        self._has_begun = False  # with a good header
         self._members = 0
         self._unpacked = 0
 
@@ -132,6 +133,8 @@ class TarReader:
         if not block:
             return None
         if len(block) != BLOCK:
+            if not self._has_begun:
+                raise InvalidError(f"{self._what} is no tar archive")
             raise self._error("the archive ends in the middle of a header after it")
         if block == _END:
             if self._stream.take(BLOCK) not in (_END, b""):
@@ -140,7 +143,10 @@ class TarReader:
         try:
             header = parse_header(block)
         except ValueError as error:
+            if not self._has_begun:
+                raise InvalidError(f"{self._what} is no tar archive: at its start {error}") from None
             raise ValueError(f"in the header after it, {error}") from None
+        self._has_begun = True
         self._data, self._padding = header.size, -header.size % BLOCK
         return header
 

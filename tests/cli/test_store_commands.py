@@ -322,6 +322,22 @@ def test_tag_and_rmi(kept: Kept) -> None:
     assert os.listdir(kept.path / "blobs" / "sha256") == []
 
 
+@pytest.mark.parametrize("data", [b"root:x:0:0", b"x" * 5000, gzip.compress(b"x" * 5000)])
+def test_what_is_no_tar_is_called_so(kept: Kept, data: bytes) -> None:
+    (kept.top / "odd").write_bytes(data)
+    for words in (("load", "-i"), ("import",)):
+        (line,) = kept.run(*words, kept.top / "odd", status=1)
+        assert line.startswith(f"overlayfs: {kept.top / 'odd'} is no tar archive"), line
+
+
+def test_rmi_of_several_removes_those_that_can_be(kept: Kept) -> None:
+    kept.put("x:1", A)
+    kept.put("y:1", B)
+    (line,) = kept.run("rmi", "x:1", "nosuch", "y:1", status=1)
+    assert "no image 'nosuch'" in line
+    assert kept.names() == []
+
+
 def test_rmi_does_not_wait_for_others(kept: Kept) -> None:
     kept.put("x:1", A)
     with Store.open(kept.path):

@@ -73,6 +73,7 @@ def _fail(message: str, status: int) -> int:
 
 def _run(request: RunRequest, store_directory: Path | None) -> int:
     volumes = [Volume.parse(text) for text in request.volumes]
+    volumes.sort(key=lambda volume: volume.target.count("/"))  # one within another's target is to be seen in it
     check_distinct([volume.target for volume in volumes])
     kind, program = find_runtime(request.runtime, has_terminal=_has_terminal())
     with Store.open(store_directory) as store:
@@ -126,7 +127,8 @@ class _Running:
         self._leave_janitor()
         mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
         with ChildMount(options, mount), Inside(os.fsencode(self.root)) as inside:
-            process = process_of(config, request.overrides, inside, self.container.name, os.environ)
+            sources = {volume.target: volume.source for volume in volumes}
+            process = process_of(config, request.overrides, inside, self.container.name, os.environ, sources)
             if not has_users:
                 process = replace(process, user=_root_alone(process.user))
             places = Mountpoints(inside, [b"/" + os.fsencode(path) for path in self.container.scaffold])

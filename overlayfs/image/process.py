@@ -12,6 +12,8 @@ import posixpath
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from .errors import ImageError, InvalidError
@@ -19,6 +21,7 @@ from .inside import Inside
 from .model import RunConfig
 from .users import User, find_user
 
+_NO_VOLUMES: Final[Mapping[str, Path]] = MappingProxyType({})
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -71,9 +74,14 @@ def command_of(config: RunConfig, overrides: Overrides) -> tuple[str, ...]:
 
 
 def process_of(
-    config: RunConfig, overrides: Overrides, inside: Inside, hostname: str, caller: Mapping[str, str]
+    config: RunConfig,
+    overrides: Overrides,
+    inside: Inside,
+    hostname: str,
+    caller: Mapping[str, str],
+    volumes: Mapping[str, Path] = _NO_VOLUMES,
 ) -> Process:
-    """What to execute in the image `inside`; `caller` is the environment of who runs it.
+    """What to execute in the image `inside`; `caller` is the environment of who runs it, `volumes` are by target.
 
     Raises InvalidError, NotFoundError; NotThereError or CannotRunError of a program that cannot be executed.
     """
@@ -84,7 +92,7 @@ def process_of(
     directory = "/" + directory.lstrip("/")
     if "\0" in directory:
         raise InvalidError("the image's working directory has a NUL character in it")
-    program = find_program(inside, words[0], environment.get("PATH", ""), directory)
+    program = find_program(inside, words[0], environment.get("PATH", ""), directory, volumes)
     return Process((program, *words[1:]), environment, directory, user)
 
 
@@ -105,26 +113,42 @@ def _environment(
     return environment
 
 
-def find_program(inside: Inside, name: str, path: str, directory: str) -> str:
+def find_program(
+    inside: Inside, name: str, path: str, directory: str, volumes: Mapping[str, Path] = _NO_VOLUMES
+) -> str:
     """The absolute path, in the image, of the program that `name` means there, as execvp(3) looks for it.
 
-    A path stays as it is written: some programs look at the name that they are called by.
+    A path stays as it is written: some programs look at the name that they are called by. It may lie in a volume.
     """
     problem: CannotRunError = NotThereError(
         f"{name!r} is not in the image" + ("" if "/" in name else f" (PATH={path})")
     )
     for candidate in _candidates(name, path, directory):
         try:
-            found = inside.stat(os.fsencode(candidate))
+            found = _stat(inside, candidate, volumes)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 problem = CannotRunError(f"{candidate} in the image cannot be executed: {error.strerror}")
             continue
-        if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
+        if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_mode & 0o111):
             return candidate
         what = "is a directory" if stat.S_ISDIR(found.st_mode) else "is not executable"
         problem = CannotRunError(f"{candidate} in the image {what}")
     raise problem
+
+
+def _stat(inside: Inside, path: str, volumes: Mapping[str, Path]) -> os.stat_result:
+    """Of what will be at a path; a symlink of a volume that leads nowhere on the host may do so in the container."""
+    plain = posixpath.normpath(path)
+    covering = [target for target in volumes if plain == target or plain.startswith(target + "/")]
+    if not covering:
+        return inside.stat(os.fsencode(path))
+    target = max(covering, key=len)
+    place = volumes[target] / plain.removeprefix(target).lstrip("/")
+    try:
+        return place.stat()
+    except FileNotFoundError:
+        return place.lstat()
 
 
 def _candidates(name: str, path: str, directory: str) -> Iterator[str]:

@@ -156,6 +156,21 @@ def test_program_reads_our_input(clean: Shop) -> None:
         assert process.communicate("to and fro", PATIENCE_S)[0] == "to and fro"
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_program_may_lie_in_a_volume_and_volumes_in_each_other(clean: Shop, runtime: str, tmp_path: Path) -> None:
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    (tmp_path / "outer/program").write_text("#!/bin/sh\nls /v/inner\n")
+    (tmp_path / "outer/plain").touch()
+    (tmp_path / "outer/program").chmod(0o755)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/seen").touch()
+    words = ("-v", f"{tmp_path}/other:/v/inner", "-v", f"{tmp_path}/outer:/v", "--runtime", runtime, "small")
+    assert clean.run("run", "--rm", *words, "/v/program") == "seen\n"
+    assert clean.run("run", "--rm", "-w", "/v", *words, "./program") == "seen\n"
+    assert "not executable" in clean.refuses("run", "--rm", *words, "/v/plain", status=126)
+    assert "not in the image" in clean.refuses("run", "--rm", *words, "/v/none", status=127)
+
+
 def test_words_that_are_no_text_are_passed_on_or_refused(clean: Shop, mountpoint: Path) -> None:
     odd = os.fsdecode(b"\xff")
     with clean.start("--name", "box", "small", "sh", "-c", "printf %s $0", odd, errors="surrogateescape") as process:

@@ -185,8 +185,9 @@ def diff(
 ) -> None:
     """List what was added (A), modified (M) and deleted (D) against the lower layers.
 
-    With two images: from the first to the second. Of a mount all layers are known. For an UPPER that is not
-    mounted, name its lowers with --lower; without them only the upper's own marks can tell A from M.
+    A container's name (./NAME is a directory) tells what it changed in its image; two images: from the first to the
+    second. Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
+    them only the upper's own marks can tell A from M.
 
     Exit status: 0 whether there are changes or not, 1 an error.
     """

@@ -36,7 +36,7 @@ class Volume:
         """`SOURCE:TARGET[:ro|rw]`, as docker's -v. Raises InvalidError, NotFoundError."""
         source, _, rest = text.partition(":")
         target, _, words = rest.partition(":")
-        if not source or not target.startswith("/") or posixpath.normpath(target) in _OWN_PLACES:
+        if not source or not target.startswith("/") or _is_kept(posixpath.normpath("/" + target.lstrip("/"))):
             raise InvalidError(f"{text!r} is no volume: SOURCE:/TARGET or SOURCE:/TARGET:ro, and not over / or /dev")
         if "/" not in source and source != ".":
             raise InvalidError(f"{text!r}: named volumes are not there: give a directory, as in ./{source}:{target}")
@@ -47,7 +47,11 @@ class Volume:
         path = Path(source).absolute()
         if not path.exists():
             raise NotFoundError(f"the volume's source {path} does not exist")
-        return cls(path, posixpath.normpath(target), "ro" in options)
+        return cls(path, posixpath.normpath("/" + target.lstrip("/")), "ro" in options)
+
+
+def _is_kept(target: str) -> bool:
+    return target in _OWN_PLACES or target.startswith("/proc/")  # where nothing can be made
 
 
 class Mountpoints:

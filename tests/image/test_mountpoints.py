@@ -102,6 +102,8 @@ def test_volume_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (":/x", "is no volume"),
         ("/:/", "not over /"),
         ("/:/dev/../proc", "not over /"),
+        ("/://proc", "not over /"),
+        ("/:/proc/x", "not over /"),
         ("/:/x:rw,what", "unknown volume option 'what'"),
     ],
 )

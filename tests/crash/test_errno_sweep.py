@@ -30,7 +30,7 @@ from .syscall_table import SYNCS
 from .trees import PAGES, seen_through
 
 OPERATIONS = MUTATIONS | OBSERVATIONS
-SAMPLE = 4
+SAMPLE = 3
 
 
 def _points(scene: Scene, limit: int | None) -> Sequence[ErrorPoint]:
@@ -162,7 +162,7 @@ def test_volatile_never_syncs(stage: Stage) -> None:
     assert not [call for call in supervise(work).calls if call.name in SYNCS]
 
 
-@pytest.mark.parametrize("limit", [40, pytest.param(None, marks=pytest.mark.long)])
+@pytest.mark.parametrize("limit", [20, pytest.param(None, marks=pytest.mark.long)])
 def test_failing_call_while_mounting_refuses_the_mount(
     limit: int | None, stage: Stage, figures: dict[str, Figures]
 ) -> None:

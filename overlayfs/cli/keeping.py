@@ -37,11 +37,7 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
             except ImageError as error:
                 print(f"overlayfs: {safe(str(error))}", file=sys.stderr)
                 is_done = False
-        try:
-            with store.alone(patience_s=0):
-                report = prune(store, unnamed=False, leftovers=False)
-        except InUseError:
-            report = PruneReport()
+        report = _prune_after(store) if gone else PruneReport()
     if as_json:
         print_json({"Untagged": gone, "SpaceReclaimed": report.freed})
         return is_done
@@ -50,6 +46,14 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
     if report.freed:
         print(f"Freed: {format_size(report.freed)}")
     return is_done
+
+
+def _prune_after(store: Store) -> PruneReport:
+    try:
+        with store.alone(patience_s=0):
+            return prune(store, unnamed=False, leftovers=False)
+    except InUseError:
+        return PruneReport()
 
 
 def prune_store(named: bool, force: bool, dry_run: bool, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
 import pytest
 
@@ -16,13 +17,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Give every test process its own mounts.
+    """Give every test process its own mounts, and its programs the signals that a suite in the background ignores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.geteuid() == 0:
+        _leave_the_mounts_of_others()
+
+
+def _leave_the_mounts_of_others() -> None:
+    """Enter a mount namespace.
 
     A test that enters a new mount namespace copies all mounts it sees, and so keeps those of others alive; and what a
     killed run leaves mounted goes with it.
     """
-    if os.geteuid() != 0:
-        return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0 or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
         raise OSError(ctypes.get_errno(), "cannot have mounts of our own")

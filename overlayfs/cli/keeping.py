@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.live import CommandError
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
 from overlayfs.cli.progress import shown_progress
+from overlayfs.image.dedup import Shared, Sharing, deduplicate
 from overlayfs.image.errors import ImageError, InUseError
 from overlayfs.image.pruning import PruneReport, prune, remove_image
 from overlayfs.image.reference import Reference
@@ -56,16 +58,30 @@ def _prune_after(store: Store) -> PruneReport:
         return PruneReport()
 
 
-def prune_store(named: bool, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what nothing refers to; asks a person before images with names go."""
+def prune_store(named: bool, force: bool, dry_run: bool, share: str | None, as_json: bool) -> None:
+    """Remove what nothing refers to; asks a person before images with names go. `share` is a value of Sharing."""
     with Store.open(store_directory()) as store:
         if named and not force and not dry_run:
             _confirm(store.prune(named=True, dry_run=True))
         report = store.prune(named=named, dry_run=dry_run)
+        shared = None if share is None else _share(store, Sharing(share))
     if as_json:
-        print_json(_document(report))
-    else:
-        _print_report(report, "Would remove" if dry_run else "Removed")
+        counts = {} if shared is None else {"FilesShared": shared.files, "BytesShared": shared.size}
+        print_json(_document(report) | counts)
+        return
+    _print_report(report, "Would remove" if dry_run else "Removed")
+    if shared is not None:
+        print(f"Shared {shared.files} files: {format_size(shared.size)}")
+
+
+def _share(store: Store, sharing: Sharing) -> Shared:
+    with store.alone() if sharing is Sharing.HARD_LINK else nullcontext():
+        try:
+            return deduplicate(store, sharing)
+        except OSError as error:
+            if sharing is Sharing.REFLINK and error.errno == errno.EOPNOTSUPP:
+                raise CommandError(f"{store.path}: its filesystem has no reflinks: try --share hardlink") from error
+            raise
 
 
 def _confirm(report: PruneReport) -> None:

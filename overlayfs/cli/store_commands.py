@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -180,16 +180,25 @@ def prune(
     named: Annotated[bool, typer.Option("--all", "-a", help="Also images with a name that no container uses.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    share: Annotated[
+        Literal["reflink", "hardlink"] | None,
+        typer.Option("--share", help="Let equal files of the layers that stay share their bytes."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove images without a name, blobs and layers that no image needs, and remains of interrupted work. What is
     mounted, or used by a container, stays.
 
+    --share hardlink is for filesystems without reflinks: files that are equal in owner, mode, times and all become
+    one, so a later change of one by hand changes all.
+
     Exit status: 0 done, 1 an error, or others work in the store.
     """
     from overlayfs.cli.keeping import prune_store
 
-    prune_store(named, force, dry_run, as_json)
+    if share and dry_run:
+        raise typer.BadParameter("--share and --dry-run exclude each other")
+    prune_store(named, force, dry_run, share, as_json)
 
 
 @app.command(short_help="Find damaged images and layers.")

@@ -359,6 +359,23 @@ def test_prune_says_what_it_does(kept: Kept) -> None:
     assert kept.names() == []
 
 
+def test_equal_files_of_layers_share_their_bytes_when_asked(kept: Kept) -> None:
+    for number in (1, 2):
+        tree = kept.top / f"tree{number}"
+        tree.mkdir()
+        (tree / "large").write_bytes(b"same" * 5000)
+        (tree / "own").write_bytes(b"%d" % number * 5000)
+        os.utime(tree / "large", (1, 1))
+        kept.run("import", tree, f"x:{number}")
+        kept.run("layers", f"x:{number}")  # unpacks it
+    assert "exclude" in kept.run("prune", "--share", "hardlink", "--dry-run", status=2)[0]
+    report = kept.answer("prune", "--share", "hardlink")
+    assert (report["FilesShared"], report["BytesShared"]) == (1, 20_000)
+    first, second = (kept.path / "layers").glob("*/diff/large")
+    assert os.path.samefile(first, second)
+    kept.run("verify")
+
+
 def test_what_is_mounted_is_not_pruned(kept: Kept) -> None:
     kept.run("load", "-i", archive(kept.top / "x.tar", docker_files(["x:1"], A, B)))
     (kept.top / "mnt").mkdir()

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum, auto
 from typing import Protocol
 
@@ -112,12 +112,15 @@ class _Copy:
         self._before = inode.upper, inode.metacopy
         self._data: OpenFile | None = None
         if inode.kind == stat.S_IFREG and size != 0 and not _metadata_only(state, need):
-            self._pin_data(stack)
+            with suppress(PermissionError):  # of an empty file nothing need be read
+                self._pin_data(stack)
         self._source = self._open_source(stack)
         self._st = os.fstat(self._source)
         self._owner = _owner_on_disk(state, inode, self._st)
         self._metacopy = _metadata_only(state, need) and inode.kind == stat.S_IFREG and self._st.st_size > 0
         self._size = self._st.st_size if size is None else min(size, self._st.st_size)
+        if inode.kind == stat.S_IFREG and self._size and not self._metacopy and self._data is None:
+            self._pin_data(stack)
         self._xattrs = _mark_xattrs(state, inode, self._source, self._metacopy)
         self._draft = stack.enter_context(_draft_like(state, self._source, self._st))
 

@@ -76,7 +76,10 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
             inode = find(name)
             if inode is None:
                 continue
-            found = inode.attributes or attributes.attributes_of(state, inode)
+            found = inode.attributes
+            if found is None:
+                state.descriptors.begin()  # each entry may need another directory
+                found = attributes.attributes_of(state, inode)
         except MalformedMarkError:
             yield DirectoryEntry(name, offsets[index], _unreadable(state, directory, name))
             continue

@@ -15,7 +15,7 @@ import pytest
 from tests.mounted.calls import name_descriptor, outcome
 from tests.mounted.program import AS_USER, COMMAND, SILENT_SUCCESS, Place, make_place, mounts_beneath, open_device
 from tests.mounted.stack import Stack, make_tree
-from tests.mounted.test_limits import drop_caches, until
+from tests.mounted.test_limits import until
 
 USER = 65534
 WAYS = ["lane=on", "lane=off", "passthrough=on"]
@@ -35,7 +35,7 @@ def test_unlinked_files_stay_what_they_are(way: str, stack: Stack) -> None:
     opened["read-only"] = os.open(stack.place / "read-only", os.O_RDONLY)
     for name in opened:
         (stack.place / name).unlink()
-    drop_caches()
+    stack.forget()
     try:
         assert os.listdir(stack.place) == []
         for name, fd in opened.items():
@@ -57,7 +57,7 @@ def test_unlinked_files_stay_what_they_are(way: str, stack: Stack) -> None:
     finally:
         for fd in opened.values():
             os.close(fd)
-    drop_caches()
+    stack.forget()
     until(lambda: stack.status["inodes"] == 1)
 
 
@@ -272,7 +272,7 @@ def test_everything_is_given_back_when_the_kernel_forgets(stack: Stack) -> None:
             if number % 2:
                 (made / f"n{number}").unlink()
         assert stack.status["inodes"] > 3000
-        drop_caches()
+        stack.forget()
         until(lambda: stack.status["inodes"] == 1)
     assert len(os.listdir(f"/proc/{stack.pid}/fd")) < 1000
 

@@ -23,14 +23,7 @@ from tests.property.paths import unmount
 
 Breakable = tuple[Stack, Path]
 ROOT = Who(0, 0)
-DROP_DENTRIES_AND_INODES = "2"
 PATIENCE_S = 60.0
-
-
-def drop_caches() -> None:
-    """Make the kernel forget what is not in use: proc(5), drop_caches."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text(DROP_DENTRIES_AND_INODES)
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -138,7 +131,7 @@ def test_live_inode_costs_less_than_a_kibibyte_and_is_given_back(stack: Stack, l
         assert stack.status["inodes"] >= count
         # what the first round took serves the others
         assert (stack.rss - at_first) / count < 1024
-        drop_caches()
+        stack.forget()
         until(lambda: stack.status["inodes"] < count // 20)
 
 

@@ -56,7 +56,7 @@ def test_sqlite_writes_a_database_of_a_lower_layer(journal: str, stack: Stack) -
 def test_sqlite_readers_and_a_writer_at_once(stack: Stack) -> None:
     _fill(stack.lowers[0] / "db", 100)
     stack.mount("volatile")
-    # SQLite waits for no lock while it changes the journal mode or removes the log with the last connection, on any filesystem.
+    # On no filesystem does SQLite wait for locks while it changes the journal mode, or ends the log with its last user.
     first = sqlite3.connect(stack.place / "db")
     assert first.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
     script = (

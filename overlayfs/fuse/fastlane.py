@@ -248,16 +248,16 @@ class FastLane(Lane):
 
     def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
-        data: bytes | memoryview = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
-        if self._copy_ups.must_wait(node, Need.DATA):
-            data = bytes(data)  # the buffer is another request's by then
+        data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+        if not self._copy_ups.must_wait(node, Need.DATA):
+            return self._write_now(node, offset, data, write_flags, asker)
+        kept = bytes(data)  # the buffer is another request's by then
+        return self._after_copy_up(node, lambda: self._write_now(node, offset, kept, write_flags, asker))
 
-        def write() -> bytes:
-            if write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
-                self._drop_privileges(node, asker)
-            return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
-
-        return self._after_copy_up(node, write)
+    def _write_now(self, node: int, offset: int, data: memoryview | bytes, write_flags: int, asker: Asker) -> bytes:
+        if write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
+            self._drop_privileges(node, asker)
+        return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
 
     def _after_copy_up(self, node: int, change: Callable[[], bytes], need: Need = Need.DATA) -> bytes | None:
         """Change a file at once, or later where it must first be copied up."""

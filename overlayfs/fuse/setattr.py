@@ -21,8 +21,7 @@ _NOTHING: Final = AttributeChanges()
 
 def touches_privileges(changes: AttributeChanges) -> bool:
     """False for a SETATTR of times alone."""
-    timeless = changes._replace(atime_ns=None, mtime_ns=None, ctime_ns=None)
-    return timeless != _NOTHING or timeless == changes
+    return (changes.uid, changes.gid, changes.mode, changes.size) != (None, None, None, None) or changes == _NOTHING
 
 
 def takes_privileges(body: memoryview, asker: Asker, before: Attributes) -> bool:
@@ -56,18 +55,16 @@ def changes_of(body: memoryview) -> AttributeChanges:
     (valid, _, _fh, size, _owner, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _) = (
         abi.SETATTR_IN.unpack_from(body)
     )
-
-    def when(flag: int, now: int, seconds: int, rest: int) -> int | None:
-        if valid & now:
-            return time.time_ns()
-        return seconds * 1_000_000_000 + rest if valid & flag else None
-
     return AttributeChanges(
-        mode=mode if valid & abi.FATTR_MODE else None,
-        uid=uid if valid & abi.FATTR_UID else None,
-        gid=gid if valid & abi.FATTR_GID else None,
-        size=size if valid & abi.FATTR_SIZE else None,
-        atime_ns=when(abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
-        mtime_ns=when(abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
-        ctime_ns=when(abi.FATTR_CTIME, 0, ctime, ctime_ns),
+        mode if valid & abi.FATTR_MODE else None,
+        uid if valid & abi.FATTR_UID else None,
+        gid if valid & abi.FATTR_GID else None,
+        size if valid & abi.FATTR_SIZE else None,
+        _when(valid & abi.FATTR_ATIME_NOW, atime, atime_ns) if valid & abi.FATTR_ATIME else None,
+        _when(valid & abi.FATTR_MTIME_NOW, mtime, mtime_ns) if valid & abi.FATTR_MTIME else None,
+        _when(0, ctime, ctime_ns) if valid & abi.FATTR_CTIME else None,
     )
+
+
+def _when(is_now: int, seconds: int, nanoseconds: int) -> int:
+    return time.time_ns() if is_now else seconds * 1_000_000_000 + nanoseconds

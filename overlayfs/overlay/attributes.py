@@ -18,6 +18,7 @@ from .ownership import Owner, bare_owner, format_override, parse_override
 from .state import State
 
 _NOTHING = AttributeChanges()
+_NO_METADATA = (None,) * 5
 
 
 def attributes_of(state: State, inode: Inode) -> Attributes:
@@ -155,7 +156,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
         inode.note_lost_privileges()
         # not ftruncate: that sets mtime even where the size stays
         os.truncate(descriptor_path(opened.fd), changes.size)
-    if changes._replace(size=None) == _NOTHING:
+    if (changes.mode, changes.uid, changes.gid, changes.atime_ns, changes.mtime_ns) == _NO_METADATA:
         return
     with state.upper_node(inode) as fd:
         try:

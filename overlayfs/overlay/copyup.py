@@ -132,7 +132,7 @@ class _Copy:
     def _open_source(self, stack: ExitStack) -> int:
         """The file with the metadata, which mostly has the data too."""
         state, inode = self._state, self._inode
-        if self._data is not None and not inode.upper and data_location(state, inode) == inode.lower:
+        if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data.fd):
             return self._data.fd
         with state.node(inode) as node:
             source = state.descriptors.open(lambda: os.dup(node))
@@ -220,6 +220,13 @@ class _Completion:
                 os.removexattr(path, prefix + marks.METACOPY)
         self._inode.metacopy = False
         _note_copied(self._state, self._inode)
+
+
+def _is_at(state: State, location: Location | None, fd: int) -> bool:
+    """True where a descriptor is of the very file that a lower layer has in a place."""
+    assert location is not None
+    dir_fd, name = state.lower_place(location)
+    return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
 
 
 def _copy_data(state: State, source: int, target: int, size: int) -> None:
@@ -435,9 +442,10 @@ def _forget_whiteouts(state: State, directory: Directory) -> None:
 
 def data_location(state: State, inode: Inode) -> Location:
     """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere."""
-    if inode.lower is None:
+    lower = inode.lower
+    if lower is None:
         raise marks.MalformedMarkError("metacopy without data", inode.name)
-    return redirects.data_below_lower(state, inode.lower)
+    return redirects.data_below_lower(state, lower)
 
 
 def open_data(state: State, inode: Inode, writable: bool) -> OpenFile:

@@ -148,6 +148,7 @@ def _collect_seldom() -> None:
     """Inodes are many, live long and form no garbage cycles: looking through them for some only costs time."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 1000)
+    gc.enable()
 
 
 def _is_administrator() -> bool:

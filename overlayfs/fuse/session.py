@@ -5,6 +5,7 @@ Imports what serves only when it is needed: a refusal must not wait for it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.handlers
 import os
@@ -61,6 +62,7 @@ def _serve(
     overlay = Overlay.open(options)
     try:
         overlay.refuse_mountpoint(mount.mountpoint)
+        gc.disable()  # until `serve`: what is imported is no garbage, and looking takes a tenth of the time
         from .serving import serve  # before the mount, which may cover the very code
 
         # until `serve` takes them: one that killed us now would leave a dead mount

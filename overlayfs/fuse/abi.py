@@ -133,7 +133,9 @@ GETXATTR_IN: Final = struct.Struct("<II")  # size, padding
 GETXATTR_OUT: Final = struct.Struct("<II")  # size, padding
 # blocks, bfree, bavail, files, ffree; bsize, namelen, frsize, padding; spare
 STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")
-DIRENT: Final = struct.Struct("<QQII")  # ino, off, namelen, type; then the name, padded to 8
+DIRENT: Final = struct.Struct("<QII")  # off, namelen, type; after the inode number, before the name padded to 8
+DIRENT_SIZE: Final = 8 + DIRENT.size
+DIRENTPLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
 FALLOCATE_IN: Final = struct.Struct("<QQQII")  # fh, offset, length, mode, padding
 LSEEK_IN: Final = struct.Struct("<QqII")  # fh, offset, whence, padding
 LSEEK_OUT: Final = struct.Struct("<Q")  # offset
@@ -178,13 +180,3 @@ def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
     if flags & FUSE_PASSTHROUGH:
         fields[_MAX_STACK_DEPTH] = 1  # of filesystems under ours: files on another overlay cannot be passed through
     return reply[: OUT_HEADER.size] + INIT_OUT.pack(*fields) + reply[OUT_HEADER.size + INIT_OUT.size :]
-
-
-def direntplus_size(name_length: int) -> int:
-    """The bytes of one fuse_direntplus, padding included."""
-    return ENTRY_SIZE + dirent_size(name_length)
-
-
-def dirent_size(name_length: int) -> int:
-    """The bytes of one fuse_dirent, padding included."""
-    return (DIRENT.size + name_length + 7) & ~7

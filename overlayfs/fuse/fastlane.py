@@ -370,29 +370,27 @@ class FastLane(Lane):
         _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         reply: list[bytes] = []
         length = 0
-        pack, times, acquire = abi.DIRENT.pack, self._entry_times, self._overlay.acquire
-        for name, after, found in self._overlay.readdir(node, offset):
-            length += abi.direntplus_size(len(name))
+        pack, times = abi.DIRENT.pack, self._entry_times
+        for name, after, found, can_be_taken in self._overlay.readdir(node, offset, takes=True):
+            padded = name + _PADDING[len(name) & 7]
+            length += abi.DIRENTPLUS_SIZE + len(padded)
             if length > size:
                 break
-            number = found.ino
-            if after <= 2 or not found.nlink:
-                reply.append(_NO_ENTRY)
-            else:
-                acquire(number)
-                reply += (found[:8], times, found)
-            reply += (pack(number, after, len(name), found.directory_type), name, _PADDING[len(name) & 7])
+            number = found[:8]
+            reply += (number, times, found) if can_be_taken else (_NO_ENTRY,)
+            reply += (number, pack(after, len(name), found.directory_type), padded)
         return b"".join(reply)
 
     def _readdir(self, node: int, body: memoryview, _: Asker) -> bytes:
         _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         reply: list[bytes] = []
         length = 0
-        for name, after, found in self._overlay.readdir(node, offset):
-            length += abi.dirent_size(len(name))
+        for name, after, found, _can_be_taken in self._overlay.readdir(node, offset):
+            padded = name + _PADDING[len(name) & 7]
+            length += abi.DIRENT_SIZE + len(padded)
             if length > size:
                 break
-            reply += (abi.DIRENT.pack(found.ino, after, len(name), found.directory_type), name, _PADDING[len(name) & 7])
+            reply += (found[:8], abi.DIRENT.pack(after, len(name), found.directory_type), padded)
         return b"".join(reply)
 
     # -- extended attributes

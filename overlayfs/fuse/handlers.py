@@ -272,15 +272,12 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        for entry in self._overlay.readdir(fh, start_id):
+        for entry in self._overlay.readdir(fh, start_id, takes=True):
             found = self._entry(entry.attributes)
-            is_dot = entry.name in (b".", b"..")
-            if not entry.attributes.nlink and not is_dot:  # listed, but looking it up is an error: let the kernel ask
+            if not entry.can_be_taken:  # let the kernel ask where it needs it
                 found.entry_timeout = found.attr_timeout = 0
             if not pyfuse3.readdir_reply(token, entry.name, found, entry.offset):
                 break
-            if not is_dot:
-                self._overlay.acquire(entry.attributes.ino)
 
     @_answered
     async def releasedir(self, fh: int) -> None:

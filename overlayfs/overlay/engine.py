@@ -125,12 +125,6 @@ class Overlay:
         gc.collect()
         syscalls.trim_memory()
 
-    def acquire(self, ino: int) -> None:
-        """Raise nlookup of an entry that a listing really sent."""
-        inode = self.state.inodes.get(ino)
-        if inode is not None:
-            inode.nlookup += 1
-
     def getattr(self, ino: int) -> Attributes:
         inode = self._inode(ino)
         if self.state.revalidates:
@@ -318,9 +312,10 @@ class Overlay:
         self._directory(ino).opens += 1
         return ino
 
-    def readdir(self, ino: int, offset: int) -> Iterator[DirectoryEntry]:
-        """Entries after `offset`, `.` and `..` included. Call `acquire` for each one that the caller keeps."""
-        return listing.entries(self.state, self._directory(ino), offset)
+    def readdir(self, ino: int, offset: int, *, takes: bool = False) -> Iterator[DirectoryEntry]:
+        """Entries after `offset`, `.` and `..` included. With `takes`, asking for the next entry raises nlookup of the
+        one before, if it can be taken: a caller who has no room for an entry stops there."""
+        return listing.entries(self.state, self._directory(ino), offset, takes)
 
     def releasedir(self, ino: int) -> None:
         directory = self.state.inodes.get(ino)

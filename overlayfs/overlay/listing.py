@@ -26,11 +26,13 @@ _DOT, _DOT_DOT = 1, 2  # the offsets after "." and ".."
 
 
 class DirectoryEntry(NamedTuple):
-    """One entry; `offset` resumes after it. `attributes.nlink` 0: it is listed, but looking it up is an error."""
+    """One entry; `offset` resumes after it. `can_be_taken` is False for `.`, `..` and a name that is listed although
+    looking it up is an error."""
 
     name: bytes
     offset: int
     attributes: Attributes
+    can_be_taken: bool = True
 
 
 def _refreshed(state: State, directory: Directory) -> Listing:
@@ -59,18 +61,22 @@ def _update(listing: Listing, current: list[bytes]) -> None:
     listing.offsets.extend(range(last + 1, last + 1 + len(new)))
 
 
-def entries(state: State, directory: Directory, offset: int) -> Iterator[DirectoryEntry]:
-    """The entries after `offset`; nlookup is not raised, and inodes that nobody takes are dropped again."""
+def entries(state: State, directory: Directory, offset: int, takes: bool = False) -> Iterator[DirectoryEntry]:
+    """The entries after `offset`. With `takes`, asking for the next one takes an entry: it is looked up, too. A reader
+    who has no room for one stops. Inodes that nobody takes are dropped again."""
     listing = directory.listing if offset and directory.listing else _refreshed(state, directory)
     names, offsets = listing.names, listing.offsets
+    first = bisect_right(offsets, offset)
+    if first == len(names) and offset >= _DOT_DOT:
+        return
     own = attributes.attributes_of(state, directory)
     if offset < _DOT:
-        yield DirectoryEntry(b".", _DOT, own)
+        yield DirectoryEntry(b".", _DOT, own, False)
     if offset < _DOT_DOT:
         above = directory.parent
-        yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own)
+        yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own, False)
     find = lookup.finder(state, directory)
-    for index in range(bisect_right(offsets, offset), len(names)):
+    for index in range(first, len(names)):
         name = names[index]
         try:
             inode = find(name)
@@ -81,7 +87,7 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
                 state.descriptors.begin()  # each entry may need another directory
                 found = attributes.attributes_of(state, inode)
         except MalformedMarkError:
-            yield DirectoryEntry(name, offsets[index], _unreadable(state, directory, name))
+            yield DirectoryEntry(name, offsets[index], _unreadable(state, directory, name), False)
             continue
         except OSError as error:
             if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
@@ -89,7 +95,8 @@ def entries(state: State, directory: Directory, offset: int) -> Iterator[Directo
             raise
         try:
             yield DirectoryEntry(name, offsets[index], found)
-        finally:  # the reader may have no room for it and stop here
+            inode.nlookup += takes
+        finally:
             if not inode.nlookup:
                 state.drop_if_unused(inode)
 

@@ -281,12 +281,18 @@ class State:
 
     def lower_fd(self, location: Location) -> int:
         """A descriptor (O_PATH) of a lower directory."""
-        if not location.path:
-            return self.layers[location.layer].root_fd
-        root_fd = self.layers[location.layer].root_fd
-        return self.descriptors.directory(
-            location, lambda: syscalls.open_beneath(root_fd, location.path, syscalls.OPEN_DIRECTORY)
-        )
+        layer, path = location
+        root_fd = self.layers[layer].root_fd
+        if not path:
+            return root_fd
+        fd = self.descriptors.cached_directory(location)
+        if fd is not None:
+            return fd
+        above, _, name = path.rpartition(b"/")
+        start = self.descriptors.cached_directory(Location(layer, above)) if above else root_fd
+        if start is None:
+            start, name = root_fd, path
+        return self.descriptors.directory(location, lambda: syscalls.open_beneath(start, name, syscalls.OPEN_DIRECTORY))
 
     def upper_fd(self, directory: Directory) -> int:
         """A descriptor (O_PATH) of a directory in the upper, opened from the nearest parent that is in the pool."""

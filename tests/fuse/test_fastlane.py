@@ -501,8 +501,8 @@ def test_listing_fits_what_there_is_room_for(opcode: Opcode, play: Play) -> None
                 while at < len(body):
                     if head:
                         nodes.append(int.from_bytes(body[at : at + 8], "little"))
-                    _ino, offset, length, _kind = abi.DIRENT.unpack_from(body, at + head)
-                    start = at + head + abi.DIRENT.size
+                    offset, length, _kind = abi.DIRENT.unpack_from(body, at + head + 8)
+                    start = at + head + abi.DIRENT_SIZE
                     found.append(body[start : start + length])
                     at = start + (length + 7 & ~7)
             assert sorted(found) == sorted([b".", b"..", *(b"entry%03d" % number for number in range(100))])

@@ -58,7 +58,7 @@ class Forgetful(EngineTarget):
         self.borrowed.clear()
         for ino in kept:
             if ino in self.overlay.state.inodes:
-                self.overlay.acquire(ino)
+                self.overlay.state.inodes[ino].nlookup += 1
                 self.borrowed.append(ino)
 
 

@@ -26,6 +26,7 @@ from .channel import Channel
 from .copying import INLINE_BYTES, CopyUps
 from .lane import Forwarded, Lane
 from .passthrough import Passthrough
+from .patience import Patience
 from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
 
 _DONE: Final = b""
@@ -59,6 +60,7 @@ class FastLane(Lane):
         self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through
         self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
         self._counts_opendirs = timeout_s == 0
+        self._patience = Patience() if poll_us else Patience(0)
 
     def _set_timeouts(self, seconds: float) -> None:
         whole, rest = int(seconds), int(seconds % 1 * 1e9)
@@ -233,6 +235,9 @@ class FastLane(Lane):
         _fh, offset, size, _read_flags, _owner, _flags, _padding = abi.READ_IN.unpack_from(body)
         data = self._data[:size]
         count = self._overlay.read_into(node, offset, data)
+        if count is None and self._patience.is_left():
+            self._overlay.fetch(node, offset, size)
+            count = self._patience.wait(lambda: self._overlay.read_into(node, offset, data))
         if count is None:
             self._later(lambda: self._read_from_disk(node, offset, size))
         else:

@@ -225,8 +225,13 @@ class Overlay:
         return files.read(self.state, self._inode(ino), offset, size)
 
     def read_into(self, ino: int, offset: int, buffer: memoryview) -> int | None:
-        """Read what is in memory: how much there was, None where it is on a disk. Use `pin_data` in a thread then."""
+        """Read what is in memory: how much there was, None where it is on a disk. Use `fetch` and try again, or
+        `pin_data` in a thread then."""
         return files.read_into(self.state, self._inode(ino), offset, buffer)
+
+    def fetch(self, ino: int, offset: int, size: int) -> None:
+        """Have a disk read what `read_into` could not, without waiting for it."""
+        files.fetch(self.state, self._inode(ino), offset, size)
 
     def pin_data(self, ino: int) -> OpenFile:
         """The descriptor of a file's data, good until it is unpinned."""

@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from ..tree import syscalls
@@ -74,6 +75,13 @@ def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> in
     if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not
     return count
+
+
+def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
+    """Have the disk read what `read_into` could not; does not wait for it."""
+    opened = pooled(state, inode, writable=False)
+    with suppress(OSError):  # what cannot be fetched is read all the same
+        os.posix_fadvise(opened.fd, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> int:

@@ -322,7 +322,9 @@ def test_tag_and_rmi(kept: Kept) -> None:
     assert os.listdir(kept.path / "blobs" / "sha256") == []
 
 
-@pytest.mark.parametrize("data", [b"root:x:0:0", b"x" * 5000, gzip.compress(b"x" * 5000)])
+@pytest.mark.parametrize(
+    "data", [b"root:x:0:0", b"x" * 5000, gzip.compress(b"x" * 5000, mtime=0)], ids=["line", "bytes", "gzip"]
+)
 def test_what_is_no_tar_is_called_so(kept: Kept, data: bytes) -> None:
     (kept.top / "odd").write_bytes(data)
     for words in (("load", "-i"), ("import",)):

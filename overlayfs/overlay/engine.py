@@ -230,7 +230,7 @@ class Overlay:
         return files.read_into(self.state, self._inode(ino), offset, buffer)
 
     def fetch(self, ino: int, offset: int, size: int) -> None:
-        """Have a disk read what `read_into` could not, without waiting for it."""
+        """Have a disk read what `read_into` could not, without waiting for the data."""
         files.fetch(self.state, self._inode(ino), offset, size)
 
     def pin_data(self, ino: int) -> OpenFile:

@@ -78,7 +78,7 @@ def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> in
 
 
 def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
-    """Have the disk read what `read_into` could not; does not wait for it."""
+    """Have the disk read what `read_into` could not, without waiting for the data; for where they lie it may wait."""
     opened = pooled(state, inode, writable=False)
     with suppress(OSError):  # what cannot be fetched is read all the same
         os.posix_fadvise(opened.fd, offset, size, os.POSIX_FADV_WILLNEED)

@@ -105,7 +105,6 @@ MAX_BACKGROUND: Final = 64  # readahead and write-back requests that the kernel 
 LONGEST_REQUEST: Final = (1 << 20) + 4096  # max_pages of data and one page of header
 
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-HANDLE: Final = struct.Struct("<Q")  # what most requests about open files start with
 OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error (a negative errno), unique
 # What stands between nodeid and attributes in fuse_entry_out: generation, entry_valid, attr_valid, and their ns.
 ENTRY_TIMES: Final = struct.Struct("<QQQII")

@@ -28,6 +28,7 @@ from .lane import Forwarded, Lane
 from .passthrough import Passthrough
 from .patience import Patience
 from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
+from .syncing import sync_directory, sync_file
 
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
@@ -343,22 +344,31 @@ class FastLane(Lane):
 
         self._later(work)
 
-    def _fsync(self, node: int, body: memoryview, _: Asker) -> bytes:
-        self._forward_if_on_disk(node, body)
+    def _fsync(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, flags, _padding = abi.FSYNC_IN.unpack_from(body)
-        self._overlay.fsync(node, bool(flags & abi.FUSE_FSYNC_FDATASYNC))
-        return _DONE
+        datasync = bool(flags & abi.FUSE_FSYNC_FDATASYNC)
+        if self._overlay.writes_at_once:
+            self._overlay.fsync(node, datasync)
+            return _DONE
 
-    def _fsyncdir(self, node: int, body: memoryview, _: Asker) -> bytes:
-        self._forward_if_on_disk(node, body)
-        self._overlay.fsyncdir(node)
-        return _DONE
+        async def work() -> bytes:
+            await sync_file(self._overlay, node, datasync)
+            return _DONE
 
-    def _forward_if_on_disk(self, node: int, body: memoryview) -> None:
-        if not self._overlay.writes_at_once:
-            # Whoever was not asked for a handle has sent none: pyfuse3's handlers take the inode's number for it.
-            abi.HANDLE.pack_into(body, 0, node)
-            raise Forwarded
+        self._later(work)
+        return None
+
+    def _fsyncdir(self, node: int, _body: memoryview, _: Asker) -> bytes | None:
+        if self._overlay.writes_at_once:
+            self._overlay.fsyncdir(node)
+            return _DONE
+
+        async def work() -> bytes:
+            await sync_directory(self._overlay, node)
+            return _DONE
+
+        self._later(work)
+        return None
 
     # -- directories
 

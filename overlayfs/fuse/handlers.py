@@ -36,6 +36,7 @@ from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller
 from .copying import CopyUps
+from .syncing import sync_directory, sync_file
 
 log = logging.getLogger(__name__)
 
@@ -251,18 +252,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        pinned = self._overlay.pin_to_sync(fh, datasync)
-        if pinned is None:
-            return
-        opened, call = pinned
-        try:
-            await trio.to_thread.run_sync(call, opened.fd)
-        except OSError as error:
-            self._overlay.note_sync(fh, opened, error)
-            raise
-        finally:
-            opened.unpin()
-        self._overlay.note_sync(fh, opened, None)
+        await sync_file(self._overlay, fh, datasync)
 
     # -- directories
 
@@ -285,12 +275,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        fd = self._overlay.open_to_sync(fh)
-        if fd is not None:
-            try:
-                await trio.to_thread.run_sync(os.fsync, fd)
-            finally:
-                os.close(fd)
+        await sync_directory(self._overlay, fh)
 
     # -- extended attributes
 

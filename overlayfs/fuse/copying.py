@@ -6,7 +6,6 @@ are copied by the operation itself where that waits for no disk.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Final
 
 import trio
@@ -37,9 +36,9 @@ class CopyUps:
             return
         done = self._running[inode] = trio.Event()
         try:
-            with ExitStack() as stack:
-                work = self._overlay.begin_copy_up(inode, need, size, stack)
-                if work is not None:
+            work = self._overlay.begin_copy_up(inode, need, size)
+            if work is not None:
+                with work:
                     await trio.to_thread.run_sync(work.transfer)
                     work.publish()
         finally:

@@ -21,7 +21,7 @@ from ..overlay.files import FLAG_COMMANDS
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
 from ..tree.metadata import ACCESS_ACL
 from . import abi
-from .callers import caller
+from .callers import caller, caller_with_groups
 from .channel import Channel
 from .copying import INLINE_BYTES, CopyUps
 from .lane import Forwarded, Lane
@@ -76,10 +76,8 @@ class FastLane(Lane):
         return found[:8] + self._entry_times + found
 
     def _lookup(self, node: int, body: memoryview, _: Asker) -> bytes:
-        try:
-            return self._entry(self._overlay.lookup(node, bytes(body[:-1])))
-        except FileNotFoundError:
-            return self._absent
+        found = self._overlay.find(node, bytes(body[:-1]))
+        return self._absent if found is None else self._entry(found)
 
     def _forget(self, node: int, body: memoryview, _: Asker) -> None:
         self._overlay.forget(node, abi.FORGET_IN.unpack_from(body)[0])
@@ -118,7 +116,8 @@ class FastLane(Lane):
                 changes = changes._replace(mode=unprivileged(before, asker))
             else:
                 groups_count = bool(before.mode & stat.S_ISGID)
-        return self._attr_times + self._overlay.setattr(node, changes, caller(*asker, with_groups=groups_count))
+        asks = caller_with_groups(*asker) if groups_count else caller(*asker)
+        return self._attr_times + self._overlay.setattr(node, changes, asks)
 
     def _drop_privileges(self, node: int, asker: Asker) -> None:
         """Before the content of a file changes."""
@@ -425,7 +424,8 @@ class FastLane(Lane):
 
         def change() -> bytes:
             groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
-            self._overlay.setxattr(node, name, rest[:size], flags, caller(*asker, with_groups=groups_count))
+            asks = caller_with_groups(*asker) if groups_count else caller(*asker)
+            self._overlay.setxattr(node, name, rest[:size], flags, asks)
             return _DONE
 
         return self._after_copy_up(node, change, Need.METADATA)

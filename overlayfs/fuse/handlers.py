@@ -34,7 +34,7 @@ from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
-from .callers import caller
+from .callers import caller, caller_with_groups
 from .copying import CopyUps
 from .syncing import sync_directory, sync_file
 
@@ -113,10 +113,8 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        try:
-            return self._entry(self._overlay.lookup(parent_inode, name))
-        except FileNotFoundError:
-            return self._absent()
+        found = self._overlay.find(parent_inode, name)
+        return self._absent() if found is None else self._entry(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
@@ -339,4 +337,4 @@ def _resident_bytes() -> int:
 
 
 def _caller(ctx: RequestContext, with_groups: bool = False) -> Caller:
-    return caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, with_groups=with_groups)
+    return (caller_with_groups if with_groups else caller)(ctx.uid, ctx.gid, ctx.pid, ctx.umask)

@@ -12,7 +12,7 @@ from typing import Final
 
 from ..overlay.inodes import AttributeChanges, Attributes
 from . import abi
-from .callers import caller
+from .callers import caller_with_groups
 
 Asker = tuple[int, int, int]  # uid, gid, pid
 SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
@@ -43,7 +43,7 @@ def unprivileged(before: Attributes, asker: Asker) -> int:
     """The mode that a regular file is left with then: the kernel's setattr_should_drop_suidgid."""
     mode = before.mode & ~stat.S_ISUID
     if mode & stat.S_ISGID:
-        asks = caller(*asker, with_groups=True)
+        asks = caller_with_groups(*asker)
         in_group = asks.uid == 0 or before.gid == asks.gid or before.gid in asks.groups
         if mode & stat.S_IXGRP or not in_group:
             mode &= ~stat.S_ISGID

@@ -11,7 +11,7 @@ import stat
 
 from ..tree import marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import copyup
+from . import content, copyup
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
 from .ownership import Owner, bare_owner, format_override, parse_override
@@ -29,24 +29,17 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
 
 def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
-    uid, gid, mode, rdev = owner_of(state, inode, st)
-    nlink, blocks = _link_count(state, inode, st), st.st_blocks
+    links, blocks = max(_link_count(state, inode, st), fewest_links), st.st_blocks
     if not blocks and st.st_size:
         blocks = _blocks(state, inode, st)
-    shown = Attributes.pack(
-        inode.number,
-        mode,
-        nlink if nlink > fewest_links else fewest_links,
-        uid,
-        gid,
-        rdev,
-        st.st_size,
-        blocks,
-        st.st_blksize,
-        st.st_atime_ns,
-        st.st_mtime_ns,
-        st.st_ctime_ns,
-    )
+    if state.ownership.plain and layer_of(state, inode).override is None:
+        shown = Attributes.as_on_disk(inode.number, st, links, blocks)
+    else:
+        uid, gid, mode, rdev = owner_of(state, inode, st)
+        shown = Attributes.pack(
+            inode.number, mode, links, uid, gid, rdev, st.st_size, blocks, st.st_blksize,
+            st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
+        )  # fmt: skip
     inode.attributes = shown if inode.number not in state.passed_through else None
     return shown
 
@@ -59,6 +52,10 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
     opened = state.descriptors.file(inode.number)
     if opened is not None and inode.upper and not inode.metacopy:
         return os.fstat(opened.fd)
+    if isinstance(inode, Directory) and inode.upper:
+        held = state.descriptors.cached_directory(inode.number)
+        if held is not None:
+            return os.fstat(held)
     dir_fd, name = state.place(inode)
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -120,7 +117,7 @@ def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
         return 0
     if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
         return 0
-    dir_fd, name = state.lower_place(copyup.data_location(state, inode))
+    dir_fd, name = state.lower_place(content.location(state, inode))
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_blocks
 
 
@@ -152,7 +149,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
     need = copyup.Need.METADATA if changes.size is None else copyup.Need.DATA
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
     if changes.size is not None and not truncated:
-        opened = copyup.open_data(state, inode, writable=True)
+        opened = content.open_pooled(state, inode, writable=True)
         inode.note_lost_privileges()
         # not ftruncate: that sets mtime even where the size stays
         os.truncate(descriptor_path(opened.fd), changes.size)

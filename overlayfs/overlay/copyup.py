@@ -11,14 +11,15 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
-from typing import Protocol
+from typing import Self
 
 from ..tree import marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, drafts, indexing, lookup, redirects, whiteouts
+from . import attributes, content, drafts, indexing, lookup, whiteouts
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -52,18 +53,18 @@ def copy_up(state: State, inode: Inode, need: Need = Need.DATA, size: int | None
     if isinstance(inode, Directory):
         ensure_upper_directory(state, inode)
         return False
-    with ExitStack() as stack:
-        work = begin(state, inode, need, size, stack)
-        if work is None:
-            return False
+    work = begin(state, inode, need, size)
+    if work is None:
+        return False
+    with work:
         work.transfer()
         work.publish()
-        return work.truncates
+    return work.truncates
 
 
 def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = None) -> int:
     """How much data `ensure_upper` would copy: whether it is worth a thread."""
-    if inode.is_directory or (inode.upper and not inode.metacopy) or inode.kind != stat.S_IFREG:
+    if (inode.upper and not inode.metacopy) or inode.kind != stat.S_IFREG:
         return 0
     if need is Need.METADATA and (inode.upper or _metadata_only(state, need)):
         return 0
@@ -75,31 +76,63 @@ def _metadata_only(state: State, need: Need) -> bool:
     return need is Need.METADATA and state.options.metacopy and state.xattrs_work
 
 
-class CopyUp(Protocol):
-    """One file on its way up. Begun and published on the thread that owns the state; `transfer` runs anywhere."""
+class CopyUp(ABC):
+    """One file on its way up, in a `with` block that undoes what is not published.
 
-    truncates: bool  # whether what is published has the new size already
+    All on the thread that owns the state, but for `transfer`, which runs anywhere.
+    """
 
+    truncates = False  # whether what is published has the new size already
+
+    def __init__(self, state: State, inode: Inode) -> None:
+        self._state, self._inode = state, inode
+        self._at_end: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._prepare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for step in reversed(self._at_end):
+            with drafts.afterwards():
+                step()
+
+    def _pin(self, opened: OpenFile) -> int:
+        """The descriptor, good until the block ends."""
+        opened.pins += 1
+        self._at_end.append(opened.unpin)
+        return opened.fd
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Open what `transfer` needs."""
+
+    @abstractmethod
     def transfer(self) -> None:
         """Fill what is not seen yet. May block for long; touches nothing but its descriptors."""
 
+    @abstractmethod
     def publish(self) -> None:
         """Let the file appear in the upper, and the inode point at it; no step where another copy-up came first."""
 
 
-def begin(state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> CopyUp | None:
-    """Prepare a copy-up; None where there is nothing to do. `stack` closes its descriptors and undoes it."""
+def begin(state: State, inode: Inode, need: Need, size: int | None) -> CopyUp | None:
+    """The copy-up that an operation needs, None where it needs none."""
     if inode.upper:
         if not inode.metacopy or need is not Need.DATA:
             return None
         if not indexing.has_one_name(state, inode):
-            return _Completion(state, inode, stack)
+            return _Completion(state, inode)
     for parent, _ in inode.names():
         ensure_upper_directory(state, parent)
-    return _Copy(state, inode, need, size, stack)
+    return _Copy(state, inode, need, size)
 
 
-class _Copy:
+class _Copy(CopyUp):
     """A new file, of which nothing is seen until it takes the place of the old one.
 
     The source of the metadata is the lower file, or the upper one where that is a metacopy that gets its data now.
@@ -107,37 +140,41 @@ class _Copy:
 
     truncates = True
 
-    def __init__(self, state: State, inode: Inode, need: Need, size: int | None, stack: ExitStack) -> None:
-        self._state, self._inode, self._new_size = state, inode, size
+    def __init__(self, state: State, inode: Inode, need: Need, size: int | None) -> None:
+        super().__init__(state, inode)
+        self._new_size = size
         self._before = inode.upper, inode.metacopy
-        self._data: OpenFile | None = None
-        if inode.kind == stat.S_IFREG and size != 0 and not _metadata_only(state, need):
+        self._metacopy = inode.kind == stat.S_IFREG and _metadata_only(state, need)
+        self._data: tuple[int, os.stat_result] | None = None
+
+    def _prepare(self) -> None:
+        state, inode = self._state, self._inode
+        has_data = inode.kind == stat.S_IFREG and not self._metacopy
+        if has_data and self._new_size != 0:
             with suppress(PermissionError):  # of an empty file nothing need be read
-                self._pin_data(stack)
-        self._source = self._open_source(stack)
-        self._st = os.fstat(self._source)
+                self._data = self._open_data()
+        self._source, self._st = self._open_source()
         self._owner = _owner_on_disk(state, inode, self._st)
-        self._metacopy = _metadata_only(state, need) and inode.kind == stat.S_IFREG and self._st.st_size > 0
-        self._size = self._st.st_size if size is None else min(size, self._st.st_size)
-        if inode.kind == stat.S_IFREG and self._size and not self._metacopy and self._data is None:
-            self._pin_data(stack)
+        self._metacopy = self._metacopy and self._st.st_size > 0
+        self._size = self._st.st_size if self._new_size is None else min(self._new_size, self._st.st_size)
+        if has_data and self._size and self._data is None:
+            self._data = self._open_data()
         self._xattrs = _mark_xattrs(state, inode, self._source, self._metacopy)
-        self._draft = stack.enter_context(_draft_like(state, self._source, self._st))
+        self._draft = _draft_like(state, self._source, self._st)
+        self._at_end.append(self._draft.close)
 
-    def _pin_data(self, stack: ExitStack) -> None:
-        self._data = open_data(self._state, self._inode, writable=False)
-        self._data.pins += 1
-        stack.callback(self._data.unpin)
+    def _open_data(self) -> tuple[int, os.stat_result]:
+        fd = self._pin(content.open_pooled(self._state, self._inode, writable=False))
+        return fd, os.fstat(fd)
 
-    def _open_source(self, stack: ExitStack) -> int:
+    def _open_source(self) -> tuple[int, os.stat_result]:
         """The file with the metadata, which mostly has the data too."""
         state, inode = self._state, self._inode
-        if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data.fd):
-            return self._data.fd
+        if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data[1]):
+            return self._data
         with state.node(inode) as node:
-            source = state.descriptors.open(lambda: os.dup(node))
-        stack.callback(os.close, source)
-        return source
+            fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.dup(node))))
+        return fd, os.fstat(fd)
 
     def transfer(self) -> None:
         fd = self._draft.fd
@@ -157,7 +194,7 @@ class _Copy:
         if self._inode.kind != stat.S_IFREG:
             return
         if self._data is not None and self._size:
-            _copy_data(self._state, self._data.fd, fd, self._size)
+            _copy_data(self._state, *self._data, fd, self._size)
         size = self._st.st_size if self._new_size is None else self._new_size
         if size != self._size or self._metacopy:
             os.ftruncate(fd, size)
@@ -180,28 +217,24 @@ class _Copy:
             state.descriptors.add_file(inode.number, self._draft.keep_descriptor(), writable=True)
 
 
-class _Completion:
+class _Completion(CopyUp):
     """The data of a file with several names whose metadata alone was copied up.
 
     In place, as all its names must stay one file; until the metacopy mark goes, nobody looks at the data.
     """
 
-    truncates = False
-
-    def __init__(self, state: State, inode: Inode, stack: ExitStack) -> None:
-        self._state, self._inode = state, inode
+    def _prepare(self) -> None:
+        state, inode = self._state, self._inode
         with state.upper_node(inode) as node:
-            self._fd = state.descriptors.open(lambda: os.open(descriptor_path(node), os.O_RDWR | os.O_CLOEXEC))
-        stack.callback(os.close, self._fd)
+            path, flags = descriptor_path(node), os.O_RDWR | os.O_CLOEXEC
+            self._fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags))))
         self._st = os.fstat(self._fd)
-        self._data = open_data(state, inode, writable=False)
-        self._data.pins += 1
-        stack.callback(self._data.unpin)
+        self._source = self._pin(content.open_pooled(state, inode, writable=False))
 
     def transfer(self) -> None:
         path = descriptor_path(self._fd)
         capability = marks.read_xattr_of_target(path, metadata.CAPABILITY)
-        _copy_data(self._state, self._data.fd, self._fd, self._st.st_size)
+        _copy_data(self._state, self._source, os.fstat(self._source), self._fd, self._st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
         if capability is not None:
             os.setxattr(path, metadata.CAPABILITY, capability)
@@ -222,16 +255,15 @@ class _Completion:
         _note_copied(self._state, self._inode)
 
 
-def _is_at(state: State, location: Location | None, fd: int) -> bool:
-    """True where a descriptor is of the very file that a lower layer has in a place."""
+def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
+    """True where a stat is of the very file that a lower layer has in a place."""
     assert location is not None
     dir_fd, name = state.lower_place(location)
-    return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    return os.path.samestat(st, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
 
 
-def _copy_data(state: State, source: int, target: int, size: int) -> None:
+def _copy_data(state: State, source: int, st: os.stat_result, target: int, size: int) -> None:
     """Copy the first `size` bytes to an empty file: by reflink where the filesystems can, else keeping holes."""
-    st = os.fstat(source)
     if size == st.st_size and st.st_dev not in state.cannot_clone:
         try:
             syscalls.clone(source, target)
@@ -435,48 +467,3 @@ def _forget_whiteouts(state: State, directory: Directory) -> None:
     for name in [name for name, kind in upper.items() if kind is Kind.WHITEOUT]:
         whiteouts.remove_whiteout(state.upper_fd(directory), name)
         del upper[name]
-
-
-# -- data
-
-
-def data_location(state: State, inode: Inode) -> Location:
-    """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere."""
-    lower = inode.lower
-    if lower is None:
-        raise marks.MalformedMarkError("metacopy without data", inode.name)
-    return redirects.data_below_lower(state, lower)
-
-
-def open_data(state: State, inode: Inode, writable: bool) -> OpenFile:
-    """The pooled descriptor of a file's data. Writing needs `ensure_upper` first."""
-    opened = state.descriptors.file(inode.number)
-    if opened is None or (writable and not opened.writable):
-        fd = state.descriptors.open(lambda: _open_data(state, inode, writable))
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):  # somebody changed the layer
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        except OSError:
-            os.close(fd)
-            raise
-        opened = state.descriptors.add_file(inode.number, fd, writable)
-    return opened
-
-
-# O_NONBLOCK: a FIFO that somebody put in the file's place must not hang the mount.
-_OPEN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-
-def _open_data(state: State, inode: Inode, writable: bool) -> int:
-    flags = os.O_RDWR if writable else os.O_RDONLY
-    orphan = state.orphans.get(inode.number)
-    if orphan is not None and not inode.metacopy:
-        return os.open(descriptor_path(orphan), flags | os.O_CLOEXEC | os.O_NONBLOCK)
-    if inode.upper and not inode.metacopy:
-        dir_fd, name = state.place(inode)
-        return os.open(name, flags | _OPEN_FLAGS, dir_fd=dir_fd)
-    dir_fd, name = state.lower_place(data_location(state, inode))
-    try:  # reading must not change a lower layer, its access times included
-        return os.open(name, os.O_RDONLY | os.O_NOATIME | _OPEN_FLAGS, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(name, os.O_RDONLY | _OPEN_FLAGS, dir_fd=dir_fd)

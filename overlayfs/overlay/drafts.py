@@ -27,16 +27,26 @@ log = logging.getLogger(__name__)
 DRAFT_NAME: Final = re.compile(rb"#[0-9a-f]+")
 
 
-@contextmanager
-def afterwards() -> Iterator[None]:
-    """A step after the one that published: what is done is done, so a failure is logged and not raised.
+class _Afterwards:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        log.warning("left over after a change: %s", error)
+        return True
+
+
+_AFTERWARDS: Final = _Afterwards()
+
+
+def afterwards() -> _Afterwards:
+    """A block for a step after the one that published: what is done is done, so a failure is logged and not raised.
 
     Leftovers in the workdir are cleaned at the next mount.
     """
-    try:
-        yield
-    except OSError as error:
-        log.warning("left over after a change: %s", error)
+    return _AFTERWARDS
 
 
 @contextmanager
@@ -49,7 +59,7 @@ def unseen(dir_fd: int) -> Iterator[None]:
 
 
 class Draft:
-    """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until the block ends."""
+    """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until it is closed."""
 
     def __init__(self, state: State, fd: int, name: bytes | None, is_directory: bool = False) -> None:
         assert state.work_fd is not None
@@ -63,8 +73,11 @@ class Draft:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with afterwards():
-            if self._name is not None:
+        self.close()
+
+    def close(self) -> None:
+        if self._name is not None:
+            with afterwards():
                 remove(self._work_fd, self._name)
         if self.fd >= 0:
             os.close(self.fd)

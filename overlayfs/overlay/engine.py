@@ -14,7 +14,6 @@ import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Final
 
 from ..tree import syscalls
@@ -97,13 +96,21 @@ class Overlay:
     # -- inodes
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
+        found = self.find(parent, name)
+        if found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return found
+
+    def find(self, parent: int, name: bytes) -> Attributes | None:
+        """As `lookup`, None where there is nothing: absent names are asked for often."""
         directory = self._directory(parent)
         lookup.check_name(name)
         if name == b".":
             return self._taken(directory)
         if name == b"..":
             return self._taken(directory.parent or directory)
-        return self._taken(lookup.existing_child(self.state, directory, name))
+        inode = lookup.child(self.state, directory, name)
+        return None if inode is None else self._taken(inode)
 
     def forget(self, ino: int, count: int) -> None:
         """Give back `count` lookups; numbers that are not known are ignored."""
@@ -306,9 +313,9 @@ class Overlay:
         """How much data the next change would have to copy up first."""
         return copyup.bytes_to_copy(self.state, self._inode(ino), need, size)
 
-    def begin_copy_up(self, ino: int, need: Need, size: int | None, stack: ExitStack) -> CopyUp | None:
-        """The first step of a copy-up in a thread: then `transfer` there, then `publish` here, then close `stack`."""
-        return copyup.begin(self.state, self._inode(ino), need, size, stack)
+    def begin_copy_up(self, ino: int, need: Need, size: int | None) -> CopyUp | None:
+        """A copy-up with its data moved in a thread: in a `with` block of it, `transfer` there, then `publish` here."""
+        return copyup.begin(self.state, self._inode(ino), need, size)
 
     # -- directories
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from ..tree import syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, copyup
+from . import attributes, content, copyup
 from .inodes import AttributeChanges, Caller, Directory, Inode
 from .options import FsyncPolicy
 from .state import OpenFile, State
@@ -155,7 +155,7 @@ def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     if inode.kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return copyup.open_data(state, inode, writable)
+    return content.open_pooled(state, inode, writable)
 
 
 def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
@@ -175,11 +175,8 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
 def _open_metacopy(state: State, inode: Inode) -> OpenFile:
     """The upper file itself, whose data nobody reads; closed when it is unpinned."""
     with state.upper_node(inode) as node:
-        opened = OpenFile(
-            state.descriptors.open(lambda: os.open(descriptor_path(node), os.O_RDONLY | os.O_CLOEXEC)), False
-        )
-    opened.stale = True
-    return opened
+        path, flags = descriptor_path(node), os.O_RDONLY | os.O_CLOEXEC
+        return OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags)))
 
 
 def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], None]:

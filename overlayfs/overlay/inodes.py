@@ -93,12 +93,12 @@ class Attributes(bytes):
         )  # fmt: skip
 
     @classmethod
-    def as_on_disk(cls, number: int, st: os.stat_result) -> Attributes:
-        """Of a file that is shown as it is, but for its number."""
-        mode, _, _, links, uid, gid, size, atime, mtime, ctime = st
+    def as_on_disk(cls, number: int, st: os.stat_result, links: int, blocks: int) -> Attributes:
+        """Of a file whose owner, mode, size and times are shown as they are."""
+        mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
         return cls(
             _FUSE_ATTR.pack(
-                number, size, st.st_blocks, atime, mtime, ctime,
+                number, size, blocks, atime, mtime, ctime,
                 st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
                 mode, links, uid, gid, encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
             )

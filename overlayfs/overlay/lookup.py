@@ -139,7 +139,7 @@ def finder(state: State, parent: Directory) -> Callable[[bytes], Inode | None]:
                     number = state.free_number(number)
                 found = known[name] = inodes[number] = Inode(number, st.st_mode & _FORMAT, parent, name)
                 found.provided_by(position)
-                found.attributes = Attributes.as_on_disk(number, st)
+                found.attributes = Attributes.as_on_disk(number, st, 1, st.st_blocks)
                 return found
         descriptors.begin()
         return child(state, parent, name)

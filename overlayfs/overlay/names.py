@@ -55,7 +55,7 @@ def _create_at_once(state: State, parent: Directory, name: bytes, mode: int, cal
         os.unlink(name, dir_fd=dir_fd)
         return None
     drafts.note_changed(state, parent)
-    inode = _adopt(state, fd, parent, name, st)
+    inode = _adopt(state, parent, name, st)
     state.descriptors.add_file(inode.number, fd, writable=True)
     _sync_new(state, inode)
     return inode
@@ -104,7 +104,7 @@ def _make(
             whiteouts.make_opaque(state, draft.fd)
         before = os.fstat(draft.fd)
         publish(state, draft, parent, name)
-        inode = _adopt(state, draft.fd, parent, name, before)
+        inode = _adopt(state, parent, name, _stat_or(draft.fd, before))
         if stat.S_ISREG(mode):
             state.descriptors.add_file(inode.number, draft.keep_descriptor(), writable=True)
     _sync_new(state, inode)
@@ -161,13 +161,13 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     drafts.note_changed(state, parent)
 
 
-def _adopt(state: State, fd: int, parent: Directory, name: bytes, before: os.stat_result) -> Inode:
+def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> Inode:
     """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
-    inode = lookup.adopt(state, parent, name, state.upper.number(before), before)
+    inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
     note_new_name(inode, parent, name)
     with drafts.afterwards():
-        attributes.remember(state, inode, _stat_or(fd, before), fewest_links=1)
+        attributes.remember(state, inode, st, fewest_links=1)
     return inode
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 
 
 class OpenFile:
-    """A pooled descriptor of a file's data. Closed when evicted and no longer pinned."""
+    """A pooled descriptor of a file. Closed when evicted and no longer pinned; a `with` block pins it."""
 
     __slots__ = ("fd", "pins", "stale", "writable")
 
@@ -34,6 +34,20 @@ class OpenFile:
         self.writable = writable
         self.pins = 0
         self.stale = False
+
+    @classmethod
+    def unpooled(cls, fd: int) -> OpenFile:
+        """One that closes with its last pin."""
+        opened = cls(fd, writable=False)
+        opened.stale = True
+        return opened
+
+    def __enter__(self) -> int:
+        self.pins += 1
+        return self.fd
+
+    def __exit__(self, *exc: object) -> None:
+        self.unpin()
 
     def retire(self) -> None:
         self.stale = True
@@ -344,28 +358,18 @@ class State:
         directory, _, name = location.path.rpartition(b"/")
         return self.lower_fd(Location(location.layer, directory)), name or b"."
 
-    @contextmanager
-    def node(self, inode: Inode) -> Iterator[int]:
-        """A descriptor of the file itself (O_PATH, or a pooled one of its data) for the length of the block, whatever
-        its type, name or none."""
+    def node(self, inode: Inode) -> AbstractContextManager[int]:
+        """A descriptor of the file itself (O_PATH, or a pooled one of its data) for the length of a `with` block,
+        whatever its type, name or none."""
         orphan = self.orphans.get(inode.number)
         if orphan is not None:
-            yield orphan
-        elif isinstance(inode, Directory):
-            yield self.upper_fd(inode) if inode.upper else self.lower_fd(inode.lowers[0])
-        elif inode.upper and not inode.metacopy and (opened := self.descriptors.file(inode.number)) is not None:
-            opened.pins += 1
-            try:
-                yield opened.fd
-            finally:
-                opened.unpin()
-        else:
-            dir_fd, name = self.place(inode)
-            fd = self.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
-            try:
-                yield fd
-            finally:
-                os.close(fd)
+            return nullcontext(orphan)
+        if isinstance(inode, Directory):
+            return nullcontext(self.upper_fd(inode) if inode.upper else self.lower_fd(inode.lowers[0]))
+        if inode.upper and not inode.metacopy and (opened := self.descriptors.file(inode.number)) is not None:
+            return opened
+        dir_fd, name = self.place(inode)
+        return OpenFile.unpooled(self.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd)))
 
     def upper_node(self, inode: Inode) -> AbstractContextManager[int]:
         """As `node`, for changes: what is not in the upper is refused, so that no lower layer is ever written."""

@@ -55,12 +55,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-class _FileHandle(ctypes.Structure):
-    _fields_ = [
-        ("handle_bytes", ctypes.c_uint),
-        ("handle_type", ctypes.c_int),
-        ("f_handle", ctypes.c_char * _MAX_HANDLE_SIZE),
-    ]
+# struct file_handle: how much room there is, the type, the handle.
+_HANDLE_HEAD = struct.Struct("Ii")
+_NO_HANDLE = _HANDLE_HEAD.pack(_MAX_HANDLE_SIZE, 0) + bytes(_MAX_HANDLE_SIZE)
+_HandleBuffer = ctypes.c_char * len(_NO_HANDLE)
 
 
 class FileHandle(NamedTuple):
@@ -184,15 +182,13 @@ def link_descriptor(fd: int, dst_dir_fd: int, dst: bytes) -> None:
 
 def file_handle(fd: int) -> FileHandle | None:
     """The handle of the file that `fd` refers to, None where the filesystem has no handles."""
-    handle = _FileHandle(handle_bytes=_MAX_HANDLE_SIZE)
-    mount_id = ctypes.c_int()
-    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), _AT_EMPTY_PATH) != 0:
+    handle, mount_id = _HandleBuffer.from_buffer_copy(_NO_HANDLE), ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", handle, ctypes.byref(mount_id), _AT_EMPTY_PATH) != 0:
         if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM):
             return None
         _raise_errno(b"")
-    offset = _FileHandle.f_handle.offset
-    raw = ctypes.string_at(ctypes.addressof(handle) + offset, handle.handle_bytes)
-    return FileHandle(handle.handle_type, raw, mount_id.value)
+    length, kind = _HANDLE_HEAD.unpack_from(handle)
+    return FileHandle(kind, handle.raw[_HANDLE_HEAD.size : _HANDLE_HEAD.size + length], mount_id.value)
 
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -225,9 +225,9 @@ def _killed_after(left: list[int], real: Callable[..., Any]) -> Callable[..., An
 def _copied_while(mount: Place, path: str, need: Need, between: Callable[[], object]) -> int:
     number = mount.at(path)
     mount.overlay.open_file(number, os.O_RDWR)
-    with ExitStack() as stack:
-        work = mount.overlay.begin_copy_up(number, need, None, stack)
-        assert work is not None
+    work = mount.overlay.begin_copy_up(number, need, None)
+    assert work is not None
+    with work:
         work.transfer()
         between()
         work.publish()

@@ -1,0 +1,58 @@
+"""Where is a file's data, and how is it opened?
+
+In the upper, or in the lower layer that has the file; of a metacopy in the layers below it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..tree import marks
+from ..tree.syscalls import descriptor_path
+from . import redirects
+from .inodes import Inode
+from .layer import Location
+from .state import OpenFile, State
+
+# O_NONBLOCK: a FIFO that somebody put in the file's place must not hang the mount.
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def location(state: State, inode: Inode) -> Location:
+    """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere."""
+    lower = inode.lower
+    if lower is None:
+        raise marks.MalformedMarkError("metacopy without data", inode.name)
+    return redirects.data_below_lower(state, lower)
+
+
+def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
+    """The pooled descriptor of a file's data. Writing needs it in the upper first."""
+    opened = state.descriptors.file(inode.number)
+    if opened is None or (writable and not opened.writable):
+        fd = state.descriptors.open(lambda: _open(state, inode, writable))
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # somebody changed the layer
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        except OSError:
+            os.close(fd)
+            raise
+        opened = state.descriptors.add_file(inode.number, fd, writable)
+    return opened
+
+
+def _open(state: State, inode: Inode, writable: bool) -> int:
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    orphan = state.orphans.get(inode.number)
+    if orphan is not None and not inode.metacopy:
+        return os.open(descriptor_path(orphan), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    if inode.upper and not inode.metacopy:
+        dir_fd, name = state.place(inode)
+        return os.open(name, flags | _FLAGS, dir_fd=dir_fd)
+    dir_fd, name = state.lower_place(location(state, inode))
+    try:  # reading must not change a lower layer, its access times included
+        return os.open(name, os.O_RDONLY | os.O_NOATIME | _FLAGS, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=dir_fd)

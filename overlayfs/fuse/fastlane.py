@@ -1,7 +1,7 @@
 """How is each hot request answered?
 
 From the engine, at once; what waits for a disk in a task. Each method `_<opcode>` takes the node, the message after its
-header and who sent it, and returns the body of the reply; None where the reply comes later, or never.
+header and who sent it, and returns the body of the reply; None where that was sent, comes later, or never comes.
 """
 
 from __future__ import annotations
@@ -409,12 +409,16 @@ class FastLane(Lane):
 
     # -- extended attributes
 
-    def _getxattr(self, node: int, body: memoryview, _: Asker) -> bytes:
+    def _getxattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         name = bytes(body[abi.GETXATTR_IN.size : -1])
         if node == ROOT and name.startswith(self._status_xattr):
             raise Forwarded
-        return _sized(self._overlay.getxattr(node, name), size)
+        value = self._overlay.find_xattr(node, name)
+        if value is None:
+            self._channel.refuse(self._unique, errno.ENODATA)
+            return None
+        return _sized(value, size)
 
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         size, flags = abi.SETXATTR_IN.unpack_from(body)

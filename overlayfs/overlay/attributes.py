@@ -264,12 +264,13 @@ def _names_of(fd: int) -> tuple[bytes, ...]:
         raise
 
 
-def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
+def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
+    """One xattr; None where it is known that there is none, as each first write to a file asks for capabilities."""
     stored = marks.stored_xattr(name)
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     if stored is None or (stored.startswith(_LISTED) and stored not in _stored_names(state, inode)):
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return None
     with state.node(inode) as fd:
         value = os.getxattr(descriptor_path(fd), stored)
     ids = state.ownership
@@ -302,7 +303,8 @@ def _loses_setgid(before: Attributes, caller: Caller) -> bool:
 
 def removexattr(state: State, inode: Inode, name: bytes) -> None:
     stored = _stored_for_change(state, name)
-    getxattr(state, inode, name)  # ENODATA before anything is copied up
+    if find_xattr(state, inode, name) is None:  # before anything is copied up
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
     with state.upper_node(inode) as fd:
         os.removexattr(descriptor_path(fd), stored)

@@ -351,7 +351,14 @@ class Overlay:
     # -- extended attributes
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
-        return attributes.getxattr(self.state, self._inode(ino), name)
+        value = self.find_xattr(ino, name)
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return value
+
+    def find_xattr(self, ino: int, name: bytes) -> bytes | None:
+        """As `getxattr`, None where it is known that there is none."""
+        return attributes.find_xattr(self.state, self._inode(ino), name)
 
     def listxattr(self, ino: int, *, with_trusted: bool = True) -> list[bytes]:
         """The names; those of `trusted.` only for administrators, as everywhere."""

@@ -267,7 +267,7 @@ print(len(os.listdir(".")), os.pread(streams[0].fileno(), 100, 0))
 
 # Each request of the client by the method of the engine that serves it, with the lane and without.
 REQUESTS = {
-    "lookup": "os.stat('f30')",
+    "find": "os.stat('f30')",
     "getattr": "os.fstat(stale)",
     "setattr": "os.chmod('f3', 0o600)",
     "readlink": "os.readlink('link')",
@@ -283,7 +283,7 @@ REQUESTS = {
     "rmdir": "os.rmdir('hollow')",
     "rename": "os.rename('f6', 'f6-moved')",
     "statfs": "os.statvfs('.')",
-    "getxattr": "os.getxattr('f7', 'user.a')",
+    "find_xattr": "os.getxattr('f7', 'user.a')",
     "listxattr": "os.listxattr('f7')",
     "setxattr": "os.setxattr('f7', 'user.a', b'x')",
     "removexattr": "os.removexattr('f7', 'user.set')",

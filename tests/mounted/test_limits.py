@@ -372,7 +372,7 @@ sys.exit(main())
 """
 
 USES: dict[str, Callable[[Path], object]] = {
-    "lookup": lambda place: (place / "other").stat(),
+    "find": lambda place: (place / "other").stat(),
     "setattr": lambda place: (place / "file").chmod(0o600),
     "readlink": lambda place: os.readlink(place / "link"),
     "symlink": lambda place: (place / "new-link").symlink_to("x"),
@@ -389,7 +389,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "opendir": lambda place: os.listdir(place / "d"),
     "readdir": lambda place: os.listdir(place / "d"),
     "statfs": os.statvfs,
-    "getxattr": lambda place: os.getxattr(place / "file", "user.x"),
+    "find_xattr": lambda place: os.getxattr(place / "file", "user.x"),
     "listxattr": lambda place: os.listxattr(place / "file"),
     "setxattr": lambda place: os.setxattr(place / "file", "user.y", b"y"),
     "removexattr": lambda place: os.removexattr(place / "file", "user.x"),

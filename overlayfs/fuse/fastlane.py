@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 import trio
@@ -28,7 +28,7 @@ from .lane import Forwarded, Lane
 from .passthrough import Passthrough
 from .patience import Patience
 from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
-from .syncing import sync_directory, sync_file
+from .syncing import Sync, Syncs, sync_of_directory, sync_of_file
 
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
@@ -62,6 +62,22 @@ class FastLane(Lane):
         self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
         self._counts_opendirs = timeout_s == 0
         self._patience = Patience() if poll_us else Patience(0)
+        self._syncs: Syncs | None = None
+        if not overlay.writes_at_once:
+            with suppress(OSError):  # where the kernel has no threads for it, ours do it
+                self._syncs = Syncs(Patience() if poll_us else Patience(0), self._answer_sync)
+
+    async def serve(self, nursery: trio.Nursery) -> None:
+        if self._syncs is None:
+            await super().serve(nursery)
+            return
+        try:
+            async with trio.open_nursery() as syncing:
+                syncing.start_soon(self._syncs.serve)
+                await super().serve(nursery)
+                syncing.cancel_scope.cancel()
+        finally:
+            self._syncs.close()
 
     def _set_timeouts(self, seconds: float) -> None:
         whole, rest = int(seconds), int(seconds % 1 * 1e9)
@@ -239,17 +255,11 @@ class FastLane(Lane):
             self._overlay.fetch(node, offset, size)
             count = self._patience.wait(lambda: self._overlay.read_into(node, offset, data))
         if count is None:
-            self._later(lambda: self._read_from_disk(node, offset, size))
+            opened = self._overlay.pin_data(node)
+            self._by_thread(lambda: os.pread(opened.fd, size, offset), lambda _: opened.unpin())
         else:
             self._channel.answer_data(self._unique, data[:count])
         return None
-
-    async def _read_from_disk(self, node: int, offset: int, size: int) -> bytes:
-        opened = self._overlay.pin_data(node)
-        try:
-            return await trio.to_thread.run_sync(os.pread, opened.fd, size, offset)
-        finally:
-            opened.unpin()
 
     def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
@@ -346,28 +356,41 @@ class FastLane(Lane):
     def _fsync(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, flags, _padding = abi.FSYNC_IN.unpack_from(body)
         datasync = bool(flags & abi.FUSE_FSYNC_FDATASYNC)
-        if self._overlay.writes_at_once:
-            self._overlay.fsync(node, datasync)
-            return _DONE
-
-        async def work() -> bytes:
-            await sync_file(self._overlay, node, datasync)
-            return _DONE
-
-        self._later(work)
-        return None
+        if not self._overlay.writes_at_once:
+            return self._sync(sync_of_file(self._overlay, node, datasync))
+        self._overlay.fsync(node, datasync)
+        return _DONE
 
     def _fsyncdir(self, node: int, _body: memoryview, _: Asker) -> bytes | None:
-        if self._overlay.writes_at_once:
-            self._overlay.fsyncdir(node)
+        if not self._overlay.writes_at_once:
+            return self._sync(sync_of_directory(self._overlay, node))
+        self._overlay.fsyncdir(node)
+        return _DONE
+
+    def _sync(self, sync: Sync | None) -> bytes | None:
+        if sync is None:
             return _DONE
 
-        async def work() -> bytes:
-            await sync_directory(self._overlay, node)
+        def run() -> bytes:
+            sync.run()
             return _DONE
 
-        self._later(work)
+        self._tasks += 1
+        try:
+            if self._syncs is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            self._syncs.begin(self._unique, sync)
+        except OSError:  # the kernel cannot, or has too many to do
+            self._tasks -= 1
+            self._by_thread(run, sync.note)
         return None
+
+    def _answer_sync(self, unique: int, code: int) -> None:
+        self._tasks -= 1
+        if code:
+            self._channel.refuse(unique, code)
+        else:
+            self._channel.answer(unique, _DONE)
 
     # -- directories
 

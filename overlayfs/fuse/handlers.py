@@ -36,7 +36,7 @@ from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
 from .copying import CopyUps
-from .syncing import sync_directory, sync_file
+from .syncing import sync_of_directory, sync_of_file, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await sync_file(self._overlay, fh, datasync)
+        await wait_for(sync_of_file(self._overlay, fh, datasync))
 
     # -- directories
 
@@ -273,7 +273,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await sync_directory(self._overlay, fh)
+        await wait_for(sync_of_directory(self._overlay, fh))
 
     # -- extended attributes
 

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -131,14 +132,49 @@ class Lane:
         self._tasks += 1
         self._nursery.start_soon(self._finish, self._unique, work)
 
+    def _by_thread(self, call: Callable[[], bytes], note: Callable[[BaseException | None], None]) -> None:
+        """Answer the current request by a thread, which waits for a disk and wakes nobody else before it has answered.
+
+        `note` is told on this thread what the call raised: after the answer, or before an error is sent.
+        """
+        unique, token = self._unique, trio.lowlevel.current_trio_token()
+        self._tasks += 1
+
+        def work() -> None:
+            failure = None
+            try:
+                self._channel.answer(unique, call())
+            except BaseException as error:  # noqa: BLE001 - told to the lane's thread
+                failure = error
+            with suppress(trio.RunFinishedError):  # the mount is gone
+                token.run_sync_soon(self._note_answered, unique, failure, note)
+
+        try:
+            trio.lowlevel.start_thread_soon(work, lambda _: None)
+        except RuntimeError as error:  # there can be no more threads
+            self._note_answered(unique, error, note)
+
+    def _note_answered(
+        self, unique: int, failure: BaseException | None, note: Callable[[BaseException | None], None]
+    ) -> None:
+        self._tasks -= 1
+        try:
+            note(failure)
+        except Exception:
+            log.exception("what a thread did cannot be noted")
+        if failure is not None:
+            self._refuse(unique, failure)
+
+    def _refuse(self, unique: int, failure: BaseException) -> None:
+        if not isinstance(failure, OSError):
+            log.error("a request failed", exc_info=failure)
+        self._channel.refuse(unique, getattr(failure, "errno", None) or errno.EIO)
+
     async def _finish(self, unique: int, work: Callable[[], Awaitable[bytes]]) -> None:
         try:
             reply = await work()
-        except OSError as error:
-            self._channel.refuse(unique, error.errno or errno.EIO)
-        except Exception:
-            log.exception("a request failed")
-            self._channel.refuse(unique, errno.EIO)
+        except Exception as failure:  # noqa: BLE001 - whoever waits is answered, and it is logged
+            self._refuse(unique, failure)
         else:
             self._channel.answer(unique, reply)
         finally:

@@ -13,7 +13,7 @@ import errno
 import gc
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from ..tree import syscalls
@@ -296,16 +296,16 @@ class Overlay:
     def fsync(self, ino: int, datasync: bool) -> None:
         files.fsync(self.state, self._inode(ino), datasync)
 
-    def pin_to_sync(self, ino: int, datasync: bool) -> tuple[OpenFile, Callable[[int], None]] | None:
-        """For an fsync in a thread: the pinned descriptor and the call to make; None where nothing can be dirty."""
+    def pin_to_sync(self, ino: int, datasync: bool) -> tuple[OpenFile, bool] | None:
+        """For an fsync elsewhere: the pinned descriptor and whether fdatasync will do; None where nothing is dirty."""
         inode = self._inode(ino)
         opened = files.descriptor_to_sync(self.state, inode)
         if opened is None:
             return None
         opened.pins += 1
-        return opened, files.sync_call(self.state, inode, datasync)
+        return opened, datasync and files.is_name_synced(self.state, inode)
 
-    def note_sync(self, ino: int, opened: OpenFile, failure: OSError | None) -> None:
+    def note_sync(self, ino: int, opened: OpenFile, failure: BaseException | None) -> None:
         """How that fsync ended; once it failed, no later one of this file succeeds."""
         files.note_sync(self.state, self._inode(ino), opened, failure)
 

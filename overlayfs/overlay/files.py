@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -179,15 +178,15 @@ def _open_metacopy(state: State, inode: Inode) -> OpenFile:
         return OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags)))
 
 
-def sync_call(state: State, inode: Inode, datasync: bool) -> Callable[[int], None]:
-    """The system call that makes a file durable: fdatasync does not where its name may be news to the disk."""
-    return os.fdatasync if datasync and inode.number in state.synced_names else os.fsync
+def is_name_synced(state: State, inode: Inode) -> bool:
+    """True where fdatasync makes a file durable; False where its name may be news to the disk."""
+    return inode.number in state.synced_names
 
 
-def note_sync(state: State, inode: Inode, opened: OpenFile, failure: OSError | None) -> None:
+def note_sync(state: State, inode: Inode, opened: OpenFile, failure: BaseException | None) -> None:
     """How an fsync of the file ended. One of a file that was replaced meanwhile says nothing of the name it has now."""
     if failure is not None:
-        state.sync_errors[inode.number] = failure.errno or errno.EIO
+        state.sync_errors[inode.number] = getattr(failure, "errno", None) or errno.EIO
     elif not opened.stale:
         state.synced_names.add(inode.number)
 
@@ -198,7 +197,7 @@ def fsync(state: State, inode: Inode, datasync: bool) -> None:
         return
     opened.pins += 1
     try:
-        sync_call(state, inode, datasync)(opened.fd)
+        (os.fdatasync if datasync and is_name_synced(state, inode) else os.fsync)(opened.fd)
     except OSError as error:
         note_sync(state, inode, opened, error)
         raise

@@ -494,8 +494,9 @@ def test_fsync_during_completion_says_nothing_of_the_new_name(place: Make) -> No
     pinned = mount.overlay.pin_to_sync(number, False)
     assert pinned is not None
     mount.overlay.write(number, 0, b"D")
-    opened, call = pinned
-    call(opened.fd)
+    opened, data_only = pinned
+    assert not data_only
+    os.fsync(opened.fd)
     opened.unpin()
     mount.overlay.note_sync(number, opened, None)
     assert number not in mount.overlay.state.synced_names

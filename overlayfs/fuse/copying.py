@@ -1,7 +1,8 @@
 """How are large files copied up while others are served?
 
 In a worker thread, before the operation that needs the copy; whatever else changes the file waits for it. Small files
-are copied by the operation itself where that waits for no disk.
+are copied by the operation itself where that waits for no disk, and where only their fsync does, others are served
+meanwhile.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Final
 
 import trio
 
-from ..overlay.copyup import Need
+from ..overlay.copyup import CopyUp, Need
 from ..overlay.engine import Overlay
+from .syncing import Syncs
 
 INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 
@@ -19,8 +21,8 @@ INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 class CopyUps:
     """The long copy-ups of one mount; all on the thread of the engine but for the transfer of data."""
 
-    def __init__(self, overlay: Overlay) -> None:
-        self._overlay = overlay
+    def __init__(self, overlay: Overlay, syncs: Syncs) -> None:
+        self._overlay, self._syncs = overlay, syncs
         self._inline_bytes = INLINE_BYTES if overlay.writes_at_once else 0
         self._running: dict[int, trio.Event] = {}
 
@@ -32,15 +34,24 @@ class CopyUps:
         """Have a large file copied up; returns at once where there is nothing to wait for."""
         while inode in self._running:
             await self._running[inode].wait()
-        if self._overlay.bytes_to_copy(inode, need, size) <= self._inline_bytes:
+        to_copy = self._overlay.bytes_to_copy(inode, need, size)
+        if to_copy <= self._inline_bytes:
             return
         done = self._running[inode] = trio.Event()
         try:
             work = self._overlay.begin_copy_up(inode, need, size)
             if work is not None:
                 with work:
-                    await trio.to_thread.run_sync(work.transfer)
+                    await self._transfer(work, to_copy)
                     work.publish()
         finally:
             del self._running[inode]
             done.set()
+
+    async def _transfer(self, work: CopyUp, to_copy: int) -> None:
+        if to_copy <= INLINE_BYTES and work.has_at_hand(to_copy):
+            work.fill()
+            if work.fd_to_sync is not None:
+                await self._syncs.sync(work.fd_to_sync)
+        else:
+            await trio.to_thread.run_sync(work.transfer)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import trio
@@ -44,6 +44,7 @@ class FastLane(Lane):
         self,
         overlay: Overlay,
         copy_ups: CopyUps,
+        syncs: Syncs,
         channel: Channel,
         *,
         poll_us: int,
@@ -51,7 +52,7 @@ class FastLane(Lane):
         passes_through: bool,
     ) -> None:
         super().__init__(overlay, channel, poll_us)
-        self._copy_ups = copy_ups
+        self._copy_ups, self._syncs = copy_ups, syncs
         self._status_xattr = status_xattr
         self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
         timeout_s = overlay.options.timeout_s
@@ -62,22 +63,6 @@ class FastLane(Lane):
         self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
         self._counts_opendirs = timeout_s == 0
         self._patience = Patience() if poll_us else Patience(0)
-        self._syncs: Syncs | None = None
-        if not overlay.writes_at_once:
-            with suppress(OSError):  # where the kernel has no threads for it, ours do it
-                self._syncs = Syncs(Patience() if poll_us else Patience(0), self._answer_sync)
-
-    async def serve(self, nursery: trio.Nursery) -> None:
-        if self._syncs is None:
-            await super().serve(nursery)
-            return
-        try:
-            async with trio.open_nursery() as syncing:
-                syncing.start_soon(self._syncs.serve)
-                await super().serve(nursery)
-                syncing.cancel_scope.cancel()
-        finally:
-            self._syncs.close()
 
     def _set_timeouts(self, seconds: float) -> None:
         whole, rest = int(seconds), int(seconds % 1 * 1e9)
@@ -370,27 +355,21 @@ class FastLane(Lane):
     def _sync(self, sync: Sync | None) -> bytes | None:
         if sync is None:
             return _DONE
+        unique = self._unique
 
-        def run() -> bytes:
-            sync.run()
-            return _DONE
+        def done(failure: OSError | None) -> None:
+            self._tasks -= 1
+            try:
+                sync.note(failure)
+            finally:
+                if failure is None:
+                    self._channel.answer(unique, _DONE)
+                else:
+                    self._refuse(unique, failure)
 
         self._tasks += 1
-        try:
-            if self._syncs is None:
-                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-            self._syncs.begin(self._unique, sync)
-        except OSError:  # the kernel cannot, or has too many to do
-            self._tasks -= 1
-            self._by_thread(run, sync.note)
+        self._syncs.begin(sync.fd, sync.data_only, done)
         return None
-
-    def _answer_sync(self, unique: int, code: int) -> None:
-        self._tasks -= 1
-        if code:
-            self._channel.refuse(unique, code)
-        else:
-            self._channel.answer(unique, _DONE)
 
     # -- directories
 

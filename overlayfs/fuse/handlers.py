@@ -36,7 +36,7 @@ from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
 from .copying import CopyUps
-from .syncing import sync_of_directory, sync_of_file, wait_for
+from .syncing import Syncs, sync_of_directory, sync_of_file
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,12 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, overlay: Overlay, source: str, copy_ups: CopyUps) -> None:
+    def __init__(self, overlay: Overlay, source: str, copy_ups: CopyUps, syncs: Syncs) -> None:
         super().__init__()
         self._overlay = overlay
         self._source = source
         self._mounted_at = time.time()
-        self._copy_ups = copy_ups
+        self._copy_ups, self._syncs = copy_ups, syncs
         self.transport_facts: Callable[[], dict[str, object]] = dict  # the lane's, where there is one
         self._status = b""
         timeout_s = overlay.options.timeout_s
@@ -250,7 +250,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await wait_for(sync_of_file(self._overlay, fh, datasync))
+        await self._syncs.wait(sync_of_file(self._overlay, fh, datasync))
 
     # -- directories
 
@@ -273,7 +273,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await wait_for(sync_of_directory(self._overlay, fh))
+        await self._syncs.wait(sync_of_directory(self._overlay, fh))
 
     # -- extended attributes
 

@@ -27,6 +27,7 @@ from .copying import CopyUps
 from .fastlane import FastLane
 from .handlers import STATUS_XATTR, Handlers
 from .mounting import ENDING_SIGNALS, LiveMount, MountOptions
+from .syncing import Syncs
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def serve(
         at_end.callback(theirs.detach)  # closed by libfuse with its session
         at_end.enter_context(ours)
         session = _Session(overlay, mount, live, device, ours, theirs)
+        at_end.callback(session.syncs.close)
         try:
             session.take_offer(os.read(live.fd, abi.LONGEST_REQUEST))
             pyfuse3.init(session.handlers, f"/dev/fd/{theirs.fileno()}", set())
@@ -79,8 +81,9 @@ class _Session:
         self._live = live
         self._device_fd, self._device = live.fd, device
         self._ours, self._theirs = ours, theirs
-        self._copy_ups = CopyUps(overlay)
-        self.handlers = Handlers(overlay, mount.source, self._copy_ups)
+        self.syncs = Syncs(waits=mount.lane and mount.poll_us > 0, queues=not overlay.writes_at_once)
+        self._copy_ups = CopyUps(overlay, self.syncs)
+        self.handlers = Handlers(overlay, mount.source, self._copy_ups, self.syncs)
         self._passes_through = False
 
     def take_offer(self, request: bytes) -> None:
@@ -97,6 +100,7 @@ class _Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope)
             nursery.start_soon(self._log_facts_on_signal)
+            nursery.start_soon(self.syncs.serve)
             if lifeline_fd is not None:
                 nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
             on_live()
@@ -133,6 +137,7 @@ class _Session:
         lane = FastLane(
             self._overlay,
             self._copy_ups,
+            self.syncs,
             channel,
             poll_us=self._mount.poll_us,
             status_xattr=STATUS_XATTR,

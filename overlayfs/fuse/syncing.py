@@ -1,14 +1,16 @@
 """How is something synced while others are served?
 
-By threads of the kernel where it has some for that, else by one of ours. As with reads, the lane waits a moment for a
-fast disk: waking a sleeping processor for the answer can take longer than the sync.
+By threads of the kernel where it has some for that, else by one of ours. As with reads, a fast disk is waited for a
+moment: waking a sleeping processor for the answer can take longer than the sync.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -21,19 +23,13 @@ log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.05
 
-Note = Callable[[BaseException | None], None]
-
 
 class Sync(NamedTuple):
-    """One fsync of a descriptor that is held for it; `note` is to be told how it ended, on the engine's thread."""
+    """One fsync of a descriptor that is held for it; `note` is to be told how it ended."""
 
     fd: int
     data_only: bool
-    note: Note
-
-    def run(self) -> None:
-        """In any thread."""
-        (os.fdatasync if self.data_only else os.fsync)(self.fd)
+    note: Callable[[OSError | None], None]
 
 
 def sync_of_file(overlay: Overlay, inode: int, datasync: bool) -> Sync | None:
@@ -43,7 +39,7 @@ def sync_of_file(overlay: Overlay, inode: int, datasync: bool) -> Sync | None:
         return None
     opened, data_only = pinned
 
-    def note(failure: BaseException | None) -> None:
+    def note(failure: OSError | None) -> None:
         try:
             overlay.note_sync(inode, opened, failure)
         finally:
@@ -58,57 +54,107 @@ def sync_of_directory(overlay: Overlay, inode: int) -> Sync | None:
     return None if fd is None else Sync(fd, False, lambda _: os.close(fd))
 
 
-async def wait_for(sync: Sync | None) -> None:
-    """Have it done in a thread; raises what it raises."""
-    if sync is None:
-        return
-    try:
-        await trio.to_thread.run_sync(sync.run)
-    except BaseException as failure:
-        sync.note(failure)
-        raise
-    sync.note(None)
-
-
 class Syncs:
-    """The syncs that the kernel's threads do for one lane; `answer` is told how each ended: its errno, or 0."""
+    """The syncs of one mount; all on the thread of the engine but for the syncing itself.
 
-    def __init__(self, patience: Patience, answer: Callable[[int, int], None]) -> None:
-        self._patience = patience
-        self._answer = answer
-        self._queue: Final = SyncQueue()
-        self._waiting: dict[int, Sync] = {}
+    `waits` says whether a fast disk is waited for; `queues` whether the kernel's threads are wanted: not where nothing
+    is ever waited for.
+    """
 
-    def begin(self, unique: int, sync: Sync) -> None:
-        """Begin the sync that a request asks for, and wait a moment for its end. OSError where it cannot begin."""
-        self._queue.submit(sync.fd, sync.data_only, unique)
-        self._waiting[unique] = sync
+    def __init__(self, *, waits: bool = True, queues: bool = True) -> None:
+        self._patience = Patience() if waits else Patience(0)
+        self._waiting: dict[int, Callable[[OSError | None], None]] = {}
+        self._count = 0
+        self._queue: SyncQueue | None = None
+        if queues:
+            try:
+                self._queue = SyncQueue()
+            except OSError as error:
+                log.info("the kernel has no threads to sync files, so ours do it: %s", error)
+
+    def begin(self, fd: int, data_only: bool, done: Callable[[OSError | None], None]) -> None:
+        """Begin a sync. `done` is told on this thread how it ended, maybe before this returns."""
+        self._count += 1
+        token = self._count
+        self._waiting[token] = done
+        try:
+            if self._queue is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            self._queue.submit(fd, data_only, token)
+        except OSError:  # it cannot, or has too many to do
+            self._begin_in_thread(fd, data_only, token)
+            return
         if self._patience.is_left():
-            self._end(self._patience.longest_ns)
-            self._patience.note(in_time=unique not in self._waiting)
+            self._take_ended(self._patience.longest_ns)
+            self._patience.note(in_time=token not in self._waiting)
 
-    def _end(self, wait_ns: int = 0) -> bool:
-        """Answer those that have ended; False where that cannot be told now."""
+    async def wait(self, sync: Sync | None) -> None:
+        """Have it done; raises what it raises."""
+        if sync is not None:
+            try:
+                await self.sync(sync.fd, sync.data_only)
+            except OSError as failure:
+                sync.note(failure)
+                raise
+            sync.note(None)
+
+    async def sync(self, fd: int, data_only: bool = False) -> None:
+        """fsync(2) or fdatasync(2) of a descriptor."""
+        ended = trio.Event()
+        failures: list[OSError | None] = []
+
+        def done(failure: OSError | None) -> None:
+            failures.append(failure)
+            ended.set()
+
+        self.begin(fd, data_only, done)
+        await ended.wait()
+        if failures[0] is not None:
+            raise failures[0]
+
+    async def serve(self) -> None:
+        """Take note of what takes longer, for ever."""
+        while self._queue is not None:
+            await trio.lowlevel.wait_readable(self._queue.event_fd)
+            if not self._take_ended():
+                await trio.sleep(_RETRY_S)
+
+    def close(self) -> None:
+        """Waits for what the kernel has under way."""
+        if self._queue is not None:
+            self._queue.close()
+
+    def _take_ended(self, wait_ns: int = 0) -> bool:
+        """Tell of those that have ended; False where the kernel does not say."""
+        assert self._queue is not None
         try:
             ended = self._queue.ended(wait_ns)
         except OSError as error:
             log.error("cannot ask which syncs have ended yet: %s", error)
             return False
-        for unique, code in ended:
-            try:
-                self._waiting.pop(unique).note(OSError(code, os.strerror(code)) if code else None)
-            except Exception:
-                log.exception("what was synced cannot be noted")
-            self._answer(unique, code)
+        for token, code in ended:
+            self._end(token, OSError(code, os.strerror(code)) if code else None)
         return True
 
-    async def serve(self) -> None:
-        """Answer what takes longer, for ever."""
-        while True:
-            await trio.lowlevel.wait_readable(self._queue.event_fd)
-            if not self._end():
-                await trio.sleep(_RETRY_S)
+    def _begin_in_thread(self, fd: int, data_only: bool, token: int) -> None:
+        call, trio_token = (os.fdatasync if data_only else os.fsync), trio.lowlevel.current_trio_token()
 
-    def close(self) -> None:
-        """Waits for what is under way."""
-        self._queue.close()
+        def work() -> None:
+            failure = None
+            try:
+                call(fd)
+            except OSError as error:
+                failure = error
+            with suppress(trio.RunFinishedError):  # the mount is gone
+                trio_token.run_sync_soon(self._end, token, failure)
+
+        try:
+            trio.lowlevel.start_thread_soon(work, lambda _: None)
+        except RuntimeError as error:  # there can be no more threads
+            self._end(token, OSError(errno.EAGAIN, str(error)))
+
+    def _end(self, token: int, failure: OSError | None) -> None:
+        try:
+            self._waiting.pop(token)(failure)
+        except Exception:
+            log.exception("a sync has ended and cannot be told")

@@ -1,4 +1,4 @@
-"""Where is a file's data, and how is it opened?
+"""Where is a file's data, how is it opened, and is it in memory?
 
 In the upper, or in the lower layer that has the file; of a metacopy in the layers below it.
 """
@@ -56,3 +56,11 @@ def _open(state: State, inode: Inode, writable: bool) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOATIME | _FLAGS, dir_fd=dir_fd)
     except PermissionError:
         return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=dir_fd)
+
+
+def is_at_hand(fd: int, size: int) -> bool:
+    """True where reading the first `size` bytes, which are few, waits for no disk."""
+    try:
+        return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) == size
+    except OSError:  # EAGAIN, or it cannot say
+        return False

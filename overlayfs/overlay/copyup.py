@@ -79,13 +79,15 @@ def _metadata_only(state: State, need: Need) -> bool:
 class CopyUp(ABC):
     """One file on its way up, in a `with` block that undoes what is not published.
 
-    All on the thread that owns the state, but for `transfer`, which runs anywhere.
+    All on the thread that owns the state, but for `transfer`, which runs anywhere. `fill` and an fsync of `fd_to_sync`
+    do the same in two steps.
     """
 
     truncates = False  # whether what is published has the new size already
 
     def __init__(self, state: State, inode: Inode) -> None:
         self._state, self._inode = state, inode
+        self._data: tuple[int, os.stat_result] | None = None  # the descriptor of the data to copy, if any
         self._at_end: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -111,9 +113,35 @@ class CopyUp(ABC):
     def _prepare(self) -> None:
         """Open what `transfer` needs."""
 
-    @abstractmethod
+    def _open_data(self) -> tuple[int, os.stat_result]:
+        fd = self._pin(content.open_pooled(self._state, self._inode, writable=False))
+        return fd, os.fstat(fd)
+
     def transfer(self) -> None:
         """Fill what is not seen yet. May block for long; touches nothing but its descriptors."""
+        self.fill()
+        if self.fd_to_sync is not None:
+            os.fsync(self.fd_to_sync)
+
+    @abstractmethod
+    def fill(self) -> None:
+        """As `transfer`, but for the fsync."""
+
+    @property
+    def fd_to_sync(self) -> int | None:
+        """What must be on the disk before it is published, or a crash could leave an empty file in place of the lower
+        one; None where nothing must."""
+        wanted = self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE
+        return self._target if wanted else None
+
+    @property
+    @abstractmethod
+    def _target(self) -> int:
+        """The descriptor that is filled."""
+
+    def has_at_hand(self, size: int) -> bool:
+        """True where the first `size` bytes, which are few, need not be read from a disk."""
+        return self._data is None or content.is_at_hand(self._data[0], size)
 
     @abstractmethod
     def publish(self) -> None:
@@ -145,7 +173,6 @@ class _Copy(CopyUp):
         self._new_size = size
         self._before = inode.upper, inode.metacopy
         self._metacopy = inode.kind == stat.S_IFREG and _metadata_only(state, need)
-        self._data: tuple[int, os.stat_result] | None = None
 
     def _prepare(self) -> None:
         state, inode = self._state, self._inode
@@ -163,10 +190,6 @@ class _Copy(CopyUp):
         self._draft = _draft_like(state, self._source, self._st)
         self._at_end.append(self._draft.close)
 
-    def _open_data(self) -> tuple[int, os.stat_result]:
-        fd = self._pin(content.open_pooled(self._state, self._inode, writable=False))
-        return fd, os.fstat(fd)
-
     def _open_source(self) -> tuple[int, os.stat_result]:
         """The file with the metadata, which mostly has the data too."""
         state, inode = self._state, self._inode
@@ -176,7 +199,11 @@ class _Copy(CopyUp):
             fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.dup(node))))
         return fd, os.fstat(fd)
 
-    def transfer(self) -> None:
+    @property
+    def _target(self) -> int:
+        return self._draft.fd
+
+    def fill(self) -> None:
         fd = self._draft.fd
         self._fill_data(fd)
         owner = drafts.written_owner(self._state, fd, self._owner)
@@ -187,8 +214,6 @@ class _Copy(CopyUp):
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
         if self._new_size not in (None, self._st.st_size):
             syscalls.set_times(fd, None, time.time_ns())
-        if self._data is not None and self._state.options.fsync is not FsyncPolicy.VOLATILE:
-            os.fsync(fd)  # before it is published: a crash must not leave an empty file in place of the lower one
 
     def _fill_data(self, fd: int) -> None:
         if self._inode.kind != stat.S_IFREG:
@@ -229,20 +254,23 @@ class _Completion(CopyUp):
             path, flags = descriptor_path(node), os.O_RDWR | os.O_CLOEXEC
             self._fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags))))
         self._st = os.fstat(self._fd)
-        self._source = self._pin(content.open_pooled(state, inode, writable=False))
+        self._data = self._open_data()
 
-    def transfer(self) -> None:
+    @property
+    def _target(self) -> int:
+        return self._fd
+
+    def fill(self) -> None:
         path = descriptor_path(self._fd)
         capability = marks.read_xattr_of_target(path, metadata.CAPABILITY)
-        _copy_data(self._state, self._source, os.fstat(self._source), self._fd, self._st.st_size)
+        if self._data is not None:
+            _copy_data(self._state, *self._data, self._fd, self._st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
         if capability is not None:
             os.setxattr(path, metadata.CAPABILITY, capability)
         if self._st.st_mode & (stat.S_ISUID | stat.S_ISGID):
             os.fchmod(self._fd, stat.S_IMODE(self._st.st_mode))
         syscalls.set_times(self._fd, self._st.st_atime_ns, self._st.st_mtime_ns)
-        if self._state.options.fsync is not FsyncPolicy.VOLATILE:
-            os.fsync(self._fd)
 
     def publish(self) -> None:
         if not self._inode.metacopy:

@@ -20,6 +20,7 @@ from overlayfs.fuse.abi import Opcode
 from overlayfs.fuse.channel import Channel
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.fastlane import FastLane
+from overlayfs.fuse.syncing import Syncs
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import OverlayOptions
 
@@ -137,11 +138,13 @@ def play(layers: OverlayOptions) -> Iterator[Callable[[Callable[[Wire], Awaitabl
 async def _play(
     wire: Wire, device: socket.socket, ours: socket.socket, scene: Callable[[Wire], Awaitable[None]]
 ) -> None:
-    copy_ups, channel = CopyUps(wire.overlay), Channel(device.fileno(), ours)
+    syncs, channel = Syncs(), Channel(device.fileno(), ours)
+    copy_ups = CopyUps(wire.overlay, syncs)
     lane = FastLane(
-        wire.overlay, copy_ups, channel, poll_us=0, status_xattr=b"user.overlayfs.status", passes_through=False
+        wire.overlay, copy_ups, syncs, channel, poll_us=0, status_xattr=b"user.overlayfs.status", passes_through=False
     )
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(syncs.serve)
         nursery.start_soon(channel.relay)
         nursery.start_soon(wire.stand_in)
         nursery.start_soon(lane.serve, nursery)
@@ -149,6 +152,7 @@ async def _play(
         await wire.nothing_comes()
         assert channel.in_flight == 0
         nursery.cancel_scope.cancel()
+    syncs.close()
 
 
 Play = Callable[[Callable[[Wire], Awaitable[None]]], None]

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from overlayfs.fuse.patience import Patience
-from overlayfs.fuse.syncing import Sync, Syncs, sync_of_directory, sync_of_file, wait_for
+from overlayfs.fuse.syncing import Syncs, sync_of_directory, sync_of_file
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.inodes import ROOT, Caller
 from overlayfs.overlay.options import OverlayOptions
@@ -48,20 +47,29 @@ def _new_file(overlay: Overlay) -> int:
 # -- what is synced, and how
 
 
-def test_a_failed_fsync_stays_failed(overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("queues", [True, False], ids=["kernel", "own"])
+def test_a_failed_fsync_stays_failed(overlay: Overlay, monkeypatch: pytest.MonkeyPatch, queues: bool) -> None:
     """The kernel reports lost pages once; a second fsync that says yes would be a lie."""
     number = _new_file(overlay)
     calls: list[int] = []
 
-    def fail_once(fd: int) -> None:
+    def fail(queue: SyncQueue, _wait_ns: int = 0) -> list[tuple[int, int]]:
+        calls.append(len(calls))
+        return [(1, errno.EIO)]
+
+    def fail_call(fd: int) -> None:
         calls.append(fd)
-        if len(calls) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def sync() -> None:
-        await wait_for(sync_of_file(overlay, number, False))
+        syncs = Syncs(queues=queues)
+        try:
+            await syncs.wait(sync_of_file(overlay, number, False))
+        finally:
+            syncs.close()
 
-    monkeypatch.setattr(os, "fsync", fail_once)
+    monkeypatch.setattr(SyncQueue, "ended", fail)
+    monkeypatch.setattr(os, "fsync", fail_call)
     for _ in range(3):
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             trio.run(sync)
@@ -73,7 +81,7 @@ def test_a_new_name_is_synced_before_data_alone_is(overlay: Overlay) -> None:
     first = sync_of_file(overlay, number, True)
     assert first is not None
     assert not first.data_only
-    first.run()
+    os.fsync(first.fd)
     first.note(None)
     second = sync_of_file(overlay, number, True)
     assert second is not None
@@ -86,7 +94,7 @@ def test_what_cannot_be_dirty_is_not_synced(overlay: Overlay) -> None:
     before = len(os.listdir("/proc/self/fd"))
     root = sync_of_directory(overlay, ROOT)
     assert root is not None
-    root.run()
+    os.fsync(root.fd)
     root.note(None)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -116,46 +124,43 @@ def test_the_kernel_says_why_it_cannot_sync() -> None:
     os.close(writing)
 
 
-def _answers_of(waits: Patience, file: int, count: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """What is answered, and what is noted, of so many syncs begun at once."""
-    answers: list[tuple[int, int]] = []
-    noted: list[int] = []
+def _failures_of(file: int, count: int, *, waits: bool, queues: bool) -> list[int]:
+    """How so many syncs that were begun at once ended: an errno or 0 of each."""
+    failures: list[int] = []
 
     async def run() -> None:
-        all_answered = trio.Event()
+        all_ended = trio.Event()
 
-        def answer(unique: int, code: int) -> None:
-            answers.append((unique, code))
-            if len(answers) == count:
-                all_answered.set()
+        def done(failure: OSError | None) -> None:
+            failures.append(0 if failure is None else failure.errno or -1)
+            if len(failures) == count:
+                all_ended.set()
 
-        syncs = Syncs(waits, answer)
+        syncs = Syncs(waits=waits, queues=queues)
         with trio.fail_after(DEADLINE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(syncs.serve)
-                for unique in range(count):
-                    syncs.begin(unique, Sync(file, False, lambda failure: noted.append(0 if failure is None else 1)))
-                await all_answered.wait()
+                for number in range(count):
+                    syncs.begin(file, number % 2 == 1, done)
+                await all_ended.wait()
                 nursery.cancel_scope.cancel()
         syncs.close()
 
     trio.run(run)
-    return answers, noted
+    return failures
 
 
-@pytest.mark.parametrize("longest_ns", [0, LONG_NS], ids=["later", "at-once"])
-def test_each_sync_is_answered_once(file: int, longest_ns: int) -> None:
-    answers, noted = _answers_of(Patience(longest_ns), file, 30)
-    assert sorted(answers) == [(unique, 0) for unique in range(30)]
-    assert noted == [0] * 30
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "does-not"])
+@pytest.mark.parametrize("queues", [True, False], ids=["kernel", "own"])
+def test_each_sync_is_told_once(file: int, waits: bool, queues: bool) -> None:
+    assert _failures_of(file, 100, waits=waits, queues=queues) == [0] * 100
 
 
-def test_what_is_synced_in_time_is_answered_before_anything_else(file: int) -> None:
-    answers: list[tuple[int, int]] = []
-    syncs = Syncs(Patience(LONG_NS), lambda unique, code: answers.append((unique, code)))
-    syncs.begin(7, Sync(file, True, lambda _: None))
-    assert answers == [(7, 0)]
-    syncs.close()
+def test_what_the_kernel_cannot_sync_is_said() -> None:
+    reading, writing = os.pipe()
+    assert _failures_of(writing, 2, waits=True, queues=True) == [errno.EINVAL] * 2
+    os.close(reading)
+    os.close(writing)
 
 
 def test_an_end_that_cannot_be_told_is_told_later(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,14 +172,22 @@ def test_an_end_that_cannot_be_told_is_told_later(file: int, monkeypatch: pytest
         return real(queue, wait_ns)
 
     monkeypatch.setattr(SyncQueue, "ended", ended)
-    answers, _noted = _answers_of(Patience(LONG_NS), file, 1)
-    assert answers == [(0, 0)]
+    assert _failures_of(file, 1, waits=True, queues=True) == [0]
 
 
-def test_a_failed_sync_is_noted_before_it_is_answered(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(SyncQueue, "ended", lambda _self, _wait_ns=0: [(3, errno.EIO)])
-    syncs = Syncs(Patience(LONG_NS), lambda unique, code: told.append((unique, code)))
-    syncs.begin(3, Sync(file, False, lambda failure: told.append(getattr(failure, "errno", None))))
-    assert told == [errno.EIO, (3, errno.EIO)]
-    syncs.close()
+def test_whoever_waits_for_one_sync_does_not_keep_the_others(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose end cannot be noted leaves the rest well."""
+    told: list[OSError | None] = []
+
+    def fail(_: OSError | None) -> None:
+        raise RuntimeError("a bug")
+
+    async def run() -> None:
+        syncs = Syncs(queues=False)
+        syncs.begin(file, False, fail)
+        syncs.begin(file, False, told.append)
+        with trio.fail_after(DEADLINE_S):
+            await syncs.sync(file)
+
+    trio.run(run)
+    assert told == [None]

@@ -151,8 +151,8 @@ class Lane:
 
         try:
             trio.lowlevel.start_thread_soon(work, lambda _: None)
-        except RuntimeError as error:  # there can be no more threads
-            self._note_answered(unique, error, note)
+        except RuntimeError:  # there can be no more threads, so everybody waits
+            work()
 
     def _note_answered(
         self, unique: int, failure: BaseException | None, note: Callable[[BaseException | None], None]

@@ -150,8 +150,8 @@ class Syncs:
 
         try:
             trio.lowlevel.start_thread_soon(work, lambda _: None)
-        except RuntimeError as error:  # there can be no more threads
-            self._end(token, OSError(errno.EAGAIN, str(error)))
+        except RuntimeError:  # there can be no more threads, so everybody waits
+            work()
 
     def _end(self, token: int, failure: OSError | None) -> None:
         try:

@@ -313,15 +313,19 @@ class SyncQueue:
 
     def ended(self, wait_ns: int = 0) -> list[tuple[int, int]]:
         """Those that have ended, each with its token and an errno or 0; waits so long for one."""
+        ended = self._take(wait_ns)
+        if ended or not wait_ns:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.event_fd)
+            ended += self._take(0)  # what ended before that would not make it readable again
+        return ended
+
+    def _take(self, wait_ns: int) -> list[tuple[int, int]]:
         timeout = _TIMESPEC.pack(0, wait_ns)
         try:
             count = self._call(self._get_events, self._context, min(wait_ns, 1), self._MOST, self._events, timeout)
         except InterruptedError:
             count = 0
-        if not count:
-            return []
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.event_fd)
         events = _IO_EVENT.iter_unpack(self._events.raw[: count * _IO_EVENT.size])
         return [(token, -result) for token, _, result, _ in events]
 

@@ -34,12 +34,14 @@ def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
     if opened is None or (writable and not opened.writable):
         fd = state.descriptors.open(lambda: _open(state, inode, writable))
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):  # somebody changed the layer
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):  # somebody changed the layer
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError:
             os.close(fd)
             raise
         opened = state.descriptors.add_file(inode.number, fd, writable)
+        opened.may_wait = st.st_dev not in state.in_memory
     return opened
 
 

@@ -63,14 +63,20 @@ def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
 def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
     opened = pooled(state, inode, writable=False)
+    if not opened.may_wait:
+        return os.preadv(opened.fd, [buffer], offset)
     try:
         count = os.preadv(opened.fd, [buffer], offset, os.RWF_NOWAIT)
     except OSError as error:
         if error.errno == errno.EAGAIN:
             return None
-        if error.errno == errno.EOPNOTSUPP:  # it cannot say; only a filesystem in memory cannot make us wait
-            return os.preadv(opened.fd, [buffer], offset) if syscalls.is_in_memory(opened.fd) else None
-        raise
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        if not syscalls.is_in_memory(opened.fd):  # it cannot say, so it may make us wait
+            return None
+        opened.may_wait = False
+        state.in_memory.add(os.fstat(opened.fd).st_dev)
+        return os.preadv(opened.fd, [buffer], offset)
     if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not
     return count

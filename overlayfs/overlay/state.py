@@ -25,13 +25,17 @@ _Result = TypeVar("_Result")
 
 
 class OpenFile:
-    """A pooled descriptor of a file. Closed when evicted and no longer pinned; a `with` block pins it."""
+    """A pooled descriptor of a file. Closed when evicted and no longer pinned; a `with` block pins it.
 
-    __slots__ = ("fd", "pins", "stale", "writable")
+    `may_wait` is False where it is known that reading waits for no disk.
+    """
+
+    __slots__ = ("fd", "may_wait", "pins", "stale", "writable")
 
     def __init__(self, fd: int, writable: bool) -> None:
         self.fd = fd
         self.writable = writable
+        self.may_wait = True
         self.pins = 0
         self.stale = False
 
@@ -174,9 +178,9 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `cannot_clone` are
-    the devices whose files the upper can have no reflinks of. `unsynced` are directories that the operation changed
-    and is to sync.
+    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `cannot_clone`
+    are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks. `unsynced` are
+    directories that the operation changed and is to sync.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class State:
         self.synced_names: set[int] = set()
         self.unsynced: list[Directory] = []
         self.cannot_clone: set[int] = set()
+        self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.passed_through: set[int] = set()
         self.work_fd: int | None = None

@@ -1,8 +1,8 @@
-"""How are large files copied up while others are served?
+"""How are files copied up while others are served?
 
-In a worker thread, before the operation that needs the copy; whatever else changes the file waits for it. Small files
-are copied by the operation itself where that waits for no disk, and where only their fsync does, others are served
-meanwhile.
+Before the operation that needs the copy; whatever else changes the file waits for it. Large files are copied in a
+worker thread. Small ones are copied by the operation itself where that waits for no disk; where only their fsync does,
+they are copied here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 
 
 class CopyUps:
-    """The long copy-ups of one mount; all on the thread of the engine but for the transfer of data."""
+    """The copy-ups of one mount that may wait; all on the thread of the engine but for the transfer of much data."""
 
     def __init__(self, overlay: Overlay, syncs: Syncs) -> None:
         self._overlay, self._syncs = overlay, syncs
@@ -31,7 +31,7 @@ class CopyUps:
         return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > self._inline_bytes
 
     async def finish(self, inode: int, need: Need, size: int | None = None) -> None:
-        """Have a large file copied up; returns at once where there is nothing to wait for."""
+        """Have a file copied up; returns at once where there is nothing to wait for."""
         while inode in self._running:
             await self._running[inode].wait()
         to_copy = self._overlay.bytes_to_copy(inode, need, size)

@@ -240,11 +240,17 @@ class FastLane(Lane):
             self._overlay.fetch(node, offset, size)
             count = self._patience.wait(lambda: self._overlay.read_into(node, offset, data))
         if count is None:
-            opened = self._overlay.pin_data(node)
-            self._by_thread(lambda: os.pread(opened.fd, size, offset), lambda _: opened.unpin())
+            self._later(lambda: self._read_from_disk(node, offset, size))
         else:
             self._channel.answer_data(self._unique, data[:count])
         return None
+
+    async def _read_from_disk(self, node: int, offset: int, size: int) -> bytes:
+        opened = self._overlay.pin_data(node)
+        try:
+            return await trio.to_thread.run_sync(os.pread, opened.fd, size, offset)
+        finally:
+            opened.unpin()
 
     def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
@@ -361,7 +367,9 @@ class FastLane(Lane):
             self._tasks -= 1
             try:
                 sync.note(failure)
-            finally:
+            except Exception as found:  # noqa: BLE001 - whoever waits is answered
+                self._refuse(unique, failure or found)
+            else:
                 if failure is None:
                     self._channel.answer(unique, _DONE)
                 else:

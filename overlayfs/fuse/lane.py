@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final
 
 import trio
@@ -131,39 +130,6 @@ class Lane:
         assert self._nursery is not None
         self._tasks += 1
         self._nursery.start_soon(self._finish, self._unique, work)
-
-    def _by_thread(self, call: Callable[[], bytes], note: Callable[[BaseException | None], None]) -> None:
-        """Answer the current request by a thread, which waits for a disk and wakes nobody else before it has answered.
-
-        `note` is told on this thread what the call raised: after the answer, or before an error is sent.
-        """
-        unique, token = self._unique, trio.lowlevel.current_trio_token()
-        self._tasks += 1
-
-        def work() -> None:
-            failure = None
-            try:
-                self._channel.answer(unique, call())
-            except BaseException as error:  # noqa: BLE001 - told to the lane's thread
-                failure = error
-            with suppress(trio.RunFinishedError):  # the mount is gone
-                token.run_sync_soon(self._note_answered, unique, failure, note)
-
-        try:
-            trio.lowlevel.start_thread_soon(work, lambda _: None)
-        except RuntimeError:  # there can be no more threads, so everybody waits
-            work()
-
-    def _note_answered(
-        self, unique: int, failure: BaseException | None, note: Callable[[BaseException | None], None]
-    ) -> None:
-        self._tasks -= 1
-        try:
-            note(failure)
-        except Exception:
-            log.exception("what a thread did cannot be noted")
-        if failure is not None:
-            self._refuse(unique, failure)
 
     def _refuse(self, unique: int, failure: BaseException) -> None:
         if not isinstance(failure, OSError):

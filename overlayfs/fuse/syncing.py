@@ -6,11 +6,9 @@ moment: waking a sleeping processor for the answer can take longer than the sync
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -25,7 +23,7 @@ _RETRY_S: Final = 0.05
 
 
 class Sync(NamedTuple):
-    """One fsync of a descriptor that is held for it; `note` is to be told how it ended."""
+    """One fsync of a descriptor that is held for it; `note` is to be told how it ended, and may know of a failure."""
 
     fd: int
     data_only: bool
@@ -77,16 +75,21 @@ class Syncs:
         self._count += 1
         token = self._count
         self._waiting[token] = done
-        try:
-            if self._queue is None:
-                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-            self._queue.submit(fd, data_only, token)
-        except OSError:  # it cannot, or has too many to do
-            self._begin_in_thread(fd, data_only, token)
-            return
-        if self._patience.is_left():
+        if not self._is_queued(fd, data_only, token):
+            trio.lowlevel.spawn_system_task(self._sync_in_thread, fd, data_only, token)
+        elif self._patience.is_left():
             self._take_ended(self._patience.longest_ns)
             self._patience.note(in_time=token not in self._waiting)
+
+    def _is_queued(self, fd: int, data_only: bool, token: int) -> bool:
+        """Give it to the kernel's threads; False where there are none, or they have too much to do."""
+        if self._queue is None:
+            return False
+        try:
+            self._queue.submit(fd, data_only, token)
+        except OSError:
+            return False
+        return True
 
     async def wait(self, sync: Sync | None) -> None:
         """Have it done; raises what it raises."""
@@ -136,22 +139,17 @@ class Syncs:
             self._end(token, OSError(code, os.strerror(code)) if code else None)
         return True
 
-    def _begin_in_thread(self, fd: int, data_only: bool, token: int) -> None:
-        call, trio_token = (os.fdatasync if data_only else os.fsync), trio.lowlevel.current_trio_token()
-
-        def work() -> None:
-            failure = None
-            try:
-                call(fd)
-            except OSError as error:
-                failure = error
-            with suppress(trio.RunFinishedError):  # the mount is gone
-                trio_token.run_sync_soon(self._end, token, failure)
-
+    async def _sync_in_thread(self, fd: int, data_only: bool, token: int) -> None:
+        call = os.fdatasync if data_only else os.fsync
+        failure = None
         try:
-            trio.lowlevel.start_thread_soon(work, lambda _: None)
-        except RuntimeError:  # there can be no more threads, so everybody waits
-            work()
+            try:
+                await trio.to_thread.run_sync(call, fd)
+            except RuntimeError:  # there can be no more threads, so everybody waits
+                call(fd)
+        except OSError as error:
+            failure = error
+        self._end(token, failure)
 
     def _end(self, token: int, failure: OSError | None) -> None:
         try:

@@ -305,8 +305,9 @@ class Overlay:
         opened.pins += 1
         return opened, datasync and files.is_name_synced(self.state, inode)
 
-    def note_sync(self, ino: int, opened: OpenFile, failure: BaseException | None) -> None:
-        """How that fsync ended; once it failed, no later one of this file succeeds."""
+    def note_sync(self, ino: int, opened: OpenFile, failure: OSError | None) -> None:
+        """How that fsync ended; once one failed, none of this file succeeds, and this raises the error for those that
+        seem to have."""
         files.note_sync(self.state, self._inode(ino), opened, failure)
 
     def bytes_to_copy(self, ino: int, need: Need, size: int | None = None) -> int:
@@ -314,7 +315,8 @@ class Overlay:
         return copyup.bytes_to_copy(self.state, self._inode(ino), need, size)
 
     def begin_copy_up(self, ino: int, need: Need, size: int | None) -> CopyUp | None:
-        """A copy-up with its data moved in a thread: in a `with` block of it, `transfer` there, then `publish` here."""
+        """A copy-up in steps, so that nobody waits for a disk: in a `with` block of it, `transfer` in a thread, or
+        `fill` here and a sync; then `publish` here."""
         return copyup.begin(self.state, self._inode(ino), need, size)
 
     # -- directories

@@ -169,9 +169,7 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
     Raises the error of an earlier fsync that failed: the kernel reports it once and then calls the pages clean, but
     what was lost stays lost.
     """
-    failed = state.sync_errors.get(inode.number)
-    if failed is not None:
-        raise OSError(failed, os.strerror(failed))
+    _refuse_if_failed(state, inode)
     if not inode.upper or inode.kind != stat.S_IFREG or state.options.fsync is FsyncPolicy.VOLATILE:
         return None
     return _open_metacopy(state, inode) if inode.metacopy else pooled(state, inode, writable=False)
@@ -189,12 +187,23 @@ def is_name_synced(state: State, inode: Inode) -> bool:
     return inode.number in state.synced_names
 
 
-def note_sync(state: State, inode: Inode, opened: OpenFile, failure: BaseException | None) -> None:
-    """How an fsync of the file ended. One of a file that was replaced meanwhile says nothing of the name it has now."""
+def note_sync(state: State, inode: Inode, opened: OpenFile, failure: OSError | None) -> None:
+    """How an fsync of the file ended. One of a file that was replaced meanwhile says nothing of the name it has now.
+
+    Raises the error of another fsync that failed meanwhile: the kernel told of the loss there, and not here.
+    """
     if failure is not None:
-        state.sync_errors[inode.number] = getattr(failure, "errno", None) or errno.EIO
-    elif not opened.stale:
+        state.sync_errors[inode.number] = failure.errno or errno.EIO
+        return
+    _refuse_if_failed(state, inode)
+    if not opened.stale:
         state.synced_names.add(inode.number)
+
+
+def _refuse_if_failed(state: State, inode: Inode) -> None:
+    failed = state.sync_errors.get(inode.number)
+    if failed is not None:
+        raise OSError(failed, os.strerror(failed))
 
 
 def fsync(state: State, inode: Inode, datasync: bool) -> None:

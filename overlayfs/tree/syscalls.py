@@ -53,7 +53,9 @@ _COPY_CHUNK = 16 << 20
 _READ_CHUNK = 1 << 20
 
 # io_setup, io_destroy, io_submit, io_getevents; on other machines nobody needs them so much.
-_AIO_CALLS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}.get(os.uname().machine)
+_AIO_CALLS = {("x86_64", 8): (206, 207, 209, 208), ("aarch64", 8): (0, 1, 2, 4)}.get(
+    (os.uname().machine, struct.calcsize("P"))
+)
 # struct iocb (linux/aio_abi.h): data, key, rw_flags, opcode, priority, descriptor, buffer, bytes, offset, reserved,
 # flags, eventfd. struct io_event: data, iocb, result, result2. struct timespec.
 _IOCB = struct.Struct("QIiHhIQQqQII")
@@ -317,7 +319,8 @@ class SyncQueue:
         if ended or not wait_ns:
             with suppress(BlockingIOError):
                 os.eventfd_read(self.event_fd)
-            ended += self._take(0)  # what ended before that would not make it readable again
+            while more := self._take(0):  # what ended before that would not make it readable again
+                ended += more
         return ended
 
     def _take(self, wait_ns: int) -> list[tuple[int, int]]:

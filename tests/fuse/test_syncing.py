@@ -153,7 +153,7 @@ def _failures_of(file: int, count: int, *, waits: bool, queues: bool) -> list[in
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "does-not"])
 @pytest.mark.parametrize("queues", [True, False], ids=["kernel", "own"])
 def test_each_sync_is_told_once(file: int, waits: bool, queues: bool) -> None:
-    assert _failures_of(file, 100, waits=waits, queues=queues) == [0] * 100
+    assert _failures_of(file, 240, waits=waits, queues=queues) == [0] * 240
 
 
 def test_what_the_kernel_cannot_sync_is_said() -> None:

@@ -76,6 +76,18 @@ def test_a_failed_fsync_stays_failed(overlay: Overlay, monkeypatch: pytest.Monke
     assert len(calls) == 1
 
 
+def test_no_fsync_succeeds_beside_one_that_failed(overlay: Overlay) -> None:
+    """The kernel tells of a loss once for each open file, and all who use a file share ours."""
+    number = _new_file(overlay)
+    first, second = (sync_of_file(overlay, number, False) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    first.note(OSError(errno.EIO, os.strerror(errno.EIO)))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        second.note(None)
+    assert number not in overlay.state.synced_names
+
+
 def test_a_new_name_is_synced_before_data_alone_is(overlay: Overlay) -> None:
     number = _new_file(overlay)
     first = sync_of_file(overlay, number, True)

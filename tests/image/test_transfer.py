@@ -238,7 +238,7 @@ def test_blob_that_never_comes_is_given_up_and_kept_for_later(
         pulled(ours, name(fake), access)
     assert staged(ours) == [f"partial-{hex_of(layer.digest)}"]
     assert ours.images() == []
-    assert len(waits.asked) == 4
+    assert len(waits.asked) in (4, 5)  # one more where a kept connection was closed just when it was used again
 
 
 def test_busy_registry_is_asked_again(

@@ -21,7 +21,6 @@ from .paths import KernelTarget, PlainTarget, snapshot
 from .steps import RENAME_EXCHANGE, RENAME_NOREPLACE, UMASK, Snapshot, Step, Target, differences, outcome_of, step
 
 NEVER_NS = 1 << 62
-_SET_IDS = stat.S_ISUID | stat.S_ISGID
 XATTR_NAMES = (b"user.one", b"user.three", b"trusted.two", b"security.capability")
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 """`cap_net_bind_service=ep`: struct vfs_cap_data, capabilities(7)."""
@@ -292,17 +291,7 @@ class ThreeWays(RuleBasedStateMachine):
 
     @rule(data=st.data(), mode=st.sampled_from((0o600, 0o4711, 0o2755, 0o755, 0o1750)))
     def chmod(self, data: st.DataObject, mode: int) -> None:
-        path = self._there(data)
-        if not (mode & _SET_IDS and self._has_capability(path)):
-            self.do("chmod", path, mode)
-
-    def _has_capability(self, path: bytes) -> bool:
-        """Of a file that has one and set-id bits, a write by root takes the bits too (README, Limits): there are none
-        here."""
-        try:
-            return "security.capability" in os.listxattr(os.path.join(self.plain.root, path))
-        except OSError:
-            return False
+        self.do("chmod", self._there(data), mode)
 
     @rule(data=st.data(), uid=st.sampled_from((-1, 0, 1000)), gid=st.sampled_from((-1, 0, 2000)))
     def chown(self, data: st.DataObject, uid: int, gid: int) -> None:
@@ -314,13 +303,9 @@ class ThreeWays(RuleBasedStateMachine):
 
     @rule(data=st.data(), name=st.sampled_from(XATTR_NAMES), flags=st.sampled_from((0, 0, 1, 2)))
     def setxattr(self, data: st.DataObject, name: bytes, flags: int) -> None:
-        if name == b"security.capability":
-            paths = self._paths(lambda mode: stat.S_ISREG(mode) and not mode & _SET_IDS)
-            if paths:
-                self.do("setxattr", data.draw(st.sampled_from(paths)), name, CAPABILITY, flags)
-        else:
-            value = data.draw(st.sampled_from((b"", b"1", b"x" * 200)))
-            self.do("setxattr", self._there(data), name, value, flags)
+        value = CAPABILITY if name == b"security.capability" else data.draw(st.sampled_from((b"", b"1", b"x" * 200)))
+        accept = stat.S_ISREG if name == b"security.capability" else None
+        self.do("setxattr", self._there(data, accept or (lambda mode: True)), name, value, flags)
 
     @rule(data=st.data(), name=st.sampled_from(XATTR_NAMES))
     def getxattr(self, data: st.DataObject, name: bytes) -> None:

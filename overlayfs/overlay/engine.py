@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..tree import syscalls
-from . import attributes, copyup, files, listing, lookup, names
+from . import attributes, copyup, copyup_tree, files, listing, lookup, names
 from . import rename as renaming
 from .copyup import CopyUp, Need
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
@@ -198,7 +198,7 @@ class Overlay:
             yield ino, Need.METADATA
             return
         assert isinstance(inode, Directory)
-        for step in copyup.steps_to_copy_everything(self.state, inode):
+        for step in copyup_tree.steps_to_copy_everything(self.state, inode):
             yield step.number, Need.DATA
             if not step.is_directory and step.parent is not None:
                 copyup.copy_up(self.state, step)

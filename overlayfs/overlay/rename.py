@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
-from . import copyup, drafts, indexing, lookup, names, whiteouts
+from . import copyup, copyup_tree, drafts, indexing, lookup, names, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -120,7 +120,7 @@ def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name
     """Write into the upper file what lets it stay itself under another path. Changes nothing at the old one."""
     if isinstance(inode, Directory):
         if needs_whole_copy(state, inode):
-            copyup.copy_up_everything(state, inode)
+            copyup_tree.copy_up_everything(state, inode)
         elif inode.lowers:
             _write_redirect(state, inode, b"/" + inode.lower_path)
         if not inode.lowers and lookup.in_lower(state, new_parent, new_name):

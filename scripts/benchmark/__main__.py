@@ -19,6 +19,7 @@ from .commands import TrialFailed
 from .layers import FULL, MIB, QUICK, Sizes, build
 from .measure import learn, measure_all
 from .peers import Peer, choose_peers, known_peers
+from .reads import build_walker
 from .rows import ROWS, Row
 from .trial import Bench
 
@@ -61,7 +62,7 @@ def fail(message: str) -> SystemExit:
 
 
 def chosen_rows(wanted: list[str] | None) -> list[Row]:
-    known = {row.name: row for row in ROWS}
+    known = {row.figure.name: row for row in ROWS}
     if unknown := set(wanted or ()) - set(known):
         raise fail(f"no such row: {', '.join(sorted(unknown))} (there are: {', '.join(known)})")
     return list(ROWS) if wanted is None else [known[name] for name in wanted]
@@ -136,8 +137,10 @@ def prepare(resources: ExitStack, place: Path, layers: list[Path], sizes: Sizes)
         sizes=sizes,
         stacks=build(directory / "layers", layers, sizes),
         archive=scratch / "tree.tar",
+        walker=scratch / "walk",
         on_disk=machine.filesystem_type(directory) != "tmpfs",
     )
+    build_walker(bench.walker)
     tell("asking the kernel's overlayfs what the tree is")
     return replace(bench, expected=learn(bench))
 
@@ -171,7 +174,11 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     options = arguments()
     if options.list:
-        print("\n".join(["rows:", *(f"  {row.name:16} {row.title} ({row.start.value})" for row in ROWS)]))
+        print(
+            "\n".join(
+                ["rows:", *(f"  {row.figure.name:16} {row.figure.title} ({row.figure.start.value})" for row in ROWS)]
+            )
+        )
         print("\n".join(["filesystems:", *(f"  {name}" for name in known_peers(options.ours))]))
         return
     if os.geteuid() != 0:

@@ -238,14 +238,19 @@ def add_many_files(layer: Path, count: int) -> None:
         os.close(os.open(directory / f"file-{number:06}", os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def build(place: Path, real: list[Path], sizes: Sizes) -> Stacks:
-    """Every stack below `place` (an empty directory), from the layers of a real tree, top first."""
+def copy_layers(place: Path, real: list[Path]) -> list[Path]:
+    """Copies below `place` of the layers of a real tree, as every overlay filesystem but unionfs-fuse reads them."""
     copies = [place / f"real{index}" for index in range(len(real))]
     for source, copy in zip(real, copies, strict=True):
         copy_tree(source, copy)
         drop_devices(copy)
         respell_marks(copy)
-    plain = copies
+    return copies
+
+
+def build(place: Path, real: list[Path], sizes: Sizes) -> Stacks:
+    """Every stack below `place` (an empty directory), from the layers of a real tree, top first."""
+    plain = copies = copy_layers(place, real)
     if any(any(marks(copy)) for copy in copies):
         plain = [place / f"plain{index}" for index in range(len(real))]
         for source, copy in zip(copies, plain, strict=True):

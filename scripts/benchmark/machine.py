@@ -97,6 +97,13 @@ def resident_bytes(pids: set[int]) -> int:
     return total
 
 
+def processor_seconds(pids: set[int]) -> tuple[float, float]:
+    """(user, system) time of the processes together, all their threads included (proc(5): utime and stime)."""
+    fields = [Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split() for pid in pids]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return sum(int(of[11]) for of in fields) / ticks, sum(int(of[12]) for of in fields) / ticks
+
+
 def mounts_below(path: Path) -> list[Path]:
     """Mountpoints at or below `path`, innermost first (proc(5), mountinfo)."""
     found = []

@@ -5,36 +5,19 @@ Neighbours: rows.py and peers.py are the two axes; report.py shows the results. 
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 from . import machine
 from .commands import TrialFailed
+from .figures import Cell, Cells, Figure, Start
 from .peers import KERNEL, Peer, known_peers
-from .reads import NEEDLE, TAR_COUNT, long_listing, matches
-from .rows import Row, Start
+from .reads import NEEDLE, TAR_COUNT, long_listing, matches, walk
+from .rows import Row
 from .trial import Bench, Expected, Trial
 from .workloads import entries
 
 SMALL_LIMIT = 16384
 SMALL_PATHS = 2_000
-
-
-@dataclass(slots=True)
-class Cell:
-    """What one peer did in one row: figures so far, or why there are none."""
-
-    samples: list[float] = field(default_factory=list)
-    failure: str | None = None
-
-    @property
-    def median(self) -> float | None:
-        return median(self.samples) if self.samples and self.failure is None else None
-
-
-Cells = dict[str, Cell]
-"""One row's, by the peer's name."""
 
 
 def small_files(root: Path) -> list[tuple[str, int]]:
@@ -62,6 +45,7 @@ def learn(bench: Bench) -> Expected:
         archive_bytes = int(trial.output_text())
         trial.command("grep", "-rF", NEEDLE, root)
         found = matches(trial.output_text())
+        _, _, capable = walk(trial)
         files, digest = trial.ask("digest", root=root)
         small = small_files(trial.root)
         usr_entries, _ = trial.ask("modes_without", root=trial.path("usr"), bits=0)
@@ -71,6 +55,7 @@ def learn(bench: Bench) -> Expected:
             long_listing=listing,
             archive_bytes=archive_bytes,
             contents=(files, digest),
+            capable=capable,
             matches=found,
             small_paths=tuple(path for path, _ in small),
             small_bytes=sum(small[number % len(small)][1] for number in range(bench.sizes.openings)),
@@ -81,12 +66,12 @@ def learn(bench: Bench) -> Expected:
 def measure(bench: Bench, peer: Peer, row: Row) -> float:
     """One figure of one row, from a mount of its own. Raises TrialFailed."""
     with Trial(bench, peer, getattr(bench.stacks, row.stack)) as trial:
-        if row.start is not Start.UNMOUNTED:
+        if row.figure.start is not Start.UNMOUNTED:
             trial.mount()
         row.prepare(trial)
-        if row.start is Start.WARM:
+        if row.figure.start is Start.WARM:
             row.run(trial)
-        if row.start is Start.COLD:
+        if row.figure.start is Start.COLD:
             machine.drop_caches(3 if bench.on_disk else 2)
             for program in row.programs:  # the program is warm, only the tree is cold
                 trial.command(program, "--version")
@@ -114,12 +99,12 @@ def try_cell(bench: Bench, peer: Peer, row: Row, cell: Cell) -> None:
 
 def measure_all(
     bench: Bench, peers: list[Peer], rows: list[Row], runs: int, tell: Callable[[str], None]
-) -> Iterator[tuple[Row, Cells]]:
+) -> Iterator[tuple[Figure, Cells]]:
     """Each row with its cells as it is finished; within a row the peers take turns: A B C D, A B C D, …"""
     for row in rows:
         cells = {peer.name: Cell() for peer in peers}
         for run in range(runs):
             for peer in peers:
-                tell(f"{row.title}: run {run + 1} of {runs}: {peer.name}")
+                tell(f"{row.figure.title}: run {run + 1} of {runs}: {peer.name}")
                 try_cell(bench, peer, row, cells[peer.name])
-        yield row, cells
+        yield row.figure, cells

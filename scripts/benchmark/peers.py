@@ -11,6 +11,8 @@ from pathlib import Path
 
 from . import machine
 
+OURS = "ours"
+FUSE_OVERLAYFS = "fuse-overlayfs"
 KERNEL = "kernel"
 
 
@@ -52,6 +54,11 @@ class Peer:
     reads_marks: bool = True
     extra: tuple[str, ...] = ()
 
+    @property
+    def base(self) -> str:
+        """The name without mount options."""
+        return self.name.partition("+")[0]
+
     def mount_argv(self, plan: MountPlan) -> list[str]:
         return self.command(self.program, plan, self.extra)
 
@@ -74,8 +81,8 @@ class Peer:
 def known_peers(ours: str) -> dict[str, Peer]:
     """Each peer by name, in the order of measurement; `ours` is the path of the mount program under test."""
     peers = (
-        Peer("ours", ours, program_command),
-        Peer("fuse-overlayfs", "fuse-overlayfs", program_command),
+        Peer(OURS, ours, program_command),
+        Peer(FUSE_OVERLAYFS, "fuse-overlayfs", program_command),
         Peer("unionfs-fuse", "unionfs", unionfs_command, reads_marks=False),
         Peer(KERNEL, "mount", kernel_command),
     )

@@ -5,7 +5,10 @@ are outside it.
 """
 
 import hashlib
+import subprocess
+from pathlib import Path
 
+from . import machine
 from .layers import BIG_FILE, PAGE, SOURCE_DIRECTORY, SOURCE_FILES, include_arguments
 from .trial import Trial
 
@@ -57,6 +60,24 @@ def long_listing(text: str) -> tuple[int, int]:
 def run_ls(trial: Trial) -> float:
     seconds = trial.command("ls", "-lR", str(trial.root))
     trial.expect("listing", long_listing(trial.output_text()), trial.expected.long_listing)
+    return seconds
+
+
+def build_walker(program: Path) -> None:
+    source = Path(__file__).with_name("walk.c")
+    subprocess.run(["gcc", "-O2", "-o", program, source], env=machine.ENVIRONMENT, check=True)
+
+
+def walk(trial: Trial) -> tuple[float, int, int]:
+    """(seconds, entries, regular files with capabilities) of walk.c."""
+    seconds = trial.command(str(trial.bench.walker), str(trial.root))
+    entries, capable = map(int, trial.output_text().split())
+    return seconds, entries, capable
+
+
+def run_walk(trial: Trial) -> float:
+    seconds, *found = walk(trial)
+    trial.expect("entries and capabilities", found, [trial.expected.entries, trial.expected.capable])
     return seconds
 
 

@@ -1,23 +1,14 @@
 """What is measured: the table of rows.
 
-Neighbours: reads.py, writes.py and daemons.py hold what each row does, measure.py runs the rows.
+Neighbours: reads.py, writes.py, daemons.py and commandline.py hold what each row does, measure.py runs the rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
-from . import daemons, reads, writes
+from . import commandline, daemons, reads, writes
+from .figures import Figure, Start, Target, of_fuse_overlayfs, of_kernel
 from .trial import Trial
-
-
-class Start(Enum):
-    """What the mount has seen before the clock starts."""
-
-    UNMOUNTED = "unmounted"
-    FRESH = "fresh mount"
-    COLD = "fresh mount, caches dropped"
-    WARM = "after the same once"
 
 
 def nothing(_trial: Trial) -> None:
@@ -26,165 +17,154 @@ def nothing(_trial: Trial) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report. `run` returns its figure, in `unit`; all else is outside it.
+    """One line of the report. `run` returns its figure, in the figure's unit; all else is outside it."""
 
-    `target` is the project's own bar, as a multiple of the kernel's figure.
-    """
-
-    name: str
-    title: str
-    start: Start
+    figure: Figure
     run: Callable[[Trial], float]
-    target: float | None = None
     stack: str = "tree"
     programs: tuple[str, ...] = ()
     prepare: Callable[[Trial], None] = nothing
     check: Callable[[Trial], None] = nothing
     check_upper: Callable[[Trial], None] = nothing
-    unit: str = "s"
 
 
 ROWS = (
-    Row("find-cold", "find, cold", Start.COLD, reads.run_find, 2.5, programs=("find",)),
-    Row("find", "find, warm", Start.WARM, reads.run_find, 1.4),
-    Row("ls", "ls -lR, warm", Start.WARM, reads.run_ls, 1.4),
-    Row("tar", "tar, warm", Start.WARM, reads.run_tar, 1.3),
+    Row(Figure("find-cold", "find, cold", Start.COLD, of_fuse_overlayfs(0.4)), reads.run_find, programs=("find",)),
+    Row(Figure("find", "find, warm", Start.WARM, of_kernel(1.2)), reads.run_find),
+    Row(Figure("ls", "ls -lR, warm", Start.WARM, of_fuse_overlayfs(0.35)), reads.run_ls),
+    Row(Figure("walk-cold", "engine walk, cold", Start.COLD, of_fuse_overlayfs(0.5)), reads.run_walk),
+    Row(Figure("walk", "engine walk, warm", Start.WARM, of_fuse_overlayfs(0.5)), reads.run_walk),
+    Row(Figure("tar", "tar, warm", Start.WARM, of_kernel(1.2)), reads.run_tar),
     Row(
-        "cat-cold",
-        "cat all, cold",
-        Start.COLD,
+        Figure("cat-cold", "cat all, cold", Start.COLD, of_fuse_overlayfs(0.6)),
         reads.run_cat,
-        1.5,
         programs=("bash", "find", "xargs", "cat"),
         check=reads.check_contents,
     ),
-    Row("cat", "cat all, warm", Start.WARM, reads.run_cat, 1.3, check=reads.check_contents),
-    Row("grep", "grep -r, warm", Start.WARM, reads.run_grep, 1.3),
-    Row("open", "open+read+close, warm", Start.WARM, reads.run_open, 1.1),
-    Row("imports", "python imports, warm", Start.WARM, reads.run_imports, 1.2),
-    Row("gcc", "gcc, warm", Start.WARM, reads.run_gcc, 1.2),
+    Row(Figure("cat", "cat all, warm", Start.WARM, of_kernel(1.2)), reads.run_cat, check=reads.check_contents),
+    Row(Figure("grep", "grep -r, warm", Start.WARM, of_kernel(1.2)), reads.run_grep),
+    Row(Figure("open", "open+read+close, warm", Start.WARM, of_kernel(1.2)), reads.run_open),
+    Row(Figure("imports", "python imports, warm", Start.WARM, of_kernel(1.2)), reads.run_imports),
+    Row(Figure("gcc", "gcc, warm", Start.WARM, of_kernel(1.2)), reads.run_gcc),
     Row(
-        "read",
-        "sequential read, first",
-        Start.COLD,
+        Figure("read", "sequential read, first", Start.COLD, of_fuse_overlayfs(0.9)),
         reads.run_sequential_read,
-        2.0,
         "data",
         check=reads.check_big_file,
     ),
     Row(
-        "read-again",
-        "sequential read, again",
-        Start.WARM,
+        Figure("read-again", "sequential read, again", Start.WARM, of_kernel(1.2)),
         reads.run_sequential_read,
-        1.2,
         "data",
         check=reads.check_big_file,
     ),
     Row(
-        "random",
-        "random 4 KiB read, warm",
-        Start.WARM,
+        Figure("random", "random 4 KiB read, warm", Start.WARM, of_kernel(1.2)),
         reads.run_random_read,
-        1.1,
         "data",
         prepare=reads.check_big_file,
     ),
     Row(
-        "untar",
-        "untar",
-        Start.FRESH,
+        Figure("untar", "untar", Start.FRESH, of_fuse_overlayfs(0.65)),
         writes.run_untar,
-        6.0,
         prepare=writes.make_target,
         check_upper=writes.check_upper_tree,
     ),
-    Row("cp", "cp -a", Start.FRESH, writes.run_copy, 6.0, "data", check_upper=writes.check_upper_copy),
     Row(
-        "rm-upper",
-        "rm -rf of upper files",
-        Start.FRESH,
+        Figure("cp", "cp -a", Start.FRESH, of_fuse_overlayfs(0.65)),
+        writes.run_copy,
+        "data",
+        check_upper=writes.check_upper_copy,
+    ),
+    Row(
+        Figure("rm-upper", "rm -rf of upper files", Start.FRESH, of_fuse_overlayfs(0.3)),
         writes.run_remove_upper,
-        4.0,
         prepare=writes.untar,
         check=writes.check_removed_upper,
         check_upper=writes.check_upper_empty,
     ),
     Row(
-        "rm-lower",
-        "rm -rf of lower files",
-        Start.FRESH,
+        Figure("rm-lower", "rm -rf of lower files", Start.FRESH, of_fuse_overlayfs(0.3)),
         writes.run_remove_lower,
-        2.5,
         check=writes.check_removed_lower,
     ),
-    Row("chmod", "chmod -R of lower files", Start.FRESH, writes.run_chmod, 2.0, check=writes.check_chmod),
     Row(
-        "append",
-        "append to lower files",
-        Start.FRESH,
+        Figure("chmod", "chmod -R of lower files", Start.FRESH, of_fuse_overlayfs(1.0)),
+        writes.run_chmod,
+        check=writes.check_chmod,
+    ),
+    Row(
+        Figure("append", "append to lower files", Start.FRESH, of_fuse_overlayfs(1.0)),
         writes.run_append,
-        2.0,
         "data",
         check_upper=writes.check_appended,
     ),
     Row(
-        "copy-up",
-        "copy-up of a big file",
-        Start.FRESH,
+        Figure("copy-up", "copy-up of a big file", Start.FRESH, of_fuse_overlayfs(1.0)),
         writes.run_copy_up,
-        1.2,
         "data",
         check_upper=writes.check_copied_up,
     ),
     Row(
-        "write",
-        "sequential write",
-        Start.FRESH,
+        Figure("write", "sequential write", Start.FRESH, of_fuse_overlayfs(0.9)),
         writes.run_sequential_write,
-        1.3,
         check_upper=writes.check_sequential_write,
     ),
     Row(
-        "write-4k",
-        "4 KiB writes",
-        Start.FRESH,
+        Figure("write-4k", "4 KiB writes", Start.FRESH, of_fuse_overlayfs(0.6)),
         writes.run_small_writes,
-        3.0,
         check_upper=writes.check_small_writes,
     ),
     Row(
-        "sqlite",
-        "sqlite commits, WAL",
-        Start.FRESH,
+        Figure("sqlite", "sqlite commits, WAL", Start.FRESH, of_fuse_overlayfs(0.7)),
         writes.run_commits("WAL"),
-        1.5,
         check_upper=writes.check_database,
     ),
     Row(
-        "sqlite-rollback",
-        "sqlite commits, rollback journal",
-        Start.FRESH,
+        Figure("sqlite-rollback", "sqlite commits, rollback journal", Start.FRESH, of_fuse_overlayfs(1.0)),
         writes.run_commits("DELETE"),
         check_upper=writes.check_database,
     ),
-    Row("git", "git init+add+commit+status", Start.FRESH, writes.run_git, 2.0, "data", check=writes.check_git),
     Row(
-        "two-finds",
-        "two finds at once, cold",
-        Start.COLD,
+        Figure("git", "git init+add+commit+status", Start.FRESH, of_fuse_overlayfs(0.4)),
+        writes.run_git,
+        "data",
+        check=writes.check_git,
+    ),
+    Row(
+        Figure("two-finds", "two finds at once, cold", Start.COLD, of_fuse_overlayfs(0.4)),
         reads.run_two_finds,
-        2.5,
         programs=("bash", "find"),
     ),
-    Row("mount", "mount to first ls", Start.UNMOUNTED, daemons.run_mount),
-    Row("memory", "memory per 100k inodes", Start.FRESH, daemons.run_memory, stack="many", unit="MiB"),
+    Row(Figure("mount", "mount to first ls", Start.UNMOUNTED, Target(0.08)), daemons.run_mount),
+    *(
+        Row(
+            Figure(f"overlayfs-{name}", f"overlayfs {name}", Start.UNMOUNTED, Target(0.15)),
+            run,
+            prepare=prepare,
+            check=check,
+        )
+        for name, prepare, run, check in commandline.COMMANDS
+    ),
+    *(
+        Row(
+            Figure(f"untar-{kind}", f"daemon's {kind} time of an untar, an entry", Start.FRESH, target, "us"),
+            daemons.run_processor_time(kind),
+            prepare=writes.make_target,
+            check_upper=writes.check_upper_tree,
+        )
+        for kind, target in (("user", Target(70)), ("system", None))
+    ),
+    Row(Figure("memory-idle", "daemon's memory, idle", Start.FRESH, Target(15), "MiB"), daemons.run_idle_memory),
     Row(
-        "memory-back",
-        "the same after FORGET",
-        Start.FRESH,
+        # The limit is for an inode without its name, and the names of this stack have 11 bytes.
+        Figure("memory", "daemon's memory an inode", Start.FRESH, Target(250 + 11), "B"),
+        daemons.run_memory,
+        "many",
+    ),
+    Row(
+        Figure("memory-back", "the same after FORGET", Start.FRESH, unit="B"),
         daemons.run_memory_given_back,
-        stack="many",
-        unit="MiB",
+        "many",
     ),
 )

@@ -30,6 +30,7 @@ class Expected:
     long_listing: tuple[int, int]
     archive_bytes: int
     contents: tuple[int, str]
+    capable: int
     matches: str
     small_paths: tuple[str, ...]
     small_bytes: int
@@ -45,6 +46,7 @@ class Bench:
     sizes: Sizes
     stacks: Stacks
     archive: Path
+    walker: Path
     on_disk: bool
     expected: Expected | None = None
 
@@ -95,15 +97,25 @@ class Trial:
 
     def mount(self) -> float:
         """Start the peer as its users do; seconds until its program returned, when its daemon serves."""
-        before = machine.descendants()
-        clock = Clock(MOUNT_LIMIT_S)
-        try:
-            seconds = run_command(self.peer.mount_argv(self.plan), clock, self.bench.scratch / "mount")
-        finally:
-            self.daemons |= machine.descendants() - before
-        if self.root not in machine.mounts_below(self.root):
+        return self.mount_by(*self.peer.mount_argv(self.plan))
+
+    def mount_by(self, *argv: str) -> float:
+        """Seconds of a program that mounts at `root`."""
+        seconds = self.start(*argv)
+        if not self.is_mounted():
             raise TrialFailed("mount: success reported, but nothing is mounted")
         return seconds
+
+    def is_mounted(self) -> bool:
+        return self.root in machine.mounts_below(self.root)
+
+    def start(self, *argv: str) -> float:
+        """Seconds of a program that leaves daemons behind; they end with the trial. Its output is then in `output`."""
+        before = machine.descendants()
+        try:
+            return run_command(list(argv), Clock(MOUNT_LIMIT_S), self.output)
+        finally:
+            self.daemons |= machine.descendants() - before
 
     def unmount(self) -> None:
         """Unmount, and see the daemon end; without that, the upper would not be complete."""

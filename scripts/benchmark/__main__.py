@@ -1,4 +1,4 @@
-"""The command line: what the user asked for, set up, measured, shown, and taken away again on any exit."""
+"""What the user asked for (options.py) is set up, measured, shown, and taken away again on any exit."""
 
 import argparse
 import json
@@ -10,70 +10,29 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from . import machine, report
 from .commands import TrialFailed
+from .engines.material import make_material
+from .engines.steps import Step
+from .engines.turns import Turns
 from .layers import FULL, MIB, QUICK, Sizes, build
 from .measure import learn, measure_all
-from .peers import Peer, choose_peers, known_peers
+from .options import CLONE, arguments, chosen_peers, chosen_rows, chosen_steps, fail, listing
+from .peers import Peer
 from .reads import build_walker
-from .rows import ROWS, Row
+from .rows import Row
 from .trial import Bench
 
-CLONE = Path(__file__).resolve().parents[2]
 TMPFS = Path("/dev/shm")
 TREE_BYTES = 1024 * MIB
 """What two copies of the real tree, its archive and one unpacked copy take."""
-
-
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench",
-        description="Times overlayfs-mount beside other overlay filesystems on one real tree.",
-    )
-    parser.add_argument(
-        "--on", default="tmpfs", metavar="tmpfs|DIR", help="where layers and upper live (default: tmpfs)"
-    )
-    parser.add_argument("--runs", type=int, help="figures behind each median (default: 5, quick: 1)")
-    parser.add_argument("--rows", type=names, metavar="A,B", help="only these rows (see --list)")
-    parser.add_argument(
-        "--peers",
-        type=names,
-        metavar="A,B",
-        help="only these filesystems; NAME+OPTION adds a mount option to one",
-    )
-    parser.add_argument("--quick", action="store_true", help="small files and few runs: to try it, not to quote it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--ours", default=str(CLONE / ".venv/bin/overlayfs-mount"), help="the mount program under test")
-    parser.add_argument("--layers", metavar="A:B:C", help="layer directories, top first (default: scripts/make-layers)")
-    parser.add_argument("--list", action="store_true", help="show the rows and filesystems, and stop")
-    return parser.parse_args(argv)
-
-
-def names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def fail(message: str) -> SystemExit:
-    return SystemExit(f"bench: {message}")
-
-
-def chosen_rows(wanted: list[str] | None) -> list[Row]:
-    known = {row.figure.name: row for row in ROWS}
-    if unknown := set(wanted or ()) - set(known):
-        raise fail(f"no such row: {', '.join(sorted(unknown))} (there are: {', '.join(known)})")
-    return list(ROWS) if wanted is None else [known[name] for name in wanted]
-
-
-def chosen_peers(wanted: list[str] | None, ours: str) -> list[Peer]:
-    known = known_peers(ours)
-    try:
-        return choose_peers(wanted or list(known), ours)
-    except KeyError as unknown:
-        raise fail(f"no such filesystem: {unknown.args[0]} (there are: {', '.join(known)})") from None
+ENGINE_BYTES = 3 * 1024 * MIB
+"""What one turn of an engine takes: the tree as archive and image, in a container, committed, and built with."""
 
 
 def real_layers(given: str | None) -> list[Path]:
@@ -85,12 +44,11 @@ def real_layers(given: str | None) -> list[Path]:
     return sorted((path for path in cache.iterdir() if path.is_dir()), reverse=True)
 
 
-def place_for(on: str, sizes: Sizes) -> Path:
-    """The directory to work in, with room enough."""
+def place_for(on: str, needed: int) -> Path:
+    """The directory to work in, with room enough for `needed` bytes."""
     place = TMPFS if on == "tmpfs" else Path(on).resolve()
     if on == "tmpfs" and machine.filesystem_type(place) != "tmpfs":
         raise fail(f"{place} is not a tmpfs here: use --on DIR")
-    needed = TREE_BYTES + 2 * max(sizes.big, sizes.sequential_write)
     if (free := shutil.disk_usage(place).free) < needed:
         raise fail(f"{place} has {free // MIB} MiB free, {needed // MIB} MiB are needed: use --on DIR or --quick")
     return place
@@ -124,10 +82,8 @@ def tell(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def prepare(resources: ExitStack, place: Path, layers: list[Path], sizes: Sizes) -> Bench:
-    """Layers below `place`, and what the kernel shows of them; programs' output goes to tmpfs in any case."""
-    directory = resources.enter_context(temporary_directory(place))
-    scratch = resources.enter_context(temporary_directory(TMPFS if TMPFS.is_dir() else place))
+def prepare(directory: Path, scratch: Path, layers: list[Path], sizes: Sizes) -> Bench:
+    """Layers below `directory`, and what the kernel shows of them; programs' output goes to tmpfs in any case."""
     (scratch / "trial").mkdir()
     (directory / "layers").mkdir()
     tell("preparing layers")
@@ -145,11 +101,45 @@ def prepare(resources: ExitStack, place: Path, layers: list[Path], sizes: Sizes)
     return replace(bench, expected=learn(bench))
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What both kinds of measuring share; `facts` grows until the report is made."""
+
+    peers: list[Peer]
+    runs: int
+    sizes: Sizes
+    layers: list[Path]
+    directory: Path
+    scratch: Path
+    facts: dict[str, object]
+
+
+def measured_rows(rows: list[Row], session: Session) -> Iterator[report.Line]:
+    bench = prepare(session.directory, session.scratch, session.layers, session.sizes)
+    assert bench.expected is not None
+    session.facts["entries"] = bench.expected.entries
+    return measure_all(bench, session.peers, rows, session.runs, tell)
+
+
+def measured_engines(steps: list[Step], session: Session) -> Iterator[report.Line]:
+    tell("asking the kernel's overlayfs what the engines must make of the tree")
+    material = make_material(session.directory / "material", session.layers, session.scratch / "output")
+    kinds = {step.engine for step in steps if step.engine.missing() is None}
+    session.facts["entries"] = len(material.names)
+    session.facts["engines"] = {kind.name: kind.versions() for kind in kinds}
+    return Turns(session.directory, session.scratch, material, tell).measure(session.peers, steps, session.runs)
+
+
 def run(options: argparse.Namespace) -> None:
     sizes = QUICK if options.quick else FULL
     runs = options.runs or (1 if options.quick else 5)
-    rows, peers = chosen_rows(options.rows), chosen_peers(options.peers, options.ours)
-    place = place_for(options.on, sizes)
+    peers = chosen_peers(options)
+    if options.engines:
+        room, measured = ENGINE_BYTES, partial(measured_engines, chosen_steps(options.rows))
+    else:
+        room = TREE_BYTES + 2 * max(sizes.big, sizes.sequential_write)
+        measured = partial(measured_rows, chosen_rows(options.rows))
+    place = place_for(options.on, room)
     layers = real_layers(options.layers)
     facts = machine.facts() | {
         "filesystem": machine.filesystem_type(place),
@@ -162,10 +152,9 @@ def run(options: argparse.Namespace) -> None:
         resources.callback(end_descendants)
         resources.callback(lambda: print(f"{report.headline(facts)}\n\n{report.table(lines, peers)}"))
         resources.callback(tell, "")
-        bench = prepare(resources, place, layers, sizes)
-        assert bench.expected is not None
-        facts |= {"entries": bench.expected.entries, "files": bench.expected.contents[0]}
-        for line in measure_all(bench, peers, rows, runs, tell):
+        directory = resources.enter_context(temporary_directory(place))
+        scratch = resources.enter_context(temporary_directory(TMPFS if TMPFS.is_dir() else place))
+        for line in measured(Session(peers, runs, sizes, layers, directory, scratch, facts)):
             lines.append(line)
             if options.json is not None:
                 options.json.write_text(json.dumps(report.document(lines, peers, facts), indent=1) + "\n")
@@ -174,12 +163,7 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     options = arguments()
     if options.list:
-        print(
-            "\n".join(
-                ["rows:", *(f"  {row.figure.name:16} {row.figure.title} ({row.figure.start.value})" for row in ROWS)]
-            )
-        )
-        print("\n".join(["filesystems:", *(f"  {name}" for name in known_peers(options.ours))]))
+        print(listing(options.ours))
         return
     if os.geteuid() != 0:
         raise fail("needs root, for the kernel's overlayfs and to drop caches")

@@ -60,7 +60,7 @@ def headline(facts: dict[str, object]) -> str:
     """What the table must not be read without."""
     place = f"Linux {facts['kernel']}, {facts['processors']} x {facts['model']}, on {facts['filesystem']}"
     kind = "quick sizes, not to be quoted" if facts["quick"] else "full sizes"
-    tree = f"a tree of {facts['files']} files" if "files" in facts else "no tree"
+    tree = f"a tree of {facts['entries']} entries" if "entries" in facts else "no tree"
     marks = "x: multiple of the kernel's; /fo: of fuse-overlayfs's; !: over the target"
     return f"{place}; {tree}; {kind}; medians of {facts['runs']}; {marks}"
 

@@ -62,7 +62,11 @@ def chosen_rows(wanted: list[str] | None) -> list[Row]:
 def chosen_steps(wanted: list[str] | None) -> list[Step]:
     known = [step.figure.name for step in ENGINE_STEPS]
     check_names(wanted or [], known)
-    return with_needed(known if wanted is None else wanted)
+    steps = with_needed(known if wanted is None else wanted)
+    reasons = {step.engine.name: step.engine.missing() for step in steps}
+    if None not in reasons.values():
+        raise fail("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    return steps
 
 
 def chosen_peers(options: argparse.Namespace) -> list[Peer]:

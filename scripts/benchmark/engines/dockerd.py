@@ -21,6 +21,19 @@ END_LIMIT_S = 30.0
 NAMESPACE = "overlayfs-bench"
 """Of containerd's namespaces and of the parent of the containers' control groups."""
 
+LEFT_BEHIND = (
+    "/etc/docker/key.json",
+    "/etc/docker",
+    "/run/docker/plugins",
+    "/run/docker",
+    "/run/containerd/s",
+    "/run/containerd",
+    "/opt/containerd/bin",
+    "/opt/containerd/lib",
+    "/opt/containerd",
+)
+"""What dockerd and containerd make in places that no option changes; directories after what is in them."""
+
 
 class Docker(Engine):
     """A client (the classic builder, which mounts in each step) and a daemon of its own."""
@@ -29,10 +42,12 @@ class Docker(Engine):
     client = "docker"
     programs = ("docker", "dockerd", "containerd", "runc")
     _daemon: subprocess.Popen[bytes] | None = None
+    _absent: tuple[Path, ...] = ()
 
     def set_up(self) -> None:
         if self.peer.extra:
             raise TrialFailed("dockerd passes no mount options on")
+        self._absent = tuple(path for path in map(Path, LEFT_BEHIND) if not path.exists())
         socket = f"unix://{self.scratch}/docker.sock"
         self.environment |= {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "0", "DOCKER_CONFIG": str(self.scratch)}
         log = self.scratch / "dockerd.log"
@@ -104,5 +119,15 @@ class Docker(Engine):
         super().take_away()
         hierarchies = Path("/sys/fs/cgroup")
         for group in (*hierarchies.glob(NAMESPACE), *hierarchies.glob(f"*/{NAMESPACE}")):
-            with suppress(OSError):
-                group.rmdir()
+            remove(group)
+        for path in self._absent:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a directory unless somebody else put something into it."""
+    with suppress(OSError):
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()

@@ -21,7 +21,7 @@ from ..peers import Peer
 
 STEP_LIMIT_S = 900.0
 SETTLE_LIMIT_S = 30.0
-END_LIMIT_S = 5.0
+END_LIMIT_S = 2.0
 END_ROUNDS = 3
 LOOK_S = 0.02
 FILES = 65536

@@ -38,7 +38,7 @@ class Podman(Engine):
 
     name = "podman"
     client = "podman"
-    programs = ("podman", "conmon", "runc")
+    programs = ("podman", "runc")
 
     def set_up(self) -> None:
         files = {"STORAGE_CONF": self._storage(), "CONF": self._containers(), "REGISTRIES_CONF": ""}

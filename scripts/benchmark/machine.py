@@ -61,6 +61,14 @@ def descendants() -> set[int]:
     return ours - {os.getpid()}
 
 
+def command_line(pid: int) -> str:
+    """Program and arguments, for messages; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def wait_for(pid: int, patience_s: float) -> bool:
     """Whether the process ended within `patience_s`; it is not reaped. Wakes at once, unlike polling."""
     try:

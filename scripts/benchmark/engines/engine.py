@@ -20,7 +20,7 @@ from ..commands import Clock, TrialFailed, run_command
 from ..peers import Peer
 
 STEP_LIMIT_S = 900.0
-SETTLE_LIMIT_S = 30.0
+SETTLE_LIMIT_S = 120.0
 END_LIMIT_S = 2.0
 END_ROUNDS = 3
 LOOK_S = 0.02
@@ -117,9 +117,9 @@ class Engine(ABC):
     def settle(self) -> None:
         """Await what an engine does after its answer: a container's clean-up must not be in the next figure."""
         end = time.monotonic() + SETTLE_LIMIT_S
-        while self.started() - self._resident:
+        while left := self.started() - self._resident:
             if time.monotonic() > end:
-                raise TrialFailed("what the engine started for the last step does not end")
+                raise TrialFailed(f"does not end after its step: {', '.join(sorted(map(machine.command_line, left)))}")
             time.sleep(LOOK_S)
 
     def call(self, *argv: str) -> float:

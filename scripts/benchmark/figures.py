@@ -1,6 +1,6 @@
 """What is a figure: its name and unit, the project's own limit for it, and what each peer reached.
 
-Neighbours: rows.py and engines.py have figures, measure.py and turns.py fill the cells, report.py shows them. Facts.
+Neighbours: rows.py and engines/steps.py have figures, measure.py and engines/turns.py fill cells, report.py shows them.
 """
 
 from dataclasses import dataclass, field

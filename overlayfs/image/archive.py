@@ -17,7 +17,7 @@ from .docker_archive import docker_images
 from .errors import InvalidError, NotFoundError
 from .layers import LayerStore
 from .limits import Limits
-from .members import ARCHIVE_LIMITS, ArchiveMembers, DirectoryMembers, Members
+from .members import ArchiveMembers, DirectoryMembers, Members
 from .model import Descriptor
 from .oci_archive import oci_images
 from .progress import NO_PROGRESS, Progress, Task
@@ -36,7 +36,7 @@ def load(
     what: str = "the archive",
     unpack: bool = False,
     progress: Progress = NO_PROGRESS,
-    limits: Limits = ARCHIVE_LIMITS,
+    limits: Limits | None = None,
 ) -> list[Image]:
     """Take in all images of an archive (a path, or a stream that is read to its end) or of a layout directory.
 
@@ -45,6 +45,7 @@ def load(
     `unpack` their layers are unpacked too. Raises ImageError, and then no image has got a name.
     """
     taking = _Taking(store, name, unpack, progress)
+    limits = limits or store.limits.of_archive
     if isinstance(source, Path) and source.is_dir():
         return _load_directory(taking, source)
     if isinstance(source, Path):

@@ -13,7 +13,7 @@ import zstandard
 from isal import isal_zlib
 
 from .errors import InvalidError, LimitError
-from .limits import DEFAULT_LIMITS, Limits
+from .limits import DEFAULT_LIMITS, VARIABLE, Limits
 from .zstd_frames import FrameWalker
 
 GZIP_MAGIC: Final = b"\x1f\x8b"  # RFC 1952, section 2.3.1
@@ -94,8 +94,9 @@ class _Zstd:
 
 
 class Decompressed:
-    """The bytes that a stream decompresses to. Raises InvalidError where it is damaged or cut short, LimitError for a
-    bomb. `compression` is gzip, zstd or None; `consumed` counts the compressed bytes. Does not close its source."""
+    """The bytes that a stream decompresses to. Raises InvalidError where it is damaged or cut short, LimitError where
+    there are too many. `compression` is gzip, zstd or None; `consumed` counts the compressed bytes. Does not close its
+    source."""
 
     def __init__(self, raw: Source, limits: Limits = DEFAULT_LIMITS, what: str = "the archive") -> None:
         self._raw = _Counted(raw)
@@ -142,11 +143,9 @@ class Decompressed:
         return bytes(memoryview(buffer)[: self.readinto(buffer)])
 
     def _check(self) -> None:
-        limits = self._limits
-        if self.size > limits.layer_size:
-            raise LimitError(f"{self._what} has more than {limits.layer_size} bytes, the limit for a layer")
-        if self.size > limits.ratio_from and self.size > limits.ratio * self.consumed:
-            raise LimitError(f"{self._what} is compressed more than {limits.ratio} times: a bomb")
+        limit = self._limits.stream_size
+        if self.size > limit:
+            raise LimitError(f"{self._what} has more than {limit} bytes, the limit for a layer ({VARIABLE} raises it)")
 
 
 def open_decompressed(raw: Source, limits: Limits = DEFAULT_LIMITS, what: str = "the archive") -> Decompressed:

@@ -15,15 +15,16 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
-from ..overlay.changes import Aspect, Change, Comparison, Version, next_data
+from ..overlay.changes import Aspect, Change, Comparison, Version
 from ..tree import marks
 from .diskowners import OwnerOf
-from .errors import InvalidError
+from .errors import InvalidError, LimitError, named
+from .filedata import CHUNK, pieces
+from .limits import UNLIMITED, Limits
+from .tally import Room, Tally
 from .tarentry import Entry
 from .tarwriter import END, header_blocks, padding
 
-_CHUNK: Final = 1 << 20
-_ZEROS: Final = bytes(_CHUNK)
 _S: Final = 1_000_000_000
 _KINDS: Final = {
     stat.S_IFREG: "f",
@@ -71,14 +72,16 @@ def write_layer(
     may_hold_marks: bool = True,
     has_root: bool = True,
     owner_of: OwnerOf | None = None,
+    limits: Limits = UNLIMITED,
 ) -> LayerSummary:
     """Write the changes as an uncompressed layer tar; the same tree gives the same bytes.
 
     Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
     it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
     Without `has_root` the root itself is not in the layer. `owner_of` says (uid, gid) where the disk does not.
+    What a reader with these `limits` would refuse raises LimitError.
     """
-    writer = _LayerWriter(comparison, out, source_date_epoch, owner_of, has_root)
+    writer = _LayerWriter(comparison, out, source_date_epoch, owner_of, has_root, limits)
     for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
         if change.path or has_root:
             writer.add(change)
@@ -91,7 +94,13 @@ class _LayerWriter:
     change wait until another one did."""
 
     def __init__(
-        self, comparison: Comparison, out: Output, latest: int | None, owner_of: OwnerOf | None, has_root: bool
+        self,
+        comparison: Comparison,
+        out: Output,
+        latest: int | None,
+        owner_of: OwnerOf | None,
+        has_root: bool,
+        limits: Limits,
     ) -> None:
         self.summary = LayerSummary()
         self._comparison = comparison
@@ -101,6 +110,7 @@ class _LayerWriter:
         self._directories: set[bytes] = set() if has_root else {b""}
         self._names: dict[LinkKey, bytes] = {}
         self._waiting: dict[LinkKey, list[Change]] = {}
+        self._limits, self._tally, self._room = limits, Tally(limits, "the layer"), Room(limits, "the layer")
 
     def add(self, change: Change) -> None:
         if change.after is None or (Aspect.TYPE in change.aspects and stat.S_ISSOCK(change.after.stat.mode)):
@@ -170,7 +180,7 @@ class _LayerWriter:
         key = _link_key(version)
         if key in self._names:
             link = replace(self._entry(path, version), kind="h", target=self._names[key], device=(0, 0))
-            self._out.write(header_blocks(link))
+            self._out.write(self._header(link))
             return
         self._names[key] = path
         self._put_file(path, version)
@@ -180,12 +190,12 @@ class _LayerWriter:
     def _put_file(self, path: bytes, version: Version) -> None:
         """A member with all that belongs to it."""
         if not stat.S_ISREG(version.stat.mode):
-            self._out.write(header_blocks(self._entry(path, version)))
+            self._out.write(self._header(self._entry(path, version)))
             return
         fd = self._comparison.open_data(version)
         try:
             st = os.fstat(fd)
-            header = header_blocks(self._entry(path, version, size=st.st_size))
+            header = self._header(self._entry(path, version, size=st.st_size))
             self._put_content(path, header, fd, st)
         finally:
             os.close(fd)
@@ -194,21 +204,35 @@ class _LayerWriter:
     def _put_content(self, path: bytes, header: bytes, fd: int, st: os.stat_result) -> None:
         """Exactly as many bytes as the header says, as a live file may grow."""
         size = st.st_size
-        if size <= _CHUNK:
+        if size <= CHUNK:
             data = os.read(fd, size)
+            self._room.take(size, path)
             self._out.write(b"".join((header, data, padding(size))))
             if len(data) < size:
                 raise _shrunk(path)
             return
         self._out.write(header)
-        for piece in _pieces(fd, st):
-            if not piece:
+        for piece in pieces(fd, st):
+            if not piece.data:
                 raise _shrunk(path)
-            self._out.write(piece)
+            if not piece.is_hole:
+                self._room.take(len(piece.data), path)
+            self._out.write(piece.data)
         self._out.write(padding(size))
 
     def _put_mark(self, directory: bytes, name: bytes) -> None:
-        self._out.write(header_blocks(Entry(path=b"%s/%s" % (directory, name) if directory else name, kind="f")))
+        self._out.write(self._header(Entry(path=b"%s/%s" % (directory, name) if directory else name, kind="f")))
+
+    def _header(self, entry: Entry) -> bytes:
+        self._tally.add(entry.path, entry.size)
+        blocks = header_blocks(entry)
+        if len(entry.path) > self._limits.path_length:
+            limit = self._limits.path_length
+            raise LimitError(f"{named(entry.path)}: no layer can hold a path of more than {limit} bytes")
+        if len(blocks) > self._limits.header_size:
+            limit = self._limits.header_size
+            raise LimitError(f"{named(entry.path)}: no layer can hold more than {limit} bytes of xattrs of a file")
+        return blocks
 
     def _entry(self, path: bytes, version: Version, size: int = 0) -> Entry:
         st, mode, mtime_ns = version.stat, version.stat.mode, version.stat.mtime_ns
@@ -242,19 +266,6 @@ def _ancestors(path: bytes) -> Iterator[bytes]:
     while end != -1:
         yield path[:end]
         end = path.find(b"/", end + 1)
-
-
-def _pieces(fd: int, st: os.stat_result) -> Iterator[bytes | memoryview]:
-    """The bytes of a file; holes are not read. An empty piece says that it is shorter than it was."""
-    size, position = st.st_size, 0
-    has_holes = st.st_blocks * 512 < size
-    while position < size:
-        if has_holes and (hole := min(next_data(fd, position, size) - position, _CHUNK)):
-            piece: bytes | memoryview = memoryview(_ZEROS)[:hole]
-        else:
-            piece = os.pread(fd, min(_CHUNK, size - position), position)
-        yield piece
-        position += len(piece)
 
 
 def _shrunk(path: bytes) -> InvalidError:

@@ -7,6 +7,12 @@ system call stays an `OSError`.
 from __future__ import annotations
 
 
+def named(path: bytes) -> str:
+    """A path for an error's line: quoted, and not too long."""
+    text = path if len(path) <= 120 else path[:80] + b"..." + path[-37:]
+    return repr(text.decode("utf-8", "backslashreplace"))
+
+
 class ImageError(Exception):
     """The tree of these errors; a message is one line without a full stop."""
 

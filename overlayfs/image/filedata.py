@@ -1,55 +1,111 @@
-"""How do a member's bytes get into a file, and what is their hash? Holes stay holes; they count as zeros."""
+"""How do bytes get into a file and out of it, when much of it may be holes? Holes and blocks of zeros take no disk.
+
+A hole is read as zeros and a block of zeros is left as a hole, so that a layer which says a sparse file in full, as
+most tools write it, takes no more disk than the file it was made of.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import xxhash
 
+from ..overlay.changes import next_data, next_hole
+from .tally import Room
 from .tarentry import Entry
 
-_ZEROS: Final = memoryview(bytes(1 << 20))
+CHUNK: Final = 1 << 20
+_BLOCK: Final = 64 << 10  # looked at as a whole: smaller holes would cost more to find than they save
+_SMALLEST_HOLE: Final = 4096  # where a piece ends within a block
+_ZEROS: Final = bytes(CHUNK)
 _EMPTY: Final = xxhash.xxh3_128_digest(b"")
 
 
-def write_data(fd: int, entry: Entry, data: Iterable[memoryview]) -> bytes:
-    """Write a file's data into the empty file `fd`; the xxh3-128 of its content, 16 bytes."""
+class SparseWriter:
+    """Appends to the empty file `fd`, blocks of zeros as holes; `room` is told of what takes disk, before it does."""
+
+    def __init__(self, fd: int, room: Room, member: bytes) -> None:
+        self._fd, self._room, self._member = fd, room, member
+        self._position = 0  # where the next byte belongs
+        self._written = 0  # where the file's own offset is
+
+    def write(self, piece: memoryview) -> None:
+        for start, end in _data_runs(piece, self._position):
+            self._write_data(piece[start:end], self._position + start)
+        self._position += len(piece)
+
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        self._position += size
+
+    def finish(self) -> None:
+        """Give the file its size, where it ends with a hole."""
+        if self._written < self._position:
+            os.ftruncate(self._fd, self._position)
+
+    def _write_data(self, data: memoryview, position: int) -> None:
+        self._room.take(len(data), self._member)
+        if position != self._written:
+            os.lseek(self._fd, position, os.SEEK_SET)
+        self._written = position + len(data)
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def _data_runs(piece: memoryview, position: int) -> Iterator[tuple[int, int]]:
+    """The parts of a piece, which belongs at `position` of a file, that are not blocks of zeros: (start, end)."""
+    start = at = 0
+    while at < len(piece):
+        end = min(at + _BLOCK - (position + at) % _BLOCK, len(piece))
+        if end - at >= _SMALLEST_HOLE and _is_zero(piece[at:end]):
+            if start < at:
+                yield start, at
+            start = end
+        at = end
+    if start < at:
+        yield start, at
+
+
+def _is_zero(block: memoryview) -> bool:
+    return _ZEROS.startswith(block)  # compares as memcmp does, without a copy
+
+
+def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) -> bytes:
+    """Write a file's data into the empty file `fd`; the xxh3-128 of its content, 16 bytes. LimitError from `room`."""
     if not entry.size:
         return _EMPTY
-    return _write_dense(fd, entry.size, data) if entry.sparse is None else _write_sparse(fd, entry, data)
+    if entry.sparse is None:
+        return _write_dense(SparseWriter(fd, room, entry.path), entry.size, data)
+    return _write_sparse(SparseWriter(fd, room, entry.path), entry, data)
 
 
-def _write_dense(fd: int, size: int, data: Iterable[memoryview]) -> bytes:
+def _write_dense(writer: SparseWriter, size: int, data: Iterable[memoryview]) -> bytes:
     hashed = None
     for piece in data:
-        _write(fd, piece)
+        writer.write(piece)
+        if len(piece) == size:
+            writer.finish()
+            return xxhash.xxh3_128_digest(piece)
         if hashed is None:
-            if len(piece) == size:
-                return xxhash.xxh3_128_digest(piece)
             hashed = xxhash.xxh3_128()
         hashed.update(piece)
+    writer.finish()
     return _EMPTY if hashed is None else hashed.digest()
 
 
-def _write(fd: int, piece: memoryview) -> None:
-    written = os.write(fd, piece)
-    while written < len(piece):
-        piece = piece[written:]
-        written = os.write(fd, piece)
-
-
-def _write_sparse(fd: int, entry: Entry, data: Iterable[memoryview]) -> bytes:
-    os.ftruncate(fd, entry.size)
+def _write_sparse(writer: SparseWriter, entry: Entry, data: Iterable[memoryview]) -> bytes:
     hashed, position = xxhash.xxh3_128(), 0
     for offset, piece in _placed(entry.sparse or (), data):
         _hash_hole(hashed, offset - position)
         hashed.update(piece)
-        os.lseek(fd, offset, os.SEEK_SET)
-        _write(fd, piece)
+        writer.skip(offset - position)
+        writer.write(piece)
         position = offset + len(piece)
     _hash_hole(hashed, entry.size - position)
+    writer.skip(entry.size - position)
+    writer.finish()
     return hashed.digest()
 
 
@@ -68,5 +124,30 @@ def _placed(extents: Iterable[tuple[int, int]], data: Iterable[memoryview]) -> I
 
 def _hash_hole(hashed: xxhash.xxh3_128, size: int) -> None:
     while size:
-        hashed.update(_ZEROS[:size])
-        size -= min(size, len(_ZEROS))
+        piece = memoryview(_ZEROS)[:size]
+        hashed.update(piece)
+        size -= len(piece)
+
+
+class Piece(NamedTuple):
+    """Consecutive bytes of a file; those of a hole were not read."""
+
+    data: bytes | memoryview
+    is_hole: bool = False
+
+
+def pieces(fd: int, st: os.stat_result) -> Iterator[Piece]:
+    """The bytes of a file, as many as it had at `st`. An empty piece says that it is shorter than it was."""
+    size, position = st.st_size, 0
+    has_holes = st.st_blocks * 512 < size
+    while position < size:
+        most = min(CHUNK, size - position)
+        if has_holes and (hole := min(next_data(fd, position, size) - position, most)):
+            piece = Piece(memoryview(_ZEROS)[:hole], is_hole=True)
+        else:
+            end = next_hole(fd, position, size) if has_holes else size
+            piece = Piece(os.pread(fd, min(end - position, most), position))
+        yield piece
+        if not piece.data:
+            return
+        position += len(piece.data)

@@ -22,7 +22,7 @@ from msgspec import Struct
 from .digest import Digest, chain_ids, hex_of
 from .errors import InvalidError, NotFoundError
 from .index import LayerIndex, parse_index
-from .limits import DEFAULT_LIMITS, Limits
+from .limits import Limits
 from .model import Descriptor
 from .progress import NO_PROGRESS, Progress
 from .store import Image, Store
@@ -103,17 +103,17 @@ class LayerStore:
         return self._directories(self.keys(image) or self.unpack_image(image, progress))
 
     def unpack_image(
-        self, image: Image, progress: Progress = NO_PROGRESS, limits: Limits = DEFAULT_LIMITS
+        self, image: Image, progress: Progress = NO_PROGRESS, limits: Limits | None = None
     ) -> list[Digest]:
         """Unpack what is missing of an image, several layers at once; the keys of its layers, bottom first.
 
         Raises InvalidError, LimitError and DigestError for a layer that is not as it should be, NotFoundError for a
-        blob that is missing. Nothing is visible of a layer that failed.
+        blob that is missing. Nothing is visible of a layer that failed. `limits` are the store's if none are given.
         """
         from .below import Below
         from .unpacking import Unpacking
 
-        layers = _layers(image)
+        layers, limits = _layers(image), limits or self._store.limits
         self._unpack_alone(layers, progress, limits)
         keys: list[Digest] = []
         for layer in layers:

@@ -23,13 +23,14 @@ from .blobs import check_content
 from .compression import Source, open_decompressed
 from .digest import ALGORITHM, Digest, digest_from, hex_of
 from .errors import DigestError, InvalidError, LimitError, NotFoundError
-from .limits import DEFAULT_LIMITS, Limits
+from .filedata import SparseWriter
+from .limits import Limits
 from .model import MAX_DOCUMENT, Descriptor
 from .progress import Task
 from .store import Store
+from .tally import Room
 from .tarentry import Entry, TarReader
 
-ARCHIVE_LIMITS: Final = replace(DEFAULT_LIMITS, members=20_000, layer_size=1 << 40)
 _CHUNK: Final = 1 << 20
 _BLOBS: Final = f"blobs/{ALGORITHM}/"
 _DEEPEST: Final = 3
@@ -79,16 +80,21 @@ class ArchiveMembers:
         self._staged: dict[str, _Staged] = {}
         self._links: dict[str, str] = {}
 
-    def read_all(self, source: Source, limits: Limits = ARCHIVE_LIMITS) -> None:
+    def read_all(self, source: Source, limits: Limits) -> None:
         """Read the archive to its end. Raises InvalidError for what no image archive holds."""
         reader = TarReader.of(open_decompressed(source, limits, self.what), limits, self.what)
-        for entry in reader:
-            name = entry.path.decode("utf-8", "backslashreplace")
-            if entry.kind != "d":
-                self._take(name, entry, reader)
-        reader.drain()
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            room = Room(limits, self.what, directory)
+            for entry in reader:
+                name = entry.path.decode("utf-8", "backslashreplace")
+                if entry.kind != "d":
+                    self._take(name, entry, reader, room)
+            reader.drain()
+        finally:
+            os.close(directory)
 
-    def _take(self, name: str, entry: Entry, reader: TarReader) -> None:
+    def _take(self, name: str, entry: Entry, reader: TarReader, room: Room) -> None:
         if entry.kind not in "flh" or name.count("/") >= _DEEPEST or entry.sparse is not None:
             raise InvalidError(
                 f"{self.what} is no image archive: it holds {name!r}; a root filesystem is taken in by import"
@@ -96,22 +102,24 @@ class ArchiveMembers:
         if name in self._staged or name in self._links:
             raise InvalidError(f"{self.what}: two members are named {name!r}")
         if entry.kind == "f":
-            self._staged[name] = self._stage(name, entry.size, reader)
+            self._staged[name] = self._stage(name, entry.size, reader, room)
         else:
             target = entry.target.decode("utf-8", "backslashreplace")
             base = posixpath.dirname(name) if entry.kind == "l" else ""
             self._links[name] = posixpath.normpath(posixpath.join(base, target))
 
-    def _stage(self, name: str, size: int, reader: TarReader) -> _Staged:
+    def _stage(self, name: str, size: int, reader: TarReader, room: Room) -> _Staged:
         digest = _digest_named(name)
         if digest is not None and self._has(digest, size):
             return _Staged(self._store.blob_path(digest), digest, size)
         path = self._directory / str(len(self._staged))
         hashed = hashlib.sha256()
         with open(path, "xb", buffering=0) as file:
+            writer = SparseWriter(file.fileno(), room, os.fsencode(name))
             for piece in reader.read_data():
                 hashed.update(piece)
-                _write(file.fileno(), piece)
+                writer.write(piece)
+            writer.finish()
         staged = _Staged(path, digest_from(hashed), size)
         if digest is not None and staged.digest != digest:
             raise DigestError(f"{self.what}: {name} has other content: its digest is {staged.digest}")
@@ -232,8 +240,3 @@ def _digest_named(name: str) -> Digest | None:
 def _check_is_document(size: int, name: str, what: str) -> None:
     if size > MAX_DOCUMENT:
         raise LimitError(f"{what}: {name} has {size} bytes; at most {MAX_DOCUMENT} are allowed")
-
-
-def _write(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

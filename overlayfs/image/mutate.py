@@ -80,6 +80,7 @@ def commit(
             source_date_epoch=making.epoch,
             may_hold_marks=may_hold_marks,
             owner_of=_owner_in_layers(),
+            limits=store.limits,
         )
         layer = None if summary.is_empty else sink.commit()
     return Made(_add_layer(store, base, layer, reference, making), summary)
@@ -110,9 +111,10 @@ def append(
                     may_hold_marks=False,
                     has_root=base is None,
                     owner_of=_owner_in_directory(owner),
+                    limits=store.limits,
                 )
         else:
-            summary = copy_layer(source, sink)
+            summary = copy_layer(source, sink, store.limits)
         layer = sink.commit()
     return Made(_add_layer(store, base, layer, reference, making), summary)
 
@@ -123,7 +125,13 @@ def squash(store: Store, image: Image, reference: Reference | None, making: Maki
     layers = LayerStore(store).lower_directories(image)
     with _sink(store, making) as sink:
         with Comparison.open_whole([os.fsencode(layer) for layer in layers]) as comparison:
-            summary = write_layer(comparison, sink, source_date_epoch=making.epoch, owner_of=_owner_in_layers())
+            summary = write_layer(
+                comparison,
+                sink,
+                source_date_epoch=making.epoch,
+                owner_of=_owner_in_layers(),
+                limits=store.limits,
+            )
         layer = sink.commit()
     raw = _configuration(store, image)
     raw["history"] = [{**step, "empty_layer": True} for step in raw["history"]] + [_step(making, is_empty=False)]

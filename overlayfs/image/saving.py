@@ -169,7 +169,7 @@ def _size(store: Store, layer: Descriptor, diff_id: Digest) -> int:
 
 def _plain_chunks(store: Store, layer: Descriptor) -> Iterator[bytes]:
     with store.open_blob(layer) as file:
-        plain = open_decompressed(file, what=f"the layer {layer.digest}")
+        plain = open_decompressed(file, store.limits, f"the layer {layer.digest}")
         while data := plain.read(CHUNK):
             yield data
 

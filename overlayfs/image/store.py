@@ -20,6 +20,7 @@ from .blobs import Blobs
 from .digest import Digest
 from .errors import ImageError, InUseError, InvalidError, NotFoundError
 from .layout import Entry, Layout, bare
+from .limits import DEFAULT_LIMITS, Limits, limits_of_environment
 from .locking import StoreLock
 from .model import (
     INDEX_TYPES,
@@ -89,8 +90,8 @@ def default_directory() -> Path:
 class Store(Blobs):
     """One store that is open; `close` (or the end of the `with`) lets others prune it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits = path, limits
         self._lock = StoreLock(path / "lock")
         self.stage = Staging(path / "tmp")
         self._layout = Layout(path, self.stage)
@@ -101,13 +102,14 @@ class Store(Blobs):
     def open(cls, directory: Path | None = None) -> Self:
         """The store in `directory` (None: the user's own), made if it is not there: 0700, for one user.
 
-        InvalidError for a directory that is another's or holds other things. Waits while the store is pruned. A
-        child that is forked without exec must close it too.
+        InvalidError for a directory that is another's or holds other things, and for a bad OVERLAYFS_LAYER_LIMIT. Waits
+        while the store is pruned. A child that is forked without exec must close it too.
         """
+        limits = limits_of_environment()
         path = (directory or default_directory()).absolute()
         path.mkdir(0o700, parents=True, exist_ok=True)
         _check_is_ours(path)
-        store = cls(path)
+        store = cls(path, limits)
         try:
             for name in _DIRECTORIES:
                 (path / name).mkdir(0o700, exist_ok=True)

@@ -17,8 +17,9 @@ from ..tree.marks import WHITEOUT_PREFIX
 from . import pax, tarsparse
 from .bytestream import ByteStream
 from .compression import CHUNK, Source
-from .errors import InvalidError, LimitError
+from .errors import InvalidError, LimitError, named
 from .limits import DEFAULT_LIMITS, Limits
+from .tally import Tally
 from .tarheader import BLOCK, Header, number, parse_header
 
 _END: Final = bytes(BLOCK)
@@ -53,12 +54,6 @@ class Entry(Struct, frozen=True):
     sparse: tuple[tuple[int, int], ...] | None = None
 
 
-def named(path: bytes) -> str:
-    """A path for an error's line: quoted, and not too long."""
-    text = path if len(path) <= 120 else path[:80] + b"..." + path[-37:]
-    return repr(text.decode("utf-8", "backslashreplace"))
-
-
 class TarReader:
     """The members of a tar: iterate, and read each file's data before going on (or leave it).
 
@@ -76,8 +71,7 @@ class TarReader:
         self._data = 0  # bytes of the member's data that have not been read
         self._padding = 0
         self._has_begun = False  # with a good header
-        self._members = 0
-        self._unpacked = 0
+        self._tally = Tally(limits, what)
 
     @classmethod
     def of(cls, source: Source, limits: Limits = DEFAULT_LIMITS, what: str = "the archive") -> TarReader:
@@ -161,7 +155,6 @@ class TarReader:
     def _entry(self, header: Header, records: pax.Records) -> Entry:
         raw = records.name(b"GNU.sparse.name") or records.name(pax.PATH) or header.name
         self._member = raw
-        self._count_member()
         kind = _KINDS.get(header.flag)
         if kind is None:
             raise self._error(f"members of type {header.flag!r} are unknown")
@@ -173,7 +166,7 @@ class TarReader:
         elif kind != "f":
             self._data = self._padding = 0  # whatever their size says
         real_size, sparse = self._extents(header, records) if kind == "f" else (0, None)
-        self._count_bytes(real_size)
+        self._tally.add(raw, real_size)
         path = self._path(raw)
         if not path and kind != "d":
             raise self._error("the root of a layer is a directory")
@@ -263,18 +256,6 @@ class TarReader:
         if device[0] > _LARGEST_MAJOR or device[1] > _LARGEST_MINOR:
             raise self._error(f"{device[0]}:{device[1]} is no device number")
         return device
-
-    def _count_member(self) -> None:
-        self._members += 1
-        if self._members > self._limits.members:
-            raise LimitError(f"{self._what} has more than {self._limits.members} members")
-
-    def _count_bytes(self, size: int) -> None:
-        self._unpacked += size
-        if self._unpacked > self._limits.layer_size:
-            raise LimitError(
-                f"{self._what}: {named(self._member)} makes it larger than {self._limits.layer_size} bytes, the limit"
-            )
 
     def _error(self, problem: str) -> InvalidError:
         return InvalidError(f"{self._what}: {named(self._member)}: {problem}")

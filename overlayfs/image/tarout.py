@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 import msgspec
 
 from .browse import Node, walk
 from .content import Content
-from .errors import InvalidError
-from .tarentry import Entry, named
+from .errors import InvalidError, named
+from .filedata import pieces
+from .tarentry import Entry
 from .tarwriter import END, header_blocks, padding
-
-_CHUNK: Final = 1 << 20
 
 
 def write_tar(source: Node, content: Content, name: bytes, out: BinaryIO) -> None:
@@ -54,13 +53,17 @@ def _entry(node: Node, path: bytes) -> Entry:
 
 
 def _write_data(node: Node, content: Content, out: BinaryIO) -> None:
-    left = node.size
-    with os.fdopen(content.open(node), "rb") as file:
-        while part := file.read(min(left, _CHUNK)):
-            out.write(part)
-            left -= len(part)
-        if left or file.read(1):
+    fd = content.open(node)
+    try:
+        st, written = os.fstat(fd), 0
+        if st.st_size == node.size:
+            for piece in pieces(fd, st):
+                out.write(piece.data)
+                written += len(piece.data)
+        if written != node.size:
             raise InvalidError(
                 f"{named(node.path)}: its size is not what the layer's index says (see overlayfs verify)"
             )
+    finally:
+        os.close(fd)
     out.write(padding(node.size))

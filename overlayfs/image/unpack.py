@@ -21,12 +21,13 @@ from ..tree import marks
 from ..tree.syscalls import open_beneath
 from .below import Below
 from .disk_format import Format
-from .errors import ImageError, InvalidError, LimitError
+from .errors import ImageError, InvalidError, LimitError, named
 from .filedata import write_data
 from .following import followed
 from .index import Record
 from .limits import DEFAULT_LIMITS, Limits
-from .tarentry import Entry, TarReader, named
+from .tally import Room
+from .tarentry import Entry, TarReader
 
 _DIRECTORIES_OPEN: Final = 64
 _OPEN_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,6 +65,7 @@ class Unpacker:
     ) -> None:
         self._root, self._format, self._below = root, disk_format, below
         self._limits, self._what = limits, what
+        self._room = Room(limits, what, root)
         self._records: dict[bytes, Record] = {}
         self._implied: set[bytes] = set()
         self._opaque: set[bytes] = set()
@@ -186,14 +188,14 @@ class Unpacker:
         mode = self._format.creation_mode(entry) & ~self._umask
         fd = os.open(name, _OPEN_NEW, mode, dir_fd=dir_fd)
         try:
-            content = write_data(fd, entry, data)
+            content = write_data(fd, entry, data, self._room)
             kept = self._format.finish(fd, entry, mode)  # after the data: writing clears security.capability
         finally:
             os.close(fd)
         self._add(entry, kept, content)
 
     def _add(self, entry: Entry, xattrs: dict[bytes, bytes], content: bytes = b"") -> None:
-        if len(self._records) >= self._limits.members:
+        if len(self._records) > self._limits.members:  # one more than the tar's: the root is always there
             raise LimitError(f"{self._what} has more than {self._limits.members} files and directories")
         self._records[entry.path] = Record(
             entry.path,

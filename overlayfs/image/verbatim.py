@@ -7,6 +7,7 @@ from pathlib import Path
 from .compression import CHUNK, Decompressed, open_decompressed
 from .diff import LayerSummary, Output
 from .errors import InvalidError
+from .limits import DEFAULT_LIMITS, Limits
 from .tarentry import TarReader
 
 
@@ -23,14 +24,14 @@ class _Copied:
         return data
 
 
-def copy_layer(source: Path, out: Output) -> LayerSummary:
+def copy_layer(source: Path, out: Output, limits: Limits = DEFAULT_LIMITS) -> LayerSummary:
     """Copy the tar `source`, compressed or not, to `out`, uncompressed.
 
     Raises InvalidError where a member is not fit for a layer, a path is there twice, or a hard link leads out of it.
     """
     with open(source, "rb", buffering=0) as raw:
-        copied = _Copied(open_decompressed(raw, what=str(source)), out)
-        summary = _check(TarReader.of(copied, what=str(source)), source)
+        copied = _Copied(open_decompressed(raw, limits, str(source)), out)
+        summary = _check(TarReader.of(copied, limits, str(source)), source)
         while copied.read(CHUNK):
             pass  # what follows the end of the archive belongs to the diffID
     return summary

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from ..overlay.ownership import parse_override
 from ..tree import marks
 from ..tree.syscalls import OPEN_NODE, descriptor_path, open_beneath
-from .compression import CHUNK
 from .disk_format import OVERRIDE
+from .errors import named
+from .filedata import pieces
 from .index import LayerIndex, Record
-from .tarentry import named
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -137,8 +137,8 @@ class _Tree:
     def _content(self, path: bytes) -> bytes:
         hashed = xxhash.xxh3_128()
         with self._opened(path, _OPEN_FILE) as fd:
-            while data := os.read(fd, CHUNK):
-                hashed.update(data)
+            for piece in pieces(fd, os.fstat(fd)):
+                hashed.update(piece.data)
         return hashed.digest()
 
     @contextmanager

@@ -23,7 +23,7 @@ from .layer import UPPER_INDEX, Layer, Location, open_layer
 from .merge import Kind
 from .view import Node, Version, View
 
-__all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "Visit", "next_data", "same_bytes"]
+__all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "Visit", "next_data", "next_hole", "same_bytes"]
 
 _CHUNK: Final = 1 << 20
 _INDEX: Final = UPPER_INDEX - 1
@@ -369,13 +369,22 @@ def same_bytes(left: int, right: int) -> bool:
 
 def next_data(fd: int, position: int, size: int) -> int:
     """Where data begins at or after a position; `size` where only a hole is left of the file."""
+    return _sought(fd, position, os.SEEK_DATA, size, position)
+
+
+def next_hole(fd: int, position: int, size: int) -> int:
+    """Where the data that a position lies in ends; `size` where no hole is known after it."""
+    return _sought(fd, position, os.SEEK_HOLE, size, size)
+
+
+def _sought(fd: int, position: int, whence: int, at_end: int, unknown: int) -> int:
     try:
-        return os.lseek(fd, position, os.SEEK_DATA)
+        return os.lseek(fd, position, whence)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            return size
+            return at_end
         if error.errno in _CANNOT_SEEK_DATA:
-            return position
+            return unknown
         raise
 
 

@@ -490,10 +490,23 @@ def test_archive_that_is_cut_short_leaves_nothing(store: Store, outer: str | Non
 def test_bomb_is_refused(store: Store) -> None:
     from overlayfs.image.limits import Limits
 
-    data = packed(tar({"x": bytes(30 << 20)}), "gzip")
-    with pytest.raises(ImageError, match="a bomb"):
-        load(store, io.BytesIO(data), limits=Limits(ratio=100, ratio_from=1 << 20))
-    assert is_untouched(store)
+    for content, limits, words in (
+        (bytes(30 << 20), Limits(full_size=20 << 20), "'bomb' makes it larger than"),
+        (b"bomb" * (5 << 20), Limits(disk_size=10 << 20), "'bomb' makes it take more than"),
+    ):
+        data = packed(tar({"bomb": content}), "gzip")
+        with pytest.raises(ImageError, match=words):
+            load(store, io.BytesIO(data), limits=limits)
+        assert is_untouched(store)
+
+
+def test_zeros_of_an_archive_take_no_disk(store: Store) -> None:
+    """A layer that is not compressed, as docker saves it, of a sparse file."""
+    layer = tar({"sparse": b"start" + bytes(30 << 20) + b"end"})
+    (image,) = load(store, io.BytesIO(packed(tar(docker_files(["a:1"], layer)), "gzip")))
+    blob = store.blob_path(image.manifest.layers[0].digest)
+    assert blob.read_bytes() == layer
+    assert blob.stat().st_blocks * 512 < 1 << 20
 
 
 def test_archive_of_too_many_members_is_refused(store: Store) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs.image.diff import LayerSummary, write_layer
-from overlayfs.image.errors import InvalidError
+from overlayfs.image.errors import InvalidError, LimitError
+from overlayfs.image.limits import Limits
 from overlayfs.image.staging import remove_tree
 from overlayfs.overlay.changes import ChangeKind, Comparison
 from tests.contract.tree import (
@@ -259,6 +260,31 @@ def test_whole_tree_of_several_layers(tmp_path: Path) -> None:
     written = Layer(out.getvalue(), LayerSummary())
     assert written.names == ["a", "b"]
     assert written.content["a"] == b"top"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(full_size=9 << 20), "'sparse' makes it larger than"),
+        (Limits(disk_size=1 << 20), "'data' makes it take more than"),
+        (Limits(disk_size=50), "'small' makes it take more than"),
+        (Limits(members=3), "more than 3 members"),
+        (Limits(path_length=80), "n': no layer can hold a path of more than 80 bytes"),
+        (Limits(header_size=1 << 11), "'small': no layer can hold more than 2048 bytes of xattrs"),
+    ],
+)
+def test_layer_that_readers_would_refuse_is_not_written(limits: Limits, words: str, tmp_path: Path) -> None:
+    upper = {
+        "data": file(b"data" * (1 << 19)),
+        "n" * 100: file(b"n"),
+        "sparse": file(b"x", size=8 << 20, sparse=True),
+    }
+    small = {"small": file(b"s" * 100, xattrs={"user.a": b"a" * 2000})}
+    layers = Layers(tmp_path, [{}], small if "small" in words else upper)
+    with Comparison.open(layers.upper, layers.lowers) as comparison:
+        write_layer(comparison, io.BytesIO())  # for other readers
+        with pytest.raises(LimitError, match=words):
+            write_layer(comparison, io.BytesIO(), limits=limits)
 
 
 def test_tree_deeper_than_the_stack(tmp_path: Path) -> None:

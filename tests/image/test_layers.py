@@ -139,11 +139,11 @@ def test_one_bad_layer_leaves_nothing_of_itself(store: Store) -> None:
 
 
 def test_limits_are_the_callers(store: Store) -> None:
-    image = put(store, "a", tar(file(b"zeros", bytes(1 << 20))))
-    with pytest.raises(LimitError, match="bomb"):
-        LayerStore(store).unpack_image(image, limits=Limits(ratio_from=1 << 16))
-    with pytest.raises(LimitError, match="limit"):
-        LayerStore(store).unpack_image(image, limits=Limits(layer_size=1 << 16))
+    image = put(store, "a", tar(file(b"zeros", bytes(1 << 20)), file(b"bomb", b"bomb" * (1 << 18))))
+    with pytest.raises(LimitError, match="'zeros' makes it larger than"):
+        LayerStore(store).unpack_image(image, limits=Limits(full_size=1 << 16))
+    with pytest.raises(LimitError, match="'bomb' makes it take more than"):
+        LayerStore(store).unpack_image(image, limits=Limits(disk_size=1 << 16))
     assert is_empty(store)
     assert LayerStore(store).unpack_image(image)
 

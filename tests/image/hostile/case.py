@@ -10,7 +10,7 @@ from overlayfs.image.limits import Limits
 from tests.image.tars import tar
 
 SMALL = Limits(
-    layer_size=32 << 20, ratio_from=1 << 20, members=500, sparse_extents=100, header_size=1 << 20, path_length=4095
+    disk_size=16 << 20, full_size=32 << 20, members=500, sparse_extents=100, header_size=1 << 20, path_length=4095
 )
 
 

@@ -190,6 +190,13 @@ CASES: list[Case] = [
         LimitError,
         "larger than|more than",
     ),
+    Case(
+        "bytes that take more disk than allowed",
+        lambda: tar(file(b"f", b"bomb" * (5 << 20))),
+        None,
+        LimitError,
+        "'f' makes it take more than",
+    ),
     contained(
         "link flag of GNU's name", {b"l": "l:" + "t" * 200}, gnu_long(b"t" * 200 + b"\0", b"K"), symlink(b"l", b"x")
     ),

@@ -10,7 +10,6 @@ but takes for granted (directories that it only has entries in, targets of hard 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -18,8 +17,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..tree import marks
-from ..tree.syscalls import open_beneath
 from .below import Below
+from .directories import Directories
 from .disk_format import Format
 from .errors import ImageError, InvalidError, LimitError, named
 from .filedata import write_data
@@ -29,10 +28,11 @@ from .limits import DEFAULT_LIMITS, Limits
 from .tally import Room
 from .tarentry import Entry, TarReader
 
-_DIRECTORIES_OPEN: Final = 64
 _OPEN_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AUFS_PREFIX: Final = marks.WHITEOUT_PREFIX * 2
+_AUFS_LINKS: Final = _AUFS_PREFIX + b"plnk"
+"""A directory at the root in which AUFS kept files with several names: these are hard links to what is in it. It is
+unpacked for their sake, and removed at the end."""
 _RESERVED: Final = b"/" + marks.WHITEOUT_PREFIX
 
 
@@ -72,7 +72,7 @@ class Unpacker:
         self._hidden: set[bytes] = set()  # paths with a whiteout
         self._copied: set[bytes] = set()  # files of layers below, here for the sake of a hard link
         self._links: dict[bytes, Record] = {}  # of each hard link the record of the file that was there first
-        self._directories: OrderedDict[bytes, int] = OrderedDict()
+        self._directories = Directories(root)
         self._umask = _umask()
 
     def run(self, reader: TarReader) -> Unpacked:
@@ -85,7 +85,7 @@ class Unpacker:
             reader.drain()
             return self._finish()
         finally:
-            self._close_directories()
+            self._directories.close()
 
     # members
 
@@ -110,7 +110,9 @@ class Unpacker:
 
     def _apply(self, entry: Entry, reader: TarReader) -> None:
         path = entry.path
-        if path.startswith(marks.WHITEOUT_PREFIX) or _RESERVED in path:
+        if path.startswith(_AUFS_LINKS + b"/") and entry.kind == "f":
+            self._create(entry, reader.read_data())
+        elif path.startswith(marks.WHITEOUT_PREFIX) or _RESERVED in path:
             self._mark(entry)
         elif entry.kind == "d":
             self._directory(entry)
@@ -244,7 +246,7 @@ class Unpacker:
 
     def _remove_one(self, path: bytes, is_directory: bool) -> None:
         if is_directory:
-            os.close(self._directories.pop(path))
+            self._directories.forget(path)
         parent, _, name = path.rpartition(b"/")
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=self._directory_descriptor(parent))
         del self._records[path]
@@ -254,20 +256,11 @@ class Unpacker:
 
     def _directory_descriptor(self, path: bytes) -> int:
         """Open a directory of the layer, made if it is not there; not the caller's, who uses it at once."""
-        if not path:
-            return self._root
-        fd = self._directories.get(path)
+        fd = self._directories.known(path)
         if fd is not None:
-            self._directories.move_to_end(path)
             return fd
         self._ensure_directory(path)
-        parent, _, name = path.rpartition(b"/")
-        above = self._directories.get(parent) if parent else self._root
-        fd = open_beneath(self._root, path, _OPEN_DIRECTORY) if above is None else _open_in(above, name)
-        self._directories[path] = fd
-        if len(self._directories) > _DIRECTORIES_OPEN:
-            os.close(self._directories.popitem(last=False)[1])
-        return fd
+        return self._directories.open(path)
 
     def _ensure_directory(self, path: bytes) -> None:
         missing = []
@@ -281,13 +274,11 @@ class Unpacker:
             os.mkdir(name, 0o700, dir_fd=self._directory_descriptor(parent))
             self._add_directory(Entry(path, "d", 0o755), is_implied=True)
 
-    def _close_directories(self) -> None:
-        while self._directories:
-            os.close(self._directories.popitem()[1])
-
     # the end
 
     def _finish(self) -> Unpacked:
+        if _AUFS_LINKS in self._records:
+            self._remove(_AUFS_LINKS)
         implied = sorted(self._implied)
         unlisted = self._write_whiteouts()
         self._complete_implied()
@@ -351,7 +342,11 @@ class Unpacker:
     def _finish_directory(self, path: bytes, has_unlisted_whiteouts: bool) -> None:
         fd, record = self._directory_descriptor(path), self._records[path]
         is_opaque = path in self._opaque
-        if is_opaque or has_unlisted_whiteouts:
+        if is_opaque and not path:
+            os.close(
+                os.open(marks.OPAQUE_NAME, _OPEN_NEW, 0o444, dir_fd=fd)
+            )  # a root's xattr means nothing to overlays
+        elif is_opaque or has_unlisted_whiteouts:
             os.setxattr(fd, self._format.prefix + marks.OPAQUE, b"y" if is_opaque else b"x")
         kept = self._format.finish(fd, _entry(record), 0o700)
         if is_opaque or kept != record.xattrs:
@@ -363,10 +358,6 @@ class Unpacker:
 
 def _parent(path: bytes) -> bytes:
     return path.rpartition(b"/")[0]
-
-
-def _open_in(dir_fd: int, name: bytes) -> int:
-    return os.open(name, _OPEN_DIRECTORY, dir_fd=dir_fd)
 
 
 def _with_metadata(record: Record, found: Entry) -> Record:

@@ -94,7 +94,7 @@ class _Tree:
             yield path
             if self._is_directory(path):
                 prefix = path + b"/" if path else b""
-                pending += [prefix + name for name in self._names(path)]
+                pending += [prefix + name for name in self._names(path) if prefix or name != marks.OPAQUE_NAME]
 
     def _is_directory(self, path: bytes) -> bool:
         with self._opened(path, OPEN_NODE) as fd:
@@ -131,8 +131,14 @@ class _Tree:
             self._content(path) if kind == "f" else b"",
             (os.major(rdev), os.minor(rdev)) if is_device else (0, 0),
             {shown: value for name, value in stored.items() if (shown := marks.shown_xattr(name)) is not None},
-            any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES),
+            any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES)
+            if path
+            else self._is_root_opaque(),
         )
+
+    def _is_root_opaque(self) -> bool:
+        """Overlays ignore the xattr on a layer's root, and honour the file."""
+        return marks.OPAQUE_NAME in self._names(b"")
 
     def _content(self, path: bytes) -> bytes:
         hashed = xxhash.xxh3_128()

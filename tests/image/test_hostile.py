@@ -109,7 +109,9 @@ def check_marks(unpacked: Unpacked, root: Path) -> None:
         finally:
             os.close(fd)
         assert found.redirect is None and found.metacopy_value is None
-        assert (found.opacity is marks.Opacity.OPAQUE) == record.is_opaque
+        is_by_file = os.path.lexists(os.path.join(path, marks.OPAQUE_NAME))
+        assert is_by_file == (record.is_opaque and not record.path)  # on a root the xattr means nothing
+        assert (found.opacity is marks.Opacity.OPAQUE) == (record.is_opaque and bool(record.path))
         assert not any(marks.read_xattr(path, prefix + marks.WHITEOUT) is not None for prefix in marks.PREFIXES)
 
 

@@ -9,6 +9,7 @@ from .case import Case, contained, refused, too_much
 NO_NAME = "a whiteout of no name"
 NOTHING_IN = "a whiteout has nothing in it"
 W255 = b"w" * 255
+PLNK = b".wh..wh.plnk"
 
 CASES: list[Case] = [
     refused("of nothing", NO_NAME, file(b".wh.")),
@@ -54,6 +55,41 @@ CASES: list[Case] = [
     contained("deep in an opaque directory", {b"d": "d!", b"d/e": "d"}, file(b"d/e/.wh.x"), file(b"d/.wh..wh..opq")),
     contained("opaque whose directory becomes a file", {b"d": "f:1"}, file(b"d/.wh..wh..opq"), file(b"d", b"1")),
     contained("AUFS's own", {}, file(b".wh..wh.aufs"), directory(b".wh..wh.plnk"), file(b".wh..wh.plnk/1.2", b"x")),
+    contained("AUFS's own as a symlink", {}, symlink(PLNK, b"/etc"), file(PLNK + b"/1.2", b"x")),
+    contained(
+        "link into AUFS's own",
+        {b"a": "f:x", b"b": "h:a"},
+        file(PLNK + b"/1", b"x"),
+        link(b"a", PLNK + b"/1"),
+        link(b"b", PLNK + b"/1"),
+    ),
+    contained(
+        "link into AUFS's own, replaced",
+        {b"a": "f:2", b"b": "f:1"},
+        file(PLNK + b"/1", b"1"),
+        link(b"a", PLNK + b"/1"),
+        link(b"b", b"a"),
+        file(b"a", b"2"),
+    ),
+    contained(
+        "link into AUFS's own through a symlink",
+        {b"l": "l:" + PLNK.decode(), b"a": "f:x"},
+        symlink(b"l", PLNK),
+        file(b"l/1", b"x"),
+        link(b"a", b"l/1"),
+    ),
+    contained(
+        "link into AUFS's own, twice there",
+        {b"a": "f:1", b"b": "f:2"},
+        file(PLNK + b"/1", b"1"),
+        link(b"a", PLNK + b"/1"),
+        file(PLNK + b"/1", b"2"),
+        link(b"b", PLNK + b"/1"),
+    ),
+    contained("whiteout in AUFS's own", {}, file(PLNK + b"/.wh.x"), file(PLNK + b"/.wh..wh..opq")),
+    contained("hard link in AUFS's own", {b"f": "f:1"}, file(b"f", b"1"), link(PLNK + b"/1", b"f")),
+    refused("link into AUFS's own, of nothing", "into a layer below", link(b"a", PLNK + b"/1")),
+    refused("link to AUFS's own itself", "hard link to the directory", file(PLNK + b"/1"), link(b"a", PLNK)),
     contained("AUFS's own through an opaque mark", {}, file(b".wh..wh..opq/x", b"x")),
     contained("AUFS's own, and a symlink", {}, symlink(b".wh..wh.orph", b"/etc"), file(b".wh..wh.orph/evil", b"x")),
     contained("not at the start", {b"a.wh.b": "f:1"}, file(b"a.wh.b", b"1")),

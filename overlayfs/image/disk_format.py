@@ -20,6 +20,7 @@ from ..tree.metadata import DEFAULT_ACL
 from ..tree.syscalls import entry_path
 from .tarentry import Entry
 
+_EARLIEST_NS, _LATEST_NS = -(1 << 63), (1 << 64) - 1  # MessagePack's integers: the years 1677 to 2554
 OVERRIDE: Final = marks.OVERRIDE_NAMES[0]
 _CANNOT_STORE: Final = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 _TYPES: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
@@ -50,6 +51,27 @@ def choose_format(directory: bytes) -> RealFormat | OverrideFormat:
             raise
         return OverrideFormat()
     return RealFormat()
+
+
+def umask() -> int:
+    """This process's, read and not changed: other threads make files too (proc(5), Linux 4.7)."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o777
+
+
+def storable_times(fd: int) -> tuple[int, int]:
+    """The earliest and the latest time, in ns, that a file index and the disk of the directory `fd` hold.
+
+    The directory's own times are changed.
+    """
+    found = []
+    for time_ns in (_EARLIEST_NS, _LATEST_NS):
+        os.utime(fd, ns=(time_ns, time_ns))
+        found.append(os.fstat(fd).st_mtime_ns)  # the kernel takes the nearest time that the file system knows
+    return found[0], found[1]
 
 
 class _Xattrs:

@@ -21,7 +21,7 @@ _LIBARCHIVE: Final = b"LIBARCHIVE.xattr."
 _SPARSE_EXTENT: Final = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _LONGEST_XATTR_NAME: Final = 255
 _LARGEST_XATTR: Final = 64 << 10  # linux/limits.h: XATTR_NAME_MAX, XATTR_SIZE_MAX
-_TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
+_TIME: Final = re.compile(rb"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ def number(text: bytes) -> int:
 
 
 def time_ns(text: bytes) -> int:
-    """Seconds since the epoch with a fraction, of which nine digits count."""
+    """Seconds since the epoch with a fraction, of which nine digits count; however far from it, but nothing else."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"malformed time {text[:40].decode('ascii', 'backslashreplace')!r}")

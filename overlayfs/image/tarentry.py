@@ -27,7 +27,6 @@ _METADATA_IN_A_ROW: Final = 16
 _KINDS: Final = {b"0": "f", b"\0": "f", b"7": "f", b"S": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d"}
 _KINDS[b"6"] = "p"
 _MAX_ID: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
-_MAX_TIME_NS: Final = (1 << 63) - 1  # the year 2262: what an index keeps
 _LARGEST_MAJOR, _LARGEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # linux/kdev_t.h
 _LONGEST_TARGET: Final = 4095
 
@@ -38,7 +37,7 @@ class Entry(Struct, frozen=True):
 
     `kind` is a letter: `f` file, `h` hard link, `l` symlink, `d` directory, `p` fifo, `c` and `b` devices. `mode` are
     permission bits (07777). `size` is a file's, in bytes, with its holes; `sparse` the extents (offset, length) that
-    its data consists of, None where that is all of it.
+    its data consists of, None where that is all of it. `mtime_ns` may be out of the range that a disk can hold.
     """
 
     path: bytes
@@ -167,7 +166,7 @@ class TarReader:
             self._data = self._padding = 0  # whatever their size says
         real_size, sparse = self._extents(header, records) if kind == "f" else (0, None)
         self._tally.add(raw, real_size)
-        path = self._path(raw)
+        path, time_ns = self._path(raw), records.time_ns()
         if not path and kind != "d":
             raise self._error("the root of a layer is a directory")
         return Entry(
@@ -177,7 +176,7 @@ class TarReader:
             self._id(records.number(pax.UID), header.uid),
             self._id(records.number(pax.GID), header.gid),
             real_size,
-            self._time_ns(records.time_ns(), header.mtime),
+            header.mtime * 1_000_000_000 if time_ns is None else time_ns,
             self._target(kind, records.name(pax.LINK_PATH) or header.link),
             self._device(header.device),
             records.xattrs(),
@@ -244,12 +243,6 @@ class TarReader:
         value = plain if extended is None else extended
         if value > _MAX_ID:
             raise self._error(f"{value} is no owner")
-        return value
-
-    def _time_ns(self, extended: int | None, plain: int) -> int:
-        value = plain * 1_000_000_000 if extended is None else extended
-        if abs(value) > _MAX_TIME_NS:
-            raise self._error("its time is out of range")
         return value
 
     def _device(self, device: tuple[int, int]) -> tuple[int, int]:

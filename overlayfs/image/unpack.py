@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from ..tree import marks
 from .below import Below
 from .directories import Directories
-from .disk_format import Format
+from .disk_format import Format, storable_times, umask
 from .errors import ImageError, InvalidError, LimitError, named
 from .filedata import write_data
 from .following import followed
@@ -73,15 +73,17 @@ class Unpacker:
         self._copied: set[bytes] = set()  # files of layers below, here for the sake of a hard link
         self._links: dict[bytes, Record] = {}  # of each hard link the record of the file that was there first
         self._directories = Directories(root)
-        self._umask = _umask()
+        self._umask = umask()
+        self._times = (0, 0)  # the earliest and the latest that the disk can hold
 
     def run(self, reader: TarReader) -> Unpacked:
         """Unpack all members. Raises InvalidError, LimitError, NeedsLowerLayersError; OSError for our disk."""
         self._format.set_up_root(self._root)
+        self._times = storable_times(self._root)
         self._add_directory(Entry(b"", "d", 0o755), is_implied=True)
         try:
             for entry in reader:
-                self._apply(self._placed(entry), reader)
+                self._apply(self._storable(self._placed(entry)), reader)
             reader.drain()
             return self._finish()
         finally:
@@ -94,6 +96,14 @@ class Unpacker:
         path = self._followed(entry.path)
         target = self._followed(entry.target) if entry.kind == "h" else entry.target
         return entry if (path, target) == (entry.path, entry.target) else replace(entry, path=path, target=target)
+
+    def _storable(self, entry: Entry) -> Entry:
+        """The entry with a time that the disk can hold."""
+        earliest, latest = self._times
+        if earliest <= entry.mtime_ns <= latest:
+            return entry
+        self._format.warnings["time not stored: out of the disk's range"] += 1
+        return replace(entry, mtime_ns=min(max(entry.mtime_ns, earliest), latest))
 
     def _followed(self, path: bytes) -> bytes:
         above = self._records.get(_parent(path))
@@ -379,12 +389,3 @@ def _entry(record: Record) -> Entry:
         record.device,
         record.xattrs,
     )
-
-
-def _umask() -> int:
-    """This process's, read and not changed: other threads make files too (proc(5), Linux 4.7)."""
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return 0o777

@@ -44,7 +44,6 @@ _ASPECTS: Final = {
     "xattrs": "xattrs",
     "is_opaque": "opacity",
 }
-_STORABLE_S: Final = (-(1 << 31), (1 << 34) - (1 << 31) - 1)  # the times that ext4 can hold
 
 
 def differences(root: int, index: LayerIndex) -> Iterator[str]:
@@ -62,17 +61,11 @@ def differences(root: int, index: LayerIndex) -> Iterator[str]:
         aspects = [name for name in _ASPECTS if getattr(found, name) != getattr(wanted, name)]
         if not tree.keeps_owner(found):
             aspects = [name for name in aspects if name not in ("uid", "gid")]
-        if not _can_be_stored(wanted.mtime_ns):
-            aspects = [name for name in aspects if name != "mtime_ns"]
         if aspects:
             yield f"{named(path)} differs: {', '.join(_ASPECTS[name] for name in aspects)}"
         elif target and not tree.is_same(path, target.path):
             yield f"{named(path)} is no hard link to {named(target.path)} any more"
     yield from (f"{named(path)} is missing" for path in missing)
-
-
-def _can_be_stored(time_ns: int) -> bool:
-    return _STORABLE_S[0] <= time_ns // 1_000_000_000 <= _STORABLE_S[1]
 
 
 class _Tree:

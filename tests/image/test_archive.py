@@ -20,6 +20,7 @@ from overlayfs.image.digest import digest_of, hex_of
 from overlayfs.image.errors import ImageError
 from overlayfs.image.model import OCI_INDEX
 from overlayfs.image.store import Image, Store
+from tests.image import tars
 from tests.image.making import LayoutFiles, docker_files, packed, put, tar, whole
 
 A, B = tar({"a": b"a" * 5000}), tar({"b": b"b"})
@@ -507,6 +508,15 @@ def test_zeros_of_an_archive_take_no_disk(store: Store) -> None:
     blob = store.blob_path(image.manifest.layers[0].digest)
     assert blob.read_bytes() == layer
     assert blob.stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("time", [(1 << 80), -(1 << 80), 1 << 40])
+def test_times_of_the_archive_itself_mean_nothing(store: Store, time: int) -> None:
+    members = (
+        tars.file(name.encode(), data, mtime=tars.base256(time, 12)) for name, data in docker_files(["a:1"], A).items()
+    )
+    (image,) = load(store, io.BytesIO(tars.tar(*members)))
+    assert image.name == "a:1"
 
 
 def test_archive_of_too_many_members_is_refused(store: Store) -> None:

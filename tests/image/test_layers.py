@@ -317,6 +317,46 @@ def test_damaged_index_is_an_error(store: Store) -> None:
         layers.index(digest_of(b""))
 
 
+@pytest.mark.parametrize("years", [10**12, -(10**12)])
+def test_time_that_the_disk_cannot_hold_is_the_nearest(store: Store, years: int) -> None:
+    time = b"%d" % (years * 31_556_952)
+    image = put(
+        store,
+        "a",
+        tar(
+            pax({b"mtime": time}),
+            file(b"f", b"1"),
+            link(b"h", b"f"),
+            pax({b"mtime": time}),
+            directory(b"d"),
+            pax({b"mtime": time}),
+            symlink(b"l", b"f"),
+            file(b"g", b"1", mtime=5),
+        ),
+    )
+    (key,) = LayerStore(store).unpack_image(image)
+    place = LayerStore(store).path(key)
+    probe = store.path / "probe"
+    probe.touch()
+    nearest = min(max(years * 31_556_952, -(1 << 63) // 10**9 + 1), (1 << 64) // 10**9 - 1)
+    os.utime(probe, (nearest, nearest))
+    kept = probe.stat().st_mtime
+    assert [(place / name).lstat().st_mtime for name in ("f", "d", "l")] == [pytest.approx(kept, abs=2)] * 3
+    assert (place / "g").stat().st_mtime == 5
+    assert LayerStore(store).info(key).warnings == {"time not stored: out of the disk's range": 3}
+    assert LayerStore(store).verify(key) == []
+    assert merged(store, image)[b"f"][3] == (place / "f").stat().st_mtime_ns
+
+
+def test_time_after_2262_is_exact(store: Store) -> None:
+    """The disks of today hold times up to 2446 (ext4) and 2486 (XFS)."""
+    layer = tar(pax({b"mtime": b"13000000000"}), file(b"f", b"1"))
+    (key,) = LayerStore(store).unpack_image(put(store, "a", layer))
+    assert (LayerStore(store).path(key) / "f").stat().st_mtime == 13_000_000_000
+    assert LayerStore(store).info(key).warnings == {}
+    assert LayerStore(store).verify(key) == []
+
+
 def test_exact_times_owners_and_xattrs(store: Store) -> None:
     image = put(
         store,

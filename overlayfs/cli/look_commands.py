@@ -78,7 +78,8 @@ def waste(
 ) -> None:
     """List the files and directories that later layers delete or replace, the largest first.
 
-    The efficiency is computed as dive does: it counts files that are replaced or deleted, but not deleted directories.
+    The efficiency is the share of all bytes that can be seen. With --json there is dive's score too, which does not
+    count deleted directories.
 
     Exit status: 0 shown, 1 an error, 3 the efficiency is below --min-efficiency.
     """

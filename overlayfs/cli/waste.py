@@ -28,9 +28,8 @@ def _show(waste: Waste, most: int) -> None:
         print_table(("SIZE", "LAYER", "HIDDEN BY", "HOW", "FILES", "PATH"), [_row(item) for item in shown])
     if len(waste.hidden) > most:
         print(f"… and {len(waste.hidden) - most:,} more")
-    share = waste.wasted / waste.total if waste.total else 0.0
-    wasted = f"{format_size(waste.wasted)} of {format_size(waste.total)} wasted ({share:.1%}) in {waste.count:,} files"
-    Lines().print(Cell(f"{wasted}; efficiency as dive counts it {waste.efficiency:.1%}", "bold"))
+    wasted = f"{format_size(waste.wasted)} of {format_size(waste.total)} wasted in {waste.count:,} files"
+    Lines().print(Cell(f"{wasted}; efficiency {waste.efficiency:.1%}", "bold"))
 
 
 def _row(item: Hidden) -> list[Cell]:
@@ -52,6 +51,7 @@ def _layers(item: Hidden) -> str:
 def _document(waste: Waste, most: int) -> dict[str, object]:
     return {
         "efficiency": waste.efficiency,
+        "dive_score": waste.dive_score,
         "wasted": waste.wasted,
         "total": waste.total,
         "count": waste.count,

@@ -105,6 +105,7 @@ def report_document(image: Image, indexes: Sequence[LayerIndex], printable: Call
 def _waste_document(waste: Waste, printable: Callable[[bytes], str]) -> dict[str, Any]:
     return {
         "efficiency": waste.efficiency,
+        "dive_score": waste.dive_score,
         "wasted": waste.wasted,
         "count": waste.count,
         "hidden": [

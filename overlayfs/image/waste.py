@@ -1,8 +1,9 @@
 """What bytes does an image carry that nobody can see?
 
 A file's bytes are hidden once every name that it had is deleted or replaced by later layers; they are still stored
-and pulled. The efficiency is dive's (wagoodman/dive, filetree/efficiency.go): for every path the smallest size that
-a layer has there, over the sum of all sizes that layers have there.
+and pulled. The efficiency is the share of the bytes that are not hidden. Dive's score (wagoodman/dive,
+filetree/efficiency.go) is another thing: for every path the smallest size that a layer has there, over the sum of all
+sizes that layers have there; so a deleted directory costs nothing.
 """
 
 from __future__ import annotations
@@ -43,16 +44,22 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """What is hidden in an image, the largest first; `total` is the bytes of all layers' files."""
+    """What is hidden in an image, the largest first; `total` is the bytes of all layers' files; dive's score is 1 at
+    best."""
 
     hidden: Sequence[Hidden]
     total: int
-    efficiency: float
+    dive_score: float
 
     @property
     def wasted(self) -> int:
         """Bytes."""
         return sum(item.size for item in self.hidden)
+
+    @property
+    def efficiency(self) -> float:
+        """The share of all bytes that can be seen: 1 at best."""
+        return 1 - self.wasted / self.total if self.total else 1.0
 
     @property
     def count(self) -> int:
@@ -79,7 +86,7 @@ def find_waste(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> Waste:
                 if node.size and node.origin not in seen:
                     steps[node.origin] = _Step(change.path, number, reason)
                     sizes[node.origin] = node.size
-    return Waste(_grouped(steps, sizes), sum(index.size for index in indexes), efficiency(indexes, trees))
+    return Waste(_grouped(steps, sizes), sum(index.size for index in indexes), dive_score(indexes, trees))
 
 
 def _grouped(steps: dict[tuple[int, bytes], _Step], sizes: dict[tuple[int, bytes], int]) -> list[Hidden]:
@@ -110,8 +117,8 @@ def _lost(change: NodeChange) -> Iterator[tuple[Node, Reason]]:
         yield change.before, Reason.REWRITTEN if is_same else Reason.REPLACED
 
 
-def efficiency(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> float:
-    """Dive's score: 1 where no path has bytes in two layers and nothing is deleted."""
+def dive_score(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> float:
+    """1 where no path has bytes in two layers and nothing is deleted."""
     smallest: dict[bytes, int] = {}
     total = 0
     for index, below in zip(indexes, [EMPTY, *trees], strict=False):

@@ -296,7 +296,9 @@ def test_waste(store: Path) -> None:
         ("/var/private", 5, [1], 3, "deleted"),
     ], "the tool is still there under its other name"
     assert found["wasted"] == 4031
-    assert "efficiency" in look(store, "waste", "demo", "-n", "1").splitlines()[-1]
+    assert found["efficiency"] == 1 - 4031 / found["total"] != found["dive_score"]
+    last = look(store, "waste", "demo", "-n", "1").splitlines()[-1]
+    assert last.endswith(f"wasted in 3 files; efficiency {found['efficiency']:.1%}")
 
 
 def test_waste_as_a_check(store: Path) -> None:

@@ -155,6 +155,7 @@ await type("");
 tell("order", "change", "size");
 seen.by_size = view.rows.filter((node, n) => !view.depths[n]).map((node) => tree.names[node]);
 seen.wasted = texts("#wasted .path");
+seen.wasted_hint = $("wasted-hint").textContent;
 seen.largest = texts("#largest .path").slice(0, 2);
 const drawn = areas.filter(([, , , , node]) => !tree.isDirectory(node)).reduce((sum, [, , w, h]) => sum + w * h, 0);
 seen.covered = drawn / ($("map").clientWidth * $("map").clientHeight);
@@ -218,6 +219,8 @@ def test_the_page_in_use(visited: dict[str, Any]) -> None:
         "in_path": ["/etc/conf"],
         "by_size": ["usr", "bin", "srv", "etc", "empty"],
         "wasted": ["/etc/gone", "/etc/conf"],
+        "wasted_hint": "1.9 MiB in 2 files that later layers delete or replace. "
+        "Score of dive, which does not count deleted directories: 88.8 %.",
         "largest": ["/bin/again", "/srv/data"],
         "tip": "/srv/data · 2.9 MiB · layer 2",
         "crumbs": ["/", "usr"],

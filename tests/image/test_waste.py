@@ -17,17 +17,18 @@ def waste(*layers: list[Record]) -> Waste:
 
 def test_an_image_without_waste() -> None:
     found = waste([directory("a"), file("a/x", 100)], [file("a/y", 50)])
-    assert (found.hidden, found.wasted, found.total, found.efficiency) == ([], 0, 150, 1.0)
+    assert (found.hidden, found.wasted, found.total, found.efficiency, found.dive_score) == ([], 0, 150, 1.0, 1.0)
 
 
 def test_no_layers_are_efficient() -> None:
     assert waste() == Waste([], 0, 1.0)
+    assert waste().efficiency == 1.0
 
 
 def test_deleted_file() -> None:
     found = waste([file("x", 100), file("y", 300)], [whiteout("x")])
     assert found.hidden == [Hidden(b"x", 100, 1, (0,), 1, Reason.DELETED)]
-    assert found.efficiency == pytest.approx(300 / 400)
+    assert found.efficiency == found.dive_score == pytest.approx(300 / 400)
 
 
 def test_replaced_and_rewritten_files() -> None:
@@ -42,7 +43,8 @@ def test_replaced_and_rewritten_files() -> None:
         Hidden(b"b", 50, 1, (0,), 1, Reason.REWRITTEN),
         Hidden(b"b", 50, 1, (1,), 2, Reason.REWRITTEN),
     ]
-    assert found.efficiency == pytest.approx((80 + 50) / (270 + 150))
+    assert found.dive_score == pytest.approx((80 + 50) / (270 + 150))
+    assert found.efficiency == pytest.approx((90 + 50) / (270 + 150))
 
 
 def test_file_written_again_unchanged_is_wasted() -> None:
@@ -66,9 +68,10 @@ def test_all_files_of_a_lost_directory(top: list[Record]) -> None:
         assert found.hidden == [Hidden(b"d", 12, 2, (0, 1), 2, Reason.DELETED)]
 
 
-def test_deleted_directory_counts_as_dive_counts_it() -> None:
+def test_deleted_directory_lowers_the_efficiency_and_not_the_score_of_dive() -> None:
     found = waste([directory("d"), file("d/x", 60), file("y", 40)], [whiteout("d")])
-    assert found.efficiency == pytest.approx((60 + 40 + 60) / (60 + 40 + 60))
+    assert found.efficiency == pytest.approx(40 / (60 + 40))
+    assert found.dive_score == pytest.approx((60 + 40 + 60) / (60 + 40 + 60))
 
 
 def test_file_with_a_name_left_is_not_wasted() -> None:

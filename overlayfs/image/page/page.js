@@ -90,6 +90,7 @@ function sizeText(size) {
   return (n ? size.toFixed(1) : size) + " " + units[n];
 }
 
+const percentText = (share) => (share * 100).toFixed(1) + " %";
 const countText = (count, word) => count.toLocaleString("en") + " " + word + (count === 1 ? "" : "s");
 const timeText = (seconds) => {
   const time = new Date(seconds * 1000);
@@ -133,7 +134,7 @@ function showHead() {
   const facts = [
     ["Size of all layers", sizeText(sum("size"))], ["Compressed", sizeText(sum("stored"))],
     ["Layers", String(layers.length)], ["Files to be seen", totals.files[0].toLocaleString("en")],
-    ["Wasted", sizeText(report.waste.wasted)], ["Efficiency, as dive", (report.waste.efficiency * 100).toFixed(1) + " %"],
+    ["Wasted", sizeText(report.waste.wasted)], ["Efficiency", percentText(report.waste.efficiency)],
   ];
   for (const [term, value] of facts) {
     const box = make("div");
@@ -326,9 +327,10 @@ function showLargest(most) {
 }
 
 function showWasted(most) {
-  const { hidden, count, wasted } = report.waste;
-  $("wasted-hint").textContent = count
+  const { hidden, count, wasted, dive_score: score } = report.waste;
+  const found = count
     ? `${sizeText(wasted)} in ${countText(count, "file")} that later layers delete or replace.` : "No layer hides what a layer below brings.";
+  $("wasted-hint").textContent = `${found} Score of dive, which does not count deleted directories: ${percentText(score)}.`;
   fill("wasted", hidden.slice(0, most).map(([path, size, files, from, by, reason]) => {
     const what = files === 1 ? "layer " : `${countText(files, "file")} of layer `;
     return fileItem("/" + path, size, [what, ...from.map(chip), `, ${reason} by layer `, chip(by)], nodeAt(path));

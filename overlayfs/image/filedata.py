@@ -32,8 +32,11 @@ class SparseWriter:
         self._written = 0  # where the file's own offset is
 
     def write(self, piece: memoryview) -> None:
-        for start, end in _data_runs(piece, self._position):
-            self._write_data(piece[start:end], self._position + start)
+        if len(piece) < _SMALLEST_HOLE:  # most files
+            self._write_data(piece, self._position)
+        else:
+            for start, end in _data_runs(piece, self._position):
+                self._write_data(piece[start:end], self._position + start)
         self._position += len(piece)
 
     def skip(self, size: int) -> None:
@@ -79,6 +82,12 @@ def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) ->
     if entry.sparse is None:
         return _write_dense(SparseWriter(fd, room, entry.path), entry.size, data)
     return _write_sparse(SparseWriter(fd, room, entry.path), entry, data)
+
+
+def measure_data(entry: Entry, data: Iterable[memoryview], room: Room) -> None:
+    """Tell `room` of what `write_data` would write."""
+    for offset, piece in _placed(entry.sparse or ((0, entry.size),), data):
+        room.take(sum(end - start for start, end in _data_runs(piece, offset)), entry.path)
 
 
 def _write_dense(writer: SparseWriter, size: int, data: Iterable[memoryview]) -> bytes:

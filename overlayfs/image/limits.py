@@ -46,8 +46,8 @@ class Limits:
 
     @property
     def of_archive(self) -> Limits:
-        """Those of an image archive: a few files, of which each may be a layer that is not compressed."""
-        return replace(self, disk_size=self.full_size, members=20_000)
+        """Those of an image archive: few files, of which each may be a layer that is not compressed."""
+        return replace(self, disk_size=self.full_size, full_size=4 * self.full_size, members=20_000)
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -98,7 +98,8 @@ def append(
     """The base image with a directory, or the members of a tar as they are, as one more layer.
 
     With `owner` (uid, gid) all files of the directory are theirs; without, an ordinary user's own become root's. The
-    directory's own metadata do not replace those of the image's root.
+    directory's own metadata do not replace those of the image's root. Somebody's tar is unpacked at once, as only that
+    shows whether it can be: InvalidError else, and the image has no name.
     """
     apply_changes(RunConfig(), making.changes)
     with _sink(store, making) as sink:
@@ -116,7 +117,7 @@ def append(
         else:
             summary = copy_layer(source, sink, store.limits)
         layer = sink.commit()
-    return Made(_add_layer(store, base, layer, reference, making), summary)
+    return Made(_add_layer(store, base, layer, reference, making, is_foreign=not source.is_dir()), summary)
 
 
 def squash(store: Store, image: Image, reference: Reference | None, making: Making) -> Made:
@@ -156,7 +157,13 @@ def _sink(store: Store, making: Making) -> LayerSink:
 
 
 def _add_layer(
-    store: Store, base: Image | None, layer: NewLayer | None, reference: Reference | None, making: Making
+    store: Store,
+    base: Image | None,
+    layer: NewLayer | None,
+    reference: Reference | None,
+    making: Making,
+    *,
+    is_foreign: bool = False,
 ) -> Image:
     raw = _configuration(store, base)
     layers = [] if base is None else [_as_oci(descriptor) for descriptor in base.manifest.layers]
@@ -164,7 +171,7 @@ def _add_layer(
     if layer is not None:
         raw["rootfs"]["diff_ids"].append(layer.diff_id)
         layers.append(layer.descriptor)
-    return _put(store, raw, layers, reference, making)
+    return _put(store, raw, layers, reference, making, is_foreign=is_foreign)
 
 
 def _configuration(store: Store, base: Image | None) -> Raw:
@@ -191,8 +198,16 @@ def _step(making: Making, *, is_empty: bool) -> Raw:
     return members
 
 
-def _put(store: Store, raw: Raw, layers: list[Descriptor], reference: Reference | None, making: Making) -> Image:
-    """Keep the image: configuration and manifest, then its name."""
+def _put(
+    store: Store,
+    raw: Raw,
+    layers: list[Descriptor],
+    reference: Reference | None,
+    making: Making,
+    *,
+    is_foreign: bool = False,
+) -> Image:
+    """Keep the image: configuration and manifest, then its name; if `is_foreign` once its layers are unpacked."""
     raw["created"] = making.created
     if making.author:
         raw["author"] = making.author
@@ -200,8 +215,11 @@ def _put(store: Store, raw: Raw, layers: list[Descriptor], reference: Reference 
     config = store.add_blob(msgspec.json.encode(raw), OCI_CONFIG)
     manifest = Manifest(schema_version=2, media_type=OCI_MANIFEST, config=config, layers=layers)
     descriptor = store.add_blob(dump(manifest), OCI_MANIFEST)
+    image = store.load_image(descriptor, reference)
+    if is_foreign:
+        LayerStore(store).unpack_image(image, making.progress)
     store.keep(descriptor, reference)
-    return store.load_image(descriptor, reference)
+    return image
 
 
 def _changed(raw: Raw, changes: Sequence[str]) -> Raw:

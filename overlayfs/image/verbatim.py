@@ -7,7 +7,9 @@ from pathlib import Path
 from .compression import CHUNK, Decompressed, open_decompressed
 from .diff import LayerSummary, Output
 from .errors import InvalidError
+from .filedata import measure_data
 from .limits import DEFAULT_LIMITS, Limits
+from .tally import Room
 from .tarentry import TarReader
 
 
@@ -31,13 +33,13 @@ def copy_layer(source: Path, out: Output, limits: Limits = DEFAULT_LIMITS) -> La
     """
     with open(source, "rb", buffering=0) as raw:
         copied = _Copied(open_decompressed(raw, limits, str(source)), out)
-        summary = _check(TarReader.of(copied, limits, str(source)), source)
+        summary = _check(TarReader.of(copied, limits, str(source)), source, Room(limits, str(source)))
         while copied.read(CHUNK):
             pass  # what follows the end of the archive belongs to the diffID
     return summary
 
 
-def _check(members: TarReader, source: Path) -> LayerSummary:
+def _check(members: TarReader, source: Path, room: Room) -> LayerSummary:
     summary, paths = LayerSummary(), set[bytes]()
     for entry in members:
         if entry.path in paths:
@@ -46,7 +48,9 @@ def _check(members: TarReader, source: Path) -> LayerSummary:
             raise InvalidError(f"{source}: {_shown(entry.path)} is a hard link to {_shown(entry.target)}, not in it")
         paths.add(entry.path)
         summary.added += 1
-        summary.content += entry.size if entry.kind == "f" else 0
+        if entry.kind == "f":
+            summary.content += entry.size
+            measure_data(entry, members.read_data(), room)
     return summary
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import InvalidError
+from overlayfs.image.errors import InvalidError, LimitError
+from overlayfs.image.limits import Limits
 from overlayfs.image.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -27,6 +28,7 @@ from overlayfs.image.model import (
 from overlayfs.image.mutate import Made, Making, append, commit, squash
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Image, Store
+from overlayfs.image.verbatim import copy_layer
 from overlayfs.overlay.changes import Comparison
 from tests.contract.tree import Tree, build, directory, file, whiteout
 
@@ -216,10 +218,27 @@ def test_append_of_a_tar_takes_it_as_it_is(site: Site, tmp_path: Path) -> None:
         ([member("x"), member("x")], "/x is there twice"),
         ([member("y", 0, "x")], "/y is a hard link to /x, not in it"),
         ([member("../x")], "x"),
+        ([member("x"), member("x/y")], "'x' above it is no directory"),
+        ([member(".wh.x/y")], "a whiteout has nothing in it"),
     ],
 )
 def test_tar_that_makes_no_layer(site: Site, tmp_path: Path, added: list[tarfile.TarInfo], words: str) -> None:
     path = tar_of(tmp_path / "more.tgz", *added)
-    with pytest.raises(InvalidError, match=words):
-        append(site.store, site.base, path, None, Making())
+    before = site.store.entries()
+    for reference in (None, Reference.parse("base:1")):
+        with pytest.raises(InvalidError, match=words):
+            append(site.store, site.base, path, reference, Making())
+    assert site.store.entries() == before
     assert os.listdir(site.store.path / "tmp") == []
+
+
+def test_tar_that_would_be_too_large_to_unpack_is_refused(tmp_path: Path) -> None:
+    """By its data; zeros are none."""
+    noise, zeros = tmp_path / "noise.tar", tmp_path / "zeros.tar"
+    with tarfile.open(noise, "w") as tar:
+        tar.addfile(member("noise", 3_000_000), io.BytesIO(b"noise" * 600_000))
+    tar_of(zeros, member("zeros", 3_000_000))
+    limits = Limits(disk_size=1 << 20)
+    copy_layer(zeros, io.BytesIO(), limits)
+    with pytest.raises(LimitError, match="'noise' makes it take more than"):
+        copy_layer(noise, io.BytesIO(), limits)

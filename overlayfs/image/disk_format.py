@@ -21,6 +21,7 @@ from ..tree.syscalls import entry_path
 from .tarentry import Entry
 
 _EARLIEST_NS, _LATEST_NS = -(1 << 63), (1 << 64) - 1  # MessagePack's integers: the years 1677 to 2554
+_LATEST_ANYWHERE_NS: Final = ((1 << 31) - 1) * 1_000_000_000
 OVERRIDE: Final = marks.OVERRIDE_NAMES[0]
 _CANNOT_STORE: Final = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 _TYPES: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
@@ -65,13 +66,20 @@ def umask() -> int:
 def storable_times(fd: int) -> tuple[int, int]:
     """The earliest and the latest time, in ns, that a file index and the disk of the directory `fd` hold.
 
-    The directory's own times are changed.
+    The directory's own times are changed. Every disk is taken to hold the times from 1970 to 2038.
     """
-    found = []
-    for time_ns in (_EARLIEST_NS, _LATEST_NS):
+    return min(_kept_time(fd, _EARLIEST_NS), 0), max(_kept_time(fd, _LATEST_NS), _LATEST_ANYWHERE_NS)
+
+
+def _kept_time(fd: int, time_ns: int) -> int:
+    """What is left of a time: the kernel takes the nearest that the file system knows; 0 where it refuses."""
+    try:
         os.utime(fd, ns=(time_ns, time_ns))
-        found.append(os.fstat(fd).st_mtime_ns)  # the kernel takes the nearest time that the file system knows
-    return found[0], found[1]
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOVERFLOW):
+            raise
+        return 0
+    return os.fstat(fd).st_mtime_ns
 
 
 class _Xattrs:

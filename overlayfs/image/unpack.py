@@ -352,10 +352,8 @@ class Unpacker:
     def _finish_directory(self, path: bytes, has_unlisted_whiteouts: bool) -> None:
         fd, record = self._directory_descriptor(path), self._records[path]
         is_opaque = path in self._opaque
-        if is_opaque and not path:
-            os.close(
-                os.open(marks.OPAQUE_NAME, _OPEN_NEW, 0o444, dir_fd=fd)
-            )  # a root's xattr means nothing to overlays
+        if is_opaque and not path:  # the xattr of a layer's root means nothing to an overlay
+            os.close(os.open(marks.OPAQUE_NAME, _OPEN_NEW, 0o444, dir_fd=fd))
         elif is_opaque or has_unlisted_whiteouts:
             os.setxattr(fd, self._format.prefix + marks.OPAQUE, b"y" if is_opaque else b"x")
         kept = self._format.finish(fd, _entry(record), 0o700)

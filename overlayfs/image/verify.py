@@ -124,14 +124,14 @@ class _Tree:
             self._content(path) if kind == "f" else b"",
             (os.major(rdev), os.minor(rdev)) if is_device else (0, 0),
             {shown: value for name, value in stored.items() if (shown := marks.shown_xattr(name)) is not None},
-            any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES)
-            if path
-            else self._is_root_opaque(),
+            self._is_opaque(path, stored),
         )
 
-    def _is_root_opaque(self) -> bool:
-        """Overlays ignore the xattr on a layer's root, and honour the file."""
-        return marks.OPAQUE_NAME in self._names(b"")
+    def _is_opaque(self, path: bytes, stored: dict[bytes, bytes]) -> bool:
+        """By an xattr; the layer's root by a file, as overlays ignore the xattr there."""
+        if not path:
+            return marks.OPAQUE_NAME in self._names(path)
+        return any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES)
 
     def _content(self, path: bytes) -> bytes:
         hashed = xxhash.xxh3_128()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from overlayfs.image.digest import chain_ids, digest_of, hex_of
+from overlayfs.image.disk_format import storable_times
 from overlayfs.image.errors import DigestError, InvalidError, LimitError, NotFoundError
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.limits import Limits
@@ -346,6 +349,26 @@ def test_time_that_the_disk_cannot_hold_is_the_nearest(store: Store, years: int)
     assert LayerStore(store).info(key).warnings == {"time not stored: out of the disk's range": 3}
     assert LayerStore(store).verify(key) == []
     assert merged(store, image)[b"f"][3] == (place / "f").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("code", [None, errno.EINVAL, errno.EOVERFLOW])
+def test_disk_that_wraps_or_refuses_times_keeps_those_of_today(code: int | None, tmp_path: Path) -> None:
+    """As some network and FUSE file systems do."""
+    clock = {"ns": 0}
+
+    def utime(_: int, ns: tuple[int, int]) -> None:
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+        clock["ns"] = ns[0] % (1 << 32)
+
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "utime", utime)
+            patch.setattr(os, "fstat", lambda _: SimpleNamespace(st_mtime_ns=clock["ns"]))
+            assert storable_times(fd) == (0, ((1 << 31) - 1) * 10**9)
+    finally:
+        os.close(fd)
 
 
 def test_time_after_2262_is_exact(store: Store) -> None:

@@ -112,13 +112,12 @@ def _summary(item: _Listed) -> dict[str, Any]:
     }
     if item.image is None:
         return document | {"Problem": item.problem}
-    run = item.image.config.config
     return document | {
         "Created": epoch(item.image.config.created),
         "Size": item.image.size if item.unpacked is None else item.unpacked,
         "PackedSize": item.image.size,
         "IsUnpacked": item.unpacked is not None,
-        "Labels": (run.labels if run else None) or {},
+        "Labels": item.image.config.config.labels,
     }
 
 

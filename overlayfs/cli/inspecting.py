@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.images import ago, digests_of, epoch, tags, unpacked_size
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, print_table, safe
-from overlayfs.image.model import History
+from overlayfs.image.model import History, ImageConfig, parse_members
 from overlayfs.image.store import Image, Store
 
 _SHOWN: Final = (
@@ -44,7 +42,7 @@ def show_image(names: Sequence[str], as_json: bool) -> None:
 
 def _details(store: Store, image: Image) -> dict[str, Any]:
     """What `docker image inspect` says, with its names, and the manifest besides."""
-    raw = msgspec.json.decode(store.read_blob(image.manifest.config))  # with members that we do not know
+    raw = parse_members(store.read_blob(image.manifest.config), ImageConfig, image.name)  # also those we do not know
     names = [
         entry.reference
         for entry in store.entries()
@@ -63,7 +61,7 @@ def _details(store: Store, image: Image) -> dict[str, Any]:
         "Size": image.size if unpacked is None else unpacked,
         "PackedSize": image.size,
         "IsUnpacked": unpacked is not None,
-        "Config": raw.get("config") or {},
+        "Config": raw.get("config", {}),
         "RootFS": {"Type": "layers", "Layers": list(image.config.rootfs.diff_ids)},
         "Digest": image.digest,
         "ManifestDigest": image.descriptor.digest,
@@ -137,7 +135,7 @@ def show_history(name: str, *, whole: bool, as_json: bool) -> None:
 def _steps(image: Image) -> list[tuple[History, int]]:
     """Each step and the bytes of its layer as it is packed, newest first; layers that no step tells of are last."""
     sizes = iter([layer.size for layer in image.manifest.layers])
-    told = [(step, 0 if step.empty_layer else next(sizes, 0)) for step in image.config.history or ()]
+    told = [(step, 0 if step.empty_layer else next(sizes, 0)) for step in image.config.history]
     return [*told, *((History(), size) for size in sizes)][::-1]
 
 

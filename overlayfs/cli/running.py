@@ -79,7 +79,7 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     with Store.open(store_directory) as store:
         image = store.find(request.image)
         container = _make_or_claim(store, image, request)
-        config = image.config.config or RunConfig()
+        config = image.config.config
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = _Running(container, store.path, kind, program)
     try:

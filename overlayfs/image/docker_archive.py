@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import msgspec
 from msgspec import Struct
 
 from .compression import GZIP_MAGIC, ZSTD_MAGIC
 from .digest import hex_of
-from .errors import DigestError, InvalidError
+from .errors import DigestError
 from .members import Members
 from .model import (
     OCI_CONFIG,
@@ -36,17 +35,13 @@ class DockerImage(Struct, frozen=True, rename="pascal"):
 
     config: str
     layers: list[str]
-    repo_tags: list[str] | None = None
+    repo_tags: list[str] = []
 
 
 def docker_images(store: Store, members: Members) -> Iterator[tuple[Descriptor, Reference | None]]:
-    try:
-        images = msgspec.json.decode(members.read("manifest.json"), type=list[DockerImage])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidError(f"{members.what}: manifest.json is not valid: {error}") from None
-    for image in images:
+    for image in parse(members.read("manifest.json"), list[DockerImage], f"{members.what}: manifest.json"):
         descriptor = _keep_docker_image(store, members, image)
-        names = [Reference.parse(tag) for tag in image.repo_tags or ()]
+        names = [Reference.parse(tag) for tag in image.repo_tags]
         yield from ((descriptor, name) for name in names or (None,))
 
 

@@ -13,5 +13,5 @@ def layer_steps(config: ImageConfig) -> list[History]:
     OCI image specification, config.md: the steps that are not marked `empty_layer` are those of the layers, in order.
     """
     layers = len(config.rootfs.diff_ids)
-    steps = [step for step in config.history or () if not step.empty_layer]
+    steps = [step for step in config.history if not step.empty_layer]
     return steps if len(steps) == layers else [_UNKNOWN] * layers

@@ -45,13 +45,13 @@ def apply_changes(config: RunConfig, changes: Iterable[str]) -> RunConfig:
             raise InvalidError(f"--change {change!r}: {error}") from None
         has_command = has_command or found["name"].upper() == "CMD"
         if found["name"].upper() == "ENTRYPOINT" and not has_command:
-            config = replace(config, cmd=None)
+            config = replace(config, cmd=[])
     return config
 
 
 def environment(config: RunConfig) -> dict[str, str]:
     """ENV as names and values; an item without `=` has no value."""
-    return {name: value for name, _, value in (item.partition("=") for item in config.env or ())}
+    return {name: value for name, _, value in (item.partition("=") for item in config.env)}
 
 
 def _env(config: RunConfig, text: str) -> RunConfig:
@@ -61,7 +61,7 @@ def _env(config: RunConfig, text: str) -> RunConfig:
 
 
 def _label(config: RunConfig, text: str) -> RunConfig:
-    return replace(config, labels={**(config.labels or {}), **_pairs(text, environment(config))})
+    return replace(config, labels={**config.labels, **_pairs(text, environment(config))})
 
 
 def _cmd(config: RunConfig, text: str) -> RunConfig:
@@ -89,12 +89,12 @@ def _stop_signal(config: RunConfig, text: str) -> RunConfig:
 
 def _expose(config: RunConfig, text: str) -> RunConfig:
     ports = {port: dict[str, object]() for word in _words(config, text) for port in _ports(word)}
-    return replace(config, exposed_ports={**(config.exposed_ports or {}), **ports})
+    return replace(config, exposed_ports={**config.exposed_ports, **ports})
 
 
 def _volume(config: RunConfig, text: str) -> RunConfig:
     paths = {path: dict[str, object]() for path in _list(text) or _words(config, text)}
-    return replace(config, volumes={**(config.volumes or {}), **paths})
+    return replace(config, volumes={**config.volumes, **paths})
 
 
 _APPLY: Final[Mapping[str, Callable[[RunConfig, str], RunConfig]]] = {
@@ -110,12 +110,12 @@ _APPLY: Final[Mapping[str, Callable[[RunConfig, str], RunConfig]]] = {
 }
 
 
-def _command(config: RunConfig, text: str) -> list[str] | None:
+def _command(config: RunConfig, text: str) -> list[str]:
     """A JSON list as it is, anything else for the shell; `[]` and nothing take the command away."""
     listed = _list(text)
     if listed is not None:
-        return listed or None
-    return [*(config.shell or _DEFAULT_SHELL), text] if text else None
+        return listed
+    return [*(config.shell or _DEFAULT_SHELL), text] if text else []
 
 
 def _list(text: str) -> list[str] | None:

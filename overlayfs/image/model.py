@@ -2,18 +2,20 @@
 
 OCI image specification v1.1 (descriptor.md, manifest.md, image-index.md, config.md) and Docker's schema 2, whose
 documents have the same shape. A document is parsed once, strictly in what we use; members that we do not know are
-kept out of the structs, so a document whose digest must not change is handled as the bytes it came in.
+kept out of the structs, so a document whose digest must not change is handled as the bytes it came in. Optional
+members may be null (see nulls.py), and an empty string means the same as none; neither is ever written.
 """
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from .digest import Digest, parse_digest
 from .errors import InvalidError, LimitError
+from .nulls import without_nulls
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -65,7 +67,7 @@ class Manifest(Struct, frozen=True, rename="camel", omit_defaults=True):
     schema_version: int
     config: Descriptor
     layers: list[Descriptor]
-    media_type: str | UnsetType = UNSET
+    media_type: str = ""
     annotations: dict[str, str] = {}
 
 
@@ -74,30 +76,30 @@ class Index(Struct, frozen=True, rename="camel", omit_defaults=True):
 
     schema_version: int
     manifests: list[Descriptor]
-    media_type: str | UnsetType = UNSET
+    media_type: str = ""
     annotations: dict[str, str] = {}
 
 
 class RunConfig(Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """What to run, and as whom: the `config` member of a configuration. null means the same as absent."""
+    """What to run, and as whom: the `config` member of a configuration."""
 
     user: str = ""
-    env: list[str] | None = None
-    entrypoint: list[str] | None = None
-    cmd: list[str] | None = None
+    env: list[str] = []
+    entrypoint: list[str] = []
+    cmd: list[str] = []
     working_dir: str = ""
-    labels: dict[str, str] | None = None
-    exposed_ports: dict[str, dict[str, object]] | None = None
-    volumes: dict[str, dict[str, object]] | None = None
+    labels: dict[str, str] = {}
+    exposed_ports: dict[str, dict[str, object]] = {}
+    volumes: dict[str, dict[str, object]] = {}
     stop_signal: str = ""
-    shell: list[str] | None = None
+    shell: list[str] = []
 
 
 class RootFS(Struct, frozen=True):
-    """diffIDs of the layers, bottom first."""
+    """diffIDs of the layers, bottom first; docker leaves them out where there is none."""
 
     type: str
-    diff_ids: list[Digest]
+    diff_ids: list[Digest] = []
 
 
 class History(Struct, frozen=True, omit_defaults=True):
@@ -116,29 +118,36 @@ class ImageConfig(Struct, frozen=True, omit_defaults=True):
     architecture: str
     os: str
     rootfs: RootFS
-    config: RunConfig | None = None
-    history: list[History] | None = None
+    config: RunConfig = RunConfig()
+    history: list[History] = []
     created: str = ""
     author: str = ""
     variant: str = ""
     os_version: str = msgspec.field(default="", name="os.version")
 
 
-Document = TypeVar("Document", Descriptor, Manifest, Index, ImageConfig)
+Document = TypeVar("Document")
 
 
 def parse(data: bytes, kind: type[Document], what: str) -> Document:
     """Parse and check one document; `what` names it in errors (InvalidError, LimitError)."""
+    members = parse_members(data, kind, what)
+    try:
+        document = msgspec.convert(members, kind)
+        _check(document, members)
+    except (msgspec.ValidationError, InvalidError) as error:
+        raise InvalidError(f"{what} is not valid: {error}") from None
+    return document
+
+
+def parse_members(data: bytes, kind: type[Document], what: str) -> Any:
+    """The document as decoded JSON without nulls, to be changed: members that `kind` does not know stay."""
     if len(data) > MAX_DOCUMENT:
         raise LimitError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT} are allowed")
     try:
-        document = msgspec.json.decode(data, type=kind)
-        _check(document, msgspec.json.decode(data))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return without_nulls(msgspec.json.decode(data), kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(f"{what} is not valid: {error}") from None
-    except InvalidError as error:
-        raise InvalidError(f"{what} is not valid: {error}") from None
-    return document
 
 
 def dump(document: Struct) -> bytes:
@@ -165,9 +174,9 @@ def _check(document: object, members: object) -> None:
                 parse_digest(diff_id)
 
 
-def _check_is_unambiguous(media_type: str | UnsetType, allowed: frozenset[str], members: object, other: str) -> None:
+def _check_is_unambiguous(media_type: str, allowed: frozenset[str], members: object, other: str) -> None:
     """A document that can be read as an index and as a manifest means two images: CVE-2021-41190."""
-    if media_type is not UNSET and media_type not in allowed:
+    if media_type and media_type not in allowed:
         raise InvalidError(f"its mediaType says {media_type!r}")
     if isinstance(members, dict) and (other in members or (other == "manifests" and "fsLayers" in members)):
         raise InvalidError("it is both a manifest and an index")

@@ -22,7 +22,19 @@ from .diskowners import DiskOwners, OwnerOf
 from .instructions import apply_changes
 from .layers import LayerStore
 from .layersink import LayerSink, NewLayer
-from .model import LAYER_TYPES, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, History, Manifest, RunConfig, dump
+from .model import (
+    LAYER_TYPES,
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    History,
+    ImageConfig,
+    Manifest,
+    RunConfig,
+    dump,
+    parse_members,
+)
 from .platforms import this_platform
 from .progress import NO_PROGRESS, Progress
 from .reference import Reference
@@ -179,9 +191,10 @@ def _configuration(store: Store, base: Image | None) -> Raw:
     if base is None:
         platform = msgspec.to_builtins(this_platform())
         return {**platform, "config": {}, "rootfs": {"type": "layers", "diff_ids": []}, "history": []}
-    raw: Raw = msgspec.json.decode(store.read_blob(base.manifest.config))
-    history = list(raw.get("history") or ())
-    unknown = len(base.config.rootfs.diff_ids) - sum(not step.get("empty_layer") for step in history)
+    raw: Raw = parse_members(store.read_blob(base.manifest.config), ImageConfig, base.name)
+    raw["rootfs"]["diff_ids"] = diff_ids = list(base.config.rootfs.diff_ids)
+    history = raw.get("history", [])
+    unknown = len(diff_ids) - sum(not step.get("empty_layer") for step in history)
     raw["history"] = [{} for _ in range(unknown)] + history
     return {name: member for name, member in raw.items() if name not in _OF_A_CONTAINER}
 
@@ -211,7 +224,7 @@ def _put(
     raw["created"] = making.created
     if making.author:
         raw["author"] = making.author
-    raw["config"] = _changed(raw.get("config") or {}, making.changes)
+    raw["config"] = _changed(raw.get("config", {}), making.changes)
     config = store.add_blob(msgspec.json.encode(raw), OCI_CONFIG)
     manifest = Manifest(schema_version=2, media_type=OCI_MANIFEST, config=config, layers=layers)
     descriptor = store.add_blob(dump(manifest), OCI_MANIFEST)

@@ -63,8 +63,8 @@ def command_of(config: RunConfig, overrides: Overrides) -> tuple[str, ...]:
     if overrides.entrypoint is not None:
         entrypoint: Sequence[str] = (overrides.entrypoint,) if overrides.entrypoint else ()
     else:
-        entrypoint = config.entrypoint or ()
-        command = command or tuple(config.cmd or ())
+        entrypoint = config.entrypoint
+        command = command or tuple(config.cmd)
     words = (*entrypoint, *command)
     if not words:
         raise InvalidError("the image has no command of its own: say what to run")
@@ -102,7 +102,7 @@ def _environment(
     environment = {"PATH": DEFAULT_PATH, "HOME": user.home, "HOSTNAME": hostname}
     if "TERM" in caller:
         environment["TERM"] = caller["TERM"]
-    for item in (*(config.env or ()), *overrides.environment):
+    for item in (*filter(None, config.env), *overrides.environment):
         name, equals, value = item.partition("=")
         if not name or "\0" in item:
             raise InvalidError(f"{item[:100]!r} is no environment variable: NAME=VALUE")

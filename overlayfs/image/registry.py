@@ -13,7 +13,6 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 import httpx
-import msgspec
 from msgspec import Struct
 
 from .complaints import complaint, refusal
@@ -22,7 +21,7 @@ from .credentials import Credential, find_credential
 from .digest import Digest, digest_of, parse_digest
 from .errors import DigestError, ImageError, InvalidError, NotFoundError, RegistryError
 from .exchange import Answer, Ask
-from .model import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
+from .model import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, parse
 from .reference import Reference
 from .registries import Endpoint
 from .retrying import Retrying
@@ -45,7 +44,7 @@ class Document:
 
 
 class _Tags(Struct):
-    tags: list[str] | None = None
+    tags: list[str] = []
 
 
 class _Typed(Struct, rename="camel"):
@@ -100,10 +99,7 @@ class Repository:
         """What the document is, where header and document agree: CVE-2021-41190."""
         what = f"{self.where}{_suffix(version)}"
         said: str = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        try:
-            own: str = msgspec.json.decode(answer.body, type=_Typed).media_type
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidError(f"{what}: its manifest is not valid: {error}") from None
+        own = parse(answer.body, _Typed, f"{what}: its manifest").media_type
         if said.startswith(_SCHEMA_1):
             raise InvalidError(f"{what} is in Docker's schema 1, which nobody should read: push it anew")
         if said in _UNSAID:
@@ -164,10 +160,7 @@ class Repository:
         return list(tags)
 
     def _parse_tags(self, answer: Answer) -> list[str]:
-        try:
-            return msgspec.json.decode(answer.body, type=_Tags).tags or []
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidError(f"{self.where}: its list of tags is not valid: {error}") from None
+        return parse(answer.body, _Tags, f"{self.where}: its list of tags").tags
 
     def _next_page(self, answer: Answer) -> str:
         """The URL of the next page (RFC 8288); empty at the last."""

@@ -187,7 +187,7 @@ def _as_docker(image: Image) -> DockerImage:
 def _docker_manifest(items: Sequence[DockerImage], images: Sequence[Image]) -> bytes:
     """manifest.json; `items` are those of the distinct images, in order."""
     pairs = zip(items, _distinct(images), strict=True)
-    return msgspec.json.encode([replace(item, repo_tags=_tags(images, image) or None) for item, image in pairs])
+    return msgspec.json.encode([replace(item, repo_tags=_tags(images, image)) for item, image in pairs])
 
 
 def _tags(images: Sequence[Image], image: Image) -> list[str]:

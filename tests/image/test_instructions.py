@@ -43,17 +43,17 @@ def test_env_replaces_in_place() -> None:
 @pytest.mark.parametrize(
     ("changes", "entrypoint", "cmd"),
     [
-        (['CMD ["a", "b c"]'], None, ["a", "b c"]),
-        (["CMD echo $HOME"], None, ["/bin/sh", "-c", "echo $HOME"]),
-        (["CMD=/bin/bash"], None, ["/bin/sh", "-c", "/bin/bash"]),
-        (["CMD []"], None, None),
-        (["CMD [not json"], None, ["/bin/sh", "-c", "[not json"]),
-        (['ENTRYPOINT ["e"]'], ["e"], None),
+        (['CMD ["a", "b c"]'], [], ["a", "b c"]),
+        (["CMD echo $HOME"], [], ["/bin/sh", "-c", "echo $HOME"]),
+        (["CMD=/bin/bash"], [], ["/bin/sh", "-c", "/bin/bash"]),
+        (["CMD []"], [], []),
+        (["CMD [not json"], [], ["/bin/sh", "-c", "[not json"]),
+        (['ENTRYPOINT ["e"]'], ["e"], []),
         (['ENTRYPOINT ["e"]', 'CMD ["c"]'], ["e"], ["c"]),
         (['CMD ["c"]', 'ENTRYPOINT ["e"]'], ["e"], ["c"]),
     ],
 )
-def test_commands(changes: list[str], entrypoint: list[str] | None, cmd: list[str] | None) -> None:
+def test_commands(changes: list[str], entrypoint: list[str], cmd: list[str]) -> None:
     made = apply_changes(START, changes)
     assert (made.entrypoint, made.cmd) == (entrypoint, cmd)
 

@@ -87,10 +87,17 @@ def test_path_and_home_have_defaults(root: Path) -> None:
     assert environment == {"PATH": DEFAULT_PATH, "HOME": "/", "HOSTNAME": "host"}
 
 
-@pytest.mark.parametrize("item", ["=x", "", "A=\0"])
+@pytest.mark.parametrize("item", ["=x", "A=\0"])
 def test_bad_variable_is_refused(root: Path, item: str) -> None:
     with pytest.raises(InvalidError, match="is no environment variable"):
         process(root, RunConfig(cmd=["sh"], env=[item]), Overrides())
+
+
+def test_empty_variable_is_none_in_an_image_and_refused_from_a_person(root: Path) -> None:
+    with_empty = RunConfig(cmd=["sh"], env=["", "A=b"])
+    assert process(root, with_empty, Overrides()).environment["A"] == "b"
+    with pytest.raises(InvalidError, match="is no environment variable"):
+        process(root, with_empty, Overrides(environment=("",)))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def image_of(indexes: list[LayerIndex], *commands: str, name: str = "demo") -> I
         "amd64",
         "linux",
         RootFS("layers", [layer.diff_id for layer in indexes]),
-        history=[History("2026-11-01T10:00:00.5Z", command) for command in commands] or None,
+        history=[History("2026-11-01T10:00:00.5Z", command) for command in commands],
         created="2026-11-01T10:00:00.5Z",
     )
     layers = [Descriptor(OCI_LAYER, layer.diff_id, layer.size // 3) for layer in indexes]

@@ -64,7 +64,7 @@ def _check(request: Request, writable: bool, name: str | None) -> None:
 def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _Plan:
     image = store.find(request.words[0])
     layers = LayerStore(store)
-    keys = layers.unpack_image(image)
+    keys = layers.lower_keys(image)
     mountpoint = request.words[1]
     request = replace(request, words=(mountpoint,), lowers=tuple(map(str, layers.lower_directories(image))))
     use = Use(Process.of(os.getpid()), keys, image.descriptor.digest, os.path.realpath(mountpoint))

@@ -94,7 +94,7 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
 def _make_or_claim(store: Store, image: Image, request: RunRequest) -> Container:
     containers = Containers(store)
     containers.sweep()
-    layers = LayerStore(store).unpack_image(image)
+    layers = LayerStore(store).lower_keys(image)
     if request.name is not None and containers.directory(request.name).exists():
         if request.removes:
             raise InUseError(f"the container {request.name} is there already: leave --rm out to run in it again")

@@ -19,11 +19,11 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from .digest import Digest, chain_ids, hex_of
+from .digest import Digest, chain_ids, digest_of, hex_of
 from .errors import InvalidError, NotFoundError
 from .index import LayerIndex, parse_index
 from .limits import Limits
-from .model import Descriptor
+from .model import OCI_LAYER, Descriptor
 from .progress import NO_PROGRESS, Progress
 from .store import Image, Store
 
@@ -100,7 +100,23 @@ class LayerStore:
 
     def lower_directories(self, image: Image, progress: Progress = NO_PROGRESS) -> list[Path]:
         """The trees to mount, top first; what is missing is unpacked."""
-        return self._directories(self.keys(image) or self.unpack_image(image, progress))
+        return self._directories(self.lower_keys(image, progress))
+
+    def lower_keys(self, image: Image, progress: Progress = NO_PROGRESS) -> list[Digest]:
+        """The keys of the trees to mount, bottom first; what is missing is unpacked.
+
+        A mount needs a lower, so an image without layers is mounted as if it had one in which nothing is.
+        """
+        return self.keys(image) or self.unpack_image(image, progress) or [self._unpack_empty_layer(progress)]
+
+    def _unpack_empty_layer(self, progress: Progress) -> Digest:
+        from .tarwriter import END
+
+        digest = digest_of(END)
+        if not self.has(digest):
+            blob = self._store.add_blob(END, OCI_LAYER)
+            self._unpack_alone([Layer(blob, digest, digest)], progress, self._store.limits)
+        return digest
 
     def unpack_image(
         self, image: Image, progress: Progress = NO_PROGRESS, limits: Limits | None = None

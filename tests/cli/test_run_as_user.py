@@ -19,6 +19,7 @@ from overlayfs.cli.live import mount_entries
 from overlayfs.image.store import Store
 from overlayfs.tree.syscalls import mount, unmount
 from tests.cli.people import run
+from tests.image.making import LayoutFiles, tar
 from tests.image.small import small_image
 from tests.prepared import Done, Prepared
 
@@ -187,4 +188,19 @@ def test_writable_mount_is_the_users_and_what_is_written_roots(home: Home, mount
     assert (
         home.run("run", "--name", "box", "small", "stat", "-c", "%u:%g", "/etc/new", "/etc/link", "/d") == "0:0\n" * 3
     )
+    home.run("rm", "box")
+
+
+def test_image_without_layers_is_the_users_to_fill(home: Home, machine: Path, mountpoint: Path) -> None:
+    scratch = LayoutFiles()
+    scratch.image("latest")
+    (machine / "scratch.tar").write_bytes(tar(scratch.finished()))
+    home.run("load", "-i", machine / "scratch.tar", "--name", "scratch:1")
+    home.run("mount", "scratch:1", mountpoint)
+    assert as_user(["stat", "-c", "%u:%g %a", mountpoint]) == "0:0 755\n"
+    home.run("umount", mountpoint)
+    home.run("mount", "scratch:1", mountpoint, "--rw", "--name", "box")
+    as_user(["touch", mountpoint / "new"])
+    home.run("umount", mountpoint)
+    assert home.run("diff", "box") == "A /new\n"
     home.run("rm", "box")

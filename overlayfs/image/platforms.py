@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from .errors import InvalidError, NotFoundError
 from .model import Descriptor, Platform
 
 _ARCHITECTURES: Final = {
     "x86_64": "amd64",
+    "x86-64": "amd64",
     "i386": "386",
     "i686": "386",
     "aarch64": "arm64",
-    "armv8l": "arm64",
     "loongarch64": "loong64",
 }
-"""What uname(2) says, as Go's GOARCH; the others have the same name in both (riscv64, ppc64le, s390x, mips64)."""
-_VARIANTS: Final = {"armv7l": "v7", "armv6l": "v6", "armv5l": "v5"}
-_DEFAULT_VARIANTS: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+"""What uname(2) and people say, as Go's GOARCH; the others have one name (riscv64, ppc64le, s390x, mips64)."""
+_ARM: Final = re.compile(r"armv([5-8])", re.ASCII)
+_NUMBERED: Final = re.compile(r"v?(\d)(?:\.(\d))?", re.ASCII | re.IGNORECASE)
+_USUAL: Final = frozenset({("amd64", "v1"), ("arm64", "v8")})
+_AMD64_LEVELS: Final = {
+    2: frozenset({"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"}),
+    3: frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
+    4: frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}),
+}
+"""What each level has beyond the one below (x86-64 psABI, Micro-Architecture Levels), as /proc/cpuinfo spells it."""
 
 
 def this_platform() -> Platform:
+    """Without the processor's level: an image that is made here runs on every one."""
     machine = os.uname().machine
-    if machine in _VARIANTS:
-        return Platform("arm", "linux", _VARIANTS[machine])
+    if arm := _ARM.match(machine):
+        return Platform("arm", "linux", f"v{arm[1]}")
     return Platform(_ARCHITECTURES.get(machine, machine), "linux")
+
+
+def amd64_level(flags: Collection[str]) -> int:
+    """The highest level of x86-64, 1 to 4, that a processor with these flags can run."""
+    missing = (level for level, needed in _AMD64_LEVELS.items() if not needed <= set(flags))
+    return next(missing, 5) - 1
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Those of this machine's processors; none where it is no x86."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def parse_platform(text: str) -> Platform:
@@ -47,14 +73,69 @@ def platform_name(platform: Platform | None) -> str:
     return "/".join(filter(None, (platform.os, platform.architecture, platform.variant)))
 
 
-def matches(offered: Platform | None, wanted: Platform) -> bool:
-    """Whether an image for `offered` is one for `wanted`; one that does not say what it is for, is."""
-    if offered is None:
-        return True
-    if (offered.os, offered.architecture) != (wanted.os, wanted.architecture):
-        return False
-    usual = _DEFAULT_VARIANTS.get(wanted.architecture, "")
-    return not wanted.variant or (offered.variant or usual) == wanted.variant
+def acceptable(wanted: Platform) -> list[Platform]:
+    """The platforms whose images run on `wanted`, best first, as containerd orders them (platforms/compare.go).
+
+    A newer variant runs what an older one does, amd64 also 386, arm64 also arm. amd64 without a variant is this
+    machine's processor: the newest level that it can run comes first, the plain image last.
+    """
+    wanted, asked = normal(wanted), wanted.variant
+    if wanted.architecture == "amd64":
+        level = _major(asked) if asked else amd64_level(processor_flags())
+        return [*_variants(wanted, level, 1), replace(wanted, architecture="386", variant="")]
+    if wanted.architecture == "arm64":
+        arm = replace(wanted, architecture="arm", variant="v8")
+        return [*map(normal, _arm64_variants(wanted)), *_variants(arm, 8, 5)]
+    if wanted.architecture == "arm":
+        return _variants(wanted, _major(wanted.variant), 5)
+    return [wanted]
+
+
+def _variants(platform: Platform, newest: int, oldest: int) -> list[Platform]:
+    """`vN` from `newest` down to `oldest`; a variant that is no number, or older than all, is itself alone."""
+    if newest < oldest:
+        return [platform]
+    return [normal(replace(platform, variant=f"v{number}")) for number in range(newest, oldest - 1, -1)]
+
+
+def _arm64_variants(platform: Platform) -> Iterator[Platform]:
+    """v9.x runs what v8.{x+5} does, as it began as that (Arm Architecture Reference Manual)."""
+    numbered = _NUMBERED.fullmatch(platform.variant or "v8")
+    if numbered is None or int(numbered[1]) not in (8, 9):
+        yield platform
+        return
+    minor = int(numbered[2] or 0)
+    if numbered[1] == "9":
+        yield from _minors(platform, 9, minor)
+        minor += 5
+    yield from _minors(platform, 8, minor)
+
+
+def _minors(platform: Platform, major: int, newest: int) -> Iterator[Platform]:
+    for minor in range(newest, -1, -1):
+        yield replace(platform, variant=f"v{major}.{minor}" if minor else f"v{major}")
+
+
+def _major(variant: str) -> int:
+    """The N of `vN`; 0 where the variant is anything else."""
+    numbered = _NUMBERED.fullmatch(variant)
+    return int(numbered[1]) if numbered and not numbered[2] else 0
+
+
+def normal(platform: Platform) -> Platform:
+    """The platform with one spelling of each architecture and variant: the usual variant is none, but of arm v7."""
+    architecture = platform.architecture.lower()
+    architecture = _ARCHITECTURES.get(architecture, architecture)
+    variant = platform.variant.lower()
+    if architecture == "armhf" or (architecture, variant) == ("arm", ""):
+        architecture, variant = "arm", "v7"
+    elif architecture == "armel":
+        architecture, variant = "arm", "v6"
+    if architecture in ("amd64", "arm", "arm64") and variant[:1].isdigit():
+        variant = f"v{variant}"
+    if (architecture, variant) in _USUAL or architecture == "386":
+        variant = ""
+    return Platform(architecture, platform.os.lower(), variant)
 
 
 def choose(
@@ -62,11 +143,21 @@ def choose(
     wanted: Platform | None = None,
     is_usable: Callable[[Descriptor], bool] = lambda _: True,
 ) -> Descriptor:
-    """The first usable one for `wanted` (None: this machine). Raises NotFoundError, which names what is offered."""
+    """The best usable one for `wanted` (None: this machine), or else one that does not say what it is for.
+
+    Of equals the first. Raises NotFoundError, which names what is offered.
+    """
     wanted = wanted or this_platform()
     offered = [descriptor for descriptor in manifests if is_usable(descriptor)]
-    for descriptor in offered:
-        if matches(descriptor.platform, wanted):
-            return descriptor
+    for platform in (*acceptable(wanted), None):
+        for descriptor in offered:
+            if platform == _said(descriptor):
+                return descriptor
     names = ", ".join(platform_name(descriptor.platform) for descriptor in offered) or "none"
     raise NotFoundError(f"no image for {platform_name(wanted)}; there is {names}")
+
+
+def _said(descriptor: Descriptor) -> Platform | None:
+    """What the image is for; None where its index does not say."""
+    platform = descriptor.platform
+    return None if platform is None or not (platform.os or platform.architecture) else normal(platform)

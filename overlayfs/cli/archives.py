@@ -29,9 +29,9 @@ def load_images(source: str, name: str | None, *, unpack: bool, quiet: bool, as_
         store.sweep()
         if source == _STDIN:
             stream = standard_input("an image archive")
-            images = load(store, stream, name, what="standard input", unpack=unpack, progress=progress)
+            images = load(store, stream, name, what="standard input", unpack=unpack, progress=progress, tell=_warn)
         else:
-            images = load(store, Path(source), name, unpack=unpack, progress=progress)
+            images = load(store, Path(source), name, unpack=unpack, progress=progress, tell=_warn)
         tell_what_was_lost(store, images)
     if as_json:
         print_json([{"Id": image.id, "Name": str(image.reference) if image.reference else None} for image in images])
@@ -48,7 +48,11 @@ def tell_what_was_lost(store: Store, images: Sequence[Image]) -> None:
     for key in keys:
         lost.update(layers.info(key).warnings)
     for what, count in sorted(lost.items()):
-        print(f"overlayfs: {safe(what)} ({count} times)", file=sys.stderr)
+        _warn(f"{what} ({count} times)")
+
+
+def _warn(line: str) -> None:
+    print(f"overlayfs: {safe(line)}", file=sys.stderr)
 
 
 def standard_input(expected: str) -> BinaryIO:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .compression import Source
 from .docker_archive import docker_images
@@ -37,14 +39,16 @@ def load(
     unpack: bool = False,
     progress: Progress = NO_PROGRESS,
     limits: Limits | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Image]:
     """Take in all images of an archive (a path, or a stream that is read to its end) or of a layout directory.
 
     They keep their names, or have `name` if it is one image. A tag without a repository, as layouts may have, is one
     of the repository that the file or directory is named for; an image for which no name is found has none. With
-    `unpack` their layers are unpacked too. Raises ImageError, and then no image has got a name.
+    `unpack` their layers are unpacked too. `tell` gets a line for each thing that is skipped, as it is no image. Raises
+    ImageError, and then no image has got a name.
     """
-    taking = _Taking(store, name, unpack, progress)
+    taking = _Taking(store, name, unpack, progress, tell)
     limits = limits or store.limits.of_archive
     if isinstance(source, Path) and source.is_dir():
         return _load_directory(taking, source)
@@ -87,6 +91,7 @@ class _Watched:
         return data
 
 
+_MOST_TOLD: Final = 3
 Found = list[tuple[Descriptor, Reference | None]]
 
 
@@ -98,11 +103,13 @@ class _Taking:
     name: str | None
     unpack: bool
     progress: Progress
+    tell: Callable[[str], None]
 
     def find(self, members: Members, stem: str | None) -> Found:
         """The images, whose blobs are kept."""
+        skipped: list[str] = []
         if members.has("index.json"):
-            found = [*oci_images(members, stem)]
+            found = [*oci_images(members, stem, skipped.append)]
         elif members.has("manifest.json"):
             found = [*docker_images(self.store, members)]
         else:
@@ -111,7 +118,9 @@ class _Taking:
                 "a root filesystem is taken in by import"
             )
         if not found:
-            raise NotFoundError(f"{members.what} holds no image")
+            raise NotFoundError("; ".join([f"{members.what} holds no image", *skipped[:_MOST_TOLD]]))
+        for line in skipped:
+            self.tell(f"{members.what}: skipped, as {line}")
         return found if self.name is None else self._renamed(found, Reference.parse(self.name), members.what)
 
     def _renamed(self, found: Found, reference: Reference, what: str) -> Found:

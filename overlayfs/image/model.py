@@ -69,6 +69,7 @@ class Manifest(Struct, frozen=True, rename="camel", omit_defaults=True):
     layers: list[Descriptor]
     media_type: str = ""
     annotations: dict[str, str] = {}
+    artifact_type: str = ""
 
 
 class Index(Struct, frozen=True, rename="camel", omit_defaults=True):

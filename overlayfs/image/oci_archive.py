@@ -6,9 +6,10 @@ blobs of an image are kept before its manifest, that before an index that has it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
+from .artifacts import ArtifactError, artifact_type, is_attestation, names_image
 from .blobs import check_content
 from .digest import digest_of
 from .errors import InvalidError, NotFoundError
@@ -26,17 +27,25 @@ from .model import (
     check_layer_count,
     parse,
 )
+from .platforms import platform_name
 from .reference import Reference
 
 CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The annotation by which containerd, and docker since version 25, write a full name."""
 
 
-def oci_images(members: Members, stem: str | None) -> Iterator[tuple[Descriptor, Reference | None]]:
+def oci_images(
+    members: Members, stem: str | None, skip: Callable[[str], None]
+) -> Iterator[tuple[Descriptor, Reference | None]]:
+    """The images, whose blobs are kept; of each thing beside them that is none `skip` is told."""
     index = parse(members.read("index.json"), Index, f"{members.what}: index.json")
     for descriptor in index.manifests:
-        _keep_tree(members, descriptor)
-        yield bare(descriptor), _name_of(descriptor, stem)
+        try:
+            _keep_tree(members, descriptor)
+        except ArtifactError as artifact:
+            skip(str(artifact))
+        else:
+            yield bare(descriptor), _name_of(descriptor, stem)
 
 
 def _name_of(descriptor: Descriptor, stem: str | None) -> Reference | None:
@@ -61,27 +70,34 @@ def _keep_tree(members: Members, descriptor: Descriptor, *, is_member: bool = Fa
     name = blob_name(descriptor.digest)
     if descriptor.media_type in INDEX_TYPES and not is_member:
         index = parse(_document(members, descriptor), Index, f"{members.what}: the index {descriptor.digest}")
-        here = [member for member in index.manifests if _is_image(member) and members.has(blob_name(member.digest))]
-        if not here:
+        here = [member for member in index.manifests if names_image(member) and members.has(blob_name(member.digest))]
+        if not sum(_keep_member(members, member) for member in here):
             raise NotFoundError(f"{members.what}: no image of the index {descriptor.digest} is in it")
-        for member in here:
-            _keep_tree(members, member, is_member=True)
+    elif is_attestation(descriptor):
+        raise ArtifactError(
+            f"{descriptor.digest} is an attestation: its platform is {platform_name(descriptor.platform)}"
+        )
     elif descriptor.media_type in MANIFEST_TYPES:
         _keep_parts(members, descriptor)
     else:
-        raise InvalidError(f"{members.what}: {descriptor.digest} is no image: it is of type {descriptor.media_type!r}")
+        raise ArtifactError(f"{descriptor.digest} is no image: it is of the type {descriptor.media_type!r:.100}")
     members.keep(name, descriptor)
 
 
-def _is_image(member: Descriptor) -> bool:
-    """Not an attestation, whose platform is "unknown" (BuildKit's attestation-storage.md), and not an inner index."""
-    is_known = member.platform is None or member.platform.os != "unknown"
-    return is_known and member.media_type in MANIFEST_TYPES
+def _keep_member(members: Members, member: Descriptor) -> bool:
+    """Keep one image of an index; False for what is none, which stays out, as what the index says is none."""
+    try:
+        _keep_tree(members, member, is_member=True)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _keep_parts(members: Members, descriptor: Descriptor) -> None:
     what = f"{members.what}: the manifest {descriptor.digest}"
     manifest = parse(_document(members, descriptor), Manifest, what)
+    if kind := artifact_type(manifest):
+        raise ArtifactError(f"{descriptor.digest} is no image: it is of the type {kind!r:.100}")
     _check_layer_types(manifest, what)
     config = parse(_document(members, manifest.config), ImageConfig, f"{members.what}: a configuration")
     check_layer_count(manifest, config, what)

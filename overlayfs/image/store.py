@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
+from .artifacts import names_image
 from .blobs import Blobs
 from .digest import Digest
 from .errors import ImageError, InUseError, InvalidError, NotFoundError
@@ -204,7 +205,7 @@ class Store(Blobs):
 
     def _member(self, descriptor: Descriptor, platform: Platform | None) -> Descriptor:
         """The manifest of an index to use; an index within an index is not followed."""
-        manifests = [member for member in self.load_index(descriptor).manifests if member.media_type in MANIFEST_TYPES]
+        manifests = [member for member in self.load_index(descriptor).manifests if names_image(member)]
         try:
             return choose(manifests, platform, lambda member: self.has_blob(member.digest))
         except NotFoundError:

@@ -14,16 +14,15 @@ from typing import Final, TypeVar
 
 import trio
 
+from .artifacts import artifact_type, names_image
 from .digest import hex_of
 from .download import download
 from .errors import ImageError, InvalidError, LimitError, NotFoundError
 from .model import (
-    DOCKER_CONFIG,
     INDEX_TYPES,
     LAYER_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT,
-    OCI_CONFIG,
     Descriptor,
     ImageConfig,
     Index,
@@ -41,7 +40,6 @@ from .retrying import Retrying
 from .store import Image, Store
 from .upload import CHUNK, upload
 
-_CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _MOST_LAYERS: Final = 1000
 Result = TypeVar("Result")
 
@@ -102,8 +100,7 @@ async def pull(
 def _members(root: Document, reference: Reference, platform: Platform | None, all_platforms: bool) -> list[Descriptor]:
     """The manifests of an index that are wanted. Raises NotFoundError, InvalidError."""
     index = parse(root.data, Index, f"the index of {reference}")
-    manifests = [member for member in index.manifests if member.media_type in MANIFEST_TYPES]
-    images = [member for member in manifests if member.platform is None or member.platform.os != "unknown"]
+    images = [member for member in index.manifests if names_image(member)]
     if all_platforms and not images:
         raise NotFoundError(f"{reference} is an index without images")
     return images if all_platforms else [choose(images, platform)]
@@ -145,8 +142,8 @@ class _Fetch:
 
 def _check_is_image(manifest: Manifest, what: str) -> None:
     """Raises InvalidError for artifacts that are no images, and for layers that are kept elsewhere."""
-    if manifest.config.media_type not in _CONFIG_TYPES:
-        raise InvalidError(f"{what} is of no image, but of {manifest.config.media_type!r:.100}")
+    if kind := artifact_type(manifest):
+        raise InvalidError(f"{what} is of no image, but of {kind!r:.100}")
     if manifest.config.size > MAX_DOCUMENT:
         raise LimitError(
             f"{what}: its configuration has {manifest.config.size} bytes; at most {MAX_DOCUMENT} are allowed"

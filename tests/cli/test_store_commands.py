@@ -23,7 +23,7 @@ from overlayfs.image.digest import hex_of
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.store import Image, Store
 from tests.cli.people import COMMAND
-from tests.image.making import docker_files, packed, put, tar
+from tests.image.making import LayoutFiles, docker_files, packed, put, tar
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # the parser's parts of each other
@@ -186,6 +186,24 @@ def test_attributes_that_cannot_be_kept_are_counted(kept: Kept) -> None:
     )
     assert done.stdout == "Loaded image: x:1\n"
     assert "nonsense.x" in done.stderr and "(2 times)" in done.stderr
+
+
+def test_artifact_beside_an_image_is_said_to_be_skipped(kept: Kept) -> None:
+    files = LayoutFiles()
+    files.image("docker.io/library/x:1", A)
+    files.manifests.append(files.blob(b"{}", "text/\x1b[31mplain"))
+    done = subprocess.run(
+        [*COMMAND, "--store", kept.path, "load", "-i", archive(kept.top / "x.tar", files.finished())],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert done.stdout == "Loaded image: x:1\n"
+    digest = files.manifests[-1]["digest"]
+    assert done.stderr.splitlines() == [
+        f"overlayfs: {kept.top}/x.tar: skipped, as {digest} is no image: it is of the type 'text/\\x1b[31mplain'"
+    ]
 
 
 def test_hostile_text_of_an_image_is_shown_as_text(kept: Kept) -> None:

@@ -21,7 +21,7 @@ from .layers import LayerStore
 from .limits import Limits
 from .members import ArchiveMembers, DirectoryMembers, Members
 from .model import Descriptor
-from .oci_archive import oci_images
+from .oci_archive import oci_images, read_index
 from .progress import NO_PROGRESS, Progress, Task
 from .reference import Reference
 from .saving import save, save_directory
@@ -108,11 +108,10 @@ class _Taking:
     def find(self, members: Members, stem: str | None) -> Found:
         """The images, whose blobs are kept."""
         skipped: list[str] = []
-        if members.has("index.json"):
-            found = [*oci_images(members, stem, skipped.append)]
-        elif members.has("manifest.json"):
+        found = self._oci_images(members, stem, skipped.append)
+        if not found and members.has("manifest.json"):
             found = [*docker_images(self.store, members)]
-        else:
+        if found is None:
             raise InvalidError(
                 f"{members.what} is no image archive: neither manifest.json nor index.json is in it; "
                 "a root filesystem is taken in by import"
@@ -122,6 +121,19 @@ class _Taking:
         for line in skipped:
             self.tell(f"{members.what}: skipped, as {line}")
         return found if self.name is None else self._renamed(found, Reference.parse(self.name), members.what)
+
+    def _oci_images(self, members: Members, stem: str | None, skip: Callable[[str], None]) -> Found | None:
+        """Those that index.json names; None without it, and where it is broken beside a manifest.json."""
+        if not members.has("index.json"):
+            return None
+        try:
+            index = read_index(members)
+        except InvalidError as error:
+            if not members.has("manifest.json"):
+                raise
+            self.tell(f"{error}; manifest.json is read instead")
+            return None
+        return [*oci_images(members, index, stem, skip)]
 
     def _renamed(self, found: Found, reference: Reference, what: str) -> Found:
         digests = {descriptor.digest for descriptor, _ in found}

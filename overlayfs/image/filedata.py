@@ -7,7 +7,7 @@ most tools write it, takes no more disk than the file it was made of.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import xxhash
@@ -81,7 +81,7 @@ def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) ->
         return _EMPTY
     if entry.sparse is None:
         return _write_dense(SparseWriter(fd, room, entry.path), entry.size, data)
-    return _write_sparse(SparseWriter(fd, room, entry.path), entry, data)
+    return _write_sparse(fd, entry, data, room)
 
 
 def measure_data(entry: Entry, data: Iterable[memoryview], room: Room) -> None:
@@ -104,18 +104,26 @@ def _write_dense(writer: SparseWriter, size: int, data: Iterable[memoryview]) ->
     return _EMPTY if hashed is None else hashed.digest()
 
 
-def _write_sparse(writer: SparseWriter, entry: Entry, data: Iterable[memoryview]) -> bytes:
-    hashed, position = xxhash.xxh3_128(), 0
-    for offset, piece in _placed(entry.sparse or (), data):
-        _hash_hole(hashed, offset - position)
-        hashed.update(piece)
+def _write_sparse(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) -> bytes:
+    hashed = xxhash.xxh3_128()
+    write_hashed(fd, entry, data, room, hashed.update)
+    return hashed.digest()
+
+
+def write_hashed(
+    fd: int, entry: Entry, data: Iterable[memoryview], room: Room, update: Callable[[memoryview], None]
+) -> None:
+    """As `write_data`, with another hash: `update` is given all of the content."""
+    writer, position = SparseWriter(fd, room, entry.path), 0
+    for offset, piece in _placed(((0, entry.size),) if entry.sparse is None else entry.sparse, data):
+        _hash_hole(update, offset - position)
+        update(piece)
         writer.skip(offset - position)
         writer.write(piece)
         position = offset + len(piece)
-    _hash_hole(hashed, entry.size - position)
+    _hash_hole(update, entry.size - position)
     writer.skip(entry.size - position)
     writer.finish()
-    return hashed.digest()
 
 
 def _placed(extents: Iterable[tuple[int, int]], data: Iterable[memoryview]) -> Iterator[tuple[int, memoryview]]:
@@ -131,10 +139,10 @@ def _placed(extents: Iterable[tuple[int, int]], data: Iterable[memoryview]) -> I
             length -= len(piece)
 
 
-def _hash_hole(hashed: xxhash.xxh3_128, size: int) -> None:
+def _hash_hole(update: Callable[[memoryview], None], size: int) -> None:
     while size:
         piece = memoryview(_ZEROS)[:size]
-        hashed.update(piece)
+        update(piece)
         size -= len(piece)
 
 

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,7 +24,7 @@ from .blobs import check_content
 from .compression import Source, open_decompressed
 from .digest import ALGORITHM, Digest, digest_from, hex_of
 from .errors import DigestError, InvalidError, LimitError, NotFoundError
-from .filedata import SparseWriter
+from .filedata import write_hashed
 from .limits import Limits
 from .model import MAX_DOCUMENT, Descriptor
 from .progress import Task
@@ -34,7 +35,9 @@ from .tarentry import Entry, TarReader
 _CHUNK: Final = 1 << 20
 _BLOBS: Final = f"blobs/{ALGORITHM}/"
 _DEEPEST: Final = 3
-"""Components of a name: `blobs/sha256/HEX`."""
+"""Components of a name: `blobs/sha256/HEX`. What lies deeper is of no image, and is passed over."""
+_LARGEST_SPARSE: Final = DEFAULT_LIMITS.layer_size
+"""Bytes. Holes take no room in an archive, but time: they are hashed."""
 
 
 class Members(Protocol):
@@ -79,6 +82,7 @@ class ArchiveMembers:
         self._directory = directory
         self._staged: dict[str, _Staged] = {}
         self._links: dict[str, str] = {}
+        self._numbers = count()
 
     def read_all(self, source: Source, limits: Limits) -> None:
         """Read the archive to its end. Raises InvalidError for what no image archive holds."""
@@ -95,32 +99,42 @@ class ArchiveMembers:
             os.close(directory)
 
     def _take(self, name: str, entry: Entry, reader: TarReader, room: Room) -> None:
-        if entry.kind not in "flh" or name.count("/") >= _DEEPEST or entry.sparse is not None:
+        """Take in one member; of several with one name the last counts, as where docker and tar extract them."""
+        if name.count("/") >= _DEEPEST:
+            return
+        if entry.kind not in "flh":
             raise InvalidError(
                 f"{self.what} is no image archive: it holds {name!r}; a root filesystem is taken in by import"
             )
-        if name in self._staged or name in self._links:
-            raise InvalidError(f"{self.what}: two members are named {name!r}")
+        self._drop(name)
         if entry.kind == "f":
-            self._staged[name] = self._stage(name, entry.size, reader, room)
+            self._staged[name] = self._stage(name, entry, reader, room)
         else:
             target = entry.target.decode("utf-8", "backslashreplace")
             base = posixpath.dirname(name) if entry.kind == "l" else ""
             self._links[name] = posixpath.normpath(posixpath.join(base, target))
 
-    def _stage(self, name: str, size: int, reader: TarReader, room: Room) -> _Staged:
+    def _drop(self, name: str) -> None:
+        self._links.pop(name, None)
+        replaced = self._staged.pop(name, None)
+        if replaced is not None and self._is_staged(replaced):
+            replaced.path.unlink()
+
+    def _is_staged(self, member: _Staged) -> bool:
+        """Whether its file is ours, and not a blob of the store."""
+        return member.path.parent == self._directory
+
+    def _stage(self, name: str, entry: Entry, reader: TarReader, room: Room) -> _Staged:
         digest = _digest_named(name)
-        if digest is not None and self._has(digest, size):
-            return _Staged(self._store.blob_path(digest), digest, size)
-        path = self._directory / str(len(self._staged))
+        if digest is not None and self._has(digest, entry.size):
+            return _Staged(self._store.blob_path(digest), digest, entry.size)
+        if entry.sparse is not None and entry.size > _LARGEST_SPARSE:
+            raise LimitError(f"{self.what}: {name!r} has holes and {entry.size} bytes: at most {_LARGEST_SPARSE}")
+        path = self._directory / str(next(self._numbers))
         hashed = hashlib.sha256()
         with open(path, "xb", buffering=0) as file:
-            writer = SparseWriter(file.fileno(), room, os.fsencode(name))
-            for piece in reader.read_data():
-                hashed.update(piece)
-                writer.write(piece)
-            writer.finish()
-        staged = _Staged(path, digest_from(hashed), size)
+            write_hashed(file.fileno(), entry, reader.read_data(), room, hashed.update)
+        staged = _Staged(path, digest_from(hashed), entry.size)
         if digest is not None and staged.digest != digest:
             raise DigestError(f"{self.what}: {name} has other content: its digest is {staged.digest}")
         return staged
@@ -161,7 +175,7 @@ class ArchiveMembers:
     def keep(self, name: str, expected: Descriptor) -> None:
         staged = self._find(name)
         check_content(expected, staged.digest, staged.size)
-        if staged.path.parent == self._directory and staged.path.exists():
+        if self._is_staged(staged) and staged.path.exists():
             self._store.adopt_blob(staged.path, staged.digest)
             adopted = replace(staged, path=self._store.blob_path(staged.digest))
             self._staged = {known: adopted if found == staged else found for known, found in self._staged.items()}

@@ -34,11 +34,15 @@ CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The annotation by which containerd, and docker since version 25, write a full name."""
 
 
+def read_index(members: Members) -> Index:
+    """The index of the layout. Raises InvalidError."""
+    return parse(members.read("index.json"), Index, f"{members.what}: index.json")
+
+
 def oci_images(
-    members: Members, stem: str | None, skip: Callable[[str], None]
+    members: Members, index: Index, stem: str | None, skip: Callable[[str], None]
 ) -> Iterator[tuple[Descriptor, Reference | None]]:
-    """The images, whose blobs are kept; of each thing beside them that is none `skip` is told."""
-    index = parse(members.read("index.json"), Index, f"{members.what}: index.json")
+    """The images of the layout, whose blobs are kept; of each thing beside them that is none `skip` is told."""
     for descriptor in index.manifests:
         try:
             _keep_tree(members, descriptor)

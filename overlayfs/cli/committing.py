@@ -15,10 +15,8 @@ from overlayfs.cli.output import print_json, printable
 from overlayfs.cli.progress import shown_progress
 from overlayfs.image import mutate
 from overlayfs.image.containers import Containers
-from overlayfs.image.digest import Digest
 from overlayfs.image.errors import InvalidError, NotFoundError
 from overlayfs.image.layers import LayerStore
-from overlayfs.image.model import OCI_MANIFEST, Descriptor, Manifest, parse
 from overlayfs.image.mutate import Made, Making
 from overlayfs.image.progress import Progress
 from overlayfs.image.reference import Reference
@@ -166,7 +164,7 @@ def _container(store: Store, name: str, base: Image | None) -> Source:
     container = containers.find(name)
     for mountpoint in (container.mountpoint, os.fspath(containers.root(container.name))):
         _sync_mount(os.fsencode(mountpoint))
-    return Source(containers.compare(container), base or load_by_manifest(store, container.manifest))
+    return Source(containers.compare(container), base or store.load_by_manifest(container.manifest))
 
 
 def _mount(store: Store, path: bytes, base: Image | None) -> Source:
@@ -183,7 +181,7 @@ def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Im
     """The image whose layers are mounted: as its record says, or one that has the very same."""
     for use in store.mounts().values():
         if use.image is not None and os.fsencode(use.mountpoint) == mountpoint:
-            return load_by_manifest(store, use.image)
+            return store.load_by_manifest(use.image)
     layers = LayerStore(store)
     for image in store.images():
         keys = layers.keys(image)
@@ -192,16 +190,6 @@ def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Im
         ):
             return image
     raise CommandError(f"{printable(mountpoint)}: say with --base on which image it is: its layers are not the store's")
-
-
-def load_by_manifest(store: Store, digest: Digest) -> Image:
-    """An image of the store, whether it still has a name or not. Raises NotFoundError."""
-    try:
-        data = store.blob_path(digest).read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(f"the image {digest} is not in the store any more: load or pull it again") from None
-    manifest = parse(data, Manifest, f"the manifest {digest}")
-    return store.load_image(Descriptor(manifest.media_type or OCI_MANIFEST, digest, len(data)))
 
 
 def _sync_mount(mountpoint: bytes) -> None:

@@ -80,7 +80,7 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
 def _make_or_claim(containers: Containers, image: Image, keys: list[Digest], name: str | None) -> Container:
     containers.sweep()
     if name is not None and containers.directory(name).exists():
-        return containers.claim(name, image.descriptor.digest)
+        return containers.claim(name, image)
     return containers.create(name, image, keys, is_ephemeral=name is None)
 
 

@@ -98,7 +98,7 @@ def _make_or_claim(store: Store, image: Image, request: RunRequest) -> Container
     if request.name is not None and containers.directory(request.name).exists():
         if request.removes:
             raise InUseError(f"the container {request.name} is there already: leave --rm out to run in it again")
-        return containers.claim(request.name, image.descriptor.digest)
+        return containers.claim(request.name, image)
     return containers.create(request.name, image, layers, is_ephemeral=request.removes)
 
 

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from ..tree import metadata, syscalls
 from . import records
 from .digest import Digest
-from .errors import InUseError, InvalidError, NotFoundError
+from .errors import ImageError, InUseError, InvalidError, NotFoundError
 from .layers import LayerStore
 from .staging import remove_tree
 from .store import Image, Store
@@ -196,17 +196,24 @@ class Containers:
 
     # used
 
-    def claim(self, name: str, manifest: Digest) -> Container:
+    def claim(self, name: str, image: Image) -> Container:
         """Have this process use the container, which must be on that image. Raises InUseError, NotFoundError."""
         with self._locked(name) as container:
             _check_is_free(container)
-            if container.manifest != manifest:
+            if container.manifest != image.descriptor.digest and not self._is_on(container, image):
                 raise InUseError(
                     f"the container {name} is on another image, {container.image}: remove it, or use another name"
                 )
             claimed = replace(container, process=Process.of(os.getpid()), started=time.time(), ended=0.0, mountpoint="")
             self._write(claimed)
         return claimed
+
+    def _is_on(self, container: Container, image: Image) -> bool:
+        """Whether its image is this one by another manifest, which packs the same layers otherwise."""
+        try:
+            return self._store.load_by_manifest(container.manifest).id == image.id
+        except ImageError:
+            return False
 
     def change(self, name: str, **members: object) -> Container:
         """Write members of the record anew; by who uses it."""

@@ -195,6 +195,15 @@ class Store(Blobs):
         check_layer_count(manifest, config, str(reference or descriptor.digest))
         return Image(reference, bare(descriptor), manifest, config)
 
+    def load_by_manifest(self, digest: Digest) -> Image:
+        """An image that is here, whether it still has a name or not. Raises NotFoundError."""
+        try:
+            size = self.blob_path(digest).stat().st_size
+        except FileNotFoundError:
+            raise NotFoundError(f"the image {digest} is not in the store any more: load or pull it again") from None
+        manifest = self.load_manifest(Descriptor(OCI_MANIFEST, digest, size))
+        return self.load_image(Descriptor(manifest.media_type or OCI_MANIFEST, digest, size))
+
     def load_manifest(self, descriptor: Descriptor) -> Manifest:
         if descriptor.media_type not in MANIFEST_TYPES:
             raise InvalidError(f"{descriptor.digest} is no image: its media type is {descriptor.media_type!r}")
@@ -232,9 +241,30 @@ class Store(Blobs):
         self.keep(descriptor, reference)
 
     def keep(self, descriptor: Descriptor, reference: Reference | None) -> None:
-        """As `tag`; None keeps the image without a name, if it has none yet. Raises as `check_complete`."""
+        """As `tag`; None keeps the image without a name, if it has none yet. Raises as `check_complete`.
+
+        Of the same image by another manifest (with layers compressed otherwise) no line without a name is left.
+        """
         self.check_complete(descriptor)
-        self._layout.edit(lambda entries: _with(entries, Entry(reference, bare(descriptor))))
+        new = Entry(reference, bare(descriptor))
+        self._layout.edit(lambda entries: _with(entries, new, self._same_image(entries, new)))
+
+    def _same_image(self, entries: list[Entry], new: Entry) -> set[Digest]:
+        """What has the same ID among the manifests that `new` may replace: so the same layers, however packed."""
+        identity = self.load_image(new.descriptor).id
+        concerned = [entry for entry in entries if new.reference is None or entry.reference in (None, new.reference)]
+        same = {entry.descriptor.digest for entry in concerned if self._whole_id(entry.descriptor) == identity}
+        return same | {new.descriptor.digest}
+
+    def _whole_id(self, descriptor: Descriptor) -> Digest | None:
+        """The ID of an image of one manifest, if all of it is here; an index is more than its image."""
+        if descriptor.media_type not in MANIFEST_TYPES:
+            return None
+        try:
+            self.check_complete(descriptor)
+            return self.load_manifest(descriptor).config.digest
+        except ImageError:
+            return None
 
     def untag(self, reference: Reference) -> None:
         """Remove a name, and with its last name an image; its bytes stay until `prune`. Raises NotFoundError."""
@@ -318,19 +348,21 @@ def _check_is_ours(path: Path) -> None:
         path.chmod(0o700)
 
 
-def _with(entries: list[Entry], new: Entry) -> list[Entry]:
-    """The entries with the new one: it takes the name from who had it, and the place of itself without a name."""
-    is_known = any(entry.descriptor.digest == new.descriptor.digest for entry in entries)
+def _with(entries: list[Entry], new: Entry, same: set[Digest]) -> list[Entry]:
+    """The entries with the new one: it takes the name from who had it, and the place of itself without a name.
+
+    `same` are the digests by which the new image may be there already.
+    """
     if new.reference is None:
-        return entries if is_known else [*entries, new]
+        return entries if any(entry.descriptor.digest in same for entry in entries) else [*entries, new]
     if any(entry.reference == new.reference and entry.descriptor.digest == new.descriptor.digest for entry in entries):
         return entries
-    others = [entry for entry in entries if entry.reference or entry.descriptor.digest != new.descriptor.digest]
+    others = [entry for entry in entries if entry.reference or entry.descriptor.digest not in same]
     kept = []
     for entry in others:
         if entry.reference != new.reference:
             kept.append(entry)
-        elif _is_only_name(entry, others):
+        elif entry.descriptor.digest not in same and _is_only_name(entry, others):
             kept.append(Entry(None, entry.descriptor))
     return [*kept, new]
 

@@ -206,6 +206,22 @@ def test_artifact_beside_an_image_is_said_to_be_skipped(kept: Kept) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", [("--name", "x:1"), ()], ids=["named", "unnamed"])
+@pytest.mark.parametrize("kinds", [("oci-archive", "docker-archive"), ("docker-archive", "oci-archive")])
+def test_image_that_comes_in_two_kinds_of_archive_is_listed_once(
+    kept: Kept, kinds: tuple[str, str], name: tuple[str, ...]
+) -> None:
+    other = Kept(kept.top / "other")
+    identity = other.put(None, A, B).id
+    for kind in kinds:
+        other.run("save", identity, "--format", kind, "-o", kept.top / f"{kind}.tar")
+        kept.run("load", "-i", kept.top / f"{kind}.tar", *name)
+    assert [image["Id"] for image in kept.answer("images")] == [identity]
+    kept.run("prune", "--force")
+    assert len(kept.names()) == (1 if name else 0)
+    assert kept.run("verify") == []
+
+
 def test_hostile_text_of_an_image_is_shown_as_text(kept: Kept) -> None:
     kept.put("x:1", A, author="\x1b[31mred\x07", variant="v\n8")
     for command in ("inspect", "history"):

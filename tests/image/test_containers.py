@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from overlayfs.image.containers import RECORD, Container, Containers
 from overlayfs.image.digest import Digest
@@ -139,26 +140,40 @@ def test_missing_layer_is_named(containers: Containers, box: Container, keys: li
 # -- used by one at a time
 
 
-def test_used_container_is_left_alone(containers: Containers, box: Container, other: subprocess.Popen[bytes]) -> None:
+@pytest.mark.usefixtures("box")
+def test_used_container_is_left_alone(containers: Containers, image: Image, other: subprocess.Popen[bytes]) -> None:
     have_other_use(containers, "box", other)
     for change in (
-        lambda: containers.claim("box", box.manifest),
+        lambda: containers.claim("box", image),
         lambda: containers.reset("box"),
         lambda: containers.take_away("box"),
     ):
         with pytest.raises(InUseError, match=rf"box is running \(process {other.pid}\)"):
             change()
     end(other)
-    assert containers.claim("box", box.manifest).is_in_use
+    assert containers.claim("box", image).is_in_use
 
 
-def test_container_on_another_image_is_not_claimed(containers: Containers, box: Container) -> None:
+@pytest.mark.usefixtures("box")
+def test_container_on_another_image_is_not_claimed(store: Store, containers: Containers) -> None:
+    other = image_of(store, "other", RunConfig(), {"etc/a": b"other"})
     with pytest.raises(InUseError, match="on another image, few:latest"):
-        containers.claim("box", Digest("sha256:" + 64 * "0"))
+        containers.claim("box", other)
 
 
-def test_released_container_is_free(containers: Containers, box: Container) -> None:
-    containers.claim("box", box.manifest)
+@pytest.mark.usefixtures("box")
+def test_container_is_claimed_by_another_manifest_of_its_image(
+    store: Store, containers: Containers, image: Image
+) -> None:
+    """As where it comes once more from an archive of another kind."""
+    again = store.put_image(replace(image.manifest, annotations={"again": "yes"}), image.config, image.reference)
+    assert again.id == image.id and again.descriptor != image.descriptor
+    assert containers.claim("box", again).is_in_use
+
+
+@pytest.mark.usefixtures("box")
+def test_released_container_is_free(containers: Containers, image: Image) -> None:
+    containers.claim("box", image)
     containers.release("box", 7)
     found = containers.find("box")
     assert not found.is_in_use and found.exit_status == 7

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from overlayfs.image import layout
 from overlayfs.image.blobs import verified
@@ -20,9 +21,9 @@ from overlayfs.image.model import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, Descriptor
 from overlayfs.image.pruning import remove_image
 from overlayfs.image.reference import Reference
 from overlayfs.image.staging import occupied, remove_tree
-from overlayfs.image.store import Store
+from overlayfs.image.store import Image, Store
 from overlayfs.image.uses import Process, Use
-from tests.image.making import put, tar
+from tests.image.making import packed, put, tar
 
 A, B = tar({"a": b"a"}), tar({"b": b"b"})
 PATIENCE_S = 30
@@ -456,3 +457,69 @@ def test_trees_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
     assert remove_tree(top) == counted
     remove_tree(top)
     assert os.listdir(tmp_path) == ["canary"]
+
+
+# the same image by another manifest
+
+
+def repacked(store: Store, image: Image, name: str | None) -> Image:
+    """The image with its layers packed otherwise, as a docker archive has it."""
+    layers = [store.add_blob(packed(layer, "zstd"), f"{OCI_LAYER}+zstd") for layer in (A, B)]
+    return store.put_image(
+        replace(image.manifest, layers=layers), image.config, Reference.parse(name) if name else None
+    )
+
+
+def lines(store: Store) -> list[tuple[str, str]]:
+    """Name and manifest of each entry, as `images` lists them."""
+    entries = [
+        (entry.reference.familiar if entry.reference else "", entry.descriptor.digest) for entry in store.entries()
+    ]
+    return sorted(entries)
+
+
+@pytest.mark.parametrize("first", ["x:1", None])
+def test_other_manifest_of_an_image_leaves_no_second_line(store: Store, first: str | None) -> None:
+    old = put(store, first, A, B)
+    new = repacked(store, old, "x:1")
+    assert (new.id, new.digest != old.digest) == (old.id, True)
+    assert lines(store) == [("x:1", new.digest)]
+
+
+def test_image_without_a_name_is_listed_once(store: Store) -> None:
+    old = put(store, "x:1", A, B)
+    repacked(store, old, None)
+    assert lines(store) == [("x:1", old.digest)]
+
+
+def test_other_names_keep_their_manifest(store: Store) -> None:
+    old = put(store, "x:1", A, B)
+    store.tag(old.descriptor, Reference.parse("y:1"))
+    new = repacked(store, old, "x:1")
+    assert lines(store) == [("x:1", new.digest), ("y:1", old.digest)]
+
+
+def test_another_image_keeps_its_line_without_a_name(store: Store) -> None:
+    old, new = put(store, "x:1", A), put(store, "x:1", B)
+    assert lines(store) == [("", old.digest), ("x:1", new.digest)]
+
+
+def test_image_with_a_lost_layer_does_not_stand_for_a_whole_one(store: Store) -> None:
+    old = put(store, "x:1", A, B)
+    store.blob_path(old.manifest.layers[0].digest).unlink()
+    new = repacked(store, old, None)
+    assert lines(store) == [("", new.digest), ("x:1", old.digest)]
+
+
+def test_index_keeps_its_line_as_it_has_other_images_too(store: Store) -> None:
+    first, second = put(store, None, A, B), put(store, None, B)
+    members = [
+        replace(image.descriptor, platform=Platform("amd64", "linux", f"v{n}"))
+        for n, image in enumerate((first, second))
+    ]
+    root = store.add_blob(dump(Index(2, members, OCI_INDEX)), OCI_INDEX)
+    store.forget(first.digest)
+    store.forget(second.digest)
+    store.tag(root, Reference.parse("x:1"))
+    new = repacked(store, store.load_by_manifest(first.descriptor.digest), "x:1")
+    assert lines(store) == [("", root.digest), ("x:1", new.digest)]

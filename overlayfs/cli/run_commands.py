@@ -13,7 +13,11 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Containers: na
 
 @app.command(
     short_help="Run a program in an image.",
-    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+    context_settings={
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": False,
+        "help_option_names": ["--help"],  # -h is the host name, as docker's
+    },
 )
 def run(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID.")],
@@ -34,6 +38,9 @@ def run(
     working_directory: Annotated[str, typer.Option("--workdir", "-w", metavar="DIR", help="Where it starts.")] = "",
     user: Annotated[
         str, typer.Option("--user", "-u", metavar="USER[:GROUP]", help="As whom; the image's names, or numbers.")
+    ] = "",
+    hostname: Annotated[
+        str, typer.Option("--hostname", "-h", metavar="NAME", help="Its host name; else the container's own name.")
     ] = "",
     entrypoint: Annotated[
         str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; empty for none.")
@@ -70,6 +77,7 @@ def run(
         read_only,
         Network(network),
         None if runtime is None else Kind(runtime),
+        hostname,
     )
     raise typer.Exit(start(request, store_directory()))
 

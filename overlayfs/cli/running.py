@@ -27,7 +27,14 @@ from overlayfs.image.layers import LayerStore
 from overlayfs.image.model import RunConfig
 from overlayfs.image.mountpoints import Mountpoints, Volume, check_distinct
 from overlayfs.image.namespaces import enter_mount_namespace, enter_user_namespace
-from overlayfs.image.process import CannotRunError, NotThereError, Overrides, Process, process_of
+from overlayfs.image.process import (
+    CannotRunError,
+    NotThereError,
+    Overrides,
+    Process,
+    check_hostname,
+    process_of,
+)
 from overlayfs.image.runtime import SYSTEM, Bind, Kind, Launch, Network, find_runtime
 from overlayfs.image.staging import remove_tree
 from overlayfs.image.store import Image, Store
@@ -50,6 +57,7 @@ class RunRequest:
     is_read_only: bool = False
     network: Network = Network.HOST
     runtime: Kind | None = None
+    hostname: str = ""
 
 
 def run(request: RunRequest, store_directory: Path | None) -> int:
@@ -72,6 +80,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def _run(request: RunRequest, store_directory: Path | None) -> int:
+    if request.hostname:
+        check_hostname(request.hostname)
     volumes = [Volume.parse(text) for text in request.volumes]
     volumes.sort(key=lambda volume: volume.target.count("/"))  # one within another's target is to be seen in it
     check_distinct([volume.target for volume in volumes])
@@ -128,7 +138,7 @@ class _Running:
         mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
         with ChildMount(options, mount), Inside(os.fsencode(self.root)) as inside:
             sources = {volume.target: volume.source for volume in volumes}
-            process = process_of(config, request.overrides, inside, self.container.name, os.environ, sources)
+            process = process_of(config, request.overrides, inside, self._hostname(request), os.environ, sources)
             if not has_users:
                 process = replace(process, user=_root_alone(process.user))
             places = Mountpoints(inside, [b"/" + os.fsencode(path) for path in self.container.scaffold])
@@ -162,12 +172,16 @@ class _Running:
         return Launch(
             self.root,
             self.container.name,
+            self._hostname(request),
             process,
             binds,
             request.network,
             request.is_read_only,
             keeps_terminal=_has_terminal(),
         )
+
+    def _hostname(self, request: RunRequest) -> str:
+        return request.hostname or self.container.name
 
     def _note(self, **members: object) -> None:
         with Store.open(self.store) as store:

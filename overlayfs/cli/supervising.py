@@ -171,9 +171,8 @@ def _check_was_started(status: int, reports: bytes) -> int:
 def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
     log, pid_file = bundle / "log.json", bundle / "pid"
     (bundle / "config.json").write_bytes(_specification(plan))
-    name = plan.hostname
     words = [program, "--root", str(bundle / _RUNC_STATE), "--log", str(log), "--log-format", "json"]
-    words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), name]
+    words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), plan.name]
     process = subprocess.Popen(words, preexec_fn=lambda: _set_mask(mask))  # noqa: PLW1509 - there is one thread
     status = _watch(process, process.send_signal)  # it passes them on
     if not pid_file.exists():

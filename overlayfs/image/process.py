@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from .users import User, find_user
 
 _NO_VOLUMES: Final[Mapping[str, Path]] = MappingProxyType({})
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LABEL: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?"
+_HOSTNAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
+_LONGEST_HOSTNAME: Final = 64
+"""__NEW_UTS_LEN of linux/utsname.h."""
 
 
 class CannotRunError(ImageError):
@@ -55,6 +60,14 @@ class Process:
     environment: Mapping[str, str]
     directory: str
     user: User
+
+
+def check_hostname(text: str) -> None:
+    """RFC 1123, section 2.1, with the `_` that names of containers may have. Raises InvalidError."""
+    if len(text) > _LONGEST_HOSTNAME or not _HOSTNAME.fullmatch(text):
+        raise InvalidError(
+            f"{text[:100]!r} is no host name: at most {_LONGEST_HOSTNAME} letters, digits, - and _, with dots between"
+        )
 
 
 def command_of(config: RunConfig, overrides: Overrides) -> tuple[str, ...]:

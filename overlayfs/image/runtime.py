@@ -81,10 +81,12 @@ class Bind:
 class Launch:
     """One program on one root directory, which has directories (no symlinks) for `SYSTEM`.
 
-    `keeps_terminal`: the program is to have the caller's terminal for its own.
+    `name` is the container's, for the runtime. `keeps_terminal`: the program is to have the caller's terminal for its
+    own.
     """
 
     root: Path
+    name: str
     hostname: str
     process: Process
     binds: Sequence[Bind]

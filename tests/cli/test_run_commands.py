@@ -138,6 +138,19 @@ def test_root_has_the_capabilities_that_docker_leaves(clean: Shop, runtime: str)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("options", [("-h", "web.example"), ("-hweb.example",), ("--hostname=web.example",)])
+def test_host_name_may_be_given(clean: Shop, runtime: str, options: tuple[str, ...]) -> None:
+    script = "cat /proc/sys/kernel/hostname; echo $HOSTNAME"
+    assert clean.sh(script, *options, "--runtime", runtime) == "web.example\n" * 2
+    assert clean.run("run", "--name", "box", "--runtime", runtime, "small", "sh", "-c", script) == "box\n" * 2
+
+
+def test_bad_host_name_is_refused_before_a_container_is_made(clean: Shop) -> None:
+    assert "'a b' is no host name" in clean.refuses("run", "-h", "a b", "small", "sh", status=125)
+    assert clean.names == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_exit_status_is_the_programs(clean: Shop, runtime: str) -> None:
     clean.sh("exit 7", "--runtime", runtime, status=7)
     clean.sh("kill -KILL $$" if runtime == "bwrap" else "exit 137", "--runtime", runtime, status=137)

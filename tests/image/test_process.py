@@ -17,6 +17,7 @@ from overlayfs.image.process import (
     NotThereError,
     Overrides,
     Process,
+    check_hostname,
     command_of,
     find_program,
     process_of,
@@ -85,6 +86,18 @@ def test_environment_is_the_images_then_the_command_lines(root: Path) -> None:
 def test_path_and_home_have_defaults(root: Path) -> None:
     environment = process(root, RunConfig(cmd=["sh"]), Overrides()).environment
     assert environment == {"PATH": DEFAULT_PATH, "HOME": "/", "HOSTNAME": "host"}
+
+
+@pytest.mark.parametrize("name", ["web", "web.example", "a-b_c.1", "x" * 64, "A.B"])
+def test_hostname(name: str) -> None:
+    check_hostname(name)
+
+
+@pytest.mark.parametrize("name", ["-x", "x-", "a..b", ".a", "a.", "a b", "a\n", "x" * 65, "ü", "a/b", "--rm", "a.-b"])
+def test_bad_hostname_is_refused(name: str) -> None:
+    with pytest.raises(InvalidError, match="is no host name") as refused:
+        check_hostname(name)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("item", ["=x", "A=\0"])

@@ -27,7 +27,7 @@ BINDS = (Bind("/host/a", "/a"), Bind("/host/b", "/b", is_read_only=True))
 
 def launch(user: User, network: Network = Network.HOST, is_read_only: bool = False) -> Launch:
     process = Process(("/bin/sh", "-c", "x"), {"PATH": "/bin", "A": "b c"}, "/work", user)
-    return Launch(Path("/root/of/it"), "box", process, BINDS, network, is_read_only)
+    return Launch(Path("/root/of/it"), "box", "box.example", process, BINDS, network, is_read_only)
 
 
 def pairs(words: list[str], option: str, count: int) -> list[tuple[str, ...]]:

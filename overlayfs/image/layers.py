@@ -105,7 +105,8 @@ class LayerStore:
     def lower_keys(self, image: Image, progress: Progress = NO_PROGRESS) -> list[Digest]:
         """The keys of the trees to mount, bottom first; what is missing is unpacked.
 
-        A mount needs a lower, so an image without layers is mounted as if it had one in which nothing is.
+        A mount needs a lower, so an image without layers is mounted as if it had the one that buildah gives to
+        `FROM scratch`: a tar without members.
         """
         return self.keys(image) or self.unpack_image(image, progress) or [self._unpack_empty_layer(progress)]
 

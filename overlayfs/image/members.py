@@ -94,9 +94,13 @@ class ArchiveMembers:
                 name = entry.path.decode("utf-8", "backslashreplace")
                 if entry.kind != "d":
                     self._take(name, entry, reader, room)
-            reader.drain()
+        except LimitError as error:
+            if self.has("index.json") or self.has("manifest.json"):
+                raise
+            raise LimitError(f"{error}; a root filesystem is taken in by import") from None
         finally:
             os.close(directory)
+        reader.drain()
 
     def _take(self, name: str, entry: Entry, reader: TarReader, room: Room) -> None:
         """Take in one member; of several with one name the last counts, as where docker and tar extract them."""

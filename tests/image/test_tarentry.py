@@ -82,7 +82,8 @@ def test_data_that_is_read_in_part_is_passed_over() -> None:
     )
 )
 def test_reads_what_pythons_library_writes(form: int, members: list[tuple[str, bytes, int, int, int]]) -> None:
-    members = [member for member in members if member[0].strip(".")]
+    longest = 100 if form == tarfile.USTAR_FORMAT else 240  # bytes: of a ustar name without a slash
+    members = [member for member in members if member[0].strip(".") and len(member[0].encode()) <= longest]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form, encoding="utf-8") as archive:
         for name, data, mode, uid, mtime in members:

@@ -25,7 +25,7 @@ from .compression import Source, open_decompressed
 from .digest import ALGORITHM, Digest, digest_from, hex_of
 from .errors import DigestError, InvalidError, LimitError, NotFoundError
 from .filedata import write_hashed
-from .limits import Limits
+from .limits import DEFAULT_LIMITS, Limits
 from .model import MAX_DOCUMENT, Descriptor
 from .progress import Task
 from .store import Store
@@ -36,7 +36,7 @@ _CHUNK: Final = 1 << 20
 _BLOBS: Final = f"blobs/{ALGORITHM}/"
 _DEEPEST: Final = 3
 """Components of a name: `blobs/sha256/HEX`. What lies deeper is of no image, and is passed over."""
-_LARGEST_SPARSE: Final = DEFAULT_LIMITS.layer_size
+_LARGEST_SPARSE: Final = DEFAULT_LIMITS.disk_size
 """Bytes. Holes take no room in an archive, but time: they are hashed."""
 
 

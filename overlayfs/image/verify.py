@@ -73,7 +73,7 @@ class _Tree:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._has_overrides = marks.read_xattr_of_target(descriptor_path(root), OVERRIDE) is not None
+        self._has_overrides = marks.read_xattr_of_descriptor(root, OVERRIDE) is not None
 
     def keeps_owner(self, found: Record) -> bool:
         """An ordinary user cannot give a symlink away, nor note on it whose it is."""

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from ..tree import marks, metadata, syscalls
+from ..tree import access, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import content, copyup
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
@@ -58,7 +58,7 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
             return os.fstat(held)
     dir_fd, name = state.place(inode)
     try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return access.stat_at(dir_fd, name)
     except FileNotFoundError:  # changed behind our back
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
@@ -69,7 +69,7 @@ def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
     layer = layer_of(state, inode)
     if layer.override is not None and (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
         with state.node(inode) as fd:
-            owner = read_override(layer, descriptor_path(fd), owner)
+            owner = read_override(layer, fd, owner)
     elif layer.override is not None:
         owner = bare_owner(st)
     if state.ownership.plain:
@@ -85,10 +85,10 @@ def layer_of(state: State, inode: Inode) -> Layer:
     return state.layers[inode.lowers[0].layer if isinstance(inode, Directory) else inode.lower_layer]
 
 
-def read_override(layer: Layer, path: bytes, owner: Owner) -> Owner:
-    """`owner` as the override xattr of the file at `path` changes it."""
+def read_override(layer: Layer, fd: int, owner: Owner) -> Owner:
+    """`owner` as the override xattr of the file that `fd` refers to changes it."""
     try:
-        value = os.getxattr(path, layer.override or b"")
+        value = access.getxattr(fd, layer.override or b"")
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return owner
@@ -118,7 +118,7 @@ def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
     if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
         return 0
     dir_fd, name = state.lower_place(content.location(state, inode))
-    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_blocks
+    return access.stat_at(dir_fd, name).st_blocks
 
 
 def _is_metacopy(state: State, location: Location) -> bool:
@@ -151,8 +151,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
     if changes.size is not None and not truncated:
         opened = content.open_pooled(state, inode, writable=True)
         inode.note_lost_privileges()
-        # not ftruncate: that sets mtime even where the size stays
-        os.truncate(descriptor_path(opened.fd), changes.size)
+        _truncate(opened.fd, changes.size)
     if (changes.mode, changes.uid, changes.gid, changes.atime_ns, changes.mtime_ns) == _NO_METADATA:
         return
     with state.upper_node(inode) as fd:
@@ -162,6 +161,15 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
                 syscalls.set_times(fd, changes.atime_ns, changes.mtime_ns)
         finally:
             inode.note_lost_privileges()
+
+
+def _truncate(fd: int, size: int) -> None:
+    """Set the size of the file that `fd` has open for writing; mtime stays where the size stays."""
+    try:
+        os.truncate(descriptor_path(fd), size)  # ftruncate(2) always sets mtime
+    except PermissionError:  # the mode does not allow any more what the descriptor does
+        if os.fstat(fd).st_size != size:
+            os.ftruncate(fd, size)
 
 
 def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
@@ -193,7 +201,7 @@ def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeC
     gid = -1 if changes.gid is None else ids.disk_gid(changes.gid)
     assert state.upper is not None
     if state.upper.override is not None and (inode.kind in (stat.S_IFREG, stat.S_IFDIR)):
-        _change_override(state, path, os.fstat(fd), uid, gid, changes.mode)
+        _change_override(state, fd, os.fstat(fd), uid, gid, changes.mode)
         if uid != -1 or gid != -1:
             _remove_capability(path)
         return
@@ -203,16 +211,16 @@ def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeC
         os.chmod(path, stat.S_IMODE(changes.mode))
 
 
-def _change_override(state: State, path: bytes, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
+def _change_override(state: State, fd: int, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
     assert state.upper is not None and state.upper.override is not None
-    owner = read_override(state.upper, path, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
+    owner = read_override(state.upper, fd, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
     changed = Owner(
         owner.uid if uid == -1 else uid,
         owner.gid if gid == -1 else gid,
         owner.mode if mode is None else stat.S_IFMT(owner.mode) | stat.S_IMODE(mode),
         owner.rdev,
     )
-    os.setxattr(path, state.upper.override, format_override(changed))
+    access.setxattr(fd, state.upper.override, format_override(changed))
 
 
 def _remove_capability(path: bytes) -> None:
@@ -251,7 +259,7 @@ def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
         known = None  # a write that we have not seen takes it
     if known is None or state.revalidates:
         with state.node(inode) as fd:
-            known = inode.xattr_names = _names_of(fd)
+            known = inode.xattr_names = tuple(marks.list_xattrs_of_descriptor(fd))
     return known
 
 
@@ -272,7 +280,7 @@ def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
     if stored is None or (stored.startswith(_LISTED) and stored not in _stored_names(state, inode)):
         return None
     with state.node(inode) as fd:
-        value = os.getxattr(descriptor_path(fd), stored)
+        value = access.getxattr(fd, stored)
     ids = state.ownership
     if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
         return metadata.map_acl(value, ids.shown_uid, ids.shown_gid)
@@ -287,7 +295,7 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, 
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
     before = attributes_of(state, inode)
     with state.upper_node(inode) as fd:
-        os.setxattr(descriptor_path(fd), stored, value, flags)
+        access.setxattr(fd, stored, value, flags)
         _forget_cached(inode, name)
         if name == metadata.ACCESS_ACL and _loses_setgid(before, caller):  # as on ext4 (posix_acl_update_mode)
             mode = attributes_of(state, inode).mode & ~stat.S_ISGID
@@ -307,7 +315,7 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
     with state.upper_node(inode) as fd:
-        os.removexattr(descriptor_path(fd), stored)
+        access.removexattr(fd, stored)
     _forget_cached(inode, name)
 
 
@@ -335,7 +343,7 @@ def default_acl(state: State, directory: Directory) -> bytes | None:
     """The default ACL that new files in an upper directory inherit, with ids as on disk."""
     found = directory.default_acl
     if isinstance(found, bool):
-        path = descriptor_path(state.upper_fd(directory))
-        found = marks.read_xattr_of_target(path, metadata.DEFAULT_ACL) if state.options.acl else None
+        fd = state.upper_fd(directory)
+        found = marks.read_xattr_of_descriptor(fd, metadata.DEFAULT_ACL) if state.options.acl else None
         directory.default_acl = found
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from ..tree import access
 from . import opening
 from .check_upper import check_upper
 from .check_workdir import check_workdir
@@ -33,6 +34,7 @@ def check(upper: bytes, work: bytes, repair: bool) -> list[Finding]:
 def _claim(option: str, path: bytes, stack: ExitStack) -> Layer:
     layer = open_layer(UPPER_INDEX, path)
     stack.callback(os.close, layer.root_fd)
+    stack.callback(access.dismiss, layer.root_fd)
     opening.refuse_kernel_mounts(option, layer)
     opening.lock(option, layer)
     return layer

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from ..tree import marks
-from ..tree.syscalls import OPEN_DIRECTORY, descriptor_path, entry_path, open_beneath, set_times
+from ..tree import access, marks
+from ..tree.syscalls import OPEN_DIRECTORY, entry_path, open_beneath, set_times
 from .findings import Finding, Found, Problem
 from .ownership import parse_override
 
@@ -51,7 +51,7 @@ class _Directory:
     def __init__(self, fd: int, path: bytes) -> None:
         self._fd = fd
         self._path = path
-        names = sorted(os.listdir(descriptor_path(fd)))
+        names = sorted(access.list_names(fd))
         self._entries = {name: self._read(name) for name in names}
         found = marks.read_marks(fd, b".")
         oci_opaque = marks.OPAQUE_NAME in self._entries
@@ -59,8 +59,8 @@ class _Directory:
         self._says_whiteouts = found.opacity is marks.Opacity.XATTR_WHITEOUTS
 
     def _read(self, name: bytes) -> _Entry:
-        st = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        return _Entry(name, st, frozenset(marks.list_xattrs(entry_path(self._fd, name))))
+        st = access.stat_at(self._fd, name)
+        return _Entry(name, st, frozenset(marks.list_xattrs(self._fd, name)))
 
     @property
     def subdirectories(self) -> list[bytes]:
@@ -102,7 +102,7 @@ class _Directory:
     def _remove(self, entry: _Entry) -> Callable[[], None]:
         def mend() -> None:
             before = os.fstat(self._fd)
-            os.unlink(entry.name, dir_fd=self._fd)
+            access.unlink(self._fd, entry.name)
             set_times(self._fd, before.st_atime_ns, before.st_mtime_ns)  # to users nothing changed
 
         return mend
@@ -121,7 +121,7 @@ class _Directory:
 
     def _announcement(self, whiteout: _Entry) -> Callable[[], None]:
         prefix = marks.TRUSTED if marks.TRUSTED + marks.WHITEOUT in whiteout.xattrs else marks.USER
-        return partial(os.setxattr, descriptor_path(self._fd), prefix + marks.OPAQUE, b"x")
+        return partial(access.setxattr, self._fd, prefix + marks.OPAQUE, b"x")
 
     # -- xattrs
 
@@ -134,7 +134,7 @@ class _Directory:
                 yield self._found(Problem.BAD_OVERRIDE, entry, None, os.fsdecode(stored))
 
     def _value(self, entry: _Entry, stored: bytes) -> bytes:
-        return marks.read_xattr(entry_path(self._fd, entry.name), stored) or b""
+        return marks.read_xattr(self._fd, entry.name, stored) or b""
 
     def _check_mark(self, entry: _Entry, prefix: bytes, mark: bytes) -> Iterator[Found]:
         value = self._value(entry, prefix + mark)
@@ -170,10 +170,14 @@ class _Directory:
                 yield self._found(Problem.BAD_REDIRECT, entry, self._cut_off(entry, prefix), repr(value))
 
     def _set(self, entry: _Entry, stored: bytes, value: bytes | None) -> Callable[[], None]:
-        path = entry_path(self._fd, entry.name)
-        if value is None:
-            return partial(os.removexattr, path, stored, follow_symlinks=False)
-        return partial(os.setxattr, path, stored, value, follow_symlinks=False)
+        def mend() -> None:
+            with access.node(self._fd, entry.name) as fd:
+                if value is None:
+                    access.removexattr(fd, stored)
+                else:
+                    access.setxattr(fd, stored, value)
+
+        return mend
 
     def _cut_off(self, entry: _Entry, prefix: bytes) -> Callable[[], None]:
         """Opaque before the redirect goes: what is below under the new name must never show in between."""

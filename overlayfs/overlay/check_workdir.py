@@ -93,8 +93,7 @@ def _origin(dir_fd: int, name: bytes) -> bytes | None:
 
 
 def _mark(dir_fd: int, name: bytes, mark: bytes) -> bytes | None:
-    path = entry_path(dir_fd, name)
-    values = (marks.read_xattr(path, prefix + mark) for prefix in (marks.TRUSTED, marks.USER))
+    values = (marks.read_xattr(dir_fd, name, prefix + mark) for prefix in (marks.TRUSTED, marks.USER))
     return next((value for value in values if value is not None), None)
 
 

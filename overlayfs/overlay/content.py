@@ -9,8 +9,7 @@ import errno
 import os
 import stat
 
-from ..tree import marks
-from ..tree.syscalls import descriptor_path
+from ..tree import access, marks
 from . import redirects
 from .inodes import Inode
 from .layer import Location
@@ -49,13 +48,13 @@ def _open(state: State, inode: Inode, writable: bool) -> int:
     flags = os.O_RDWR if writable else os.O_RDONLY
     orphan = state.orphans.get(inode.number)
     if orphan is not None and not inode.metacopy:
-        return os.open(descriptor_path(orphan), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        return access.reopen(orphan, flags | os.O_NONBLOCK)
     if inode.upper and not inode.metacopy:
         dir_fd, name = state.place(inode)
-        return os.open(name, flags | _FLAGS, dir_fd=dir_fd)
+        return access.open_at(dir_fd, name, flags | _FLAGS)
     dir_fd, name = state.lower_place(location(state, inode))
     try:  # reading must not change a lower layer, its access times included
-        return os.open(name, os.O_RDONLY | os.O_NOATIME | _FLAGS, dir_fd=dir_fd)
+        return access.open_at(dir_fd, name, os.O_RDONLY | os.O_NOATIME | _FLAGS)
     except PermissionError:
         return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=dir_fd)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Self
 
-from ..tree import marks, metadata, syscalls
+from ..tree import access, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import attributes, content, drafts, indexing, lookup
 from .drafts import Draft
@@ -208,7 +208,7 @@ class _Copy(CopyUp):
         self._fill_data(fd)
         owner = drafts.written_owner(self._state, fd, self._owner)
         for name, value in self._xattrs:
-            os.setxattr(descriptor_path(fd), name, value)
+            access.setxattr(fd, name, value)
         # what is published with a new size is the truncated file already: modified now, and without capabilities
         without = b"" if self._new_size is None else metadata.CAPABILITY
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
@@ -251,8 +251,7 @@ class _Completion(CopyUp):
     def _prepare(self) -> None:
         state, inode = self._state, self._inode
         with state.upper_node(inode) as node:
-            path, flags = descriptor_path(node), os.O_RDWR | os.O_CLOEXEC
-            self._fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags))))
+            self._fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDWR))))
         self._st = os.fstat(self._fd)
         self._data = self._open_data()
 
@@ -262,7 +261,7 @@ class _Completion(CopyUp):
 
     def fill(self) -> None:
         path = descriptor_path(self._fd)
-        capability = marks.read_xattr_of_target(path, metadata.CAPABILITY)
+        capability = marks.read_xattr_of_descriptor(self._fd, metadata.CAPABILITY)
         if self._data is not None:
             _copy_data(self._state, *self._data, self._fd, self._st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
@@ -275,10 +274,9 @@ class _Completion(CopyUp):
     def publish(self) -> None:
         if not self._inode.metacopy:
             return
-        path = descriptor_path(self._fd)
         for prefix in marks.PREFIXES:
-            if marks.read_xattr_of_target(path, prefix + marks.METACOPY) is not None:
-                os.removexattr(path, prefix + marks.METACOPY)
+            if marks.read_xattr_of_descriptor(self._fd, prefix + marks.METACOPY) is not None:
+                access.removexattr(self._fd, prefix + marks.METACOPY)
         self._inode.metacopy = False
         _note_copied(self._state, self._inode)
 
@@ -287,7 +285,7 @@ def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
     """True where a stat is of the very file that a lower layer has in a place."""
     assert location is not None
     dir_fd, name = state.lower_place(location)
-    return os.path.samestat(st, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    return os.path.samestat(st, access.stat_at(dir_fd, name))
 
 
 def _copy_data(state: State, source: int, st: os.stat_result, target: int, size: int) -> None:
@@ -332,7 +330,7 @@ def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
     if layer.override is None or not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
         return owner
     with state.node(inode) as fd:
-        return attributes.read_override(layer, descriptor_path(fd), owner)
+        return attributes.read_override(layer, fd, owner)
 
 
 def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list[tuple[bytes, bytes]]:
@@ -342,7 +340,7 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
         return []
     found = [(state.prefix + marks.NUMBER, marks.integer_value(inode.number))]
     if inode.upper:
-        origin = marks.read_xattr_of_target(descriptor_path(source), state.prefix + marks.ORIGIN)
+        origin = marks.read_xattr_of_descriptor(source, state.prefix + marks.ORIGIN)
         found += [] if origin is None else [(state.prefix + marks.ORIGIN, origin)]
     elif not isinstance(inode, Directory):
         layer = attributes.layer_of(state, inode)
@@ -385,7 +383,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
         owner = _owner_on_disk(state, directory, st)
         owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
-            os.setxattr(descriptor_path(draft.fd), name, value)
+            access.setxattr(draft.fd, name, value)
         metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
         if parent is None:
             state.orphans[directory.number] = draft.keep_descriptor()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
-from ..tree import metadata, syscalls
+from ..tree import access, metadata, syscalls
 from .inodes import Directory
 from .options import FsyncPolicy
 from .ownership import Owner, format_override
@@ -90,9 +90,9 @@ class Draft:
     def publish(self, dir_fd: int, name: bytes) -> None:
         """Give it its name; EEXIST where that is taken, by a whiteout too."""
         if self._name is None:
-            syscalls.link_descriptor(self.fd, dir_fd, name)
+            access.link_descriptor(self.fd, dir_fd, name)
         else:
-            syscalls.renameat2(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_NOREPLACE)
+            access.rename(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_NOREPLACE)
             self._name = None
 
     def replace(self, dir_fd: int, name: bytes) -> None:
@@ -105,9 +105,9 @@ class Draft:
             syscalls.link_descriptor(self.fd, self._work_fd, draft_name)
             self._name = draft_name
         if self.is_directory:
-            syscalls.renameat2(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
+            access.rename(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
         else:
-            os.rename(self._name, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd)
+            access.rename(self._work_fd, self._name, dir_fd, name)
             self._name = None
 
 
@@ -175,7 +175,7 @@ def removed_from_work(work_fd: int, name: bytes) -> bool:
 def remove(dir_fd: int, name: bytes) -> None:
     """Remove whatever `name` is, with all below it, without following a symlink; absent is well."""
     try:
-        os.unlink(name, dir_fd=dir_fd)
+        access.unlink(dir_fd, name)
         return
     except FileNotFoundError:
         return
@@ -188,17 +188,17 @@ def remove(dir_fd: int, name: bytes) -> None:
 def remove_directory(dir_fd: int, name: bytes) -> None:
     """Remove a directory with all below it; deep trees do not use up the stack, nor more than a few descriptors."""
     try:
-        os.rmdir(name, dir_fd=dir_fd)
+        access.rmdir(dir_fd, name)
         return
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = access.open_at(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         _empty(fd)
     finally:
         os.close(fd)
-    os.rmdir(name, dir_fd=dir_fd)
+    access.rmdir(dir_fd, name)
 
 
 def _empty(fd: int) -> None:
@@ -210,7 +210,7 @@ def _empty(fd: int) -> None:
             return
         for name in entries:
             try:
-                os.unlink(name, dir_fd=fd)
+                access.unlink(fd, name)
             except OSError as error:
                 if error.errno not in (errno.EISDIR, errno.EPERM):
                     raise
@@ -219,19 +219,19 @@ def _empty(fd: int) -> None:
 
 def _flatten(fd: int, name: bytes, serial: int) -> int:
     """Move the directories in `name` up beside it, remove its files and itself."""
-    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    below = access.open_at(fd, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         for entry in map(os.fsencode, os.listdir(below)):
             try:
-                os.unlink(entry, dir_fd=below)
+                access.unlink(below, entry)
             except OSError as error:
                 if error.errno not in (errno.EISDIR, errno.EPERM):
                     raise
                 serial += 1
-                os.rename(entry, b"#moved-%x-%x" % (below, serial), src_dir_fd=below, dst_dir_fd=fd)
+                access.rename(below, entry, fd, b"#moved-%x-%x" % (below, serial))
     finally:
         os.close(below)
-    os.rmdir(name, dir_fd=fd)
+    access.rmdir(fd, name)
     return serial
 
 
@@ -263,8 +263,7 @@ def sync_changed(state: State) -> None:
 
 def sync_directory(state: State, fd: int) -> None:
     """fsync(2) of a directory that is only held by O_PATH."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    readable = state.descriptors.open(lambda: os.open(syscalls.descriptor_path(fd), flags))
+    readable = state.descriptors.open(lambda: access.reopen(fd, os.O_RDONLY | os.O_DIRECTORY))
     try:
         os.fsync(readable)
     finally:
@@ -282,7 +281,7 @@ def written_owner(state: State, fd: int, owner: Owner) -> Owner:
         return owner
     if kind not in (stat.S_IFREG, stat.S_IFDIR):  # it can hold none: see ownership.bare_owner
         return owner if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), owner.mode, owner.rdev)
-    os.setxattr(syscalls.descriptor_path(fd), state.upper.override, format_override(owner))
+    access.setxattr(fd, state.upper.override, format_override(owner))
     mode = 0o755 if kind == stat.S_IFDIR else 0o600 | owner.mode & 0o111
     return Owner(os.geteuid(), os.getegid(), kind | mode, 0)
 
@@ -294,4 +293,4 @@ def fill(state: State, draft: Draft, owner: Owner, acls: tuple[tuple[bytes, byte
     metadata.set_owner(path, owner.uid, owner.gid)
     metadata.set_mode(path, owner.mode)
     for name, value in acls:
-        os.setxattr(path, name, value)
+        access.setxattr(draft.fd, name, value)

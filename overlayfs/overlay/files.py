@@ -12,8 +12,7 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from ..tree import syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree import access, syscalls
 from . import attributes, content, copyup
 from .inodes import AttributeChanges, Caller, Directory, Inode
 from .options import FsyncPolicy
@@ -142,8 +141,7 @@ def file_flags(state: State, inode: Inode, command: int, argument: bytes) -> byt
         copyup.ensure_upper(state, inode)
     buffer = bytearray(argument)
     with state.node(inode) as node:
-        path = descriptor_path(node)
-        fd = state.descriptors.open(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        fd = state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY | os.O_NONBLOCK))
     try:
         fcntl.ioctl(fd, command, buffer)
     finally:
@@ -178,8 +176,7 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
 def _open_metacopy(state: State, inode: Inode) -> OpenFile:
     """The upper file itself, whose data nobody reads; closed when it is unpinned."""
     with state.upper_node(inode) as node:
-        path, flags = descriptor_path(node), os.O_RDONLY | os.O_CLOEXEC
-        return OpenFile.unpooled(state.descriptors.open(lambda: os.open(path, flags)))
+        return OpenFile.unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY)))
 
 
 def is_name_synced(state: State, inode: Inode) -> bool:
@@ -225,5 +222,5 @@ def open_to_sync(state: State, directory: Directory) -> int | None:
     """A descriptor of a directory that fsync(2) takes, for the caller to close; None where nothing can be dirty."""
     if not directory.upper or state.options.fsync is FsyncPolicy.VOLATILE:
         return None
-    path, flags = descriptor_path(state.upper_fd(directory)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    return state.descriptors.open(lambda: os.open(path, flags))
+    fd = state.upper_fd(directory)
+    return state.descriptors.open(lambda: access.reopen(fd, os.O_RDONLY | os.O_DIRECTORY))

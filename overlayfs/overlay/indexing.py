@@ -13,8 +13,7 @@ import os
 import stat
 from contextlib import suppress
 
-from ..tree import marks, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree import access, marks, syscalls
 from . import attributes, copyup, lookup
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
@@ -54,7 +53,7 @@ def publish(state: State, inode: Inode, draft: Draft, st: os.stat_result) -> Non
 def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: bytes, st: os.stat_result) -> None:
     index_fd, fd = _index_fd(state), draft.fd
     made = os.fstat(fd)
-    os.setxattr(descriptor_path(fd), state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
+    access.setxattr(fd, state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
     _count_from_lower(state, fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
     state.index_names.add(index_name)
@@ -73,7 +72,7 @@ def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: byte
 def _forget_number(state: State, draft: Draft) -> None:
     """What stays linked below keeps the number that the file had."""
     try:
-        os.removexattr(descriptor_path(draft.fd), state.prefix + marks.NUMBER)
+        access.removexattr(draft.fd, state.prefix + marks.NUMBER)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
             raise
@@ -110,7 +109,7 @@ def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name
     copyup.ensure_upper_directory(state, parent)
     to_fd = state.upper_fd(parent)
     with unseen(to_fd):
-        os.link(source, name, src_dir_fd=dir_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+        access.link(dir_fd, source, to_fd, name)
     lookup.note(parent, name, Kind.FILE)
     note_changed(state, parent)
 
@@ -144,12 +143,12 @@ def before_linking(state: State, inode: Inode) -> None:
 
 def _count_from_lower(state: State, fd: int, difference: int) -> None:
     """Say how many names the file has in a way that linking it to names it has already does not change."""
-    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"L%+d" % difference)
+    access.setxattr(fd, state.prefix + marks.NLINK, b"L%+d" % difference)
 
 
 def _count_from_upper(state: State, fd: int, lost_links: int) -> None:
     """Say how many names the file has in a way that link and unlink keep right by themselves."""
-    os.setxattr(descriptor_path(fd), state.prefix + marks.NLINK, b"U%+d" % -lost_links)
+    access.setxattr(fd, state.prefix + marks.NLINK, b"U%+d" % -lost_links)
 
 
 def _index_fd(state: State) -> int:
@@ -248,7 +247,7 @@ def _is_hidden(state: State, path: bytes) -> bool:
     assert state.upper is not None
     directory, _, name = path.rpartition(b"/")
     try:
-        fd = syscalls.open_beneath(state.upper.root_fd, directory, syscalls.OPEN_DIRECTORY)
+        fd = access.open_beneath(state.upper.root_fd, directory, syscalls.OPEN_DIRECTORY)
     except OSError:
         return False
     try:
@@ -259,7 +258,7 @@ def _is_hidden(state: State, path: bytes) -> bool:
 
 
 def _stat(dir_fd: int, name: bytes) -> os.stat_result:
-    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    return access.stat_at(dir_fd, name)
 
 
 def _present(state: State, name: bytes) -> list[bytes]:

@@ -70,7 +70,7 @@ def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     st = os.fstat(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
-    override = override_name(syscalls.descriptor_path(fd))
+    override = override_name(fd)
     return Layer(index, path, fd, st.st_dev, identity, data_only, override=override)
 
 

@@ -13,9 +13,8 @@ import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from ..tree import marks, syscalls
+from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
-from ..tree.syscalls import entry_path
 from . import attributes, redirects
 from .inodes import ROOT, Attributes, Directory, Inode
 from .layer import UPPER_INDEX, Layer, Location
@@ -173,7 +172,7 @@ def _resolve(state: State, parent: Directory, name: bytes) -> Inode | None:
 
 def _stat(dir_fd: int, name: bytes) -> os.stat_result:
     try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return access.stat_at(dir_fd, name)
     except FileNotFoundError:  # it was listed, so somebody changed the layer
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name) from None
 
@@ -249,7 +248,7 @@ def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, fo
     state.share(inode, UPPER_INDEX, st)
     if not state.index_names or state.index_fd is None or inode.parent is None:
         return
-    origin = marks.read_xattr(entry_path(dir_fd, inode.name), state.prefix + marks.ORIGIN)
+    origin = marks.read_xattr(dir_fd, inode.name, state.prefix + marks.ORIGIN)
     name = origin.hex().encode() if origin else b""
     if name not in state.index_names:
         return
@@ -311,7 +310,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
 def index_name(state: State, location: Location) -> bytes | None:
     """The name under which the index keeps the copy of a lower file: its origin in hex, as the kernel has it."""
     dir_fd, name = state.lower_place(location)
-    fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+    fd = state.descriptors.open(lambda: access.open_at(dir_fd, name, syscalls.OPEN_NODE))
     try:
         handle = syscalls.file_handle(fd)
     finally:

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
-from ..tree import marks
-from ..tree.syscalls import descriptor_path
+from ..tree import access, marks
 
 
 class Kind(IntEnum):
@@ -42,7 +41,7 @@ def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
     opaque = opacity is marks.Opacity.OPAQUE
     xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
     file, directory, prefix = Kind.FILE, Kind.DIRECTORY, marks.WHITEOUT_PREFIX
-    with os.scandir(descriptor_path(dir_fd)) as entries:
+    with access.scan(dir_fd) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith(prefix):
@@ -65,15 +64,15 @@ def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
     return Names(kinds, opaque)
 
 
-def _is_whiteout(dir_fd: int, entry: os.DirEntry[bytes], xattr_whiteouts: bool) -> bool:
+def _is_whiteout(dir_fd: int, entry: os.DirEntry[bytes] | access.Entry, xattr_whiteouts: bool) -> bool:
     if entry.is_symlink():
         return False
     if entry.is_file(follow_symlinks=False):
         if not xattr_whiteouts:
             return False
-        st = os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False)
+        st = access.stat_at(dir_fd, entry.name)
         return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name)
-    return marks.is_whiteout_device(os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False))
+    return marks.is_whiteout_device(access.stat_at(dir_fd, entry.name))
 
 
 def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:

@@ -12,9 +12,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..tree import metadata, syscalls
+from ..tree import access, metadata, syscalls
 from ..tree.metadata import inherit_acl
-from ..tree.syscalls import descriptor_path
 from . import attributes, copyup, drafts, indexing, lookup, whiteouts
 from .drafts import Draft
 from .inodes import Caller, Directory, Inode
@@ -44,7 +43,7 @@ def _create_at_once(state: State, parent: Directory, name: bytes, mode: int, cal
     if not _is_plain_there(state, parent, name, caller):
         return None
     dir_fd, wanted = state.upper_fd(parent), stat.S_IMODE(mode) & ~caller.umask
-    fd = state.descriptors.open(lambda: os.open(name, _CREATE_FLAGS, wanted, dir_fd=dir_fd))
+    fd = state.descriptors.open(lambda: access.open_at(dir_fd, name, _CREATE_FLAGS, wanted))
     try:
         st = os.fstat(fd)
         is_right = (st.st_gid, stat.S_IMODE(st.st_mode)) == (os.getegid(), wanted)  # a mount may say otherwise
@@ -52,7 +51,7 @@ def _create_at_once(state: State, parent: Directory, name: bytes, mode: int, cal
         is_right = False
     if not is_right:
         os.close(fd)
-        os.unlink(name, dir_fd=dir_fd)
+        access.unlink(dir_fd, name)
         return None
     drafts.note_changed(state, parent)
     inode = _adopt(state, parent, name, st)
@@ -233,14 +232,14 @@ def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name
     from_fd, source = state.place(inode)
 
     def link_at(to_fd: int, to: bytes) -> None:
-        os.link(source, to, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+        access.link(from_fd, source, to_fd, to)
 
     _link_over_whiteout(state, parent, dir_fd, name, link_at)
 
 
 def _link_orphan(state: State, inode: Inode, parent: Directory, orphan: int, dir_fd: int, name: bytes) -> None:
     """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
-    _link_over_whiteout(state, parent, dir_fd, name, lambda to_fd, to: syscalls.link_descriptor(orphan, to_fd, to))
+    _link_over_whiteout(state, parent, dir_fd, name, lambda to_fd, to: access.link_descriptor(orphan, to_fd, to))
     state.drop_orphan(inode)
 
 
@@ -259,7 +258,7 @@ def _link_over_whiteout(
         draft = state.draft_name()
         link_at(work_fd, draft)
         try:
-            os.rename(draft, name, src_dir_fd=work_fd, dst_dir_fd=dir_fd)
+            access.rename(work_fd, draft, dir_fd, name)
         except OSError:
             drafts.remove(work_fd, draft)
             raise
@@ -301,12 +300,12 @@ def _remove(state: State, dir_fd: int, name: bytes, inode: Inode, covered: bool)
     elif inode.is_directory:
         _remove_directory(state, dir_fd, name)
     else:
-        os.unlink(name, dir_fd=dir_fd)
+        access.unlink(dir_fd, name)
 
 
 def _remove_directory(state: State, dir_fd: int, name: bytes) -> None:
     try:
-        os.rmdir(name, dir_fd=dir_fd)
+        access.rmdir(dir_fd, name)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -317,7 +316,7 @@ def remove_replaced(state: State, dir_fd: int, name: bytes) -> None:
     """Remove a directory that shows nothing but still holds its OCI opaque file."""
     gone, work_fd = state.draft_name(), state.work_fd
     assert work_fd is not None
-    os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+    access.rename(dir_fd, name, work_fd, gone)
     with drafts.afterwards():
         drafts.remove(work_fd, gone)
 
@@ -359,7 +358,7 @@ def hold(state: State, inode: Inode) -> Iterator[None]:
     if isinstance(inode, Directory):
         state.upper_fd(inode)
     dir_fd, name = state.place(inode)
-    state.orphans[inode.number] = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd))
+    state.orphans[inode.number] = state.descriptors.open(lambda: access.open_at(dir_fd, name, syscalls.OPEN_NODE))
     try:
         yield
     except BaseException:
@@ -426,8 +425,8 @@ def replace_by_empty(state: State, directory: Directory) -> None:
 
 
 def _is_empty_on_disk(state: State, directory: Directory) -> bool:
-    path = descriptor_path(state.upper_fd(directory))
-    return not state.descriptors.open(lambda: os.listdir(path))
+    fd = state.upper_fd(directory)
+    return not state.descriptors.open(lambda: access.list_names(fd))
 
 
 def _hide_below(state: State, draft: Draft, parent: Directory, name: bytes) -> None:

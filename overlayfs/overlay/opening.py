@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from ..tree import marks, syscalls
+from ..tree import access, marks, syscalls
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
 from .drafts import DRAFT_NAME
@@ -79,6 +79,7 @@ def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool
     except OSError as error:
         raise MountError(f"{option}: cannot open {_text(path)}: {error.strerror}") from None
     undo.callback(os.close, layer.root_fd)
+    undo.callback(access.dismiss, layer.root_fd)
     return layer
 
 
@@ -155,7 +156,8 @@ def _is_inside(path: bytes, outer: Layer) -> bool:
 def _check_writable(option: str, layer: Layer) -> None:
     if os.fstatvfs(layer.root_fd).f_flag & os.ST_RDONLY:
         raise MountError(f"{option}: {_text(layer.path)} is on a read-only filesystem; mount with -o ro")
-    if not os.access(descriptor_path(layer.root_fd), os.W_OK | os.X_OK):
+    is_own = os.fstat(layer.root_fd).st_uid == os.geteuid()  # whatever its mode: see tree.access
+    if not is_own and not os.access(descriptor_path(layer.root_fd), os.W_OK | os.X_OK):
         raise MountError(f"{option}: {_text(layer.path)} is not writable")
 
 
@@ -195,6 +197,7 @@ def lock(option: str, layer: Layer, kind: int = fcntl.LOCK_EX) -> None:
     while True:
         try:
             fcntl.flock(layer.root_fd, kind | fcntl.LOCK_NB)
+            access.note_lock(layer.root_fd)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -68,9 +68,9 @@ def _disk(container: int, ranges: Sequence[IdRange]) -> int:
     return _OVERFLOW_ID if ranges else container
 
 
-def override_name(layer_root: bytes) -> bytes | None:
+def override_name(root_fd: int) -> bytes | None:
     """The override xattr that a layer uses: the one on its root directory."""
-    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_target(layer_root, name) is not None)
+    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_descriptor(root_fd, name) is not None)
     return next(names, None)
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ..tree import marks
-from ..tree.syscalls import OPEN_DIRECTORY, entry_path
+from ..tree import access, marks
+from ..tree.syscalls import OPEN_DIRECTORY
 from .layer import Layer, Location
 from .view import View
 
@@ -248,7 +248,7 @@ def _seen(view: View, dir_fd: int, parent: Location, name: bytes) -> _Seen | Non
 
 def _stat(dir_fd: int, name: bytes) -> os.stat_result | None:
     try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return access.stat_at(dir_fd, name)
     except OSError as error:
         if error.errno in _ABSENT:
             return None
@@ -263,8 +263,7 @@ def _opaque_mark(view: View, directory: Location) -> str:
             return "a .wh..wh..opq file"
         if not directory.path:
             return ""
-        path = entry_path(fd, b".")
         stored = (prefix + marks.OPAQUE for prefix in marks.PREFIXES)
-        return next((os.fsdecode(name) for name in stored if marks.read_xattr(path, name) == b"y"), "")
+        return next((os.fsdecode(name) for name in stored if marks.read_xattr(fd, b".", name) == b"y"), "")
     finally:
         os.close(fd)

@@ -7,10 +7,9 @@ in one layer names a path in the layers below it, walked inside each layer alone
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
-from ..tree import marks
+from ..tree import access, marks
 from ..tree.marks import Marks, Opacity
 from .inodes import Directory
 from .layer import Location
@@ -26,7 +25,7 @@ def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
     if found.opacity is Opacity.OPAQUE:
         return True
     try:
-        os.stat(name + b"/" + marks.OPAQUE_NAME, dir_fd=dir_fd, follow_symlinks=False)
+        access.stat_at(dir_fd, name + b"/" + marks.OPAQUE_NAME)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
             return False
@@ -107,7 +106,7 @@ class _Walk:
         """The type of the next component, 0 where it is absent; notes opaque marks and redirects."""
         dir_fd = state.lower_fd(here)
         try:
-            st = os.stat(part, dir_fd=dir_fd, follow_symlinks=False)
+            st = access.stat_at(dir_fd, part)
         except FileNotFoundError:
             self.stop = self.stop or _has_oci_whiteout(dir_fd, part)
             return 0
@@ -130,7 +129,7 @@ class _Walk:
 
 def _has_oci_whiteout(dir_fd: int, name: bytes) -> bool:
     try:
-        os.stat(marks.oci_whiteout(name), dir_fd=dir_fd, follow_symlinks=False)
+        access.stat_at(dir_fd, marks.oci_whiteout(name))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return False

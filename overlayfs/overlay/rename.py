@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ..tree import marks, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree import access, marks, syscalls
 from . import copyup, copyup_tree, drafts, indexing, lookup, names, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
@@ -143,7 +142,7 @@ def needs_whole_copy(state: State, inode: Inode) -> bool:
 
 def _write_redirect(state: State, inode: Inode, target: bytes) -> None:
     with state.upper_node(inode) as fd:
-        os.setxattr(descriptor_path(fd), state.prefix + marks.REDIRECT, target)
+        access.setxattr(fd, state.prefix + marks.REDIRECT, target)
 
 
 def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> None:
@@ -208,26 +207,26 @@ def _rename_with_whiteout(source: _Side, target: _Side, from_fd: int, to_fd: int
     if hidden and source.inode is not None and source.inode.is_directory:
         # a directory cannot replace the whiteout, but they can change places: then the whiteout is where it is wanted
         with suppress(FileNotFoundError):
-            syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+            access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
             return covered or not _removed(from_fd, source.name)
-    syscalls.renameat2(from_fd, source.name, to_fd, target.name, WHITEOUT if covered else 0)
+    access.rename(from_fd, source.name, to_fd, target.name, WHITEOUT if covered else 0)
     return covered
 
 
 def _replace(source: _Side, target: _Side, from_fd: int, to_fd: int) -> bool:
     """Plain rename over anything that can be replaced; True where a whiteout had to change places and is left."""
     try:
-        syscalls.renameat2(from_fd, source.name, to_fd, target.name)
+        access.rename(from_fd, source.name, to_fd, target.name)
         return False
     except NotADirectoryError:
-        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+        access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
     return not _removed(from_fd, source.name)
 
 
 def _removed(dir_fd: int, name: bytes) -> bool:
     """Remove a whiteout that is not wanted; False where it stays, hiding nothing."""
     try:
-        os.unlink(name, dir_fd=dir_fd)
+        access.unlink(dir_fd, name)
     except OSError as error:
         log.warning("left over after a change: %s", error)
         return False
@@ -244,16 +243,16 @@ def _rename_and_xattr_whiteout(
     whiteouts.announce(state, from_fd)
     whiteouts.announce(state, to_fd)
     if hidden and _exists(to_fd, target.name):
-        syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+        access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
         return
     with whiteouts.draft_xattr_whiteout(state) as draft:
         if target.inode is None and not hidden:
             draft.publish(to_fd, target.name)
             try:
-                syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+                access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
             except OSError:
                 with drafts.afterwards():
-                    os.unlink(target.name, dir_fd=to_fd)
+                    access.unlink(to_fd, target.name)
                 raise
             return
         with whiteouts.oci_whiteout_beside(from_fd, source.name):
@@ -265,7 +264,7 @@ def _rename_and_xattr_whiteout(
 
 def _exists(dir_fd: int, name: bytes) -> bool:
     try:
-        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        access.stat_at(dir_fd, name)
     except FileNotFoundError:
         return False
     return True
@@ -277,7 +276,7 @@ def _exchange(state: State, source: _Side, target: _Side) -> None:
     _prepare_to_move(state, first, target.parent, target.name)
     _prepare_to_move(state, second, source.parent, source.name)
     from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
-    syscalls.renameat2(from_fd, source.name, to_fd, target.name, EXCHANGE)
+    access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
     for inode, old, new in ((first, source, target), (second, target, source)):
         inode.remove_name(old.parent, old.name)
         inode.attributes = new.parent.attributes = None

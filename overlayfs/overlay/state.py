@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
-from ..tree import marks, syscalls
+from ..tree import access, marks, syscalls
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -311,7 +311,7 @@ class State:
         start = self.descriptors.cached_directory(Location(layer, above)) if above else root_fd
         if start is None:
             start, name = root_fd, path
-        return self.descriptors.directory(location, lambda: syscalls.open_beneath(start, name, syscalls.OPEN_DIRECTORY))
+        return self.descriptors.directory(location, lambda: access.open_beneath(start, name, syscalls.OPEN_DIRECTORY))
 
     def upper_fd(self, directory: Directory) -> int:
         """A descriptor (O_PATH) of a directory in the upper, opened from the nearest parent that is in the pool."""
@@ -320,7 +320,7 @@ class State:
             return fd
         start, path = self._nearest_held(directory)
         return self.descriptors.directory(
-            directory.number, lambda: syscalls.open_beneath(start, path, syscalls.OPEN_DIRECTORY)
+            directory.number, lambda: access.open_beneath(start, path, syscalls.OPEN_DIRECTORY)
         )
 
     def _nearest_held(self, directory: Directory) -> tuple[int, bytes]:
@@ -374,7 +374,7 @@ class State:
         if inode.upper and not inode.metacopy and (opened := self.descriptors.file(inode.number)) is not None:
             return opened
         dir_fd, name = self.place(inode)
-        return OpenFile.unpooled(self.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=dir_fd)))
+        return OpenFile.unpooled(self.descriptors.open(lambda: access.open_at(dir_fd, name, syscalls.OPEN_NODE)))
 
     def upper_node(self, inode: Inode) -> AbstractContextManager[int]:
         """As `node`, for changes: what is not in the upper is refused, so that no lower layer is ever written."""
@@ -399,5 +399,6 @@ class State:
         held += [] if self.upper is None else [self.upper.root_fd]
         held += [fd for fd in (self.work_fd, self.workdir_fd, self.index_fd, self.links_fd) if fd is not None]
         self.orphans.clear()
+        access.dismiss(*held)
         for fd in held:
             os.close(fd)

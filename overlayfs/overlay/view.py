@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
-from ..tree import marks
-from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, descriptor_path, entry_path, file_handle, open_beneath
+from ..tree import access, marks
+from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, file_handle
 from .inodes import Attributes
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
 from .merge import Kind, Names, merge, scan
@@ -98,7 +98,7 @@ class View:
     def open(self, place: Location, flags: int) -> int:
         """Open a place beneath its layer's root; the caller owns the descriptor."""
         with self.naming(place):
-            return open_beneath(self._layers[place.layer].root_fd, place.path, flags)
+            return access.open_beneath(self._layers[place.layer].root_fd, place.path, flags)
 
     def naming(self, place: Location) -> _Naming:
         """Errors of the block carry the path that people know, not one of our descriptors'."""
@@ -257,7 +257,7 @@ class View:
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
             with self.naming(place):
-                stored = marks.list_xattrs(entry_path(fd, name))
+                stored = marks.list_xattrs(fd, name)
         finally:
             os.close(fd)
         return frozenset(name for name in stored if name.startswith(marks.PREFIXES))
@@ -313,7 +313,7 @@ class View:
             with self.naming(node.places[0]):
                 st = os.fstat(fd)
                 shown = self._attributes(node.places[0], fd, st)
-                stored = _xattr_names(descriptor_path(fd))
+                stored = marks.list_xattrs_of_descriptor(fd)
                 xattrs = _shown_xattrs(fd, stored)
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
         finally:
@@ -346,7 +346,7 @@ class View:
             return None
         if not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
             return bare_owner(st)
-        value = marks.read_xattr_of_target(descriptor_path(fd), name)
+        value = marks.read_xattr_of_descriptor(fd, name)
         owner = None if value is None else parse_override(value)
         if owner is not None and not stat.S_IFMT(owner.mode):
             return owner._replace(mode=owner.mode | stat.S_IFMT(st.st_mode))
@@ -361,15 +361,5 @@ def _parent(place: Location) -> tuple[Location, bytes]:
 
 
 def _shown_xattrs(fd: int, stored: Sequence[bytes]) -> dict[bytes, bytes]:
-    path = descriptor_path(fd)  # a magic link: followed to the very file, a symlink included
     names = ((name, marks.shown_xattr(name)) for name in stored)
-    return {shown: os.getxattr(path, name) for name, shown in names if shown is not None}
-
-
-def _xattr_names(path: bytes) -> list[bytes]:
-    try:
-        return [os.fsencode(name) for name in os.listxattr(path)]
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            return []
-        raise
+    return {shown: access.getxattr(fd, name) for name, shown in names if shown is not None}

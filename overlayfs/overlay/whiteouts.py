@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from ..tree import marks, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree import access, marks, syscalls
 from . import drafts
 from .options import WhiteoutFormat
 from .state import State
@@ -25,7 +24,7 @@ _MODE = stat.S_IFCHR  # the kernel's whiteouts have no permission bits
 def whiteout(state: State, dir_fd: int, name: bytes) -> None:
     """Hide `name`, which the upper directory `dir_fd` does not have."""
     if state.whiteout is WhiteoutFormat.OVERLAY:
-        os.mknod(name, _MODE, 0, dir_fd=dir_fd)
+        access.mknod(dir_fd, name, _MODE)
     elif state.whiteout is WhiteoutFormat.OCI:
         oci_whiteout(dir_fd, name)
     else:
@@ -42,16 +41,16 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
     work_fd, gone = state.work_fd, state.draft_name()
     assert work_fd is not None
     if state.whiteout is WhiteoutFormat.OVERLAY:
-        syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
+        access.rename(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
     elif state.whiteout is WhiteoutFormat.OCI:
         with oci_whiteout_beside(dir_fd, name):
-            os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=work_fd)
+            access.rename(dir_fd, name, work_fd, gone)
     else:
         announce(state, dir_fd)
         with draft_xattr_whiteout(state) as draft:
             draft.publish(work_fd, gone)
         try:
-            syscalls.renameat2(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
+            access.rename(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
         except OSError:
             with drafts.afterwards():
                 drafts.remove(work_fd, gone)
@@ -63,7 +62,7 @@ def remove_whiteout(dir_fd: int, name: bytes) -> None:
     """Remove a whiteout of any spelling."""
     for spelling in (name, marks.oci_whiteout(name)):
         try:
-            os.unlink(spelling, dir_fd=dir_fd)
+            access.unlink(dir_fd, spelling)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
                 raise
@@ -73,7 +72,7 @@ def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
     """Remove the OCI spelling of a whiteout, if there is one, beside the file that took its place."""
     with drafts.afterwards(), suppress(FileNotFoundError):
         if len(marks.oci_whiteout(name)) <= LONGEST_NAME:
-            os.unlink(marks.oci_whiteout(name), dir_fd=dir_fd)
+            access.unlink(dir_fd, marks.oci_whiteout(name))
 
 
 def make_opaque(state: State, fd: int) -> None:
@@ -82,7 +81,7 @@ def make_opaque(state: State, fd: int) -> None:
         with drafts.unseen(fd):
             _make_mark(fd, marks.OPAQUE_NAME)
     else:
-        os.setxattr(descriptor_path(fd), state.prefix + marks.OPAQUE, b"y")
+        access.setxattr(fd, state.prefix + marks.OPAQUE, b"y")
 
 
 def oci_whiteout(dir_fd: int, name: bytes) -> bool:
@@ -105,7 +104,7 @@ def oci_whiteout_beside(dir_fd: int, name: bytes) -> Iterator[None]:
 def _make_mark(dir_fd: int, name: bytes) -> bool:
     """Have a file of this name, whatever it is; never opened, as it may be a FIFO. False where there was one."""
     try:
-        os.mknod(name, stat.S_IFREG | 0o600, dir_fd=dir_fd)
+        access.mknod(dir_fd, name, stat.S_IFREG | 0o600)
     except FileExistsError:
         return False
     return True
@@ -115,7 +114,7 @@ def draft_xattr_whiteout(state: State) -> drafts.Draft:
     """A whiteout to be published over something, in the format whose whiteouts are marked files."""
     draft = drafts.draft_file(state)
     try:
-        os.setxattr(descriptor_path(draft.fd), state.prefix + marks.WHITEOUT, b"y")
+        access.setxattr(draft.fd, state.prefix + marks.WHITEOUT, b"y")
         os.fchmod(draft.fd, 0o644)  # an ordinary user's reader must be able to see the mark
     except BaseException:
         draft.__exit__()
@@ -125,6 +124,5 @@ def draft_xattr_whiteout(state: State) -> drafts.Draft:
 
 def announce(state: State, dir_fd: int) -> None:
     """Listings look for xattr whiteouts only where the directory says so."""
-    path = descriptor_path(dir_fd)
-    if marks.read_xattr_of_target(path, state.prefix + marks.OPAQUE) is None:
-        os.setxattr(path, state.prefix + marks.OPAQUE, b"x")
+    if marks.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
+        access.setxattr(dir_fd, state.prefix + marks.OPAQUE, b"x")

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final
 
+from . import access
 from .syscalls import FileHandle, descriptor_path, entry_path
 
 TRUSTED: Final = b"trusted.overlay."
@@ -135,30 +137,46 @@ def stored_xattr(shown: bytes) -> bytes | None:
     return None if shown.startswith(FUSE) or shown in OVERRIDE_NAMES else shown
 
 
-def list_xattrs(path: bytes) -> list[bytes]:
-    """The xattr names of `path` itself (never of what it links to); empty where the filesystem has none."""
+def list_xattrs(dir_fd: int, name: bytes) -> list[bytes]:
+    """The xattr names of `name` itself (never of what it links to); empty where the filesystem has none."""
     try:
-        return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+        return [os.fsencode(found) for found in os.listxattr(entry_path(dir_fd, name), follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return []
+        if error.errno != errno.EACCES:
+            raise
+    with access.node(dir_fd, name) as fd:
+        return list_xattrs_of_descriptor(fd)
+
+
+def list_xattrs_of_descriptor(fd: int) -> list[bytes]:
+    """As `list_xattrs`, of what the descriptor (O_PATH is enough) refers to."""
+    try:
+        return [os.fsencode(name) for name in os.listxattr(descriptor_path(fd))]
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.EPERM):
             return []
         raise
 
 
-def read_xattr(path: bytes, name: bytes) -> bytes | None:
-    """One xattr of `path` itself, None where it is absent or out of reach."""
+def read_xattr(dir_fd: int, name: bytes, xattr: bytes) -> bytes | None:
+    """One xattr of `name` itself, None where it is absent or out of reach."""
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        return os.getxattr(entry_path(dir_fd, name), xattr, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _NO_XATTRS:
+        if error.errno not in _NO_XATTRS:
+            raise
+        if error.errno != errno.EACCES:
             return None
-        raise
+    with access.node(dir_fd, name) as fd:
+        return read_xattr_of_descriptor(fd, xattr)
 
 
-def read_xattr_of_target(path: bytes, name: bytes) -> bytes | None:
-    """As `read_xattr`, following `path`: for the /proc/self/fd path of a descriptor."""
+def read_xattr_of_descriptor(fd: int, xattr: bytes) -> bytes | None:
+    """As `read_xattr`, of what the descriptor (O_PATH is enough) refers to."""
     try:
-        return os.getxattr(path, name)
+        return access.getxattr(fd, xattr)
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return None
@@ -167,29 +185,21 @@ def read_xattr_of_target(path: bytes, name: bytes) -> bytes | None:
 
 def read_marks(dir_fd: int, name: bytes) -> Marks:
     """The marks of `name` in `dir_fd`; one system call where it has none."""
-    path = entry_path(dir_fd, name)
-    present = [stored for stored in list_xattrs(path) if stored.startswith(PREFIXES)]
-    return _marks(path, present, read_xattr) if present else NO_MARKS
+    present = [stored for stored in list_xattrs(dir_fd, name) if stored.startswith(PREFIXES)]
+    return _marks(present, partial(read_xattr, dir_fd, name)) if present else NO_MARKS
 
 
 def read_marks_of_descriptor(fd: int) -> Marks:
     """The marks of what the descriptor (O_PATH is enough) refers to."""
-    path = descriptor_path(fd)
-    try:
-        names = [os.fsencode(name) for name in os.listxattr(path)]
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EPERM):
-            raise
-        return NO_MARKS
-    present = [name for name in names if name.startswith(PREFIXES)]
-    return _marks(path, present, read_xattr_of_target) if present else NO_MARKS
+    present = [name for name in list_xattrs_of_descriptor(fd) if name.startswith(PREFIXES)]
+    return _marks(present, partial(read_xattr_of_descriptor, fd)) if present else NO_MARKS
 
 
-def _marks(path: bytes, present: list[bytes], read: Callable[[bytes, bytes], bytes | None]) -> Marks:
+def _marks(present: list[bytes], read: Callable[[bytes], bytes | None]) -> Marks:
     def value(mark: bytes) -> bytes | None:
         for prefix in PREFIXES:
             if prefix + mark in present:
-                return read(path, prefix + mark)
+                return read(prefix + mark)
         return None
 
     return Marks(
@@ -219,8 +229,7 @@ def _opacity(value: bytes | None) -> Opacity:
 
 def has_whiteout_xattr(dir_fd: int, name: bytes) -> bool:
     """True where the zero-size regular file `name` carries the xattr whiteout mark (any value)."""
-    path = entry_path(dir_fd, name)
-    return any(read_xattr(path, prefix + WHITEOUT) is not None for prefix in (TRUSTED, USER))
+    return any(read_xattr(dir_fd, name, prefix + WHITEOUT) is not None for prefix in (TRUSTED, USER))
 
 
 def may_be_xattr_whiteout(st: os.stat_result) -> bool:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from . import marks
+from . import access, marks
 from .syscalls import descriptor_path, set_times
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -121,21 +121,11 @@ def copy_metadata(
 
 def copy_xattrs(source: int, target: int, without: bytes = b"") -> None:
     """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
-    source_path, target_path = descriptor_path(source), descriptor_path(target)
-    for name in map(os.fsencode, os.listxattr(source_path)) if _has_xattrs(source_path) else ():
+    for name in marks.list_xattrs_of_descriptor(source):
         if name == without or (marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:
-            os.setxattr(target_path, name, os.getxattr(source_path, name))
+            access.setxattr(target, name, access.getxattr(source, name))
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM) or name.startswith(_NEVER_LOST):
                 raise
-
-
-def _has_xattrs(path: bytes) -> bool:
-    try:
-        return bool(os.listxattr(path))
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            return False
-        raise

@@ -1,7 +1,15 @@
-"""What an overlay does for a user who may not read every file of its layers."""
+"""What an overlay does for a user whose own files refuse what root's mount could do to them.
 
+A deputy in a user namespace does it; where there can be none, the user gets EACCES.
+"""
+
+import errno
+import fcntl
 import os
+import resource
+import select
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +18,12 @@ import pytest
 
 from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.tree import access, syscalls
+from overlayfs.tree.deputy import CALLS, Deputy
 
 NOBODY = 65534
+CALLER = Caller(NOBODY, NOBODY)
+PATIENCE_MS = 60_000
 
 
 @pytest.fixture
@@ -24,33 +36,238 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def nobody(base: Path) -> Iterator[Overlay]:
-    """An overlay over two files without any permission, opened and used as the user nobody."""
+def as_nobody(base: Path) -> Iterator[None]:
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:
-        for name in ("lower", "upper", "work"):
-            (base / name).mkdir()
-        for name, content in (("empty", b""), ("full", b"content")):
-            (base / "lower" / name).write_bytes(content)
-            (base / "lower" / name).chmod(0)
-        lower, upper, work = (bytes(base / name) for name in ("lower", "upper", "work"))
-        overlay = Overlay.open(OverlayOptions(lowers=(lower,), upper=upper, work=work))
-        yield overlay
-        overlay.close()
+        yield
     finally:
+        access.dismiss()
         os.seteuid(0)
         os.setegid(0)
 
 
-def test_empty_file_that_may_not_be_read_is_copied_up(nobody: Overlay, base: Path) -> None:
-    number = nobody.lookup(1, b"empty").ino
-    assert nobody.setattr(number, AttributeChanges(mode=0o600), Caller(NOBODY, NOBODY)).mode == 0o100600
+def options(base: Path) -> OverlayOptions:
+    lower, upper, work = (bytes(base / name) for name in ("lower", "upper", "work"))
+    return OverlayOptions(lowers=(lower,), upper=upper, work=work)
+
+
+@pytest.fixture
+def nobody(as_nobody: None, base: Path) -> Iterator[Overlay]:
+    """An overlay over two files without any permission, opened and used as the user nobody."""
+    for name in ("lower", "upper", "work"):
+        (base / name).mkdir()
+    for name, content in (("empty", b""), ("full", b"content")):
+        (base / "lower" / name).write_bytes(content)
+        (base / "lower" / name).chmod(0)
+    overlay = Overlay.open(options(base))
+    yield overlay
+    overlay.close()
+
+
+@pytest.fixture
+def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """User namespaces are switched off."""
+
+    def refuse(_namespaces: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscalls, "unshare", refuse)
+
+
+def chmod(overlay: Overlay, name: bytes, mode: int) -> int:
+    return overlay.setattr(overlay.lookup(1, name).ino, AttributeChanges(mode=mode), CALLER).mode
+
+
+def test_empty_file_that_may_not_be_read_is_copied_up(no_namespaces: None, nobody: Overlay, base: Path) -> None:
+    assert chmod(nobody, b"empty", 0o600) == 0o100600
     assert (base / "upper" / "empty").stat().st_size == 0
 
 
-def test_content_that_may_not_be_read_is_never_left_out_of_a_copy(nobody: Overlay, base: Path) -> None:
-    number = nobody.lookup(1, b"full").ino
+def test_content_that_may_not_be_read_is_never_left_out_of_a_copy(
+    no_namespaces: None, nobody: Overlay, base: Path
+) -> None:
     with pytest.raises(PermissionError):
-        nobody.setattr(number, AttributeChanges(mode=0o600), Caller(NOBODY, NOBODY))
+        chmod(nobody, b"full", 0o600)
     assert not (base / "upper" / "full").exists()
+
+
+def test_content_that_may_not_be_read_is_copied_by_a_deputy(nobody: Overlay, base: Path) -> None:
+    before = (base / "lower" / "full").stat()
+    assert chmod(nobody, b"full", 0o600) == 0o100600
+    assert (base / "upper" / "full").read_bytes() == b"content"
+    after = (base / "lower" / "full").stat()
+    assert (after.st_mode, after.st_atime_ns, after.st_ctime_ns) == (
+        before.st_mode, before.st_atime_ns, before.st_ctime_ns,
+    )  # fmt: skip
+
+
+def test_file_of_another_group_stays_refused(nobody: Overlay, base: Path) -> None:
+    """The deputy's namespace has no other group, so its capabilities do not count there."""
+    os.seteuid(0)
+    os.chown(base / "lower" / "full", NOBODY, 4711)
+    os.seteuid(NOBODY)
+    with pytest.raises(PermissionError):
+        chmod(nobody, b"full", 0o600)
+
+
+def test_upper_whose_root_nobody_may_write_is_mounted_again(nobody: Overlay, base: Path) -> None:
+    nobody.setattr(1, AttributeChanges(mode=0o555), CALLER)
+    nobody.close()
+    again = Overlay.open(options(base))
+    nobody.state = again.state
+    assert chmod(again, b"full", 0o600) == 0o100600
+    assert (base / "upper").stat().st_mode == 0o40555
+
+
+def test_opaque_directory_that_may_not_be_read_still_hides_what_is_below(nobody: Overlay, base: Path) -> None:
+    for name in ("d", "d/below"):
+        (base / "lower" / name).mkdir()
+    nobody.close()
+    first = Overlay.open(options(base))
+    directory = first.lookup(1, b"d").ino
+    first.rmdir(directory, b"below")
+    first.forget(directory, 1)
+    first.rmdir(1, b"d")
+    first.mkdir(1, b"d", 0o111, CALLER)
+    first.close()
+    again = Overlay.open(options(base))
+    nobody.state = again.state
+    assert again.find(again.lookup(1, b"d").ino, b"below") is None
+
+
+# -- the deputy
+
+
+@pytest.fixture
+def closed_file(as_nobody: None, base: Path) -> Iterator[int]:
+    """A descriptor of the directory with `file`, which nobody may not read."""
+    (base / "file").write_bytes(b"content")
+    (base / "file").chmod(0)
+    fd = os.open(base, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def read(dir_fd: int) -> bytes:
+    fd = access.open_at(dir_fd, b"file", os.O_RDONLY)
+    try:
+        assert not os.get_inheritable(fd)
+        return os.read(fd, 100)
+    finally:
+        os.close(fd)
+
+
+def started() -> Deputy:
+    found = access.present()
+    assert found is not None
+    return found
+
+
+def test_deputy_that_was_killed_is_replaced(closed_file: int) -> None:
+    assert read(closed_file) == b"content"
+    first = started()
+    kill(first)
+    assert read(closed_file) == b"content"
+    assert started().pid != first.pid
+
+
+def test_call_during_which_the_deputy_is_killed_is_an_error(closed_file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was done is not known, so it is not done again."""
+    monkeypatch.setitem(CALLS, "open", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(OSError, match="gone") as caught:
+        read(closed_file)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert read(closed_file) == b"content"
+
+
+def kill(deputy: Deputy) -> None:
+    pidfd = os.pidfd_open(deputy.pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        watch = select.poll()
+        watch.register(pidfd, select.POLLIN)
+        assert watch.poll(PATIENCE_MS)
+    finally:
+        os.close(pidfd)
+
+
+def test_forked_child_has_a_deputy_of_its_own(closed_file: int) -> None:
+    read(closed_file)
+    pid = started().pid
+    child = os.fork()
+    if not child:
+        os._exit(0 if read(closed_file) == b"content" and started().pid != pid else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert read(closed_file) == b"content"
+    assert started().pid == pid
+
+
+def test_errors_are_those_of_the_call(closed_file: int) -> None:
+    deputy = started()
+    with pytest.raises(FileNotFoundError):
+        deputy.ask("open", (closed_file,), b"absent", os.O_RDONLY, 0)
+    with pytest.raises(NotADirectoryError):
+        deputy.ask("rmdir", (closed_file,), b"file")
+    assert read(closed_file) == b"content"
+
+
+def test_no_room_for_a_descriptor_is_said_and_leaves_none_behind(closed_file: int) -> None:
+    deputy = started()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(closed_file)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            deputy.ask("open", (closed_file,), b"file", os.O_RDONLY, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert read(closed_file) == b"content"
+
+
+def test_locks_are_free_only_when_the_deputy_has_ended(closed_file: int, base: Path) -> None:
+    """What it does when its daemon is killed must be done before another mount begins."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        fd = os.open(base, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        access.note_lock(fd)
+        read(closed_file)
+        os.kill(started().pid, signal.SIGSTOP)
+        os.write(writing, b"%d" % started().pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    deputy = int(os.read(reading, 100))
+    fd = os.open(base, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(deputy, signal.SIGCONT)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    finally:
+        for one in (fd, reading, writing):
+            os.close(one)
+
+
+def test_locks_are_free_when_the_deputy_is_dismissed(closed_file: int, base: Path) -> None:
+    fd = os.open(base, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    access.note_lock(fd)
+    read(closed_file)
+    access.dismiss(fd)
+    os.close(fd)
+    fd = os.open(base, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
+def test_signals_that_end_a_daemon_do_not_end_its_deputy_first(closed_file: int) -> None:
+    deputy = started()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(deputy.pid, number)
+    assert read(closed_file) == b"content"
+    assert started() is deputy
+    access.dismiss()

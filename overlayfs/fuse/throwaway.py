@@ -40,6 +40,8 @@ def remove(root: Path) -> None:
 
 
 def _remove_tree(directory: Path) -> None:
+    with suppress(FileNotFoundError):
+        directory.chmod(0o700)  # the mount's root is this one
     for parent, names, _ in os.walk(directory):
         for name in names:
             path = os.path.join(parent, name)

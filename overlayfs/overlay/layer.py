@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from ..tree import syscalls
+from ..tree import access, syscalls
 from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
@@ -58,7 +58,7 @@ class Layer:
 
 def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
     """Hold the directory `path` as a layer; OSError where it cannot be opened or is no directory."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = access.open_directory(path)
     try:
         return _describe(index, path, fd, data_only)
     except OSError:

@@ -123,6 +123,18 @@ def reopen(fd: int, flags: int) -> int:
         return _opened(_by_deputy(error, "reopen", (fd,), flags | os.O_CLOEXEC))
 
 
+def open_directory(path: bytes) -> int:
+    """Open a directory for reading, through symlinks. The caller owns the descriptor."""
+    try:
+        return os.open(path, _READ_DIRECTORY)
+    except PermissionError:
+        fd = os.open(path, _READ_DIRECTORY | os.O_PATH)  # it is only asked for once more where the way there is free
+    try:
+        return reopen(fd, _READ_DIRECTORY)
+    finally:
+        os.close(fd)
+
+
 def open_beneath(root_fd: int, path: bytes, flags: int) -> int:
     """As `syscalls.open_beneath`."""
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import array
 import errno
-import logging
+import gc
 import marshal
 import os
 import signal
@@ -27,8 +27,6 @@ from typing import Any, Final, NamedTuple
 
 from . import syscalls
 from .syscalls import descriptor_path
-
-log = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 160 << 10  # of a message: an xattr of 64 KiB, or two paths
 _MOST_DESCRIPTORS: Final = 2
@@ -164,6 +162,7 @@ def _answer(channel: socket.socket, result: object) -> None:
 def _become_deputy(channel: socket.socket, locked: frozenset[int]) -> None:
     """Keep nothing of the parent, whose /dev/fuse must close when it ends, but the socket and the locks: nobody else
     may have them before what is under way here has ended."""
+    gc.disable()  # what the parent's objects would close has other numbers here
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # it ends with its parent, which may need it until then

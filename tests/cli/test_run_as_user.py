@@ -204,3 +204,23 @@ def test_image_without_layers_is_the_users_to_fill(home: Home, machine: Path, mo
     home.run("umount", mountpoint)
     assert home.run("diff", "box") == "A /new\n"
     home.run("rm", "box")
+
+
+def test_container_with_modes_that_refuse_its_user(home: Home, mountpoint: Path) -> None:
+    home.run("mount", "small", mountpoint, "--rw", "--name", "box")
+    script = "mkdir -m 555 a; mkdir -p c/d; touch c/d/f; chmod 0 c/d/f c/d; chmod 111 c; chmod 555 ."
+    as_user(["sh", "-c", f"cd {mountpoint} && {script}"])
+    home.run("umount", mountpoint)
+    assert home.run("diff", "box") == "M /\nA /a/\nA /c/\nA /c/d/\nA /c/d/f\n"
+    home.run("mount", "small", mountpoint, "--rw", "--name", "box")
+    modes = as_user(["sh", "-c", f"cd {mountpoint} && stat -c %a . a c && touch -d @5 a"])
+    assert modes == "555\n555\n111\n"
+    home.run("umount", mountpoint)
+    home.run("commit", "box", "closed")
+    home.run("reset", "box")
+    assert home.run("diff", "box") == ""
+    home.run("rm", "box")
+    home.run("mount", "closed", mountpoint)
+    assert as_user(["stat", "-c", "%a", mountpoint, mountpoint / "a", mountpoint / "c"]) == "555\n555\n111\n"
+    home.run("umount", mountpoint)
+    home.run("rmi", "closed")

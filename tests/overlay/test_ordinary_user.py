@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,13 +112,14 @@ def test_file_of_another_group_stays_refused(nobody: Overlay, base: Path) -> Non
         chmod(nobody, b"full", 0o600)
 
 
-def test_upper_whose_root_nobody_may_write_is_mounted_again(nobody: Overlay, base: Path) -> None:
-    nobody.setattr(1, AttributeChanges(mode=0o555), CALLER)
+@pytest.mark.parametrize("mode", [0o555, 0o111, 0o333])
+def test_upper_whose_root_refuses_its_user_is_mounted_again(mode: int, nobody: Overlay, base: Path) -> None:
+    nobody.setattr(1, AttributeChanges(mode=mode), CALLER)
     nobody.close()
     again = Overlay.open(options(base))
     nobody.state = again.state
     assert chmod(again, b"full", 0o600) == 0o100600
-    assert (base / "upper").stat().st_mode == 0o40555
+    assert (base / "upper").stat().st_mode == 0o40000 | mode
 
 
 def test_opaque_directory_that_may_not_be_read_still_hides_what_is_below(nobody: Overlay, base: Path) -> None:
@@ -191,6 +193,11 @@ def kill(deputy: Deputy) -> None:
         assert watch.poll(PATIENCE_MS)
     finally:
         os.close(pidfd)
+
+
+def test_deputy_is_started_from_any_thread(closed_file: int) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: read(closed_file), range(100))) == {b"content"}
 
 
 def test_forked_child_has_a_deputy_of_its_own(closed_file: int) -> None:

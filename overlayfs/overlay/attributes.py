@@ -167,8 +167,10 @@ def _truncate(fd: int, size: int) -> None:
     """Set the size of the file that `fd` has open for writing; mtime stays where the size stays."""
     try:
         os.truncate(descriptor_path(fd), size)  # ftruncate(2) always sets mtime
-    except PermissionError:  # the mode does not allow any more what the descriptor does
-        if os.fstat(fd).st_size != size:
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+        if os.fstat(fd).st_size != size:  # the mode does not allow any more what the descriptor does
             os.ftruncate(fd, size)
 
 

@@ -156,7 +156,8 @@ def _is_inside(path: bytes, outer: Layer) -> bool:
 def _check_writable(option: str, layer: Layer) -> None:
     if os.fstatvfs(layer.root_fd).f_flag & os.ST_RDONLY:
         raise MountError(f"{option}: {_text(layer.path)} is on a read-only filesystem; mount with -o ro")
-    is_own = os.fstat(layer.root_fd).st_uid == os.geteuid()  # whatever its mode: see tree.access
+    # an upper of the user's own may have any mode, which is that of the mount's root: see tree.access
+    is_own = option == "upperdir" and os.fstat(layer.root_fd).st_uid == os.geteuid()
     if not is_own and not os.access(descriptor_path(layer.root_fd), os.W_OK | os.X_OK):
         raise MountError(f"{option}: {_text(layer.path)} is not writable")
 

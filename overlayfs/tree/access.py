@@ -26,8 +26,9 @@ from .syscalls import OPEN_NODE, descriptor_path
 log = logging.getLogger(__name__)
 
 _TRIES = 2
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 # Errors that say nothing of whether there may be a user namespace.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+_PASSING = (errno.EAGAIN, errno.ENOMEM)
 _READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -53,9 +54,10 @@ class _Deputies:
         try:
             self._present = Deputy(frozenset(self.locked))
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in _NO_DESCRIPTORS:  # whoever asks may make room for some
                 raise
-            self._refused = identity()
+            if error.errno not in _PASSING:
+                self._refused = identity()
             log.info("no user namespace to act in where permission bits are in the way: %s", error.strerror)
 
     def dismiss(self) -> None:

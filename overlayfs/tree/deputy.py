@@ -203,7 +203,8 @@ def _run(channel: socket.socket, locked: frozenset[int]) -> None:
         with suppress(OSError):
             _send(channel, (error.errno or errno.EIO, None))
     finally:
-        _close(list(locked))  # before the socket, whose end the parent may wait for
+        with suppress(OSError):
+            _close(list(locked))  # before the socket, whose end the parent may wait for
         os._exit(0)
 
 
@@ -263,12 +264,13 @@ class Deputy:
 
     def close(self) -> None:
         """Let the child go, and wait until it has let go of the locks."""
-        if self._channel.fileno() >= 0 and self.identity == identity():
-            with suppress(OSError):
-                self._channel.settimeout(_PATIENCE_S)
-                self._channel.shutdown(socket.SHUT_WR)
-                self._channel.recv(1)
-        self._channel.close()
+        if not self.is_ours:
+            self._channel.close()
+            return
+        with self._lock, self._channel, suppress(OSError):
+            self._channel.settimeout(_PATIENCE_S)
+            self._channel.shutdown(socket.SHUT_WR)
+            self._channel.recv(1)
 
 
 def _result(answer: tuple[tuple[Any, ...], list[int]] | None) -> Any:

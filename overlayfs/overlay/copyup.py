@@ -17,9 +17,9 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Self
 
-from ..tree import marks, metadata, syscalls
+from ..tree import fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, content, drafts, indexing, lookup
+from . import attributes, content, drafts, indexing, lookup, protection
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -69,6 +69,8 @@ def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = Non
     if need is Need.METADATA and (inode.upper or _metadata_only(state, need)):
         return 0
     total = attributes.attributes_of(state, inode).size
+    if protection.flags_of(state, inode) & fileflags.IMMUTABLE:  # nearly all that would need it is going to be refused
+        return 0
     return total if size is None else min(size, total)
 
 
@@ -211,6 +213,8 @@ class _Copy(CopyUp):
             os.setxattr(descriptor_path(fd), name, value)
         # what is published with a new size is the truncated file already: modified now, and without capabilities
         without = b"" if self._new_size is None else metadata.CAPABILITY
+        if stat.S_ISREG(self._st.st_mode):
+            fileflags.copy_flags(self._source, fd)
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
         if self._new_size not in (None, self._st.st_size):
             syscalls.set_times(fd, None, time.time_ns())
@@ -336,7 +340,8 @@ def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
 
 
 def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list[tuple[bytes, bytes]]:
-    """What the copy must remember: its number, where it came from, and that its data is below."""
+    """What the copy must remember: its number, where it came from, that its data is below, what protects it."""
+    protecting = protection.flags_of(state, inode)
     takes_user_xattrs = inode.kind in (stat.S_IFREG, stat.S_IFDIR)
     if not state.xattrs_work or not (takes_user_xattrs or state.prefix == marks.TRUSTED):
         return []
@@ -350,6 +355,8 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
         found.append((state.prefix + marks.ORIGIN, origin))
     if metacopy:
         found.append((state.prefix + marks.METACOPY, b""))
+    if protecting:
+        found.append((state.prefix + marks.PROTECTION, marks.protection_value(protecting)))
     return found
 
 
@@ -386,6 +393,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
         owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
             os.setxattr(descriptor_path(draft.fd), name, value)
+        fileflags.copy_flags(source, draft.fd)
         metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
         if parent is None:
             state.orphans[directory.number] = draft.keep_descriptor()

@@ -13,13 +13,14 @@ import errno
 import gc
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final
 
 from ..tree import syscalls
-from . import attributes, copyup, copyup_tree, files, listing, lookup, names
+from . import attributes, copyup, copyup_tree, files, listing, lookup, names, protection
 from . import rename as renaming
 from .copyup import CopyUp, Need
+from .flags import file_flags
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
 from .listing import DirectoryEntry
 from .opening import open_state, refuse_mountpoint
@@ -37,6 +38,7 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
+        self.written_unseen: Set[int] = state.written_unseen  # inodes whose attributes are out of date once told
         self._forgotten = 0
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
@@ -267,9 +269,9 @@ class Overlay:
             opened.pins += 1
         return opened
 
-    def end_passing_through(self, ino: int) -> None:
-        """The data comes through us again."""
-        self.state.passed_through.discard(ino)
+    def note_written_unseen(self, ino: int) -> None:
+        """Somebody may write a file that is passed through, now and as long as its inode is known."""
+        files.note_written_unseen(self.state, self._inode(ino))
 
     def allocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         files.allocate(self.state, self._inode(ino), mode, offset, length)
@@ -278,7 +280,7 @@ class Overlay:
         return files.seek(self.state, self._inode(ino), offset, whence)
 
     def file_flags(self, ino: int, command: int, argument: bytes) -> bytes:
-        return files.file_flags(self.state, self._inode(ino), command, argument)
+        return file_flags(self.state, self._inode(ino), command, argument)
 
     def birth_time(self, ino: int) -> int | None:
         """In ns since the epoch; None where it is not known."""
@@ -289,6 +291,10 @@ class Overlay:
         """syncfs(2) of the upper. May block, and may be called from any thread."""
         if self.state.upper is not None and self.options.fsync is not FsyncPolicy.VOLATILE:
             syscalls.sync_filesystem(self.state.upper.root_fd)
+
+    def refuse_write(self, ino: int, appends: bool) -> None:
+        """EPERM for a write that its open should have been refused for: to be asked where files are opened unasked."""
+        protection.refuse_write(self.state, self._inode(ino), appends)
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         return files.write(self.state, self._inode(ino), offset, data)

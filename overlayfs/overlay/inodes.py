@@ -31,7 +31,10 @@ class Caller(NamedTuple):
 
 
 class AttributeChanges(NamedTuple):
-    """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored."""
+    """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored.
+
+    `by_writing` says that anybody who writes to the file may ask for it: the present as both times, or to lose setuid.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -40,6 +43,7 @@ class AttributeChanges(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    by_writing: bool = False
 
 
 # The kernel's struct fuse_attr (linux/fuse.h): ino, size, blocks; seconds of atime, mtime, ctime, their nanoseconds;
@@ -195,6 +199,7 @@ class Inode:
         "number",
         "opens",
         "parent",
+        "protection",
         "shared_as",
         "upper",
         "xattr_names",
@@ -216,6 +221,7 @@ class Inode:
         self.opens = 0
         self.attributes: Attributes | None = None
         self.xattr_names: tuple[bytes, ...] | None = None  # as stored; None: not read yet
+        self.protection: int | None = None  # immutable, append-only; None: not read yet (see protection.flags_of)
 
     @property
     def is_directory(self) -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
 from ..tree.syscalls import descriptor_path
-from . import attributes, copyup, drafts, indexing, lookup, whiteouts
+from . import attributes, copyup, drafts, indexing, lookup, protection, whiteouts
 from .drafts import Draft
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
@@ -121,11 +121,16 @@ def _sync_new(state: State, inode: Inode) -> None:
 
 def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
     """All checks, and the parent's copy-up, for a name that is going to be made."""
+    check_new_name(state, parent, name)
+    copyup.ensure_upper_directory(state, parent)
+
+
+def check_new_name(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_new_name(name)
     check_alive(state, parent)
     if lookup.child(state, parent, name) is not None:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    copyup.ensure_upper_directory(state, parent)
+    protection.refuse_new_name(state, parent)
 
 
 def check_alive(state: State, parent: Directory) -> None:
@@ -188,6 +193,7 @@ def note_new_name(inode: Inode, parent: Directory, name: bytes) -> None:
 def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode:
     """A regular file without a name; `link` may give it one."""
     check_alive(state, parent)
+    protection.refuse_new_name(state, parent)
     copyup.ensure_upper_directory(state, parent)
     assert state.upper is not None
     with drafts.draft_file(state) as draft:
@@ -195,7 +201,7 @@ def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode
         st = os.fstat(draft.fd)
         inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
         state.inodes[inode.number] = inode
-        inode.upper = True
+        inode.upper, inode.protection = True, 0
         state.orphans[inode.number] = draft.keep_descriptor()
     try:
         drafts.sync_changed(state)
@@ -209,7 +215,9 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     """Give a file one more name."""
     if inode.is_directory:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    prepare_new_name(state, parent, name)
+    check_new_name(state, parent, name)
+    protection.refuse_change(state, inode)
+    copyup.ensure_upper_directory(state, parent)
     copyup.copy_up(state, inode)
     with state.upper_node(inode) as fd:
         st = os.fstat(fd)
@@ -271,6 +279,7 @@ def _link_over_whiteout(
 def unlink(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_name(name)
     inode = lookup.existing_child(state, parent, name)
+    protection.refuse_removal(state, parent, inode)
     if inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     hide(state, parent, name, inode)
@@ -390,6 +399,7 @@ def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> N
 def rmdir(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_name(name)
     inode = lookup.existing_child(state, parent, name)
+    protection.refuse_removal(state, parent, inode)
     if not isinstance(inode, Directory):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     check_empty(state, inode)

@@ -178,7 +178,7 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `cannot_clone`
+    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us. `cannot_clone`
     are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks. `unsynced` are
     directories that the operation changed and is to sync.
     """
@@ -201,7 +201,7 @@ class State:
         self.cannot_clone: set[int] = set()
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
-        self.passed_through: set[int] = set()
+        self.written_unseen: set[int] = set()
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
@@ -271,6 +271,7 @@ class State:
         for location in inode.lowers if isinstance(inode, Directory) else ():
             self.descriptors.drop_directory(location)
         self.synced_names.discard(inode.number)
+        self.written_unseen.discard(inode.number)
         self.drop_orphan(inode)
 
     def drop_orphan(self, inode: Inode) -> None:

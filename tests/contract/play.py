@@ -20,7 +20,7 @@ from .client import Client, Entry, Stat
 from .engine_client import EngineClient
 from .posix_client import PosixClient
 from .targets import Directories, Target
-from .tree import TRUSTED, Format, Kind, Node, build
+from .tree import TRUSTED, Format, Kind, Node, build, unprotect
 from .view import (
     View,
     changes,
@@ -63,6 +63,7 @@ def directories(case: Case, form: Format, base: Path | None = None) -> Iterator[
                 stack.callback(libc.unmount, places.at(name), libc.MNT_DETACH)
         for name, tree in zip((*lowers, *data_lowers), (*case.lowers, *case.data_lowers), strict=True):
             build(places.at(name), tree)
+            stack.callback(unprotect, places.at(name), tree)
         if case.upper is not None:
             build(places.at(b"u"), case.upper, form)
         yield places
@@ -210,6 +211,8 @@ def upper_differences(upper: bytes, path: str, node: Node, form: Format) -> list
         lines.append("should be opaque" if node.opaque else "should not be opaque")
     if node.sparse and os.lstat(place).st_blocks * 512 >= len(node.content):
         lines.append("its hole is filled")
+    if node.kind in (Kind.FILE, Kind.DIRECTORY) and set(libc.flags(place)) != set(node.flags):
+        lines.append(f"has the flags {libc.flags(place)}, not {node.flags}")
     if node.xattrs:
         lines += [f"lacks {name}" for name in node.xattrs if name not in os.listxattr(place, follow_symlinks=False)]
     return lines

@@ -19,7 +19,7 @@ from typing import Self
 
 from ..tree import fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, content, drafts, indexing, lookup, protection
+from . import attributes, content, drafts, indexing, inheritance, lookup, protection
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -189,7 +189,7 @@ class _Copy(CopyUp):
         if has_data and self._size and self._data is None:
             self._data = self._open_data()
         self._xattrs = _mark_xattrs(state, inode, self._source, self._metacopy)
-        self._draft = _draft_like(state, self._source, self._st)
+        self._draft = _draft_like(state, inode, self._source, self._st)
         self._at_end.append(self._draft.close)
 
     def _open_source(self) -> tuple[int, os.stat_result]:
@@ -198,7 +198,7 @@ class _Copy(CopyUp):
         if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data[1]):
             return self._data
         with state.node(inode) as node:
-            fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.dup(node))))
+            fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: _held(node, inode.kind))))
         return fd, os.fstat(fd)
 
     @property
@@ -287,6 +287,14 @@ class _Completion(CopyUp):
         _note_copied(self._state, self._inode)
 
 
+def _held(node: int, kind: int) -> int:
+    """Another descriptor of the file; one that tells its flags, where we may read it."""
+    if kind == stat.S_IFREG:
+        with suppress(PermissionError):
+            return fileflags.open_to_control(node)
+    return os.dup(node)
+
+
 def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
     """True where a stat is of the very file that a lower layer has in a place."""
     assert location is not None
@@ -360,12 +368,12 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
     return found
 
 
-def _draft_like(state: State, source: int, st: os.stat_result) -> Draft:
-    if stat.S_ISREG(st.st_mode):
-        return drafts.draft_file(state)
-    if stat.S_ISLNK(st.st_mode):
-        return drafts.draft_symlink(state, os.readlink(b"", dir_fd=source))
-    return drafts.draft_node(state, stat.S_IFMT(st.st_mode), st.st_rdev)
+def _draft_like(state: State, inode: Inode, source: int, st: os.stat_result) -> Draft:
+    place, kind = inheritance.place_of_copy(state, inode.parent), stat.S_IFMT(st.st_mode)
+    if kind == stat.S_IFREG:
+        return drafts.draft_file(state, place)
+    target = os.readlink(b"", dir_fd=source) if kind == stat.S_IFLNK else b""
+    return drafts.draft_node(state, drafts.maker(kind, st.st_rdev, target), place)
 
 
 # -- directories
@@ -387,13 +395,14 @@ def ensure_upper_directory(state: State, directory: Directory) -> None:
 def _copy_up_directory(state: State, directory: Directory) -> None:
     parent = directory.parent
     assert directory.number != ROOT
-    with state.node(directory) as source, drafts.draft_directory(state) as draft:
+    place = inheritance.place_of_copy(state, parent)
+    with state.node(directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         owner = _owner_on_disk(state, directory, st)
         owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
             os.setxattr(descriptor_path(draft.fd), name, value)
-        fileflags.copy_flags(source, draft.fd)
+        flagged = fileflags.copy_flags(source, draft.fd)
         metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
         if parent is None:
             state.orphans[directory.number] = draft.keep_descriptor()
@@ -402,4 +411,5 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.upper = True
     directory.above = {}
     directory.default_acl = False
+    directory.inheritance = None if flagged or parent is None else inheritance.of(state, parent).of_copy()
     directory.attributes = directory.xattr_names = None

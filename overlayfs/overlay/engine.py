@@ -17,7 +17,7 @@ from collections.abc import Iterator, Set
 from typing import Final
 
 from ..tree import syscalls
-from . import attributes, copyup, copyup_tree, files, listing, lookup, names, protection
+from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, names, protection
 from . import rename as renaming
 from .copyup import CopyUp, Need
 from .flags import file_flags
@@ -57,6 +57,7 @@ class Overlay:
 
     def close(self) -> None:
         """Give back all descriptors and locks."""
+        inheritance.forget_places(self.state)
         self.state.close()
 
     def _inode(self, ino: int) -> Inode:

@@ -13,7 +13,7 @@ from ..tree import fileflags, marks
 from ..tree.fileflags import FLAG_COMMANDS, READER_OF
 from ..tree.syscalls import descriptor_path
 from . import copyup, protection
-from .inodes import Inode
+from .inodes import Directory, Inode
 from .state import State
 
 
@@ -53,6 +53,8 @@ def _change(state: State, inode: Inode, fd: int, command: int, argument: bytes) 
         fileflags.control(fd, command, on_disk)
         raise
     inode.protection, inode.xattr_names = wanted, None
+    if isinstance(inode, Directory):
+        inode.inheritance = None
 
 
 def _store(state: State, fd: int, flags: int) -> None:

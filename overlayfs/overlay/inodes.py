@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ..tree.fileflags import Inheritance
 from ..tree.metadata import CAPABILITY
 from .layer import Location
 from .merge import Candidates, Kind
@@ -311,7 +312,7 @@ class Directory(Inode):
     the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "listing", "lower_path", "lowers")
+    __slots__ = ("above", "below", "children", "default_acl", "inheritance", "listing", "lower_path", "lowers")
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -321,4 +322,5 @@ class Directory(Inode):
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
+        self.inheritance: Inheritance | None = None  # of a directory in the upper; None: not read yet
         self.listing: Listing | None = None

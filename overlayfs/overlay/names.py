@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
 from ..tree.syscalls import descriptor_path
-from . import attributes, copyup, drafts, indexing, lookup, protection, whiteouts
-from .drafts import Draft
+from . import attributes, copyup, drafts, indexing, inheritance, lookup, protection, whiteouts
+from .drafts import Draft, Maker
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
 from .merge import Kind
@@ -30,7 +30,8 @@ def create(state: State, parent: Directory, name: bytes, mode: int, caller: Call
     made = _create_at_once(state, parent, name, mode, caller)
     if made is None:
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        made = _make(state, parent, name, mode, caller, lambda: drafts.draft_file(state))
+        draft = drafts.draft_file(state, inheritance.place_of_new(state, parent))
+        made = _publish_new(state, draft, parent, name, mode, caller)
     return made
 
 
@@ -75,11 +76,13 @@ def _is_plain_there(state: State, parent: Directory, name: bytes, caller: Caller
 
 
 def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state))
+    mode = stat.S_IFDIR | stat.S_IMODE(mode)
+    return _make_node(state, parent, name, mode, caller, drafts.maker(stat.S_IFDIR))
 
 
 def symlink(state: State, parent: Directory, name: bytes, target: bytes, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target))
+    mode = stat.S_IFLNK | 0o777
+    return _make_node(state, parent, name, mode, caller, drafts.maker(stat.S_IFLNK, target=target))
 
 
 def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
@@ -91,14 +94,40 @@ def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, ca
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     if kind not in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-    return _make(state, parent, name, kind | stat.S_IMODE(mode), caller, lambda: drafts.draft_node(state, kind, rdev))
+    return _make_node(state, parent, name, kind | stat.S_IMODE(mode), caller, drafts.maker(kind, rdev))
 
 
-def _make(
-    state: State, parent: Directory, name: bytes, mode: int, caller: Caller, draft_new: Callable[[], Draft]
-) -> Inode:
+def _make_node(state: State, parent: Directory, name: bytes, mode: int, caller: Caller, make: Maker) -> Inode:
+    """Anything but a regular file: in its place where one system call makes it complete, else as a draft."""
     prepare_new_name(state, parent, name)
-    with draft_new() as draft:
+    if _is_plain_there(state, parent, name, caller):
+        made = _make_in_place(state, parent, name, mode if stat.S_ISLNK(mode) else mode & ~caller.umask, make)
+        if made is not None:
+            return made
+    place = inheritance.place_of_new(state, parent)
+    draft = drafts.draft_node(state, make, place, stat.S_ISDIR(mode))
+    return _publish_new(state, draft, parent, name, mode, caller)
+
+
+def _make_in_place(state: State, parent: Directory, name: bytes, wanted: int, make: Maker) -> Inode | None:
+    dir_fd = state.upper_fd(parent)
+    make(dir_fd, name, stat.S_IMODE(wanted))
+    try:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        is_right = (st.st_gid, st.st_mode) == (os.getegid(), wanted)  # a mount may say otherwise
+    except OSError:
+        is_right = False
+    if not is_right:
+        (os.rmdir if stat.S_ISDIR(wanted) else os.unlink)(name, dir_fd=dir_fd)
+        return None
+    drafts.note_changed(state, parent)
+    inode = _adopt(state, parent, name, st)
+    _sync_new(state, inode)
+    return inode
+
+
+def _publish_new(state: State, new: Draft, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
+    with new as draft:
         _fill(state, draft, parent, mode, caller)
         if stat.S_ISDIR(mode) and lookup.in_lower(state, parent, name):
             whiteouts.make_opaque(state, draft.fd)
@@ -170,6 +199,8 @@ def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> 
     """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
+    if isinstance(inode, Directory):
+        inode.inheritance = parent.inheritance
     note_new_name(inode, parent, name)
     with drafts.afterwards():
         attributes.remember(state, inode, st, fewest_links=1)
@@ -196,7 +227,7 @@ def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode
     protection.refuse_new_name(state, parent)
     copyup.ensure_upper_directory(state, parent)
     assert state.upper is not None
-    with drafts.draft_file(state) as draft:
+    with drafts.draft_file(state, inheritance.place_of_new(state, parent)) as draft:
         _fill(state, draft, parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
         st = os.fstat(draft.fd)
         inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
@@ -423,7 +454,8 @@ def replace_by_empty(state: State, directory: Directory) -> None:
     if parent is None or _is_empty_on_disk(state, directory):
         return
     dir_fd = state.upper_fd(parent)
-    with state.upper_node(directory) as source, drafts.draft_directory(state) as draft:
+    place = inheritance.place_of_copy(state, parent)
+    with state.upper_node(directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         if lookup.in_lower(state, parent, name):
             _hide_below(state, draft, parent, name)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
+from ..tree.fileflags import Inheritance
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -178,7 +179,8 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us. `cannot_clone`
+    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us; `draft_places`
+    directories in the workdir by what they hand on, with their names. `cannot_clone`
     are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks. `unsynced` are
     directories that the operation changed and is to sync.
     """
@@ -202,6 +204,7 @@ class State:
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.written_unseen: set[int] = set()
+        self.draft_places: dict[Inheritance, tuple[int, bytes]] = {}
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import syscalls
 
@@ -33,6 +33,12 @@ PROTECTING: Final = IMMUTABLE | APPEND_ONLY
 _COPIED: Final = SYNC | NODUMP | NOATIME | DIRSYNC  # what every filesystem with flags takes
 _X_IMMUTABLE, _X_APPEND_ONLY = 0x08, 0x10  # FS_XFLAG_*
 _BITS: Final = struct.Struct("<I")
+_FSXATTR: Final = struct.Struct("<5I8x")  # xflags, extsize, nextents, projid, cowextsize
+# What a directory hands on to what is made in it, of every filesystem: the s, u, c, S, d, A, compression, j, t, D, C
+# and x of chattr(1); and in struct fsxattr rtinherit, projinherit, nosymlinks, extszinherit, nodefrag, filestream.
+_INHERITED: Final = 0x1 | 0x2 | 0x4 | SYNC | NODUMP | NOATIME | 0x400 | 0x4000 | 0x8000 | DIRSYNC | 0x800000 | 0x2000000
+_X_PROJECT: Final = 0x200
+_X_INHERITED: Final = 0x100 | _X_PROJECT | 0x400 | 0x1000 | 0x2000 | 0x4000
 _NO_FLAGS_HERE: Final = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
 
 
@@ -67,9 +73,9 @@ def protecting_flags(dir_fd: int, name: bytes) -> int:
     return syscalls.file_attributes(dir_fd, name) & PROTECTING
 
 
-def copy_flags(source: int, target: int) -> None:
-    """Give a new file the flags of another that do not protect it. Flags that the filesystem of one of them does not
-    know are left out, as by the kernel's ovl_copy_fileattr. Both descriptors may be O_PATH."""
+def copy_flags(source: int, target: int) -> bool:
+    """Give a new file the flags of another that do not protect it; False where there were none. Flags that the
+    filesystem of one of them does not know are left out, as by the kernel's ovl_copy_fileattr. Both may be O_PATH."""
     try:
         (wanted,) = _BITS.unpack(_control_node(source, GETFLAGS, bytes(_BITS.size)))
         if wanted & _COPIED:
@@ -78,6 +84,8 @@ def copy_flags(source: int, target: int) -> None:
     except OSError as error:
         if error.errno not in _NO_FLAGS_HERE:
             raise
+        return False
+    return bool(wanted & _COPIED)
 
 
 def _control_node(fd: int, command: int, argument: bytes) -> bytes:
@@ -96,3 +104,54 @@ def _control_node(fd: int, command: int, argument: bytes) -> bytes:
 def open_to_control(fd: int) -> int:
     """A descriptor of the same file that takes ioctls; the caller closes it."""
     return os.open(syscalls.descriptor_path(fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+# -- what a directory hands on
+
+
+class Inheritance(NamedTuple):
+    """What a filesystem gives a new file for the directory that it is made in, beyond owner, mode and ACL."""
+
+    flags: int = 0
+    xflags: int = 0
+    extent_size: int = 0
+    project: int = 0
+
+    def of_copy(self) -> Inheritance:
+        """What a file gets that is not new, and has flags of its own: the project whose quota it counts for."""
+        return Inheritance(0, self.xflags & _X_PROJECT, 0, self.project)
+
+
+NOTHING_INHERITED: Final = Inheritance()
+
+
+def inheritance_of(fd: int) -> Inheritance:
+    """What the directory hands on; nothing where its filesystem knows no flags. `fd` is open for reading."""
+    try:
+        return _inheritance(fd)
+    except OSError as error:
+        if error.errno not in _NO_FLAGS_HERE:
+            raise
+        return NOTHING_INHERITED
+
+
+def _inheritance(fd: int) -> Inheritance:
+    (flags,) = _BITS.unpack(control(fd, GETFLAGS, bytes(_BITS.size)))
+    xflags, extent_size, _, project, _ = _FSXATTR.unpack(control(fd, FSGETXATTR, bytes(_FSXATTR.size)))
+    return Inheritance(
+        flags & _INHERITED,
+        xflags & _X_INHERITED,
+        extent_size if xflags & 0x1000 else 0,
+        project if xflags & _X_PROJECT else 0,
+    )
+
+
+def hand_on(fd: int, wanted: Inheritance) -> None:
+    """Have a directory hand on exactly this; `fd` is open for reading."""
+    (flags,) = _BITS.unpack(control(fd, GETFLAGS, bytes(_BITS.size)))
+    if flags & _INHERITED != wanted.flags:
+        control(fd, SETFLAGS, _BITS.pack(flags & ~_INHERITED | wanted.flags))
+    if _inheritance(fd)[1:] != wanted[1:]:
+        xflags, _, extents, _, cow = _FSXATTR.unpack(control(fd, FSGETXATTR, bytes(_FSXATTR.size)))
+        xflags = xflags & ~_X_INHERITED | wanted.xflags
+        control(fd, FSSETXATTR, _FSXATTR.pack(xflags, wanted.extent_size, extents, wanted.project, cow))

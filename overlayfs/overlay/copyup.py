@@ -197,8 +197,7 @@ class _Copy(CopyUp):
         state, inode = self._state, self._inode
         if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data[1]):
             return self._data
-        with state.node(inode) as node:
-            fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: _held(node, inode.kind))))
+        fd = self._pin(_readable(state, inode))
         return fd, os.fstat(fd)
 
     @property
@@ -287,12 +286,17 @@ class _Completion(CopyUp):
         _note_copied(self._state, self._inode)
 
 
-def _held(node: int, kind: int) -> int:
-    """Another descriptor of the file; one that tells its flags, where we may read it."""
-    if kind == stat.S_IFREG:
-        with suppress(PermissionError):
-            return fileflags.open_to_control(node)
-    return os.dup(node)
+def _readable(state: State, inode: Inode) -> OpenFile:
+    """A descriptor of the file for its metadata: one that tells its flags, where we may read it."""
+
+    def reopen() -> int:
+        if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
+            with suppress(PermissionError):
+                return fileflags.open_to_control(node)
+        return os.dup(node)
+
+    with state.node(inode) as node:
+        return OpenFile.unpooled(state.descriptors.open(reopen))
 
 
 def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
@@ -396,7 +400,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     parent = directory.parent
     assert directory.number != ROOT
     place = inheritance.place_of_copy(state, parent)
-    with state.node(directory) as source, drafts.draft_directory(state, place) as draft:
+    with _readable(state, directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         owner = _owner_on_disk(state, directory, st)
         owner = drafts.written_owner(state, draft.fd, owner)

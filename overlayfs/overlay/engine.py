@@ -57,7 +57,7 @@ class Overlay:
 
     def close(self) -> None:
         """Give back all descriptors and locks."""
-        inheritance.forget_places(self.state)
+        inheritance.forget_place(self.state)
         self.state.close()
 
     def _inode(self, ino: int) -> Inode:

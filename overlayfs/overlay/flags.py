@@ -21,6 +21,8 @@ def file_flags(state: State, inode: Inode, command: int, argument: bytes) -> byt
     """One of FLAG_COMMANDS of ioctl(2): what chattr(1) and lsattr(1) say and show. Copies up to change them."""
     if command not in FLAG_COMMANDS or inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+    if len(argument) != FLAG_COMMANDS[command]:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if command in READER_OF:
         copyup.ensure_upper(state, inode)
     with state.node(inode) as node:

@@ -2,7 +2,8 @@
 
 A filesystem gives a new file some flags of its directory, and the project whose quota it counts for; and it refuses to
 move a file of another project into a directory that hands its own on. Where a directory does not hand on what the
-workdir does, its drafts are made in a directory of the workdir that does: one for each kind, removed with the mount.
+workdir does, its drafts are made in a directory of the workdir that is given the same flags before: only what is made
+takes them, so one is enough, and it goes with the mount.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..tree import fileflags
 from ..tree.fileflags import Inheritance
 from . import drafts
 from .inodes import Directory
-from .state import State
+from .state import DraftPlace, State
 
 log = logging.getLogger(__name__)
 
@@ -51,37 +52,36 @@ def _read(state: State, dir_fd: int) -> Inheritance:
 
 def _place(state: State, wanted: Inheritance) -> int:
     work_fd = drafts.work_fd_of(state)
-    if not state.draft_places:
-        state.draft_places[_read(state, work_fd)] = work_fd, b""
-    found = state.draft_places.get(wanted)
-    if found is None:
-        found = state.draft_places[wanted] = _make_place(state, work_fd, wanted)
-    return found[0]
+    if state.work_inheritance is None:
+        state.work_inheritance = _read(state, work_fd)
+    if wanted == state.work_inheritance:
+        return work_fd
+    if state.draft_place is None:
+        state.draft_place = _make_place(state, work_fd)
+    place = state.draft_place
+    if place.hands_on != wanted:
+        place.hands_on = None
+        if not fileflags.hand_on(place.fd, wanted):
+            log.warning("new files do not get all flags of their directory: %s", wanted)
+        place.hands_on = wanted
+    return place.fd
 
 
-def _make_place(state: State, work_fd: int, wanted: Inheritance) -> tuple[int, bytes]:
+def _make_place(state: State, work_fd: int) -> DraftPlace:
     name = state.draft_name()
     os.mkdir(name, 0o700, dir_fd=work_fd)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = -1
     try:
-        fd = state.descriptors.open(lambda: os.open(name, flags, dir_fd=work_fd))
-        fileflags.hand_on(fd, wanted)
-    except OSError as error:  # what is made elsewhere lacks the flags, but it is made
-        log.warning("new files do not get all flags of their directory: %s", error)
-        if fd >= 0:
-            os.close(fd)
-        with drafts.afterwards():
-            os.rmdir(name, dir_fd=work_fd)
-        return work_fd, b""
-    return fd, name
+        return DraftPlace(state.descriptors.open(lambda: os.open(name, flags, dir_fd=work_fd)), name)
+    except BaseException:
+        drafts.remove(work_fd, name)
+        raise
 
 
-def forget_places(state: State) -> None:
+def forget_place(state: State) -> None:
     """Remove what was made for drafts, at the end of the mount."""
-    for fd, name in state.draft_places.values():
-        if name:
-            os.close(fd)
-            with drafts.afterwards():
-                os.rmdir(name, dir_fd=drafts.work_fd_of(state))
-    state.draft_places.clear()
+    place, state.draft_place = state.draft_place, None
+    if place is not None:
+        os.close(place.fd)
+        with drafts.afterwards():
+            os.rmdir(place.name, dir_fd=drafts.work_fd_of(state))

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
@@ -171,6 +172,15 @@ class Descriptors:
         self._directories.clear()
 
 
+@dataclass(slots=True)
+class DraftPlace:
+    """A directory for drafts: what it hands on changes from draft to draft, and is None where it is not known."""
+
+    fd: int
+    name: bytes
+    hands_on: Inheritance | None = None
+
+
 class State:
     """Everything that changes while the mount lives.
 
@@ -179,10 +189,10 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us; `draft_places`
-    directories in the workdir by what they hand on, with their names. `cannot_clone`
-    are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks. `unsynced` are
-    directories that the operation changed and is to sync.
+    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us.
+    `draft_place` is the directory of the workdir for drafts that take other flags than the workdir hands on.
+    `cannot_clone` are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks.
+    `unsynced` are directories that the operation changed and is to sync.
     """
 
     def __init__(
@@ -204,7 +214,8 @@ class State:
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.written_unseen: set[int] = set()
-        self.draft_places: dict[Inheritance, tuple[int, bytes]] = {}
+        self.draft_place: DraftPlace | None = None
+        self.work_inheritance: Inheritance | None = None
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None

@@ -34,11 +34,11 @@ _COPIED: Final = SYNC | NODUMP | NOATIME | DIRSYNC  # what every filesystem with
 _X_IMMUTABLE, _X_APPEND_ONLY = 0x08, 0x10  # FS_XFLAG_*
 _BITS: Final = struct.Struct("<I")
 _FSXATTR: Final = struct.Struct("<5I8x")  # xflags, extsize, nextents, projid, cowextsize
-# What a directory hands on to what is made in it, of every filesystem: the s, u, c, S, d, A, compression, j, t, D, C
-# and x of chattr(1); and in struct fsxattr rtinherit, projinherit, nosymlinks, extszinherit, nodefrag, filestream.
+# What a directory hands on to what is made in it, of every filesystem: the s, u, c, S, d, A, m, j, t, D, C and x of
+# chattr(1); and in struct fsxattr rtinherit, projinherit, nosymlinks, extszinherit, nodefrag and filestream.
 _INHERITED: Final = 0x1 | 0x2 | 0x4 | SYNC | NODUMP | NOATIME | 0x400 | 0x4000 | 0x8000 | DIRSYNC | 0x800000 | 0x2000000
-_X_PROJECT: Final = 0x200
-_X_INHERITED: Final = 0x100 | _X_PROJECT | 0x400 | 0x1000 | 0x2000 | 0x4000
+_X_PROJECT, _X_EXTENT_SIZE = 0x200, 0x1000
+_X_INHERITED: Final = 0x100 | _X_PROJECT | 0x400 | _X_EXTENT_SIZE | 0x2000 | 0x4000
 _NO_FLAGS_HERE: Final = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
 
 
@@ -141,17 +141,33 @@ def _inheritance(fd: int) -> Inheritance:
     return Inheritance(
         flags & _INHERITED,
         xflags & _X_INHERITED,
-        extent_size if xflags & 0x1000 else 0,
+        extent_size if xflags & _X_EXTENT_SIZE else 0,
         project if xflags & _X_PROJECT else 0,
     )
 
 
-def hand_on(fd: int, wanted: Inheritance) -> None:
-    """Have a directory hand on exactly this; `fd` is open for reading."""
+def hand_on(fd: int, wanted: Inheritance) -> bool:
+    """Have a directory hand on exactly this; False where its filesystem does not let it, or not all. `fd` is open for
+    reading."""
+    done = True
+    for change in (_set_project, _set_flags):  # the project first: without it a file may not be moved at all
+        try:
+            change(fd, wanted)
+        except OSError as error:
+            if error.errno not in _NO_FLAGS_HERE:
+                raise
+            done = False
+    return done
+
+
+def _set_project(fd: int, wanted: Inheritance) -> None:
+    xflags, extent_size, extents, project, cow = _FSXATTR.unpack(control(fd, FSGETXATTR, bytes(_FSXATTR.size)))
+    if (xflags & _X_INHERITED, extent_size, project) != wanted[1:]:
+        xflags = xflags & ~_X_INHERITED | wanted.xflags
+        control(fd, FSSETXATTR, _FSXATTR.pack(xflags, wanted.extent_size, extents, wanted.project, cow))
+
+
+def _set_flags(fd: int, wanted: Inheritance) -> None:
     (flags,) = _BITS.unpack(control(fd, GETFLAGS, bytes(_BITS.size)))
     if flags & _INHERITED != wanted.flags:
         control(fd, SETFLAGS, _BITS.pack(flags & ~_INHERITED | wanted.flags))
-    if _inheritance(fd)[1:] != wanted[1:]:
-        xflags, _, extents, _, cow = _FSXATTR.unpack(control(fd, FSGETXATTR, bytes(_FSXATTR.size)))
-        xflags = xflags & ~_X_INHERITED | wanted.xflags
-        control(fd, FSSETXATTR, _FSXATTR.pack(xflags, wanted.extent_size, extents, wanted.project, cow))

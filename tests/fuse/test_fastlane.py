@@ -465,6 +465,7 @@ def test_ioctl_of_flags_and_of_nothing_else(play: Play) -> None:
         assert wire.forgotten == []
         assert await ask(SETFLAGS, flags, 0) == (0, bytes(abi.IOCTL_OUT.size))
         assert wire.forgotten == [file]
+        assert await ask(SETFLAGS, flags[:2], 0) == (-errno.EINVAL, b"")
         assert await ask(0x5401, b"", 60) == (-errno.ENOTTY, b"")
         assert (await ask(GETFLAGS, b"", 4, await wire.node(b"link")))[0] == -errno.ENOTTY
 

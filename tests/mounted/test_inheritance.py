@@ -154,12 +154,16 @@ def test_copies_count_for_the_project_and_keep_their_own_flags(stack: Stack) -> 
     for name in ("file", "directory/file", "moved", "gone"):
         (below / name).write_bytes(b"content")
     (below / "link").symlink_to("file")
+    (below / "one").write_bytes(b"content")
+    os.link(below / "one", below / "two")
     run("chattr", "+S", below / "file")
     in_mount, _ = prepare(stack, ("+dP", "-p", PROJECT))
     stack.mount()
     (in_mount / "file").chmod(0o600)
     (in_mount / "directory" / "file").write_bytes(b"changed")
     (in_mount / "moved").rename(in_mount / "directory" / "moved")
+    assert (in_mount / "one").stat().st_nlink == 2
+    (in_mount / "two").write_bytes(b"changed")
     (in_mount / "gone").unlink()
     os.chown(in_mount / "link", 7, 7, follow_symlinks=False)
     (in_mount / "gone").mkdir()
@@ -171,6 +175,8 @@ def test_copies_count_for_the_project_and_keep_their_own_flags(stack: Stack) -> 
         "directory/file": set(),
         "directory/moved": set(),
         "gone": set("dP"),
+        "one": set(),
+        "two": set(),
     }
     assert {said[0] for said in found.values() if isinstance(said, list) and len(said) > 1} == {PROJECT}
 

@@ -268,8 +268,11 @@ class FastLane(Lane):
 
     def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         _fh, offset, size, write_flags, _owner, flags, _padding = abi.WRITE_IN.unpack_from(body)
-        if not self._counts_opens:  # else the open was refused, and files that were open before stay writable
-            self._overlay.refuse_write(node, bool(flags & os.O_APPEND) and not write_flags & abi.FUSE_WRITE_CACHE)
+        if not write_flags & abi.FUSE_WRITE_CACHE:
+            appended_at = offset if flags & os.O_APPEND else None
+            self._overlay.refuse_write(node, appended_at, opened_unasked=not self._counts_opens)
+        elif not self._counts_opens:  # else the open was refused, or came before the flag
+            self._overlay.refuse_write(node, None, opened_unasked=True)
         data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
         if not self._copy_ups.must_wait(node, Need.DATA):
             return self._write_now(node, offset, data, write_flags, asker)
@@ -315,8 +318,7 @@ class FastLane(Lane):
     def _copy_range(self, node: int, body: memoryview, reply: Callable[[int], bytes]) -> bytes | None:
         _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
 
-        if not self._counts_opens:
-            self._overlay.refuse_write(target, appends=False)
+        self._overlay.refuse_write(target, None, opened_unasked=True)
         copied = min(length, _LONGEST_COPY)
         if copied <= INLINE_BYTES and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
             with self._copying(node, target) as (source_fd, target_fd):

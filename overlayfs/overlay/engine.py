@@ -293,9 +293,17 @@ class Overlay:
         if self.state.upper is not None and self.options.fsync is not FsyncPolicy.VOLATILE:
             syscalls.sync_filesystem(self.state.upper.root_fd)
 
-    def refuse_write(self, ino: int, appends: bool) -> None:
-        """EPERM for a write that its open should have been refused for: to be asked where files are opened unasked."""
-        protection.refuse_write(self.state, self._inode(ino), appends)
+    def refuse_write(self, ino: int, appended_at: int | None, *, opened_unasked: bool) -> None:
+        """EPERM for a write that immutable or append-only forbids, to be asked before it.
+
+        `appended_at` is the offset of a write to a file with O_APPEND; `opened_unasked` says that `open_file` was not
+        called for the file.
+        """
+        inode = self._inode(ino)
+        if inode.protection != 0:
+            end = attributes.attributes_of(self.state, inode).size
+            appends = appended_at is not None and appended_at >= end
+            protection.refuse_write(self.state, inode, appends, opened_unasked)
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         return files.write(self.state, self._inode(ino), offset, data)

@@ -106,9 +106,16 @@ def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> 
 def pass_through(state: State, inode: Inode) -> OpenFile | None:
     """The descriptor of a file that may be read and written without us from now on; None where it may not.
 
-    It must be in the upper for good: a file that is still to be copied up would be another one then.
+    It must be in the upper for good: a file that is still to be copied up would be another one then. And it may not be
+    protected: each write must be seen.
     """
-    if not inode.upper or inode.metacopy or inode.kind != stat.S_IFREG or state.work_fd is None:
+    if (
+        not inode.upper
+        or protection.flags_of(state, inode)
+        or inode.metacopy
+        or inode.kind != stat.S_IFREG
+        or state.work_fd is None
+    ):
         return None
     return pooled(state, inode, writable=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import NoReturn
 
 from ..tree import marks
@@ -36,7 +37,9 @@ def _read(state: State, inode: Inode) -> int:
         return 0
     dir_fd, name = state.place(inode)
     if not inode.upper:
-        return protecting_flags(dir_fd, name)
+        with suppress(FileNotFoundError):  # the layer changed: who needs the file itself will notice
+            return protecting_flags(dir_fd, name)
+        return 0
     return marks.protection_of_value(marks.read_xattr(entry_path(dir_fd, name), state.prefix + marks.PROTECTION))
 
 
@@ -53,9 +56,16 @@ def refuse_open(state: State, inode: Inode, flags: int) -> None:
         _refuse(inode.name)
 
 
-def refuse_write(state: State, inode: Inode, appends: bool) -> None:
-    """What `refuse_open` would have refused, for writes through files that were opened without asking."""
-    if inode.protection != 0 and (found := flags_of(state, inode)) and (found & IMMUTABLE or not appends):
+def refuse_write(state: State, inode: Inode, appends: bool, opened_unasked: bool) -> None:
+    """What `refuse_open` would have refused, for a file that was opened without asking.
+
+    For others only what does not append: fcntl(2) may have taken O_APPEND from the open file, which the kernel refuses
+    only where it knows the file's flags itself.
+    """
+    if inode.protection == 0:
+        return
+    found = flags_of(state, inode)
+    if (found & IMMUTABLE and opened_unasked) or (found & APPEND_ONLY and not appends):
         _refuse(inode.name)
 
 

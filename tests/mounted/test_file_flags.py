@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -94,6 +95,22 @@ def test_file_that_is_open_is_written_on(flagged: Stack, way: str) -> None:
     assert path.read_bytes() == b"before after"
     assert (flagged.upper / "file").read_bytes() == b"before after"
     assert outcome(lambda: path.write_bytes(b"")) == "EPERM"
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "writeback=1"])
+def test_open_file_that_forgets_to_append_does_not_overwrite(flagged: Stack, way: str) -> None:
+    """The kernel's own filesystems refuse to change the flags of the open file; here the write is refused."""
+    flagged.mount(*filter(None, [way]))
+    for _ in "once in the lower", "once copied up":
+        fd = os.open(flagged.place / "a", os.O_WRONLY | os.O_APPEND)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            assert outcome(lambda fd=fd: os.pwrite(fd, b"LOWER", 0)) == "EPERM"  # type: ignore[misc]
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+            assert os.write(fd, b"more\n") == 5
+        finally:
+            os.close(fd)
+    assert (flagged.upper / "a").read_bytes() == b"lower\nmore\nmore\n"
 
 
 def test_writing_through_a_mapping_of_an_immutable_file_is_an_error(flagged: Stack) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from .client import Client, Entry, Stat
 from .engine_client import EngineClient
 from .posix_client import PosixClient
 from .targets import Directories, Target
-from .tree import TRUSTED, Format, Kind, Node, build, unprotect
+from .tree import TRUSTED, Format, Kind, Node, build
 from .view import (
     View,
     changes,
@@ -55,7 +56,7 @@ def directories(case: Case, form: Format, base: Path | None = None) -> Iterator[
     data_lowers = tuple(b"d%d" % at for at in range(len(case.data_lowers)))
     places = Directories(root, lowers, data_lowers, upper, b"w", b"m")
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, root)
+        stack.callback(_remove, root)
         places.make()
         if case.separate_filesystems:
             for name in (*lowers, *data_lowers):
@@ -63,10 +64,17 @@ def directories(case: Case, form: Format, base: Path | None = None) -> Iterator[
                 stack.callback(libc.unmount, places.at(name), libc.MNT_DETACH)
         for name, tree in zip((*lowers, *data_lowers), (*case.lowers, *case.data_lowers), strict=True):
             build(places.at(name), tree)
-            stack.callback(unprotect, places.at(name), tree)
         if case.upper is not None:
             build(places.at(b"u"), case.upper, form)
         yield places
+
+
+def _remove(root: bytes) -> None:
+    try:
+        shutil.rmtree(root)
+    except PermissionError:  # a layer, or what a target that failed left, is immutable or append-only
+        subprocess.run(["chattr", "-R", "-f", "-ia", root], check=False)
+        shutil.rmtree(root)
 
 
 def play(case: Case, target: Target, form: Format) -> None:

@@ -312,10 +312,3 @@ def _finish(place: bytes, node: Node) -> None:
     os.utime(place, ns=(atime, mtime), follow_symlinks=False)
     if node.flags:
         set_flags(place, node.flags)
-
-
-def unprotect(root: bytes, tree: Tree) -> None:
-    """Take the flags of a tree's nodes away again, so that it can be removed."""
-    for path, node in tree.items():
-        if node.flags:
-            set_flags(os.path.join(root, os.fsencode(path)), "")

@@ -97,6 +97,7 @@ FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 FUSE_FSYNC_FDATASYNC: Final = 1 << 0
+FUSE_WRITE_CACHE: Final = 1 << 0
 FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
 
 # -- messages
@@ -142,6 +143,8 @@ COPY_FILE_RANGE_IN: Final = struct.Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_o
 COPY_FILE_RANGE_OUT: Final = struct.Struct("<Q")  # bytes copied
 IOCTL_IN: Final = struct.Struct("<QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT: Final = struct.Struct("<iIII")  # result, flags, in_iovs, out_iovs
+FUSE_NOTIFY_INVAL_INODE: Final = 2  # in the place of an errno, for the request 0
+NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")  # ino; offset, negative: attributes alone; length
 # fuse_statx_out: attr_valid, its ns, flags; then fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino,
 # size, blocks, attributes_mask; seconds and ns of atime, btime, ctime, mtime; device numbers of the node and the mount
 STATX_OUT: Final = struct.Struct("<QII16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII112x")

@@ -52,6 +52,16 @@ class Channel:
         """Send an errno."""
         self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
 
+    def forget_attributes(self, node: int) -> None:
+        """Have the kernel ask for the attributes of an inode again: they change in a way that it does not see."""
+        body = abi.NOTIFY_INVAL_INODE_OUT.pack(node, -1, 0)
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), abi.FUSE_NOTIFY_INVAL_INODE, 0)
+        try:
+            os.write(self.device_fd, header + body)
+        except OSError as error:  # ENOENT: it knows none
+            if error.errno not in _NOBODY_WAITS:
+                log.warning("the kernel keeps attributes that have changed: %s", error)
+
     def _write(self, reply: bytes) -> None:
         try:
             os.write(self.device_fd, reply)

@@ -17,8 +17,8 @@ import trio
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
-from ..overlay.files import FLAG_COMMANDS
 from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
+from ..tree.fileflags import FLAG_COMMANDS
 from ..tree.metadata import ACCESS_ACL
 from . import abi
 from .callers import caller, caller_with_groups
@@ -32,6 +32,7 @@ from .syncing import Sync, Syncs, sync_of_directory, sync_of_file
 
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
+_FLEETING: Final = abi.ATTR_TIMES.pack(0, 0, 0)
 _NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
@@ -54,13 +55,17 @@ class FastLane(Lane):
         super().__init__(overlay, channel, poll_us)
         self._copy_ups, self._syncs = copy_ups, syncs
         self._status_xattr = status_xattr
+        self._unseen = overlay.written_unseen
         self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
         timeout_s = overlay.options.timeout_s
         self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
         # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
-        # open everything, and must keep what it created open.
-        self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through
-        self._passthrough = Passthrough(overlay, channel.device_fd if passes_through else None)
+        # open everything, and must keep what it created open. What the kernel writes back does not say how the file
+        # was opened, so there immutable and append-only files are refused at their open, and else at the write.
+        self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through or overlay.options.writeback
+        self._passthrough = Passthrough(
+            overlay, channel.device_fd if passes_through else None, channel.forget_attributes
+        )
         self._counts_opendirs = timeout_s == 0
         self._patience = Patience() if poll_us else Patience(0)
 
@@ -68,13 +73,19 @@ class FastLane(Lane):
         whole, rest = int(seconds), int(seconds % 1 * 1e9)
         self._entry_times = abi.ENTRY_TIMES.pack(0, whole, whole, rest, rest)
         self._attr_times = abi.ATTR_TIMES.pack(whole, rest, 0)
+        # of a file that is written unseen the name stays true, but not the attributes
+        self._unseen_entry_times = abi.ENTRY_TIMES.pack(0, whole, 0, rest, 0)
         self._absent = bytes(8) + self._entry_times + bytes(88)
         self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
 
     # -- inodes
 
     def _entry(self, found: Attributes) -> bytes:
-        return found[:8] + self._entry_times + found
+        times = self._unseen_entry_times if found.ino in self._unseen else self._entry_times
+        return found[:8] + times + found
+
+    def _attr(self, node: int, found: Attributes) -> bytes:
+        return (_FLEETING if node in self._unseen else self._attr_times) + found
 
     def _lookup(self, node: int, body: memoryview, _: Asker) -> bytes:
         found = self._overlay.find(node, bytes(body[:-1]))
@@ -93,7 +104,7 @@ class FastLane(Lane):
         """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
 
     def _getattr(self, node: int, _body: memoryview, _: Asker) -> bytes:
-        return self._attr_times + self._overlay.getattr(node)
+        return self._attr(node, self._overlay.getattr(node))
 
     def _setattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         changes = changes_of(body)
@@ -114,21 +125,23 @@ class FastLane(Lane):
         if changes.mode is None and touches_privileges(changes):
             before = self._overlay.getattr(node)
             if before.mode & SET_IDS and takes_privileges(body, asker, before):
-                changes = changes._replace(mode=unprivileged(before, asker))
+                announced = changes == AttributeChanges()
+                changes = changes._replace(mode=unprivileged(before, asker), by_writing=announced)
             else:
                 groups_count = bool(before.mode & stat.S_ISGID)
         asks = caller_with_groups(*asker) if groups_count else caller(*asker)
-        return self._attr_times + self._overlay.setattr(node, changes, asks)
+        return self._attr(node, self._overlay.setattr(node, changes, asks))
 
     def _drop_privileges(self, node: int, asker: Asker) -> None:
         """Before the content of a file changes."""
         before = self._overlay.getattr(node)
         if before.mode & SET_IDS:
-            self._overlay.setattr(node, AttributeChanges(mode=unprivileged(before, asker)), caller(*asker))
+            lost = AttributeChanges(mode=unprivileged(before, asker), by_writing=True)
+            self._overlay.setattr(node, lost, caller(*asker))
 
     def _statx(self, node: int, _body: memoryview, _: Asker) -> bytes:
         found, birth = self._overlay.getattr(node), self._overlay.birth_time(node)
-        valid, rest, _dummy = abi.ATTR_TIMES.unpack(self._attr_times)
+        valid, rest, _dummy = abi.ATTR_TIMES.unpack_from(self._attr(node, found))
         times = [
             part
             for when in (found.atime_ns, birth or 0, found.ctime_ns, found.mtime_ns)
@@ -202,25 +215,26 @@ class FastLane(Lane):
             raise OSError(errno.ENOSYS, "not asked again")
         flags, _open_flags = abi.OPEN_IN.unpack_from(body)
         self._overlay.open_file(node, flags)
-        return self._open_reply(node)
+        return self._open_reply(node, flags)
 
-    def _open_reply(self, node: int) -> bytes:
-        backing = self._passthrough.opened(node)
+    def _open_reply(self, node: int, flags: int) -> bytes:
+        backing = self._passthrough.opened(node, writable=flags & os.O_ACCMODE != os.O_RDONLY)
         flags = abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH if backing else self._open_flags
         return abi.OPEN_OUT.pack(node, flags, backing)
 
     def _create(self, node: int, body: memoryview, asker: Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
         name = bytes(body[abi.CREATE_IN.size : -1])
-        return self._opened(self._overlay.create(node, name, mode, flags, caller(*asker, umask)))
+        return self._opened(self._overlay.create(node, name, mode, flags, caller(*asker, umask)), flags)
 
     def _tmpfile(self, node: int, body: memoryview, asker: Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
-        return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)))
+        return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)), flags)
 
-    def _opened(self, found: Attributes) -> bytes:
+    def _opened(self, found: Attributes, flags: int) -> bytes:
         if self._counts_opens:
-            return self._entry(found) + self._open_reply(found.ino)
+            opened = self._open_reply(found.ino, flags)
+            return self._entry(found) + opened
         self._overlay.release(found.ino)  # no RELEASE will come
         return self._entry(found) + abi.OPEN_OUT.pack(found.ino, self._open_flags, 0)
 
@@ -253,7 +267,12 @@ class FastLane(Lane):
             opened.unpin()
 
     def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
-        _fh, offset, size, write_flags, _owner, _flags, _padding = abi.WRITE_IN.unpack_from(body)
+        _fh, offset, size, write_flags, _owner, flags, _padding = abi.WRITE_IN.unpack_from(body)
+        if not write_flags & abi.FUSE_WRITE_CACHE:
+            appended_at = offset if flags & os.O_APPEND else None
+            self._overlay.refuse_write(node, appended_at, opened_unasked=not self._counts_opens)
+        elif not self._counts_opens:  # else the open was refused, or came before the flag
+            self._overlay.refuse_write(node, None, opened_unasked=True)
         data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
         if not self._copy_ups.must_wait(node, Need.DATA):
             return self._write_now(node, offset, data, write_flags, asker)
@@ -299,6 +318,7 @@ class FastLane(Lane):
     def _copy_range(self, node: int, body: memoryview, reply: Callable[[int], bytes]) -> bytes | None:
         _fh, offset, target, _target_fh, target_offset, length, _flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
 
+        self._overlay.refuse_write(target, None, opened_unasked=True)
         copied = min(length, _LONGEST_COPY)
         if copied <= INLINE_BYTES and self._overlay.writes_at_once and not self._copy_ups.must_wait(target, Need.DATA):
             with self._copying(node, target) as (source_fd, target_fd):
@@ -333,7 +353,10 @@ class FastLane(Lane):
         argument = bytes(body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]) or bytes(FLAG_COMMANDS[command])
 
         def run() -> bytes:
-            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + self._overlay.file_flags(node, command, argument)[:out_size]
+            found = self._overlay.file_flags(node, command, argument)
+            if in_size:  # the change moved the ctime
+                self._channel.forget_attributes(node)
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + found[:out_size]
 
         return self._after_copy_up(node, run) if in_size else run()
 
@@ -394,13 +417,14 @@ class FastLane(Lane):
         _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         reply: list[bytes] = []
         length = 0
-        pack, times = abi.DIRENT.pack, self._entry_times
+        pack, lasting, unseen = abi.DIRENT.pack, self._entry_times, self._unseen
         for name, after, found, can_be_taken in self._overlay.readdir(node, offset, takes=True):
             padded = name + _PADDING[len(name) & 7]
             length += abi.DIRENTPLUS_SIZE + len(padded)
             if length > size:
                 break
             number = found[:8]
+            times = self._unseen_entry_times if unseen and found.ino in unseen else lasting
             reply += (number, times, found) if can_be_taken else (_NO_ENTRY,)
             reply += (number, pack(after, len(name), found.directory_type), padded)
         return b"".join(reply)

@@ -140,6 +140,8 @@ class Handlers(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            # pyfuse3 does not tell the present from a time that was asked for, but the present is one for both
+            by_writing=fields.update_atime and fields.update_mtime and attr.st_atime_ns == attr.st_mtime_ns,
         )
         await self._copy_ups.finish(inode, Need.METADATA if changes.size is None else Need.DATA, changes.size)
         groups_count = changes.mode is None and bool(self._overlay.getattr(inode).mode & stat.S_ISGID)

@@ -2,13 +2,15 @@
 
 Only files that are in the upper for good: what is still below can be copied up while it is open, and then its readers
 must see the copy. The kernel wants all opens of an inode to agree, so a file that somebody opened before stays with us
-until he closes it. While a file is passed through nothing is known of its attributes: it is written without us.
+until he closes it. Once a file was passed through to a writer, its attributes are asked for whenever they are wanted:
+it is written without us, by a mapping even after it is closed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..overlay.engine import Overlay
@@ -26,19 +28,26 @@ class _Opens:
 
 
 class Passthrough:
-    """The opens of one mount. With `device_fd` None nothing is passed through, but opens are counted."""
+    """The opens of one mount. With `device_fd` None nothing is passed through, but opens are counted.
 
-    def __init__(self, overlay: Overlay, device_fd: int | None) -> None:
+    `forget_attributes` has the kernel forget what it knows of an inode's.
+    """
+
+    def __init__(self, overlay: Overlay, device_fd: int | None, forget_attributes: Callable[[int], None]) -> None:
         self._overlay = overlay
+        self._forget_attributes = forget_attributes
         self._device_fd = device_fd
         self._opens: dict[int, _Opens] = {}
 
-    def opened(self, ino: int) -> int:
+    def opened(self, ino: int, *, writable: bool) -> int:
         """One more open; the id to pass it through to, 0 where we serve it."""
         opens = self._opens.get(ino)
         if opens is None:
             opens = self._opens[ino] = _Opens(backing=self._register(ino))
         opens.count += 1
+        if opens.backing and writable and ino not in self._overlay.written_unseen:
+            self._overlay.note_written_unseen(ino)
+            self._forget_attributes(ino)
         return opens.backing
 
     def closed(self, ino: int) -> None:
@@ -50,7 +59,7 @@ class Passthrough:
         if not opens.count:
             del self._opens[ino]
             if opens.backing:
-                self._give_back(ino, opens.backing)
+                self._give_back(opens.backing)
 
     def _register(self, ino: int) -> int:
         if self._device_fd is None:
@@ -67,13 +76,11 @@ class Passthrough:
             return int(fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_OPEN, request))
         except OSError as error:
             log.debug("not passed through: %s", error)
-            self._overlay.end_passing_through(ino)
             return 0
         finally:
             opened.unpin()
 
-    def _give_back(self, ino: int, backing: int) -> None:
-        self._overlay.end_passing_through(ino)
+    def _give_back(self, backing: int) -> None:
         assert self._device_fd is not None
         try:
             fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))

@@ -51,7 +51,10 @@ def unprivileged(before: Attributes, asker: Asker) -> int:
 
 
 def changes_of(body: memoryview) -> AttributeChanges:
-    """What a SETATTR asks for."""
+    """What a SETATTR asks for.
+
+    utimes(2) without times asks for both as of now; with writeback=1 the kernel sends its own mtime, and a ctime.
+    """
     (valid, _, _fh, size, _owner, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _) = (
         abi.SETATTR_IN.unpack_from(body)
     )
@@ -63,6 +66,7 @@ def changes_of(body: memoryview) -> AttributeChanges:
         _when(valid & abi.FATTR_ATIME_NOW, atime, atime_ns) if valid & abi.FATTR_ATIME else None,
         _when(valid & abi.FATTR_MTIME_NOW, mtime, mtime_ns) if valid & abi.FATTR_MTIME else None,
         _when(0, ctime, ctime_ns) if valid & abi.FATTR_CTIME else None,
+        by_writing=bool(valid & abi.FATTR_ATIME_NOW and valid & (abi.FATTR_MTIME_NOW | abi.FATTR_CTIME)),
     )
 
 

@@ -11,7 +11,7 @@ import stat
 
 from ..tree import access, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import content, copyup
+from . import content, copyup, protection
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
 from .ownership import Owner, bare_owner, format_override, parse_override
@@ -40,7 +40,7 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
             inode.number, mode, links, uid, gid, rdev, st.st_size, blocks, st.st_blksize,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
         )  # fmt: skip
-    inode.attributes = shown if inode.number not in state.passed_through else None
+    inode.attributes = shown if inode.number not in state.written_unseen else None
     return shown
 
 
@@ -145,6 +145,7 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
     """Apply the changes; the size first, as the other steps must survive what truncation clears."""
     if changes.size is not None and inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    protection.refuse_attributes(state, inode, changes)
     changes = _with_lost_setgid(state, inode, changes, caller)
     need = copyup.Need.METADATA if changes.size is None else copyup.Need.DATA
     truncated = copyup.ensure_upper(state, inode, need, changes.size)
@@ -179,7 +180,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     try:
         remember(state, inode, real_stat(state, inode))
     except OSError:
-        inode.attributes = otherwise if inode.number not in state.passed_through else None
+        inode.attributes = otherwise if inode.number not in state.written_unseen else None
 
 
 def after_change(state: State, inode: Inode, before: Attributes | None, changes: AttributeChanges) -> Attributes:
@@ -257,21 +258,12 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
 def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
     known = inode.xattr_names
-    if known is not None and metadata.CAPABILITY in known and inode.number in state.passed_through:
+    if known is not None and metadata.CAPABILITY in known and inode.number in state.written_unseen:
         known = None  # a write that we have not seen takes it
     if known is None or state.revalidates:
         with state.node(inode) as fd:
             known = inode.xattr_names = tuple(marks.list_xattrs_of_descriptor(fd))
     return known
-
-
-def _names_of(fd: int) -> tuple[bytes, ...]:
-    try:
-        return tuple(os.fsencode(name) for name in os.listxattr(descriptor_path(fd)))
-    except OSError as error:
-        if error.errno == errno.ENOTSUP:
-            return ()
-        raise
 
 
 def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
@@ -291,6 +283,7 @@ def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
 
 def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
     stored = _stored_for_change(state, name)
+    protection.refuse_change(state, inode)
     ids = state.ownership
     if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
         value = metadata.map_acl(value, ids.disk_uid, ids.disk_gid)
@@ -313,6 +306,7 @@ def _loses_setgid(before: Attributes, caller: Caller) -> bool:
 
 def removexattr(state: State, inode: Inode, name: bytes) -> None:
     stored = _stored_for_change(state, name)
+    protection.refuse_change(state, inode)
     if find_xattr(state, inode, name) is None:  # before anything is copied up
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)

@@ -17,9 +17,9 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Self
 
-from ..tree import access, marks, metadata, syscalls
+from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, content, drafts, indexing, lookup
+from . import attributes, content, drafts, indexing, inheritance, lookup, protection
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -69,6 +69,8 @@ def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = Non
     if need is Need.METADATA and (inode.upper or _metadata_only(state, need)):
         return 0
     total = attributes.attributes_of(state, inode).size
+    if protection.flags_of(state, inode) & fileflags.IMMUTABLE:  # nearly all that would need it is going to be refused
+        return 0
     return total if size is None else min(size, total)
 
 
@@ -187,7 +189,7 @@ class _Copy(CopyUp):
         if has_data and self._size and self._data is None:
             self._data = self._open_data()
         self._xattrs = _mark_xattrs(state, inode, self._source, self._metacopy)
-        self._draft = _draft_like(state, self._source, self._st)
+        self._draft = _draft_like(state, inode, self._source, self._st)
         self._at_end.append(self._draft.close)
 
     def _open_source(self) -> tuple[int, os.stat_result]:
@@ -195,8 +197,7 @@ class _Copy(CopyUp):
         state, inode = self._state, self._inode
         if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data[1]):
             return self._data
-        with state.node(inode) as node:
-            fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: os.dup(node))))
+        fd = self._pin(_readable(state, inode))
         return fd, os.fstat(fd)
 
     @property
@@ -211,6 +212,8 @@ class _Copy(CopyUp):
             access.setxattr(fd, name, value)
         # what is published with a new size is the truncated file already: modified now, and without capabilities
         without = b"" if self._new_size is None else metadata.CAPABILITY
+        if stat.S_ISREG(self._st.st_mode):
+            fileflags.copy_flags(self._source, fd)
         metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
         if self._new_size not in (None, self._st.st_size):
             syscalls.set_times(fd, None, time.time_ns())
@@ -281,6 +284,19 @@ class _Completion(CopyUp):
         _note_copied(self._state, self._inode)
 
 
+def _readable(state: State, inode: Inode) -> OpenFile:
+    """A descriptor of the file for its metadata: one that tells its flags, where we may read it."""
+
+    def reopen() -> int:
+        if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
+            with suppress(PermissionError):
+                return fileflags.open_to_control(node)
+        return os.dup(node)
+
+    with state.node(inode) as node:
+        return OpenFile.unpooled(state.descriptors.open(reopen))
+
+
 def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
     """True where a stat is of the very file that a lower layer has in a place."""
     assert location is not None
@@ -334,7 +350,8 @@ def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
 
 
 def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list[tuple[bytes, bytes]]:
-    """What the copy must remember: its number, where it came from, and that its data is below."""
+    """What the copy must remember: its number, where it came from, that its data is below, what protects it."""
+    protecting = protection.flags_of(state, inode)
     takes_user_xattrs = inode.kind in (stat.S_IFREG, stat.S_IFDIR)
     if not state.xattrs_work or not (takes_user_xattrs or state.prefix == marks.TRUSTED):
         return []
@@ -348,15 +365,17 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
         found.append((state.prefix + marks.ORIGIN, origin))
     if metacopy:
         found.append((state.prefix + marks.METACOPY, b""))
+    if protecting:
+        found.append((state.prefix + marks.PROTECTION, marks.protection_value(protecting)))
     return found
 
 
-def _draft_like(state: State, source: int, st: os.stat_result) -> Draft:
-    if stat.S_ISREG(st.st_mode):
-        return drafts.draft_file(state)
-    if stat.S_ISLNK(st.st_mode):
-        return drafts.draft_symlink(state, os.readlink(b"", dir_fd=source))
-    return drafts.draft_node(state, stat.S_IFMT(st.st_mode), st.st_rdev)
+def _draft_like(state: State, inode: Inode, source: int, st: os.stat_result) -> Draft:
+    place, kind = inheritance.place_of_copy(state, inode.parent), stat.S_IFMT(st.st_mode)
+    if kind == stat.S_IFREG:
+        return drafts.draft_file(state, place)
+    target = os.readlink(b"", dir_fd=source) if kind == stat.S_IFLNK else b""
+    return drafts.draft_node(state, drafts.maker(kind, st.st_rdev, target), place)
 
 
 # -- directories
@@ -378,12 +397,14 @@ def ensure_upper_directory(state: State, directory: Directory) -> None:
 def _copy_up_directory(state: State, directory: Directory) -> None:
     parent = directory.parent
     assert directory.number != ROOT
-    with state.node(directory) as source, drafts.draft_directory(state) as draft:
+    place = inheritance.place_of_copy(state, parent)
+    with _readable(state, directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         owner = _owner_on_disk(state, directory, st)
         owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
             access.setxattr(draft.fd, name, value)
+        flagged = fileflags.copy_flags(source, draft.fd)
         metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
         if parent is None:
             state.orphans[directory.number] = draft.keep_descriptor()
@@ -392,4 +413,5 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     directory.upper = True
     directory.above = {}
     directory.default_acl = False
+    directory.inheritance = None if flagged or parent is None else inheritance.of(state, parent).of_copy()
     directory.attributes = directory.xattr_names = None

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
@@ -59,15 +59,17 @@ def unseen(dir_fd: int) -> Iterator[None]:
 
 
 class Draft:
-    """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until it is closed."""
+    """A file or directory in the making. Owns `fd` (a data descriptor, or O_PATH) until it is closed.
 
-    def __init__(self, state: State, fd: int, name: bytes | None, is_directory: bool = False) -> None:
-        assert state.work_fd is not None
-        self._work_fd = state.work_fd
+    `place` is the directory that it is made in: the workdir, or one in there that hands on the right flags.
+    """
+
+    def __init__(self, state: State, fd: int, name: bytes | None, place: int, is_directory: bool = False) -> None:
+        self._place = place
         self._state = state
         self.fd = fd
         self.is_directory = is_directory
-        self._name = name  # in the workdir; None for an O_TMPFILE and once published
+        self._name = name  # in its place; None for an O_TMPFILE and once published
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +80,7 @@ class Draft:
     def close(self) -> None:
         if self._name is not None:
             with afterwards():
-                remove(self._work_fd, self._name)
+                remove(self._place, self._name)
         if self.fd >= 0:
             os.close(self.fd)
 
@@ -92,7 +94,7 @@ class Draft:
         if self._name is None:
             access.link_descriptor(self.fd, dir_fd, name)
         else:
-            access.rename(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_NOREPLACE)
+            access.rename(self._place, self._name, dir_fd, name, syscalls.RENAME_NOREPLACE)
             self._name = None
 
     def replace(self, dir_fd: int, name: bytes) -> None:
@@ -102,56 +104,58 @@ class Draft:
         """
         if self._name is None:
             draft_name = self._state.draft_name()
-            syscalls.link_descriptor(self.fd, self._work_fd, draft_name)
+            syscalls.link_descriptor(self.fd, self._place, draft_name)
             self._name = draft_name
         if self.is_directory:
-            access.rename(self._work_fd, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
+            access.rename(self._place, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
         else:
-            access.rename(self._work_fd, self._name, dir_fd, name)
+            access.rename(self._place, self._name, dir_fd, name)
             self._name = None
 
 
-def draft_file(state: State) -> Draft:
-    """An empty regular file, open for reading and writing, mode 0600."""
-    work_fd = _work_fd(state)
+def draft_file(state: State, place: int | None = None) -> Draft:
+    """An empty regular file, open for reading and writing, mode 0600. Every draft is made in the workdir itself where
+    no other place is given."""
+    where = work_fd_of(state) if place is None else place
     if state.tmpfiles_work:
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        return Draft(state, state.descriptors.open(lambda: os.open(b".", flags, 0o600, dir_fd=work_fd)), None)
+        return Draft(state, state.descriptors.open(lambda: os.open(b".", flags, 0o600, dir_fd=where)), None, where)
     name = state.draft_name()
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-    return Draft(state, state.descriptors.open(lambda: os.open(name, flags, 0o600, dir_fd=work_fd)), name)
+    return Draft(state, state.descriptors.open(lambda: os.open(name, flags, 0o600, dir_fd=where)), name, where)
 
 
-def draft_directory(state: State) -> Draft:
+# Makes something under a name in a directory, with permission bits.
+Maker = Callable[[int, bytes, int], None]
+
+
+def maker(kind: int, rdev: int = 0, target: bytes = b"") -> Maker:
+    """Of anything but a regular file."""
+    if kind == stat.S_IFDIR:
+        return lambda dir_fd, name, bits: os.mkdir(name, bits, dir_fd=dir_fd)
+    if kind == stat.S_IFLNK:
+        return lambda dir_fd, name, _bits: os.symlink(target, name, dir_fd=dir_fd)
+    return lambda dir_fd, name, bits: os.mknod(name, kind | bits, rdev, dir_fd=dir_fd)
+
+
+def draft_directory(state: State, place: int | None = None) -> Draft:
+    where = work_fd_of(state) if place is None else place
+    return draft_node(state, maker(stat.S_IFDIR), where, is_directory=True)
+
+
+def draft_node(state: State, make: Maker, place: int, is_directory: bool = False) -> Draft:
+    """Anything but a regular file."""
     name = state.draft_name()
-    os.mkdir(name, 0o700, dir_fd=_work_fd(state))
-    return _opened(state, name, is_directory=True)
-
-
-def draft_symlink(state: State, target: bytes) -> Draft:
-    name = state.draft_name()
-    os.symlink(target, name, dir_fd=_work_fd(state))
-    return _opened(state, name)
-
-
-def draft_node(state: State, kind: int, rdev: int) -> Draft:
-    """A FIFO, socket or device node."""
-    name = state.draft_name()
-    os.mknod(name, kind | 0o600, rdev, dir_fd=_work_fd(state))
-    return _opened(state, name)
-
-
-def _opened(state: State, name: bytes, is_directory: bool = False) -> Draft:
-    work_fd = _work_fd(state)
+    make(place, name, 0o700 if is_directory else 0o600)
     try:
-        fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=work_fd))
+        fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=place))
     except BaseException:
-        remove(work_fd, name)
+        remove(place, name)
         raise
-    return Draft(state, fd, name, is_directory)
+    return Draft(state, fd, name, place, is_directory)
 
 
-def _work_fd(state: State) -> int:
+def work_fd_of(state: State) -> int:
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     return state.work_fd

@@ -13,13 +13,14 @@ import errno
 import gc
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final
 
 from ..tree import syscalls
-from . import attributes, copyup, copyup_tree, files, listing, lookup, names
+from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, names, protection
 from . import rename as renaming
 from .copyup import CopyUp, Need
+from .flags import file_flags
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
 from .listing import DirectoryEntry
 from .opening import open_state, refuse_mountpoint
@@ -37,6 +38,7 @@ class Overlay:
     def __init__(self, state: State) -> None:
         self.state = state
         self.options = state.options
+        self.written_unseen: Set[int] = state.written_unseen  # inodes whose attributes are out of date once told
         self._forgotten = 0
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
@@ -55,6 +57,7 @@ class Overlay:
 
     def close(self) -> None:
         """Give back all descriptors and locks."""
+        inheritance.forget_place(self.state)
         self.state.close()
 
     def _inode(self, ino: int) -> Inode:
@@ -267,9 +270,9 @@ class Overlay:
             opened.pins += 1
         return opened
 
-    def end_passing_through(self, ino: int) -> None:
-        """The data comes through us again."""
-        self.state.passed_through.discard(ino)
+    def note_written_unseen(self, ino: int) -> None:
+        """Somebody may write a file that is passed through, now and as long as its inode is known."""
+        files.note_written_unseen(self.state, self._inode(ino))
 
     def allocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         files.allocate(self.state, self._inode(ino), mode, offset, length)
@@ -278,7 +281,7 @@ class Overlay:
         return files.seek(self.state, self._inode(ino), offset, whence)
 
     def file_flags(self, ino: int, command: int, argument: bytes) -> bytes:
-        return files.file_flags(self.state, self._inode(ino), command, argument)
+        return file_flags(self.state, self._inode(ino), command, argument)
 
     def birth_time(self, ino: int) -> int | None:
         """In ns since the epoch; None where it is not known."""
@@ -289,6 +292,18 @@ class Overlay:
         """syncfs(2) of the upper. May block, and may be called from any thread."""
         if self.state.upper is not None and self.options.fsync is not FsyncPolicy.VOLATILE:
             syscalls.sync_filesystem(self.state.upper.root_fd)
+
+    def refuse_write(self, ino: int, appended_at: int | None, *, opened_unasked: bool) -> None:
+        """EPERM for a write that immutable or append-only forbids, to be asked before it.
+
+        `appended_at` is the offset of a write to a file with O_APPEND; `opened_unasked` says that `open_file` was not
+        called for the file.
+        """
+        inode = self._inode(ino)
+        if inode.protection != 0:
+            end = attributes.attributes_of(self.state, inode).size
+            appends = appended_at is not None and appended_at >= end
+            protection.refuse_write(self.state, inode, appends, opened_unasked)
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         return files.write(self.state, self._inode(ino), offset, data)

@@ -6,23 +6,17 @@ I/O is by inode, not by open file: who opened a file before it was copied up rea
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from contextlib import suppress
-from typing import Final
 
 from ..tree import access, syscalls
-from . import attributes, content, copyup
+from . import attributes, content, copyup, protection
 from .inodes import AttributeChanges, Caller, Directory, Inode
 from .options import FsyncPolicy
 from .state import OpenFile, State
 
 _NOBODY = Caller(0, 0)
-# linux/fs.h; each with the size of its argument as the kernel's FUSE passes it: an int, or struct fsxattr.
-_GETFLAGS, _SETFLAGS, _FSGETXATTR, _FSSETXATTR = 0x80086601, 0x40086602, 0x801C581F, 0x401C5820
-FLAG_COMMANDS: Final = {_GETFLAGS: 4, _SETFLAGS: 4, _FSGETXATTR: 28, _FSSETXATTR: 28}
-_FLAG_CHANGES: Final = (_SETFLAGS, _FSSETXATTR)
 
 
 def open_file(state: State, inode: Inode, flags: int) -> None:
@@ -32,6 +26,7 @@ def open_file(state: State, inode: Inode, flags: int) -> None:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     if writes and state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    protection.refuse_open(state, inode, flags)
     if flags & os.O_TRUNC and inode.kind == stat.S_IFREG:
         attributes.change(state, inode, AttributeChanges(size=0), _NOBODY)
     inode.opens += 1
@@ -110,18 +105,30 @@ def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> 
 def pass_through(state: State, inode: Inode) -> OpenFile | None:
     """The descriptor of a file that may be read and written without us from now on; None where it may not.
 
-    It must be in the upper for good: a file that is still to be copied up would be another one then.
+    It must be in the upper for good: a file that is still to be copied up would be another one then. And it may not be
+    protected: each write must be seen.
     """
-    if not inode.upper or inode.metacopy or inode.kind != stat.S_IFREG or state.work_fd is None:
+    if (
+        not inode.upper
+        or protection.flags_of(state, inode)
+        or inode.metacopy
+        or inode.kind != stat.S_IFREG
+        or state.work_fd is None
+    ):
         return None
-    opened = pooled(state, inode, writable=True)
-    state.passed_through.add(inode.number)
+    return pooled(state, inode, writable=True)
+
+
+def note_written_unseen(state: State, inode: Inode) -> None:
+    """The file is passed through to who may write it. From now on nothing that is known of its attributes holds: a
+    mapping may change them when the file is closed already."""
+    state.written_unseen.add(inode.number)
     inode.attributes = inode.xattr_names = None
-    return opened
 
 
 def allocate(state: State, inode: Inode, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Copies up."""
+    protection.refuse_allocation(state, inode, mode)
     copyup.ensure_upper(state, inode)
     opened = pooled(state, inode, writable=True)
     inode.note_lost_privileges()
@@ -131,25 +138,6 @@ def allocate(state: State, inode: Inode, mode: int, offset: int, length: int) ->
 def seek(state: State, inode: Inode, offset: int, whence: int) -> int:
     """Where the next data or hole is: lseek(2) with SEEK_DATA or SEEK_HOLE."""
     return os.lseek(pooled(state, inode, writable=False).fd, offset, whence)
-
-
-def file_flags(state: State, inode: Inode, command: int, argument: bytes) -> bytes:
-    """One of FLAG_COMMANDS of ioctl(2): what chattr(1) and lsattr(1) say and show. Copies up to change them."""
-    if command not in FLAG_COMMANDS or inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-    if command in _FLAG_CHANGES:
-        copyup.ensure_upper(state, inode)
-    buffer = bytearray(argument)
-    with state.node(inode) as node:
-        fd = state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY | os.O_NONBLOCK))
-    try:
-        fcntl.ioctl(fd, command, buffer)
-    finally:
-        os.close(fd)
-    if command in _FLAG_CHANGES:
-        inode.attributes = None
-        state.descriptors.drop_file(inode.number)  # some filesystems look at the flags only when a file is opened
-    return bytes(buffer)
 
 
 def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:

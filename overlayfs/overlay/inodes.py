@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ..tree.fileflags import Inheritance
 from ..tree.metadata import CAPABILITY
 from .layer import Location
 from .merge import Candidates, Kind
@@ -31,7 +32,10 @@ class Caller(NamedTuple):
 
 
 class AttributeChanges(NamedTuple):
-    """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored."""
+    """What a setattr asks for; None leaves a field alone. `ctime_ns` cannot be set and is ignored.
+
+    `by_writing` says that anybody who writes to the file may ask for it: the present as both times, or to lose setuid.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -40,6 +44,7 @@ class AttributeChanges(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    by_writing: bool = False
 
 
 # The kernel's struct fuse_attr (linux/fuse.h): ino, size, blocks; seconds of atime, mtime, ctime, their nanoseconds;
@@ -195,6 +200,7 @@ class Inode:
         "number",
         "opens",
         "parent",
+        "protection",
         "shared_as",
         "upper",
         "xattr_names",
@@ -216,6 +222,7 @@ class Inode:
         self.opens = 0
         self.attributes: Attributes | None = None
         self.xattr_names: tuple[bytes, ...] | None = None  # as stored; None: not read yet
+        self.protection: int | None = None  # immutable, append-only; None: not read yet (see protection.flags_of)
 
     @property
     def is_directory(self) -> bool:
@@ -305,7 +312,7 @@ class Directory(Inode):
     the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "listing", "lower_path", "lowers")
+    __slots__ = ("above", "below", "children", "default_acl", "inheritance", "listing", "lower_path", "lowers")
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -315,4 +322,5 @@ class Directory(Inode):
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
+        self.inheritance: Inheritance | None = None  # of a directory in the upper; None: not read yet
         self.listing: Listing | None = None

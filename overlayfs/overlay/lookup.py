@@ -234,6 +234,7 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     data = redirects.data_below(state, parent, name, found.redirect) if metacopy else None
     inode = _new_inode(state, parent, name, st, number)
     inode.upper, inode.metacopy, inode.lower = True, metacopy, data
+    inode.protection = found.protection
     if st.st_nlink > 1:
         try:
             _share_upper(state, inode, dir_fd, st, found)
@@ -297,6 +298,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         known = Inode(state.free_number(number), stat.S_IFMT(entry.st_mode), None, b"")
         state.inodes[known.number] = known
         known.upper = True
+        known.protection = found.protection
         known.index_name = name
         known.metacopy = stat.S_ISREG(entry.st_mode) and found.metacopy
         known.lost_links = _lost_links(found, entry, st.st_nlink)
@@ -336,6 +338,7 @@ def _upper_directory(
             lowers = redirects.stack_of(state, parent, name, candidates)
     directory = _new_directory(state, parent, name, number)
     directory.upper, directory.lower_path, directory.lowers = True, lower_path, lowers
+    directory.protection = found.protection
     return _known(state, directory, st)
 
 
@@ -372,7 +375,7 @@ def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat
         directory.lower_path = redirects.join(parent.lower_path, name)
     else:
         inode = _new_inode(state, parent, name, st, number)
-    inode.upper = True
+    inode.upper, inode.protection = True, 0
     return inode
 
 
@@ -386,7 +389,7 @@ def _revalidate(state: State, parent: Directory, name: bytes) -> None:
     known = parent.children.get(name)
     if known is None or known.upper:
         return
-    known.attributes = None
+    known.attributes = known.protection = None
     if isinstance(known, Directory):
         known.below = None
     fresh = None

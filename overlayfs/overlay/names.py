@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 from ..tree import access, metadata, syscalls
 from ..tree.metadata import inherit_acl
-from . import attributes, copyup, drafts, indexing, lookup, whiteouts
-from .drafts import Draft
+from . import attributes, copyup, drafts, indexing, inheritance, lookup, protection, whiteouts
+from .drafts import Draft, Maker
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
 from .merge import Kind
@@ -29,7 +29,8 @@ def create(state: State, parent: Directory, name: bytes, mode: int, caller: Call
     made = _create_at_once(state, parent, name, mode, caller)
     if made is None:
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        made = _make(state, parent, name, mode, caller, lambda: drafts.draft_file(state))
+        draft = drafts.draft_file(state, inheritance.place_of_new(state, parent))
+        made = _publish_new(state, draft, parent, name, mode, caller)
     return made
 
 
@@ -74,11 +75,13 @@ def _is_plain_there(state: State, parent: Directory, name: bytes, caller: Caller
 
 
 def mkdir(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, lambda: drafts.draft_directory(state))
+    mode = stat.S_IFDIR | stat.S_IMODE(mode)
+    return _make_node(state, parent, name, mode, caller, drafts.maker(stat.S_IFDIR))
 
 
 def symlink(state: State, parent: Directory, name: bytes, target: bytes, caller: Caller) -> Inode:
-    return _make(state, parent, name, stat.S_IFLNK | 0o777, caller, lambda: drafts.draft_symlink(state, target))
+    mode = stat.S_IFLNK | 0o777
+    return _make_node(state, parent, name, mode, caller, drafts.maker(stat.S_IFLNK, target=target))
 
 
 def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
@@ -90,14 +93,45 @@ def mknod(state: State, parent: Directory, name: bytes, mode: int, rdev: int, ca
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     if kind not in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-    return _make(state, parent, name, kind | stat.S_IMODE(mode), caller, lambda: drafts.draft_node(state, kind, rdev))
+    return _make_node(state, parent, name, kind | stat.S_IMODE(mode), caller, drafts.maker(kind, rdev))
 
 
-def _make(
-    state: State, parent: Directory, name: bytes, mode: int, caller: Caller, draft_new: Callable[[], Draft]
-) -> Inode:
+def _make_node(state: State, parent: Directory, name: bytes, mode: int, caller: Caller, make: Maker) -> Inode:
+    """Anything but a regular file: in its place where one system call makes it complete, else as a draft."""
     prepare_new_name(state, parent, name)
-    with draft_new() as draft:
+    if _is_plain_there(state, parent, name, caller):
+        made = _make_in_place(state, parent, name, mode if stat.S_ISLNK(mode) else mode & ~caller.umask, make)
+        if made is not None:
+            return made
+    place = inheritance.place_of_new(state, parent)
+    draft = drafts.draft_node(state, make, place, stat.S_ISDIR(mode))
+    return _publish_new(state, draft, parent, name, mode, caller)
+
+
+def _make_in_place(state: State, parent: Directory, name: bytes, wanted: int, make: Maker) -> Inode | None:
+    dir_fd = state.upper_fd(parent)
+    try:
+        make(dir_fd, name, stat.S_IMODE(wanted))
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return None  # a draft is moved there as `tree.access` can
+    try:
+        st = access.stat_at(dir_fd, name)
+        is_right = (st.st_gid, st.st_mode) == (os.getegid(), wanted)  # a mount may say otherwise
+    except OSError:
+        is_right = False
+    if not is_right:
+        (access.rmdir if stat.S_ISDIR(wanted) else access.unlink)(dir_fd, name)
+        return None
+    drafts.note_changed(state, parent)
+    inode = _adopt(state, parent, name, st)
+    _sync_new(state, inode)
+    return inode
+
+
+def _publish_new(state: State, new: Draft, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
+    with new as draft:
         _fill(state, draft, parent, mode, caller)
         if stat.S_ISDIR(mode) and lookup.in_lower(state, parent, name):
             whiteouts.make_opaque(state, draft.fd)
@@ -120,11 +154,16 @@ def _sync_new(state: State, inode: Inode) -> None:
 
 def prepare_new_name(state: State, parent: Directory, name: bytes) -> None:
     """All checks, and the parent's copy-up, for a name that is going to be made."""
+    check_new_name(state, parent, name)
+    copyup.ensure_upper_directory(state, parent)
+
+
+def check_new_name(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_new_name(name)
     check_alive(state, parent)
     if lookup.child(state, parent, name) is not None:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    copyup.ensure_upper_directory(state, parent)
+    protection.refuse_new_name(state, parent)
 
 
 def check_alive(state: State, parent: Directory) -> None:
@@ -164,6 +203,8 @@ def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> 
     """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
+    if isinstance(inode, Directory):
+        inode.inheritance = parent.inheritance
     note_new_name(inode, parent, name)
     with drafts.afterwards():
         attributes.remember(state, inode, st, fewest_links=1)
@@ -187,14 +228,15 @@ def note_new_name(inode: Inode, parent: Directory, name: bytes) -> None:
 def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode:
     """A regular file without a name; `link` may give it one."""
     check_alive(state, parent)
+    protection.refuse_new_name(state, parent)
     copyup.ensure_upper_directory(state, parent)
     assert state.upper is not None
-    with drafts.draft_file(state) as draft:
+    with drafts.draft_file(state, inheritance.place_of_new(state, parent)) as draft:
         _fill(state, draft, parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
         st = os.fstat(draft.fd)
         inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
         state.inodes[inode.number] = inode
-        inode.upper = True
+        inode.upper, inode.protection = True, 0
         state.orphans[inode.number] = draft.keep_descriptor()
     try:
         drafts.sync_changed(state)
@@ -208,7 +250,9 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     """Give a file one more name."""
     if inode.is_directory:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    prepare_new_name(state, parent, name)
+    check_new_name(state, parent, name)
+    protection.refuse_change(state, inode)
+    copyup.ensure_upper_directory(state, parent)
     copyup.copy_up(state, inode)
     with state.upper_node(inode) as fd:
         st = os.fstat(fd)
@@ -270,6 +314,7 @@ def _link_over_whiteout(
 def unlink(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_name(name)
     inode = lookup.existing_child(state, parent, name)
+    protection.refuse_removal(state, parent, inode)
     if inode.is_directory:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     hide(state, parent, name, inode)
@@ -389,6 +434,7 @@ def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> N
 def rmdir(state: State, parent: Directory, name: bytes) -> None:
     lookup.check_name(name)
     inode = lookup.existing_child(state, parent, name)
+    protection.refuse_removal(state, parent, inode)
     if not isinstance(inode, Directory):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     check_empty(state, inode)
@@ -412,7 +458,8 @@ def replace_by_empty(state: State, directory: Directory) -> None:
     if parent is None or _is_empty_on_disk(state, directory):
         return
     dir_fd = state.upper_fd(parent)
-    with state.upper_node(directory) as source, drafts.draft_directory(state) as draft:
+    place = inheritance.place_of_copy(state, parent)
+    with state.upper_node(directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         if lookup.in_lower(state, parent, name):
             _hide_below(state, draft, parent, name)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..tree import access, marks, syscalls
-from . import copyup, copyup_tree, drafts, indexing, lookup, names, whiteouts
+from . import copyup, copyup_tree, drafts, indexing, lookup, names, protection, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -77,13 +77,18 @@ def _check(state: State, source: _Side, target: _Side, flags: int) -> None:
         _fail(errno.EEXIST)
     if _is_below(target.parent, source.inode):
         _fail(errno.EINVAL)
-    if target.inode is None or source.inode is target.inode:
+    if source.inode is target.inode:
         return
-    if flags & EXCHANGE:
-        if _is_below(source.parent, target.inode):
-            _fail(errno.EINVAL)
+    if flags & EXCHANGE and _is_below(source.parent, target.inode):
+        _fail(errno.EINVAL)
+    _refuse_protected(state, source, target)
+    if not flags & EXCHANGE:
+        _check_replacement(state, source, target)
+
+
+def _check_replacement(state: State, source: _Side, target: _Side) -> None:
+    if source.inode is None or target.inode is None:
         return
-    assert source.inode is not None
     if source.inode.is_directory and not target.inode.is_directory:
         _fail(errno.ENOTDIR)
     if target.inode.is_directory and not source.inode.is_directory:
@@ -92,6 +97,21 @@ def _check(state: State, source: _Side, target: _Side, flags: int) -> None:
         _fail(errno.ENOTEMPTY)
     if isinstance(target.inode, Directory):
         names.check_empty(state, target.inode)
+
+
+def _refuse_protected(state: State, source: _Side, target: _Side) -> None:
+    assert source.inode is not None
+    try:
+        protection.refuse_removal(state, source.parent, source.inode)
+        if target.inode is None:
+            protection.refuse_new_name(state, target.parent)
+        else:
+            protection.refuse_removal(state, target.parent, target.inode)
+    except OSError:
+        for side in (source, target):
+            if side.inode is not None:
+                state.drop_if_unused(side.inode)
+        raise
 
 
 def _fail(code: int) -> None:

@@ -9,9 +9,11 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
+from ..tree.fileflags import Inheritance
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -170,6 +172,15 @@ class Descriptors:
         self._directories.clear()
 
 
+@dataclass(slots=True)
+class DraftPlace:
+    """A directory for drafts: what it hands on changes from draft to draft, and is None where it is not known."""
+
+    fd: int
+    name: bytes
+    hands_on: Inheritance | None = None
+
+
 class State:
     """Everything that changes while the mount lives.
 
@@ -178,9 +189,10 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel writes without us now. `cannot_clone`
-    are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks. `unsynced` are
-    directories that the operation changed and is to sync.
+    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us.
+    `draft_place` is the directory of the workdir for drafts that take other flags than the workdir hands on.
+    `cannot_clone` are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks.
+    `unsynced` are directories that the operation changed and is to sync.
     """
 
     def __init__(
@@ -201,7 +213,9 @@ class State:
         self.cannot_clone: set[int] = set()
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
-        self.passed_through: set[int] = set()
+        self.written_unseen: set[int] = set()
+        self.draft_place: DraftPlace | None = None
+        self.work_inheritance: Inheritance | None = None
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
@@ -271,6 +285,7 @@ class State:
         for location in inode.lowers if isinstance(inode, Directory) else ():
             self.descriptors.drop_directory(location)
         self.synced_names.discard(inode.number)
+        self.written_unseen.discard(inode.number)
         self.drop_orphan(inode)
 
     def drop_orphan(self, inode: Inode) -> None:

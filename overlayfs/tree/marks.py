@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 from . import access
+from .fileflags import APPEND_ONLY, IMMUTABLE
 from .syscalls import FileHandle, descriptor_path, entry_path
 
 TRUSTED: Final = b"trusted.overlay."
@@ -37,6 +38,7 @@ METACOPY: Final = b"metacopy"
 ORIGIN: Final = b"origin"
 METACOPY_NAMES: Final = frozenset(prefix + METACOPY for prefix in PREFIXES)
 NLINK: Final = b"nlink"
+PROTECTION: Final = b"protattr"
 # Ours: the inode number that the file had before it was copied up (u64, little-endian).
 NUMBER: Final = b"overlayfs.number"
 # Ours: how many links the lower file has that this one was copied from (u64, little-endian).
@@ -77,6 +79,7 @@ class Marks:
     number: int | None = None
     nlink: bytes | None = None
     lower_links: int | None = None
+    protection: int = 0
 
     @property
     def metacopy(self) -> bool:
@@ -209,6 +212,7 @@ def _marks(present: list[bytes], read: Callable[[bytes], bytes | None]) -> Marks
         number=_integer(value(NUMBER)),
         nlink=value(NLINK),
         lower_links=_integer(value(LOWER_LINKS)),
+        protection=protection_of_value(value(PROTECTION)),
     )
 
 
@@ -219,6 +223,19 @@ def integer_value(number: int) -> bytes:
 
 def _integer(value: bytes | None) -> int | None:
     return struct.unpack("<Q", value)[0] if value is not None and len(value) == 8 else None
+
+
+def protection_value(flags: int) -> bytes:
+    """Immutable and append-only as the kernel's ovl_set_protattr (fs/overlayfs/util.c) writes them: on the file in the
+    upper itself they would stand in our way, too."""
+    return (b"a" if flags & APPEND_ONLY else b"") + (b"i" if flags & IMMUTABLE else b"")
+
+
+def protection_of_value(value: bytes | None) -> int:
+    """The flags that a protattr xattr stands for; none where it holds anything else, as for the kernel."""
+    if value is None or value.strip(b"ai"):
+        return 0
+    return (APPEND_ONLY if b"a" in value else 0) | (IMMUTABLE if b"i" in value else 0)
 
 
 def _opacity(value: bytes | None) -> Opacity:

@@ -46,7 +46,8 @@ _UMOUNT_NOFOLLOW = 8
 _FICLONE = 0x40049409
 _TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 _STATX_BTIME = 0x800
-_STX_BTIME_OFFSET = 80
+_STX_ATTRIBUTES_OFFSET, _STX_BTIME_OFFSET = 8, 80
+_AT_SYMLINK_NOFOLLOW = 0x100
 _MAX_HANDLE_SIZE = 128
 _LONGEST_PATH = 4000  # below PATH_MAX, with room for the terminating NUL
 _COPY_CHUNK = 16 << 20
@@ -258,6 +259,15 @@ def birth_time(fd: int) -> int | None:
     (mask,) = struct.unpack_from("I", buffer)
     seconds, nanoseconds = struct.unpack_from("qI", buffer, _STX_BTIME_OFFSET)
     return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
+
+
+def file_attributes(dir_fd: int, name: bytes) -> int:
+    """The STATX_ATTR_* bits of `name` in `dir_fd`, never of what a symlink leads to (statx(2))."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(dir_fd, name, _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH, 0, buffer) != 0:
+        _raise_errno(name)
+    (attributes,) = struct.unpack_from("Q", buffer, _STX_ATTRIBUTES_OFFSET)
+    return int(attributes)
 
 
 def is_in_memory(fd: int) -> bool:

@@ -10,8 +10,8 @@ import errno
 from .case import Deviation
 from .cases.renaming import FAR, WHITEOUT_CELLS, expected_errno, matrix_case, untouched
 from .cases.states import LOW, UP
-from .steps import WHITEOUT, fstat, rename, stat
-from .tree import Tree
+from .steps import WHITEOUT, fstat, lsattr, rename, stat
+from .tree import Tree, file
 
 
 def _refused_whiteouts() -> dict[str, Deviation]:
@@ -50,6 +50,11 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
     "replaced-by-rename-while-open": Deviation(
         "an open lower file that was replaced without a copy-up keeps the nlink of the lower layer",
         {3: fstat("h", nlink=1)},
+    ),
+    "nodump-survives-copy-up": Deviation(
+        "copies up the flags A and S alone; a backup that leaves a file out must not find it after a chmod",
+        {1: lsattr("x", "")},
+        upper_after={"x": file(mode=0o600)},
     ),
     **_refused_whiteouts(),
 }

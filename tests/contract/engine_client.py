@@ -9,13 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_bits
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
 from overlayfs.overlay.engine import AttributeChanges, Attributes, Caller, Overlay
+from overlayfs.tree.fileflags import GETFLAGS, SETFLAGS
 
+from . import libc
 from .client import Client, Credentials, Entry, Stat
 
 ROOT = 1
@@ -198,6 +202,20 @@ class EngineClient(Client):
         with self._inode(path) as ino:
             return [os.fsdecode(name) for name in self.overlay.listxattr(ino)]
 
+    def touch(self, path: str) -> None:
+        now = time.time_ns()
+        self._change(path, AttributeChanges(atime_ns=now, mtime_ns=now, by_writing=True))
+
+    def flags(self, path: str) -> str:
+        with self._inode(path) as ino:
+            (bits,) = struct.unpack("I", self.overlay.file_flags(ino, GETFLAGS, bytes(4)))
+        return "".join(letter for letter, bit in libc.FLAGS.items() if bits & bit)
+
+    def set_flags(self, path: str, letters: str) -> None:
+        bits = struct.pack("I", sum(libc.FLAGS[letter] for letter in letters))
+        with self._inode(path) as ino:
+            self.overlay.file_flags(ino, SETFLAGS, bits)
+
     def longest_name(self) -> int:
         return self.overlay.statfs().f_namemax
 
@@ -238,7 +256,11 @@ class EngineClient(Client):
     def tmpfile(self, key: str, path: str, mode: int) -> None:
         lookups = self._resolve(os.fsencode(path))
         parent = lookups[-1] if lookups else ROOT
-        made = self.overlay.tmpfile(parent, mode, os.O_RDWR, self._caller)
+        try:
+            made = self.overlay.tmpfile(parent, mode, os.O_RDWR, self._caller)
+        except BaseException:
+            self._forget(lookups)
+            raise
         self._files[key] = _OpenFile(made.ino, os.O_RDWR, [*lookups, made.ino])
 
     def linkfd(self, key: str, path: str) -> None:

@@ -7,6 +7,7 @@ program must not be able to agree with itself.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -99,5 +100,29 @@ def short_path(root: bytes, path: bytes) -> Iterator[bytes]:
             os.close(fd)
             fd, path = inner, path[cut + 1 :]
         yield b"/proc/self/fd/%d/%s" % (fd, path)
+    finally:
+        os.close(fd)
+
+
+# The letters of chattr(1) for the flags that every filesystem of the tests has (linux/fs.h, FS_*_FL).
+FLAGS = {"i": 0x10, "a": 0x20, "d": 0x40, "A": 0x80}
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+
+
+def flags(path: bytes) -> str:
+    """What lsattr(1) shows."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (bits,) = struct.unpack("I4x", fcntl.ioctl(fd, _GETFLAGS, bytes(8)))
+    finally:
+        os.close(fd)
+    return "".join(letter for letter, bit in FLAGS.items() if bits & bit)
+
+
+def set_flags(path: bytes, letters: str) -> None:
+    """What chattr(1) does with `=`."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, _SETFLAGS, struct.pack("I4x", sum(FLAGS[letter] for letter in letters)))
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,7 +56,7 @@ def directories(case: Case, form: Format, base: Path | None = None) -> Iterator[
     data_lowers = tuple(b"d%d" % at for at in range(len(case.data_lowers)))
     places = Directories(root, lowers, data_lowers, upper, b"w", b"m")
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, root)
+        stack.callback(_remove, root)
         places.make()
         if case.separate_filesystems:
             for name in (*lowers, *data_lowers):
@@ -66,6 +67,14 @@ def directories(case: Case, form: Format, base: Path | None = None) -> Iterator[
         if case.upper is not None:
             build(places.at(b"u"), case.upper, form)
         yield places
+
+
+def _remove(root: bytes) -> None:
+    try:
+        shutil.rmtree(root)
+    except PermissionError:  # a layer, or what a target that failed left, is immutable or append-only
+        subprocess.run(["chattr", "-R", "-f", "-ia", root], check=False)
+        shutil.rmtree(root)
 
 
 def play(case: Case, target: Target, form: Format) -> None:
@@ -210,6 +219,8 @@ def upper_differences(upper: bytes, path: str, node: Node, form: Format) -> list
         lines.append("should be opaque" if node.opaque else "should not be opaque")
     if node.sparse and os.lstat(place).st_blocks * 512 >= len(node.content):
         lines.append("its hole is filled")
+    if node.kind in (Kind.FILE, Kind.DIRECTORY) and set(libc.flags(place)) != set(node.flags):
+        lines.append(f"has the flags {libc.flags(place)}, not {node.flags}")
     if node.xattrs:
         lines += [f"lacks {name}" for name in node.xattrs if name not in os.listxattr(place, follow_symlinks=False)]
     return lines

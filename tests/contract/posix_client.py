@@ -154,6 +154,18 @@ class PosixClient(Client):
         with self._at(path) as place:
             return os.listxattr(place, follow_symlinks=False)
 
+    def touch(self, path: str) -> None:
+        with self._at(path) as place:
+            os.utime(place)
+
+    def flags(self, path: str) -> str:
+        with self._at(path) as place:
+            return libc.flags(place)
+
+    def set_flags(self, path: str, letters: str) -> None:
+        with self._at(path) as place:
+            libc.set_flags(place, letters)
+
     def longest_name(self) -> int:
         return os.statvfs(self.root).f_namemax
 

@@ -115,6 +115,21 @@ def utime(path: str, mtime: int = LATER, atime: int = LATER + 1) -> Step:
     return Step("utime", (path, atime, mtime))
 
 
+def touch(path: str) -> Step:
+    """utimensat(2) without times: now."""
+    return Step("touch", (path,))
+
+
+def lsattr(path: str, letters: str) -> Step:
+    """The flags of lsattr(1)."""
+    return Step("flags", (path,), result=letters)
+
+
+def chattr(path: str, letters: str) -> Step:
+    """Exactly these flags, as by chattr(1)."""
+    return Step("set_flags", (path, letters))
+
+
 def truncate(path: str, size: int) -> Step:
     """truncate(2)."""
     return Step("truncate", (path, size))

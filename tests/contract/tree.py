@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from .libc import short_path
+from .libc import set_flags, short_path
 
 TRUSTED = "trusted.overlay."
 SECOND = 1_000_000_000
@@ -62,6 +62,7 @@ class Node:
     nlink: int | None = None
     opaque: bool = False
     sparse: bool = False
+    flags: str = ""  # letters of chattr(1)
 
     @property
     def content(self) -> bytes:
@@ -85,9 +86,10 @@ def file(
     size: int | None = None,
     nlink: int | None = None,
     sparse: bool = False,
+    flags: str = "",
 ) -> Node:
     """A regular file; `size` larger than the data makes the rest a hole."""
-    return Node(Kind.FILE, data, mode, uid, gid, (0, 0), xattrs, mtime, atime, size, nlink, False, sparse)
+    return Node(Kind.FILE, data, mode, uid, gid, (0, 0), xattrs, mtime, atime, size, nlink, False, sparse, flags)
 
 
 def directory(
@@ -97,9 +99,10 @@ def directory(
     *,
     xattrs: Mapping[str, bytes] | None = NO_XATTRS,
     mtime: int | None = None,
+    flags: str = "",
 ) -> Node:
     """A directory."""
-    return Node(Kind.DIRECTORY, b"", mode, uid, gid, (0, 0), xattrs, mtime)
+    return Node(Kind.DIRECTORY, b"", mode, uid, gid, (0, 0), xattrs, mtime, flags=flags)
 
 
 def opaque_dir(mode: int = 0o755, uid: int = 0, gid: int = 0) -> Node:
@@ -307,3 +310,5 @@ def _finish(place: bytes, node: Node) -> None:
     mtime = EPOCH + 123456789 if node.mtime is None else node.mtime
     atime = mtime if node.atime is None else node.atime
     os.utime(place, ns=(atime, mtime), follow_symlinks=False)
+    if node.flags:
+        set_flags(place, node.flags)

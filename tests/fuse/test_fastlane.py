@@ -40,6 +40,7 @@ class Wire:
         self.behind = behind
         self.overlay = overlay
         self.forwarded: list[bytes] = []
+        self.forgotten: list[int] = []  # inodes whose attributes the kernel was told to ask for again
         self._unique = 0
 
     def send(self, opcode: int, node: int = ROOT, body: bytes = b"", uid: int = 0) -> int:
@@ -55,6 +56,12 @@ class Wire:
         reply = self.kernel.recv(abi.LONGEST_REQUEST)
         length, error, unique = abi.OUT_HEADER.unpack_from(reply)
         assert length == len(reply)
+        if not unique:
+            assert error == abi.FUSE_NOTIFY_INVAL_INODE
+            node, offset, _ = abi.NOTIFY_INVAL_INODE_OUT.unpack_from(reply, abi.OUT_HEADER.size)
+            assert offset < 0
+            self.forgotten.append(node)
+            return await self.receive()
         assert -4096 < error <= 0
         assert not error or length == abi.OUT_HEADER.size
         return unique, (error, reply[abi.OUT_HEADER.size :])
@@ -455,7 +462,10 @@ def test_ioctl_of_flags_and_of_nothing_else(play: Play) -> None:
         assert (error, len(body)) == (0, abi.IOCTL_OUT.size + 4)
         flags = body[-4:]
         # the kernel takes no more than it has room for: without any, only what says that all went well
+        assert wire.forgotten == []
         assert await ask(SETFLAGS, flags, 0) == (0, bytes(abi.IOCTL_OUT.size))
+        assert wire.forgotten == [file]
+        assert await ask(SETFLAGS, flags[:2], 0) == (-errno.EINVAL, b"")
         assert await ask(0x5401, b"", 60) == (-errno.ENOTTY, b"")
         assert (await ask(GETFLAGS, b"", 4, await wire.node(b"link")))[0] == -errno.ENOTTY
 

@@ -1,0 +1,87 @@
+"""Where is a draft made, so that it ends as if it had been made in its place?
+
+A filesystem gives a new file some flags of its directory, and the project whose quota it counts for; and it refuses to
+move a file of another project into a directory that hands its own on. Where a directory does not hand on what the
+workdir does, its drafts are made in a directory of the workdir that is given the same flags before: only what is made
+takes them, so one is enough, and it goes with the mount.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from ..tree import fileflags
+from ..tree.fileflags import Inheritance
+from . import drafts
+from .inodes import Directory
+from .state import DraftPlace, State
+
+log = logging.getLogger(__name__)
+
+
+def place_of_new(state: State, parent: Directory) -> int:
+    """The directory for the draft of something new in `parent`, which is in the upper."""
+    return _place(state, of(state, parent))
+
+
+def place_of_copy(state: State, parent: Directory | None) -> int:
+    """The directory for the draft of a file that is copied up into `parent`."""
+    work_fd = drafts.work_fd_of(state)
+    return work_fd if parent is None else _place(state, of(state, parent).of_copy())
+
+
+def of(state: State, directory: Directory) -> Inheritance:
+    """What a directory of the upper hands on; read once."""
+    found = directory.inheritance
+    if found is None:
+        found = directory.inheritance = _read(state, state.upper_fd(directory))
+    return found
+
+
+def _read(state: State, dir_fd: int) -> Inheritance:
+    try:
+        fd = state.descriptors.open(lambda: fileflags.open_to_control(dir_fd))
+    except PermissionError:
+        return fileflags.NOTHING_INHERITED
+    try:
+        return fileflags.inheritance_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _place(state: State, wanted: Inheritance) -> int:
+    work_fd = drafts.work_fd_of(state)
+    if state.work_inheritance is None:
+        state.work_inheritance = _read(state, work_fd)
+    if wanted == state.work_inheritance:
+        return work_fd
+    if state.draft_place is None:
+        state.draft_place = _make_place(state, work_fd)
+    place = state.draft_place
+    if place.hands_on != wanted:
+        place.hands_on = None
+        if not fileflags.hand_on(place.fd, wanted):
+            log.warning("new files do not get all flags of their directory: %s", wanted)
+        place.hands_on = wanted
+    return place.fd
+
+
+def _make_place(state: State, work_fd: int) -> DraftPlace:
+    name = state.draft_name()
+    os.mkdir(name, 0o700, dir_fd=work_fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return DraftPlace(state.descriptors.open(lambda: os.open(name, flags, dir_fd=work_fd)), name)
+    except BaseException:
+        drafts.remove(work_fd, name)
+        raise
+
+
+def forget_place(state: State) -> None:
+    """Remove what was made for drafts, at the end of the mount."""
+    place, state.draft_place = state.draft_place, None
+    if place is not None:
+        os.close(place.fd)
+        with drafts.afterwards():
+            os.rmdir(place.name, dir_fd=drafts.work_fd_of(state))

@@ -46,12 +46,15 @@ def open_state(options: OverlayOptions) -> State:
 def _open_state(options: OverlayOptions) -> State:
     limit = _raise_descriptor_limit()
     with ExitStack() as undo:
-        layers = _open_lowers(options, undo)
         if (options.upper is None) != (options.work is None):
             raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
+            layers = _open_lowers(options, undo)
             state = State(options, hold_apart(layers, ())[0], None, limit)
+        elif options.read_only:
+            state = _open_to_look(options, limit, undo)
         else:
+            layers = _open_lowers(options, undo)
             state = _open_writable(options, layers, limit, undo)
         _honour_opaque_roots(state)
         undo.pop_all()
@@ -82,12 +85,30 @@ def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool
     return layer
 
 
-def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
+def _open_lowers(options: OverlayOptions, undo: ExitStack, first: int = 0) -> list[Layer]:
+    """The lower layers, numbered from `first` on, then the data-only ones."""
     if not options.lowers:
         raise MountError("lowerdir: at least one directory is needed")
-    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
-    first = len(layers)
-    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers, first)]
+    first += len(layers)
+    return layers + [
+        _open("lowerdir", path, undo, index, True) for index, path in enumerate(options.data_lowers, first)
+    ]
+
+
+def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State:
+    """A read-only mount of an upper: another mount may write to it all the while, as container engines take a running
+    container's changes. So it takes no lock, and the upper is the topmost of the layers that change under the mount.
+    """
+    assert options.upper is not None and options.work is not None
+    with ExitStack() as checked:
+        work = _open("workdir", options.work, checked, UPPER_INDEX)
+        upper = _open("upperdir", options.upper, undo, 0)
+        layers = _open_lowers(options, undo, first=1)
+        _check_same_filesystem(upper, work)
+        _check_overlap(upper, work, layers)
+    layers, _ = hold_apart([upper, *layers], ())
+    return State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -97,12 +118,6 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
     layers, (upper, work) = hold_apart(layers, (upper, work))
-    if options.read_only:
-        for option, layer in (("upperdir", upper), ("workdir", work)):
-            lock(option, layer, fcntl.LOCK_SH)  # a writer elsewhere would change what the kernel keeps of this mount
-        state = State(options, layers, upper, limit)
-        state.workdir_fd = work.root_fd
-        return state
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)

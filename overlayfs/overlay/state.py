@@ -304,6 +304,11 @@ class State:
         root_fd = self.layers[layer].root_fd
         if not path:
             return root_fd
+        if self.revalidates:  # another directory may have its path since the last operation
+            key = self.descriptors.operation, location
+            return self.descriptors.directory(
+                key, lambda: syscalls.open_beneath(root_fd, path, syscalls.OPEN_DIRECTORY)
+            )
         fd = self.descriptors.cached_directory(location)
         if fd is not None:
             return fd

@@ -211,25 +211,6 @@ def test_leftover_drafts_are_cleaned_away(place: Place) -> None:
     assert list((place.base / "work/work").iterdir()) == []
 
 
-def test_read_only_mount_of_an_upper_that_is_written_to_is_refused(place: Place) -> None:
-    place.mount()
-    second = place.base / "second"
-    second.mkdir()
-    done = place.call("-o", f"{place.options},ro", second)
-    assert (done.status, done.err.count("in use by another mount")) == (1, 1)
-
-
-def test_upper_may_have_several_read_only_mounts_and_then_no_writer(place: Place) -> None:
-    place.mount("ro")
-    second = place.base / "second"
-    second.mkdir()
-    assert place.call("-o", f"{place.options},ro", second).status == 0
-    third = place.base / "third"
-    third.mkdir()
-    done = place.call("-o", place.options, third)
-    assert (done.status, done.err.count("in use by another mount")) == (1, 1)
-
-
 def test_leftover_mark_of_a_volatile_mount_is_refused(place: Place) -> None:
     daemon = place.mount("volatile")
     (place.target / "new").write_text("not on the disk yet")

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import logging
 import os
 import resource
 import stat
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from ..tree import marks, syscalls
+from ..tree.mount_table import mount_entries, unescape
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
+from .claim import claim
 from .drafts import DRAFT_NAME
 from .inodes import ROOT
 from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 _WORK = b"work"
 _INCOMPAT = b"incompat"
 _VOLATILE_MARK = _INCOMPAT + b"/volatile"  # as the kernel's overlayfs
-_LOCK_PATIENCE_S = 3.0
 _OVERRIDE_ROOT = b"0:0:755:dir"
 
 
@@ -121,8 +120,9 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)
-        lock(option, layer)
+    held = claim(upper, work)
     state = State(options, layers, upper, limit)
+    state.claim = held
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
@@ -177,44 +177,14 @@ def _check_writable(option: str, layer: Layer) -> None:
 def refuse_kernel_mounts(option: str, layer: Layer) -> None:
     """Refuse what one of the kernel's overlay mounts uses: two writers would destroy each other's work."""
     wanted = os.path.realpath(layer.path)
-    for line in _mount_lines():
-        fields, _, rest = line.partition(b" - ")
-        kind, _, options = rest.split(b" ", 2) if rest.count(b" ") >= 2 else (b"", b"", b"")
-        if kind == b"overlay" and any(
+    for entry in mount_entries():
+        if entry.filesystem_type == b"overlay" and any(
             item.partition(b"=")[0] in (b"upperdir", b"workdir")
-            and os.path.realpath(_unescape(item.partition(b"=")[2])) == wanted
-            for item in options.split(b",")
+            and os.path.realpath(unescape(item.partition(b"=")[2])) == wanted
+            for item in entry.filesystem_options.split(b",")
         ):
-            where = _text(_unescape(fields.split(b" ")[4]))
+            where = _text(entry.mountpoint)
             raise MountError(f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}")
-
-
-def _mount_lines() -> list[bytes]:
-    try:
-        with open("/proc/self/mountinfo", "rb") as lines:
-            return lines.read().splitlines()
-    except OSError:
-        return []
-
-
-def _unescape(text: bytes) -> bytes:
-    """Undo mountinfo's octal escapes."""
-    parts = text.split(b"\\")
-    decoded = [bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]]
-    return parts[0] + b"".join(decoded)
-
-
-def lock(option: str, layer: Layer, kind: int = fcntl.LOCK_EX) -> None:
-    """Lock for the life of the descriptor. A daemon that was just unmounted gets a moment to let go."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(layer.root_fd, kind | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise MountError(f"{option}: {_text(layer.path)} is in use by another mount") from None
-            time.sleep(0.02)
 
 
 def _refuse_volatile_leftover(options: OverlayOptions, work: Layer) -> None:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
 from ..tree import marks, syscalls
+from .claim import Claim
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -202,6 +203,7 @@ class State:
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
         self.passed_through: set[int] = set()
+        self.claim: Claim | None = None
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
@@ -398,7 +400,9 @@ class State:
         return self.uuids[layer.index]
 
     def close(self) -> None:
-        """Give back every descriptor, and with them the locks."""
+        """Give back the locks and every descriptor."""
+        if self.claim is not None:
+            self.claim.release()
         self.descriptors.close()
         held = [layer.root_fd for layer in self.layers] + list(self.orphans.values())
         held += [] if self.upper is None else [self.upper.root_fd]

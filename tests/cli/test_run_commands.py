@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from overlayfs.cli.live import mount_at, mount_entries
+from overlayfs.cli.live import mount_at
 from overlayfs.image.containers import Containers
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.model import RunConfig
 from overlayfs.image.store import Store
+from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import unmount
 from tests.cli.people import COMMAND
 from tests.image.small import image_of, link, small_image

@@ -1,0 +1,102 @@
+"""How does a daemon answer those who want its upper, and let go of it when its mount stands nowhere any more?
+
+What was left open of the mount (a working directory below a lazily unmounted tree, a copy of the mount in a namespace
+that others made) ends with the daemon: it gets ENOTCONN from then on. Before, the kernel writes back what it has
+gathered, and what was written is in the upper.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from ..overlay.claim import LET_GO, Claim, Standing
+from ..overlay.engine import Overlay
+from . import abi
+from .mounting import LiveMount
+
+log = logging.getLogger(__name__)
+
+_ASKS_WITHIN_S: Final = 30.0
+_KEPT: Final = b"files of a former mount are open, which the kernel writes to by itself (passthrough=on)\n"
+_STANDS: Final = b"it is mounted again\n"
+
+
+class Handover:
+    """What is said to others. `end` has the daemon end; `device_fd` gives the kernel's descriptor."""
+
+    def __init__(
+        self, overlay: Overlay, claim: Claim, live: LiveMount, device_fd: Callable[[], int], end: Callable[[], None]
+    ) -> None:
+        self._overlay = overlay
+        self._claim = claim
+        self._live = live
+        self._device_fd = device_fd
+        self._end = end
+        self._is_ending = False
+
+    async def serve(self, nursery: trio.Nursery) -> None:
+        """Answer all who come, for ever."""
+        if self._claim.listener is None:
+            return
+        self._claim.listener.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(self._claim.listener)
+            try:
+                connection, _ = self._claim.listener.accept()
+            except OSError as error:  # it went away again, or there are too few descriptors
+                log.info("nobody was let in: %s", error)
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(self._answer, connection)
+
+    async def _answer(self, connection: socket.socket) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        try:
+            with trio.fail_after(_ASKS_WITHIN_S):
+                await stream.send_all(Standing(self._live.device, self._live.stands_at).to_line())
+                if await stream.receive_some(len(LET_GO)) != LET_GO:
+                    return
+            reason = self._why_not()
+            if reason is None:
+                await self._let_go(connection)
+            else:
+                await stream.send_all(reason)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.info("somebody who wanted the upper did not go on: %s", error)
+        finally:
+            if not self._is_ending:
+                connection.close()
+
+    def _why_not(self) -> bytes | None:
+        if self._live.stands_at is not None:
+            return _STANDS
+        return _KEPT if self._overlay.passes_through else None
+
+    async def _let_go(self, connection: socket.socket) -> None:
+        log.warning("another mount takes the upper over: what is still open of this one is cut off")
+        numbers = self._overlay.files_known_to_kernel()
+        await trio.to_thread.run_sync(_write_back, self._device_fd(), numbers)
+        if self._why_not() is None:
+            self._is_ending = True
+            self._claim.keep_waiting(connection)
+            self._end()
+
+
+def _write_back(device_fd: int, numbers: list[int]) -> None:
+    """Have the kernel write what it has gathered of these files, also through mappings, and give their pages up.
+
+    It asks the daemon to write meanwhile, so this is for a thread.
+    """
+    for number in numbers:
+        try:
+            os.write(device_fd, abi.invalidation(number))
+        except FileNotFoundError:  # the kernel has forgotten it
+            continue
+        except OSError as error:
+            log.error("file %d may not be written back whole: %s", number, error)

@@ -11,13 +11,14 @@ import logging
 import os
 import resource
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 from ..tree import marks, syscalls
 from ..tree.mount_table import mount_entries, unescape
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
+from .belonging import verify_origin
 from .claim import claim
 from .drafts import DRAFT_NAME
 from .inodes import ROOT
@@ -90,9 +91,31 @@ def _open_lowers(options: OverlayOptions, undo: ExitStack, first: int = 0) -> li
         raise MountError("lowerdir: at least one directory is needed")
     layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers, first)]
     first += len(layers)
-    return layers + [
-        _open("lowerdir", path, undo, index, True) for index, path in enumerate(options.data_lowers, first)
-    ]
+    layers += [_open("lowerdir", path, undo, index, True) for index, path in enumerate(options.data_lowers, first)]
+    _refuse_overlapping(layers)
+    return layers
+
+
+def _refuse_overlapping(lowers: list[Layer]) -> None:
+    """No lower layer is, or lies in, another one, as for the kernel's overlayfs (ELOOP)."""
+    roots: dict[tuple[int, int], Layer] = {}
+    for layer in lowers:
+        st = os.fstat(layer.root_fd)
+        other = roots.setdefault((st.st_dev, st.st_ino), layer)
+        if other is not layer:
+            raise MountError(f"lowerdir: {_text(other.path)} and {_text(layer.path)} are the same directory")
+    for layer in lowers:
+        for above in _directories_above(os.path.realpath(layer.path)):
+            st = os.stat(above)
+            outer = roots.get((st.st_dev, st.st_ino))
+            if outer is not None:
+                raise MountError(f"lowerdir: {_text(layer.path)} lies in {_text(outer.path)}, another lower layer")
+
+
+def _directories_above(path: bytes) -> Iterator[bytes]:
+    while (above := os.path.dirname(path)) != path:
+        yield above
+        path = above
 
 
 def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State:
@@ -127,6 +150,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     _refuse_volatile_leftover(options, work)
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
+    verify_origin(state)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
     indexing.load(state)
@@ -158,13 +182,7 @@ def _contains(outer: Layer, inner: Layer) -> bool:
 
 def _is_inside(path: bytes, outer: Layer) -> bool:
     wanted = os.fstat(outer.root_fd)
-    while True:
-        if os.path.samestat(os.stat(path), wanted):
-            return True
-        above = os.path.dirname(path)
-        if above == path:
-            return False
-        path = above
+    return any(os.path.samestat(os.stat(here), wanted) for here in (path, *_directories_above(path)))
 
 
 def _check_writable(option: str, layer: Layer) -> None:

@@ -51,6 +51,15 @@ def mount_kernel_s(base: Path) -> None:
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, base / "theirs"], check=True)
 
 
+def bind(source: Path, place: Path) -> None:
+    place.mkdir()
+    subprocess.run(["mount", "--bind", source, place], check=True)
+
+
+def make(directory: Path) -> None:
+    directory.mkdir(parents=True)
+
+
 def make_link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
@@ -131,6 +140,27 @@ REFUSALS = {
     "workdir in use by the kernel's overlayfs": Refusal(
         f"{LOWER},upperdir={{base}}/upper2,{WORK}", "{base}/work.*in use", mount_kernel_s
     ),
+    "lower twice": Refusal("lowerdir={base}/top:{base}/bottom:{base}/top", "{base}/top and {base}/top are the same"),
+    "lower twice by a bind mount": Refusal(
+        "lowerdir={base}/top:{base}/again",
+        "{base}/top and {base}/again are the same",
+        lambda base: bind(base / "top", base / "again"),
+    ),
+    "lower inside a lower": Refusal(
+        "lowerdir={base}/top/l:{base}/bottom:{base}/top",
+        "{base}/top/l lies in {base}/top",
+        lambda base: make(base / "top/l"),
+    ),
+    "lower around a lower": Refusal(
+        "lowerdir={base}/top:{base}/top/l/m", "{base}/top/l/m lies in {base}/top", lambda base: make(base / "top/l/m")
+    ),
+    "data-only layer that is a lower": Refusal(f"{LOWER}::{{base}}/top", "{base}/top and {base}/top are the same"),
+    "data-only layer inside another": Refusal(
+        f"{LOWER}::{{base}}/data::{{base}}/data/l",
+        "{base}/data/l lies in {base}/data",
+        lambda base: make(base / "data/l"),
+    ),
+    "lowers given in both ways": Refusal(f"{LOWER},lowerdir+={{base}}/work", "lowerdir[+]=.*cannot be mixed"),
     "malformed value": Refusal(f"{ALL},index=maybe", "index=maybe"),
     "malformed mapping": Refusal(f"{ALL},uidmapping=1:2", "uidmapping=1:2"),
     "no lower": Refusal(f"{UPPER},{WORK}", "lowerdir="),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from overlayfs._version import __version__
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOSUID
-from overlayfs.overlay.option_parser import ParsedOptions, parse_options
+from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
 from overlayfs.overlay.options import MountError
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ def _run(line: CommandLine) -> int:
 def _mount(line: CommandLine) -> int:
     target = line.target
     try:
+        if changed_flags(line.option_texts, 0) is not None:
+            from overlayfs.cli.remounting import remount
+
+            remount(target, line.option_texts)
+            return 0
         # Not getcwd(): a directory that is gone matters only to those who name relative paths.
         parsed = parse_options(line.option_texts, os.curdir)
         for warning in parsed.warnings:

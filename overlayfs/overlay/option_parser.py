@@ -85,6 +85,19 @@ def parse_options(
     return parsed
 
 
+def changed_flags(texts: Iterable[str | bytes], flags: int) -> int | None:
+    """What the MS_* bits of a mount become where the options ask for a remount, None where they do not.
+
+    Whatever else they say is about a new mount, and mount(8) repeats it.
+    """
+    items = [item for text in texts for item in split_option_list(os.fsencode(text))]
+    if all(item.name != b"remount" for item in items):
+        return None
+    for change in (FLAG_CHANGES[item.name] for item in items if item.name in FLAG_CHANGES and item.value is None):
+        flags = flags & ~change.cleared | change.set
+    return flags
+
+
 @dataclass(slots=True)
 class _Draft:
     """The options read so far; `fields` holds finished values under their OverlayOptions name."""

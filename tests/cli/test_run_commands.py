@@ -88,6 +88,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         assert base is not None
         image_of(store, "configured", CONFIG, {}, base=small)
         image_of(store, "hostile", RunConfig(cmd=["sh"]), {"proc": link("proc", "/tmp")}, base=small)
+        once = {"f": b"twice\n"}
+        image_of(store, "repeated", RunConfig(cmd=["sh"]), once, {"f": b"once\n", "g": b"once\n"}, once, base=small)
         image_of(store, "other", RunConfig(cmd=["sh"]), {"other": b""}, base=small)
     with Prepared() as prepared:
         yield Shop(path, prepared)
@@ -137,6 +139,13 @@ def test_user_has_the_images_groups_and_no_capabilities(clean: Shop, runtime: st
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_root_has_the_capabilities_that_docker_leaves(clean: Shop, runtime: str) -> None:
     assert "CapEff:\t00000000a80425fb" in clean.sh("cat /proc/self/status", "--runtime", runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_image_may_have_a_layer_twice(clean: Shop, runtime: str, mountpoint: Path) -> None:
+    assert clean.run("run", "--rm", "--runtime", runtime, "repeated", "cat", "/f", "/g") == "twice\nonce\n"
+    clean.run("mount", "repeated", mountpoint)
+    assert ((mountpoint / "f").read_text(), (mountpoint / "g").read_text()) == ("twice\n", "once\n")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -38,7 +38,6 @@ class Handover:
         self._live = live
         self._device_fd = device_fd
         self._end = end
-        self._is_ending = False
 
     async def serve(self, nursery: trio.Nursery) -> None:
         """Answer all who come, for ever."""
@@ -56,44 +55,55 @@ class Handover:
             nursery.start_soon(self._answer, connection)
 
     async def _answer(self, connection: socket.socket) -> None:
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        has_let_go = False
         try:
-            with trio.fail_after(_ASKS_WITHIN_S):
-                await stream.send_all(Standing(self._live.device, self._live.stands_at).to_line())
-                if await stream.receive_some(len(LET_GO)) != LET_GO:
-                    return
-            reason = self._why_not()
-            if reason is None:
-                await self._let_go(connection)
-            else:
-                await stream.send_all(reason)
+            has_let_go = await self._speak(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.info("somebody who wanted the upper did not go on: %s", error)
+        except Exception:
+            log.exception("somebody who wanted the upper was not answered")
         finally:
-            if not self._is_ending:
+            if has_let_go:
+                self._claim.keep_waiting(connection)
+                self._end()
+            else:
                 connection.close()
+
+    async def _speak(self, stream: trio.SocketStream) -> bool:
+        """True where the daemon is to end for whoever is at the other end."""
+        with trio.fail_after(_ASKS_WITHIN_S):
+            await stream.send_all(Standing(self._live.device, self._live.stands_at).to_line())
+            if await stream.receive_some(len(LET_GO)) != LET_GO:
+                return False
+        reason = self._why_not() or await self._write_back()
+        if reason is not None:
+            await stream.send_all(reason)
+        return reason is None
 
     def _why_not(self) -> bytes | None:
         if self._live.stands_at is not None:
             return _STANDS
         return _KEPT if self._overlay.passes_through else None
 
-    async def _let_go(self, connection: socket.socket) -> None:
+    async def _write_back(self) -> bytes | None:
+        """Have all in the upper that was written; why it cannot be let go of after all."""
         log.warning("another mount takes the upper over: what is still open of this one is cut off")
         numbers = self._overlay.files_known_to_kernel()
-        await trio.to_thread.run_sync(_write_back, self._device_fd(), numbers)
-        if self._why_not() is None:
-            self._is_ending = True
-            self._claim.keep_waiting(connection)
-            self._end()
+        try:
+            # abandoned when the daemon ends meanwhile, as then nobody answers the requests that it waits for
+            await trio.to_thread.run_sync(_write_back, self._device_fd(), numbers, abandon_on_cancel=True)
+        finally:
+            numbers.clear()
+        return self._why_not()
 
 
 def _write_back(device_fd: int, numbers: list[int]) -> None:
     """Have the kernel write what it has gathered of these files, also through mappings, and give their pages up.
 
-    It asks the daemon to write meanwhile, so this is for a thread.
+    It asks the daemon to write meanwhile, so this is for a thread, which goes on until `numbers` is empty.
     """
-    for number in numbers:
+    while numbers:
+        number = numbers.pop()
         try:
             os.write(device_fd, abi.invalidation(number))
         except FileNotFoundError:  # the kernel has forgotten it

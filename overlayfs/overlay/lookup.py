@@ -380,7 +380,7 @@ def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat
 
 # -- lower layers that change under the mount (timeout=0)
 
-_SETTLED_NS: Final = 1_000_000_000
+_SETTLED_NS: Final = 3_000_000_000  # more than one tick of any filesystem's clock
 
 
 def forget_changed(state: State, directory: Directory) -> None:
@@ -428,8 +428,11 @@ def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode,
         _take_lowers(known, fresh)
     else:  # a new file may have the number of one that is gone
         state.descriptors.drop_file(known.number)
-        known.lower = fresh.lower
-        known.attributes = fresh.attributes
+        known.lower, known.attributes = fresh.lower, fresh.attributes
+        state.unshare(known)
+        known.shared_as, fresh.shared_as = fresh.shared_as, None
+        for key in known.shared_as or ():
+            state.by_real[key] = known
     state.inodes[known.number] = known
     parent.children[name] = known
 

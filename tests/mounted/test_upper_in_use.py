@@ -73,6 +73,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "rename a lower directory": lambda tree: (tree / "other").rename(tree / "moved"),
     "change a mode": lambda tree: (tree / "below").chmod(0o600),
     "set an xattr": lambda tree: os.setxattr(tree / "below", "user.a", b"b"),
+    "link a file": lambda tree: (tree / "linked").hardlink_to(tree / "shared"),
+    "change a linked file": lambda tree: (tree / "linked").write_text("changed\n"),
     "make a symlink": lambda tree: (tree / "link").symlink_to("below"),
 }
 
@@ -88,6 +90,7 @@ def shown(tree: Path) -> dict[str, object]:
         }
         found[str(path.relative_to(tree))] = (
             info.st_mode,
+            info.st_nlink,
             info.st_uid,
             info.st_size,
             info.st_mtime_ns,

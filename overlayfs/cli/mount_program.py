@@ -126,16 +126,12 @@ def _run(line: CommandLine) -> int:
 def _mount(line: CommandLine) -> int:
     target = line.target
     try:
-        if changed_flags(line.option_texts, 0) is not None:
+        if changed_flags(line.option_texts, 0) is None:
+            _serve(line, target)
+        else:
             from overlayfs.cli.remounting import remount
 
             remount(target, line.option_texts)
-            return 0
-        # Not getcwd(): a directory that is gone matters only to those who name relative paths.
-        parsed = parse_options(line.option_texts, os.curdir)
-        for warning in parsed.warnings:
-            _say(warning)
-        _serve(line, parsed, target)
     except MountError as error:
         return _fail(str(error))
     except ImportError as error:
@@ -147,7 +143,11 @@ def _mount(line: CommandLine) -> int:
     return 0
 
 
-def _serve(line: CommandLine, parsed: ParsedOptions, target: str) -> None:
+def _serve(line: CommandLine, target: str) -> None:
+    # Not getcwd(): a directory that is gone matters only to those who name relative paths.
+    parsed = parse_options(line.option_texts, os.curdir)
+    for warning in parsed.warnings:
+        _say(warning)
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
 
     serve = serve_in_foreground if line.foreground or line.debug else serve_in_background

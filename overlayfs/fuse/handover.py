@@ -40,14 +40,19 @@ class Handover:
         self._end = end
 
     async def serve(self, nursery: trio.Nursery) -> None:
-        """Answer all who come, for ever."""
-        if self._claim.listener is None:
+        """Answer all who come, as long as there is a socket."""
+        listener = self._claim.listener
+        if listener is None:
             return
-        self._claim.listener.setblocking(False)
+        listener.setblocking(False)
+        self._claim.before_closing = trio.lowlevel.notify_closing
         while True:
-            await trio.lowlevel.wait_readable(self._claim.listener)
             try:
-                connection, _ = self._claim.listener.accept()
+                await trio.lowlevel.wait_readable(listener)
+                connection, _ = listener.accept()
+            except trio.ClosedResourceError:
+                log.warning("too few descriptors: nobody is told any more whose the upper is")
+                return
             except OSError as error:  # it went away again, or there are too few descriptors
                 log.info("nobody was let in: %s", error)
                 await trio.sleep(0.1)

@@ -21,7 +21,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -79,6 +79,7 @@ class Claim:
         self._work_fd = options[-1].layer.root_fd
         self._waiting: list[socket.socket] = []
         self.listener: socket.socket | None = None
+        self.before_closing: Callable[[socket.socket], object] = lambda _: None  # told of the listener
 
     def listen(self) -> None:
         """Be there for those who want the directories. Where the workdir can hold no socket, they are refused."""
@@ -95,21 +96,33 @@ class Claim:
             return
         self.listener = listener
 
+    def stop_listening(self) -> bool:
+        """Do without the socket, so that others are refused; False where there is none."""
+        if self.listener is None:
+            return False
+        with suppress(OSError):
+            os.unlink(SOCKET, dir_fd=self._work_fd)
+        self.before_closing(self.listener)
+        self.listener.close()
+        self.listener = None
+        return True
+
     def keep_waiting(self, connection: socket.socket) -> None:
         """Somebody waits at the other end until the locks are released."""
         self._waiting.append(connection)
 
     def release(self) -> None:
         """Nothing is written any more: let others have the directories. Doing it twice is well."""
-        if self.listener is not None:
-            with suppress(OSError):
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            with suppress(OSError):  # before the next owner of the locks makes its own
                 os.unlink(SOCKET, dir_fd=self._work_fd)
         for _, layer in self._options:
             with suppress(OSError):
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
-        for held in (*self._waiting, *([self.listener] if self.listener else [])):
+        for held in (*self._waiting, *([listener] if listener else [])):  # who waits looks at the locks then
             held.close()
-        self.listener, self._options = None, ()
+        self._options = ()
         self._waiting.clear()
 
 

@@ -145,7 +145,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
         refuse_kernel_mounts(option, layer)
     held = claim(upper, work)
     state = State(options, layers, upper, limit)
-    state.claim = held
+    state.claim, state.descriptors.last_resort = held, held.stop_listening
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)

@@ -91,10 +91,12 @@ def changed_flags(texts: Iterable[str | bytes], flags: int) -> int | None:
     Whatever else they say is about a new mount, and mount(8) repeats it.
     """
     items = [item for text in texts for item in split_option_list(os.fsencode(text))]
-    if all(item.name != b"remount" for item in items):
+    if {item.name for item in items} & NOT_A_NEW_MOUNT != {b"remount"}:  # of a bind mount it would be another one's
         return None
-    for change in (FLAG_CHANGES[item.name] for item in items if item.name in FLAG_CHANGES and item.value is None):
-        flags = flags & ~change.cleared | change.set
+    for item in items:
+        change = FLAG_CHANGES.get(item.name)
+        if change is not None and item.value is None:
+            flags = flags & ~change.cleared | change.set
     return flags
 
 

@@ -80,6 +80,7 @@ class Descriptors:
         self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
         self._files: dict[int, OpenFile] = {}
         self.operation = 0  # the number of the one that goes on
+        self.last_resort: Callable[[], bool] = lambda: False  # closes what can be done without; False: nothing is left
 
     def __len__(self) -> int:
         return len(self._directories) + len(self._files)
@@ -143,7 +144,7 @@ class Descriptors:
         for evict, size in ((self._evict_file, len(self._files)), (self._evict_directory, len(self._directories))):
             for _ in range((size + 1) // 2):
                 closed += evict()
-        return closed > 0
+        return closed > 0 or self.last_resort()
 
     def _evict_file(self) -> bool:
         for number, opened in self._files.items():

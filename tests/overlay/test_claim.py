@@ -167,3 +167,18 @@ def test_workdir_with_a_long_path_has_a_socket(tmp_path: Path) -> None:
     with held(base, let_go), directories(base) as layers:
         claim(*layers).release()
     assert os.listdir(base / "work") == []
+
+
+def test_socket_can_be_done_without(tmp_path: Path) -> None:
+    """Where descriptors are scarce it is the first to go; the locks stay."""
+    closed: list[socket.socket] = []
+    with directories(tmp_path) as layers, directories(tmp_path) as others:
+        mine = claim(*layers)
+        mine.listen()
+        listener = mine.listener
+        mine.before_closing = closed.append
+        assert (mine.stop_listening(), mine.stop_listening(), closed) == (True, False, [listener])
+        assert os.listdir(tmp_path / "work") == []
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(others[0].root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine.release()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from overlayfs.overlay import mount_flags as ms
 from overlayfs.overlay import option_parser
-from overlayfs.overlay.option_parser import ParsedOptions, parse_options
+from overlayfs.overlay.mount_flags import MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
 from overlayfs.overlay.option_text import OptionItem, split_option_list
 from overlayfs.overlay.options import (
     FsyncPolicy,
@@ -575,3 +576,18 @@ def test_parser_imports_nothing_of_fuse() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags"),
+    [
+        (["ro"], None),
+        (["remount,bind,ro"], None),
+        (["remount"], MS_RDONLY | MS_NOSUID),
+        (["remount,rw"], MS_NOSUID),
+        (["rw,remount", "lowerdir=/l,user_id=0,unheard-of,noexec"], MS_NOSUID | MS_NOEXEC),
+        (["remount,suid,ro"], MS_RDONLY),
+    ],
+)
+def test_remount_changes_what_it_names(texts: list[str], flags: int | None) -> None:
+    assert changed_flags(texts, MS_RDONLY | MS_NOSUID) == flags

@@ -7,11 +7,21 @@ import sys
 
 def main() -> int:
     """Run the program; the exit status."""
+    if _is_remount(sys.argv[1:]):
+        from overlayfs.cli.mount_program import main as mount
+
+        return mount()
     try:
         from overlayfs.cli.main import main as run
     except KeyboardInterrupt:
         return 130
     return run()
+
+
+def _is_remount(words: list[str]) -> bool:
+    """Whether mount(8) calls: for `mount -o remount,… MNT` it runs what the type of the filesystem is named after, as
+    `overlayfs SOURCE MNT -o OPTIONS`."""
+    return len(words) == 4 and words[2] == "-o" and "remount" in words[3].split(",")
 
 
 if __name__ == "__main__":

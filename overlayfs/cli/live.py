@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import select
 import threading
 import time
@@ -18,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from overlayfs.tree.mount_table import MountEntry, mount_entries
+
 FILESYSTEM_TYPE = b"fuse.overlayfs"
 STATUS_XATTR = "user.overlayfs.status"
 ANSWER_WITHIN_S = 5.0
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 T = TypeVar("T")
 
@@ -32,18 +32,6 @@ class CommandError(Exception):
 
 class NotAnswering(CommandError):
     """The daemon did not answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountEntry:
-    """One line of mountinfo: proc(5), "/proc/pid/mountinfo"."""
-
-    mount_id: int
-    device: bytes
-    mountpoint: bytes
-    filesystem_type: bytes
-    source: bytes
-    options: frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +96,6 @@ def in_time(question: Callable[[], T], timeout_s: float = ANSWER_WITHIN_S) -> T:
     if not answer:
         raise NotAnswering(f"no answer within {timeout_s:g} s")
     return answer[0]
-
-
-def mount_entries() -> list[MountEntry]:
-    """All mounts of this namespace, in the order they were made: a later one covers an earlier."""
-    with open("/proc/self/mountinfo", "rb") as lines:
-        return [_parse_mount_line(line) for line in lines]
-
-
-def _parse_mount_line(line: bytes) -> MountEntry:
-    before, after = line.split(b" - ", 1)
-    fields, tail = before.split(), after.split(b" ")
-    return MountEntry(
-        mount_id=int(fields[0]),
-        device=fields[2],
-        mountpoint=_unescape(fields[4]),
-        filesystem_type=tail[0],
-        source=_unescape(tail[1]),
-        options=frozenset(fields[5].split(b",")),
-    )
-
-
-def _unescape(text: bytes) -> bytes:
-    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
-    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text)
 
 
 def is_ours(entry: MountEntry) -> bool:
@@ -233,8 +197,7 @@ def holders_elsewhere(device: bytes) -> list[int]:
 
 
 def _has_device(pid: int, device: bytes) -> bool:
-    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
-        return any(_parse_mount_line(line).device == device for line in lines)
+    return any(entry.device == device for entry in mount_entries(pid))
 
 
 def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from overlayfs._version import __version__
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOSUID
-from overlayfs.overlay.option_parser import ParsedOptions, parse_options
+from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
 from overlayfs.overlay.options import MountError
 
 if TYPE_CHECKING:
@@ -126,11 +126,12 @@ def _run(line: CommandLine) -> int:
 def _mount(line: CommandLine) -> int:
     target = line.target
     try:
-        # Not getcwd(): a directory that is gone matters only to those who name relative paths.
-        parsed = parse_options(line.option_texts, os.curdir)
-        for warning in parsed.warnings:
-            _say(warning)
-        _serve(line, parsed, target)
+        if changed_flags(line.option_texts, 0) is None:
+            _serve(line, target)
+        else:
+            from overlayfs.cli.remounting import remount
+
+            remount(target, line.option_texts)
     except MountError as error:
         return _fail(str(error))
     except ImportError as error:
@@ -142,7 +143,11 @@ def _mount(line: CommandLine) -> int:
     return 0
 
 
-def _serve(line: CommandLine, parsed: ParsedOptions, target: str) -> None:
+def _serve(line: CommandLine, target: str) -> None:
+    # Not getcwd(): a directory that is gone matters only to those who name relative paths.
+    parsed = parse_options(line.option_texts, os.curdir)
+    for warning in parsed.warnings:
+        _say(warning)
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
 
     serve = serve_in_foreground if line.foreground or line.debug else serve_in_background

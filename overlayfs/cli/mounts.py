@@ -8,7 +8,6 @@ from typing import Any
 
 from overlayfs.cli.live import (
     CommandError,
-    MountEntry,
     NotAnswering,
     Status,
     is_ours,
@@ -18,6 +17,7 @@ from overlayfs.cli.live import (
     resolve,
 )
 from overlayfs.cli.output import Cell, format_duration, plain, print_json, print_table, printable
+from overlayfs.tree.mount_table import MountEntry
 
 
 def show_mounts(as_json: bool) -> None:

@@ -22,6 +22,7 @@ from overlayfs.cli.supervising import launch, stop
 from overlayfs.fuse.session import MountOptions
 from overlayfs.image.containers import ROOT, Container, Containers
 from overlayfs.image.errors import ImageError, InUseError, InvalidError, NotFoundError
+from overlayfs.image.foreign_mounts import Needed
 from overlayfs.image.inside import Inside
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.model import RunConfig
@@ -133,7 +134,7 @@ class _Running:
     def run(self, config: RunConfig, request: RunRequest, volumes: list[Volume]) -> int:
         options = self._overlay()
         self.bundle.mkdir(mode=0o700, exist_ok=True)
-        has_users = self._enter()
+        has_users = self._enter(Needed.of([self.store, self.program, *_NAMES_OF_HOSTS], [v.source for v in volumes]))
         self._leave_janitor()
         mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
         with ChildMount(options, mount), Inside(os.fsencode(self.root)) as inside:
@@ -161,12 +162,12 @@ class _Running:
                 fsync=FsyncPolicy.VOLATILE if self.container.is_ephemeral else FsyncPolicy.AUTO,
             )
 
-    def _enter(self) -> bool:
+    def _enter(self, needed: Needed) -> bool:
         """Have mounts of our own; whether the image's users other than root can exist."""
         if os.geteuid() == 0:
-            enter_mount_namespace()
+            enter_mount_namespace(needed)
             return True
-        return enter_user_namespace()
+        return enter_user_namespace(needed)
 
     def _plan(self, request: RunRequest, process: Process, binds: list[Bind]) -> Launch:
         return Launch(

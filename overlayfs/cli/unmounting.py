@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 
 from overlayfs.cli.live import (
     CommandError,
-    MountEntry,
     holders_elsewhere,
     is_ours,
     mount_at,
@@ -21,6 +20,7 @@ from overlayfs.cli.live import (
     wait_until_unmounted,
 )
 from overlayfs.cli.output import printable
+from overlayfs.tree.mount_table import MountEntry
 from overlayfs.tree.syscalls import unmount
 
 GONE_WITHIN_S = 30.0

@@ -163,6 +163,16 @@ FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
 
+_NOTIFY_INVAL_INODE: Final = 2  # enum fuse_notify_code
+_NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")  # ino, off, len
+
+
+def invalidation(node: int) -> bytes:
+    """A message of ours: the kernel is to write back the pages that it has of a file, and to forget them."""
+    header = OUT_HEADER.pack(OUT_HEADER.size + _NOTIFY_INVAL_INODE_OUT.size, _NOTIFY_INVAL_INODE, 0)
+    return header + _NOTIFY_INVAL_INODE_OUT.pack(node, 0, 0)
+
+
 def init_flags(request: bytes) -> int:
     """What the kernel offers in its INIT request: flags, with flags2 above them."""
     _major, _minor, _readahead, low, high = INIT_IN.unpack_from(request, IN_HEADER.size)

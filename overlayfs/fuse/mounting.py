@@ -27,6 +27,7 @@ from ..overlay.mount_flags import (
 )
 from ..overlay.options import MountError
 from ..tree import syscalls
+from ..tree.mount_table import MountEntry, mount_entries
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +90,17 @@ class LiveMount:
         self.has_ended = False
         self._mountpoint = mountpoint
         self._number = mount_number(mountpoint)
+        entry = _entry_of(self._number)
+        self.device = b"" if entry is None else entry.device  # none: it was unmounted at once
+
+    @property
+    def stands_at(self) -> bytes | None:
+        """A place in this mount namespace where it is mounted, None where there is none any more."""
+        return next((entry.mountpoint for entry in mount_entries() if entry.device == self.device), None)
 
     def widen_readahead(self) -> None:
         """Let the kernel ask for as much at once as one request can hold, where we may say so."""
-        device = _device_of(self._number)
-        with suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
+        with suppress(OSError), open(f"/sys/class/bdi/{self.device.decode()}/read_ahead_kb", "w") as setting:
             setting.write(str(_READ_AHEAD_KIB))
 
     def unmount(self) -> None:
@@ -240,11 +247,8 @@ def mount_number(path: bytes) -> int:
     return int(facts[b"mnt_id"])
 
 
-def _device_of(number: int) -> str | None:
-    """The device number of a mount, as MAJOR:MINOR; None where it is mounted no more."""
-    with open("/proc/self/mountinfo", "rb") as lines:
-        fields = (line.split(b" ", 3) for line in lines)
-        return next((device.decode() for found, _, device, _ in fields if int(found) == number), None)
+def _entry_of(number: int) -> MountEntry | None:
+    return next((entry for entry in mount_entries() if entry.mount_id == number), None)
 
 
 def unmount(mountpoint: bytes, number: int) -> None:
@@ -254,7 +258,7 @@ def unmount(mountpoint: bytes, number: int) -> None:
     except OSError:
         return  # without its mountpoint no mount stands
     if on_top != number:
-        if _device_of(number) is not None:
+        if _entry_of(number) is not None:
             log.warning("%s cannot be unmounted: another mount covers it", _text(mountpoint))
         return
     try:

@@ -26,6 +26,7 @@ from .channel import Channel
 from .copying import CopyUps
 from .fastlane import FastLane
 from .handlers import STATUS_XATTR, Handlers
+from .handover import Handover
 from .mounting import ENDING_SIGNALS, LiveMount, MountOptions
 from .syncing import Syncs
 
@@ -59,6 +60,7 @@ def serve(
             try:
                 trio.run(session.run, on_live, lifeline_fd)
             finally:
+                overlay.give_up_upper()  # first thing: others may wait for the upper
                 pyfuse3.close(unmount=False)
         finally:
             live.unmount()  # before its descriptor is closed: nobody is to see a dead mount
@@ -103,6 +105,11 @@ class _Session:
             nursery.start_soon(self.syncs.serve)
             if lifeline_fd is not None:
                 nursery.start_soon(_end_with_parent, lifeline_fd, nursery.cancel_scope)
+            if self._overlay.claim is not None:
+                handover = Handover(
+                    self._overlay, self._overlay.claim, self._live, lambda: self._device_fd, nursery.cancel_scope.cancel
+                )
+                nursery.start_soon(handover.serve, nursery)
             on_live()
             await (self._serve_with_lane(nursery) if self._mount.lane else self._serve_alone())
             self._live.has_ended = True
@@ -129,6 +136,7 @@ class _Session:
 
     async def _serve_alone(self) -> None:
         os.dup2(self._device_fd, self._theirs.fileno(), inheritable=False)
+        self._device_fd = self._theirs.fileno()
         self._device.close()  # two descriptors would keep the connection alive after the session's end
         await pyfuse3.main()
 

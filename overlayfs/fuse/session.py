@@ -62,6 +62,8 @@ def _serve(
     overlay = Overlay.open(options)
     try:
         overlay.refuse_mountpoint(mount.mountpoint)
+        if overlay.claim is not None:
+            overlay.claim.listen()
         gc.disable()  # until `serve`: what is imported is no garbage, and looking takes a tenth of the time
         from .serving import serve  # before the mount, which may cover the very code
 

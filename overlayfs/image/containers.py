@@ -27,7 +27,7 @@ from ..tree import metadata, syscalls
 from . import records
 from .digest import Digest
 from .errors import ImageError, InUseError, InvalidError, NotFoundError
-from .layers import LayerStore
+from .layers import LayerStore, topmost_of_equals
 from .staging import remove_tree
 from .store import Image, Store
 from .uses import Process
@@ -108,7 +108,7 @@ class Containers:
 
     def lowers(self, container: Container) -> list[Path]:
         """The directories of its image's layers, top first. Raises NotFoundError if one is not unpacked any more."""
-        found = [LayerStore(self._store).path(key) for key in reversed(container.layers)]
+        found = [LayerStore(self._store).path(key) for key in topmost_of_equals(container.layers)]
         for path in found:
             if not path.is_dir():
                 raise NotFoundError(f"{path} is missing, and {container.name} needs it: mount its image once")

@@ -201,7 +201,13 @@ class LayerStore:
         return True
 
     def _directories(self, keys: Sequence[Digest]) -> list[Path]:
-        return [self.path(key) for key in reversed(keys)]
+        return [self.path(key) for key in topmost_of_equals(keys)]
+
+
+def topmost_of_equals(keys: Sequence[Digest]) -> list[Digest]:
+    """Top first, from keys of layers bottom first: an image may have a layer twice, an overlay may not. What the lower
+    one shows or hides, the upper one does as well."""
+    return list(dict.fromkeys(reversed(keys)))
 
 
 def _layers(image: Image) -> list[Layer]:

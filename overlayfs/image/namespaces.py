@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from ..tree import syscalls
 from .errors import ImageError
+from .foreign_mounts import Needed, detach_foreign_mounts
 
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # <sys/mount.h>
 _NOT_ALLOWED: Final = "user namespaces are not allowed here (sysctl user.max_user_namespaces, or a security module)"
@@ -48,17 +49,18 @@ def subordinate_ids(file: Path, uid: int) -> Subordinate | None:
     return None
 
 
-def enter_mount_namespace() -> None:
-    """Give this process, which has one thread, mounts of its own. Raises ImageError."""
+def enter_mount_namespace(needed: Needed) -> None:
+    """Give this process, which has one thread, mounts of its own: of the host's what is needed. Raises ImageError."""
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)
     except OSError as error:
         raise ImageError(f"cannot have mounts of our own: {error.strerror}; it takes CAP_SYS_ADMIN") from None
     # what the host mounts and unmounts later is still seen, what we mount is not
     syscalls.mount(b"none", b"/", b"", _MS_REC | _MS_SLAVE, b"")
+    detach_foreign_mounts(needed)
 
 
-def enter_user_namespace() -> bool:
+def enter_user_namespace(needed: Needed) -> bool:
     """Make this process, which has one thread, root of a user namespace with mounts of its own.
 
     False where the user has no subordinate ids, so that the image's other users do not exist there. Raises ImageError.
@@ -68,7 +70,7 @@ def enter_user_namespace() -> bool:
     mappers = [shutil.which(name) for name in ("newuidmap", "newgidmap")]
     if uids is None or gids is None or None in mappers:
         _become_root_alone(uid, gid)
-        enter_mount_namespace()
+        enter_mount_namespace(needed)
         return False
 
     def map_ids(pid: int) -> None:
@@ -81,7 +83,7 @@ def enter_user_namespace() -> bool:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.setgroups([])
-    enter_mount_namespace()
+    enter_mount_namespace(needed)
     return True
 
 

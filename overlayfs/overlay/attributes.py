@@ -117,7 +117,10 @@ def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
         return 0
     if not inode.metacopy and (inode.upper or inode.lower is None or not _is_metacopy(state, inode.lower)):
         return 0
-    dir_fd, name = state.lower_place(content.location(state, inode))
+    try:
+        dir_fd, name = state.lower_place(content.location(state, inode))
+    except marks.MissingDataError:
+        return -(-st.st_size // st.st_blksize) * (st.st_blksize // 512)
     return access.stat_at(dir_fd, name).st_blocks
 
 

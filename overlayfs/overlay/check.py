@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from ..tree import access
 from . import opening
 from .check_upper import check_upper
 from .check_workdir import check_workdir
+from .claim import claim
 from .findings import Finding, Found
 from .layer import UPPER_INDEX, Layer, open_layer
 
@@ -27,16 +27,15 @@ def check(upper: bytes, work: bytes, repair: bool) -> list[Finding]:
     cannot be read or, in repair, written.
     """
     with ExitStack() as stack:
-        layers = [_claim(option, path, stack) for option, path in (("upperdir", upper), ("workdir", work))]
+        layers = [_open(option, path, stack) for option, path in (("upperdir", upper), ("workdir", work))]
+        stack.callback(claim(*layers, takes_over=False).release)
         return [_settle(found, repair) for found in _examine(*layers)]
 
 
-def _claim(option: str, path: bytes, stack: ExitStack) -> Layer:
+def _open(option: str, path: bytes, stack: ExitStack) -> Layer:
     layer = open_layer(UPPER_INDEX, path)
     stack.callback(os.close, layer.root_fd)
-    stack.callback(access.dismiss, layer.root_fd)
     opening.refuse_kernel_mounts(option, layer)
-    opening.lock(option, layer)
     return layer
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from ..tree import marks
 from ..tree.syscalls import entry_path, open_beneath, sync_filesystem
 from . import drafts
+from .claim import SOCKET
 from .findings import Finding, Found, Problem
 
 _WORK: Final = b"work"
@@ -31,6 +32,8 @@ def check_workdir(root_fd: int) -> Iterator[Found]:
     """All that is wrong below the workdir; each is mended by its own step, in this order."""
     for name in sorted(os.listdir(root_fd)):
         known = os.fsencode(name)
+        if known == SOCKET and stat.S_ISSOCK(os.stat(known, dir_fd=root_fd, follow_symlinks=False).st_mode):
+            continue  # of a daemon that was killed: the next one replaces it
         check = {_WORK: _check_work, _INDEX: _check_index, _LINKS: _check_links}.get(known)
         if check is None or not _is_directory(root_fd, known):
             yield Found(_finding(Problem.FOREIGN_WORK, known))

@@ -20,7 +20,8 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def location(state: State, inode: Inode) -> Location:
-    """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere."""
+    """Where in the lower layers the data of a lower file or a metacopy is; EIO where it is nowhere, ENOENT where it is
+    only missing in the data-only layers."""
     lower = inode.lower
     if lower is None:
         raise marks.MalformedMarkError("metacopy without data", inode.name)

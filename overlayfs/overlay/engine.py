@@ -19,6 +19,7 @@ from typing import Final
 from ..tree import syscalls
 from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, names, protection
 from . import rename as renaming
+from .claim import Claim
 from .copyup import CopyUp, Need
 from .flags import file_flags
 from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
@@ -54,6 +55,26 @@ class Overlay:
     def refuse_mountpoint(self, mountpoint: bytes) -> None:
         """MountError where the tree cannot be mounted there; to be asked before it is."""
         refuse_mountpoint(self.state, mountpoint)
+
+    @property
+    def claim(self) -> Claim | None:
+        """Who else may have upper and workdir; None for a tree that writes to nothing."""
+        return self.state.claim
+
+    def files_known_to_kernel(self) -> list[int]:
+        """The files of which the kernel may hold data that is not written yet: of a lower one too, which is copied up
+        when that data comes."""
+        return [inode.number for inode in self.state.inodes.values() if inode.kind == stat.S_IFREG and inode.nlookup]
+
+    @property
+    def passes_through(self) -> bool:
+        """True while the kernel may change the data of some file without us."""
+        return bool(self.state.written_unseen)
+
+    def give_up_upper(self) -> None:
+        """Let others have upper and workdir; nothing may be changed after this."""
+        if self.state.claim is not None:
+            self.state.claim.release()
 
     def close(self) -> None:
         """Give back all descriptors and locks."""

@@ -307,12 +307,13 @@ class Directory(Inode):
 
     Invariants: `lowers` are all lower directories merged here, top first, and never change but by `make_opaque`.
     `above` and `below` are what the upper and the merged lowers hold, None until read; `above` is kept current by
-    every operation, `below` never changes. `children` are the live inodes by name. `lower_path` is where the lower
-    layers have this directory, seen without the upper: what a redirect to it must say. `listing` is what readers of
-    the directory were shown.
+    every operation, `below` never changes. Only where lower layers change under the mount, both are looked at anew;
+    `seen` is device, number and ctime of each of `lowers` before `below` was read. `children` are the live inodes by
+    name. `lower_path` is where the lower layers have this directory, seen without the upper: what a redirect to it
+    must say. `listing` is what readers of the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "inheritance", "listing", "lower_path", "lowers")
+    __slots__ = ("above", "below", "children", "default_acl", "inheritance", "listing", "lower_path", "lowers", "seen")
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -324,3 +325,4 @@ class Directory(Inode):
         self.default_acl: bytes | bool | None = False  # False: not read yet
         self.inheritance: Inheritance | None = None  # of a directory in the upper; None: not read yet
         self.listing: Listing | None = None
+        self.seen: list[tuple[int, int, int]] | None = None

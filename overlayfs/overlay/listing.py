@@ -38,7 +38,7 @@ class DirectoryEntry(NamedTuple):
 def _refreshed(state: State, directory: Directory) -> Listing:
     """The listing as a reader who starts now must see it."""
     if state.revalidates:
-        directory.below = None
+        lookup.forget_changed(state, directory)
     current = lookup.names(state, directory)
     known = directory.listing
     if known is None:

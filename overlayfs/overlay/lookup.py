@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -381,17 +382,33 @@ def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat
 
 # -- lower layers that change under the mount (timeout=0)
 
+_SETTLED_NS: Final = 3_000_000_000  # more than one tick of any filesystem's clock
+
+
+def forget_changed(state: State, directory: Directory) -> None:
+    """Have the names of the lower layers read again, where the directories may have changed since they were read.
+
+    They are read after `seen` was taken, so a later change moves a ctime, unless it comes within the same tick of the
+    filesystem's clock. That is why directories that have only just changed are read each time.
+    """
+    seen = []
+    settled_ns = time.time_ns() - _SETTLED_NS
+    for location in directory.lowers:
+        st = os.stat(state.lower_fd(location))
+        seen.append((st.st_dev, st.st_ino, st.st_ctime_ns if st.st_ctime_ns < settled_ns else -1))
+    if seen != directory.seen or any(ctime_ns < 0 for _, _, ctime_ns in seen):
+        directory.below = None
+        directory.seen = seen
+
 
 def _revalidate(state: State, parent: Directory, name: bytes) -> None:
     if not parent.lowers:
         return
-    parent.below = None
+    forget_changed(state, parent)
     known = parent.children.get(name)
     if known is None or known.upper:
         return
-    known.attributes = known.protection = None
-    if isinstance(known, Directory):
-        known.below = None
+    known.attributes = known.xattr_names = known.protection = None
     fresh = None
     del parent.children[name]
     del state.inodes[known.number]
@@ -405,12 +422,26 @@ def _revalidate(state: State, parent: Directory, name: bytes) -> None:
 
 def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode, fresh: Inode) -> None:
     """One file, one inode: the fresh look only stays where it is another file than before."""
-    same = fresh.number == known.number and fresh.kind == known.kind
-    if same and not isinstance(known, Directory):
-        known.attributes = fresh.attributes
-    if same:
-        state.inodes[known.number] = known
-        parent.children[name] = known
-    else:
+    if fresh.number != known.number or fresh.kind != known.kind:
         known.remove_name(parent, name)
         parent.children[name] = fresh
+        return
+    if isinstance(known, Directory) and isinstance(fresh, Directory):
+        _take_lowers(known, fresh)
+    else:  # a new file may have the number of one that is gone
+        state.descriptors.drop_file(known.number)
+        known.lower, known.attributes = fresh.lower, fresh.attributes
+        state.unshare(known)
+        known.shared_as, fresh.shared_as = fresh.shared_as, None
+        for key in known.shared_as or ():
+            state.by_real[key] = known
+    state.inodes[known.number] = known
+    parent.children[name] = known
+
+
+def _take_lowers(known: Directory, fresh: Directory) -> None:
+    if known.lowers == fresh.lowers:
+        return
+    for child in known.children.values():
+        child.lower = child.lower  # which may be said as a position in the old ones
+    known.lowers, known.lower_path, known.below = fresh.lowers, fresh.lower_path, None

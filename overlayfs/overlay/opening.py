@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import logging
 import os
 import resource
 import stat
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
-from ..tree import access, marks, syscalls
+from ..tree import marks, syscalls
+from ..tree.mount_table import mount_entries, unescape
 from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
+from .belonging import verify_origin
+from .claim import claim
 from .drafts import DRAFT_NAME
 from .inodes import ROOT
 from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 _WORK = b"work"
 _INCOMPAT = b"incompat"
 _VOLATILE_MARK = _INCOMPAT + b"/volatile"  # as the kernel's overlayfs
-_LOCK_PATIENCE_S = 3.0
 _OVERRIDE_ROOT = b"0:0:755:dir"
 
 
@@ -46,12 +46,15 @@ def open_state(options: OverlayOptions) -> State:
 def _open_state(options: OverlayOptions) -> State:
     limit = _raise_descriptor_limit()
     with ExitStack() as undo:
-        layers = _open_lowers(options, undo)
         if (options.upper is None) != (options.work is None):
             raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
+            layers = _open_lowers(options, undo)
             state = State(options, hold_apart(layers, ())[0], None, limit)
+        elif options.read_only:
+            state = _open_to_look(options, limit, undo)
         else:
+            layers = _open_lowers(options, undo)
             state = _open_writable(options, layers, limit, undo)
         _honour_opaque_roots(state)
         undo.pop_all()
@@ -79,16 +82,55 @@ def _open(option: str, path: bytes, undo: ExitStack, index: int, data_only: bool
     except OSError as error:
         raise MountError(f"{option}: cannot open {_text(path)}: {error.strerror}") from None
     undo.callback(os.close, layer.root_fd)
-    undo.callback(access.dismiss, layer.root_fd)
     return layer
 
 
-def _open_lowers(options: OverlayOptions, undo: ExitStack) -> list[Layer]:
+def _open_lowers(options: OverlayOptions, undo: ExitStack, first: int = 0) -> list[Layer]:
+    """The lower layers, numbered from `first` on, then the data-only ones."""
     if not options.lowers:
         raise MountError("lowerdir: at least one directory is needed")
-    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers)]
-    first = len(layers)
-    return layers + [_open("lowerdir", path, undo, first + i, True) for i, path in enumerate(options.data_lowers)]
+    layers = [_open("lowerdir", path, undo, index) for index, path in enumerate(options.lowers, first)]
+    first += len(layers)
+    layers += [_open("lowerdir", path, undo, index, True) for index, path in enumerate(options.data_lowers, first)]
+    _refuse_overlapping(layers)
+    return layers
+
+
+def _refuse_overlapping(lowers: list[Layer]) -> None:
+    """No lower layer is, or lies in, another one, as for the kernel's overlayfs (ELOOP)."""
+    roots: dict[tuple[int, int], Layer] = {}
+    for layer in lowers:
+        st = os.fstat(layer.root_fd)
+        other = roots.setdefault((st.st_dev, st.st_ino), layer)
+        if other is not layer:
+            raise MountError(f"lowerdir: {_text(other.path)} and {_text(layer.path)} are the same directory")
+    for layer in lowers:
+        for above in _directories_above(os.path.realpath(layer.path)):
+            st = os.stat(above)
+            outer = roots.get((st.st_dev, st.st_ino))
+            if outer is not None:
+                raise MountError(f"lowerdir: {_text(layer.path)} lies in {_text(outer.path)}, another lower layer")
+
+
+def _directories_above(path: bytes) -> Iterator[bytes]:
+    while (above := os.path.dirname(path)) != path:
+        yield above
+        path = above
+
+
+def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State:
+    """A read-only mount of an upper: another mount may write to it all the while, as container engines take a running
+    container's changes. So it takes no lock, and the upper is the topmost of the layers that change under the mount.
+    """
+    assert options.upper is not None and options.work is not None
+    with ExitStack() as checked:
+        work = _open("workdir", options.work, checked, UPPER_INDEX)
+        upper = _open("upperdir", options.upper, undo, 0)
+        layers = _open_lowers(options, undo, first=1)
+        _check_same_filesystem(upper, work)
+        _check_overlap(upper, work, layers)
+    layers, _ = hold_apart([upper, *layers], ())
+    return State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -98,21 +140,17 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
     layers, (upper, work) = hold_apart(layers, (upper, work))
-    if options.read_only:
-        for option, layer in (("upperdir", upper), ("workdir", work)):
-            lock(option, layer, fcntl.LOCK_SH)  # a writer elsewhere would change what the kernel keeps of this mount
-        state = State(options, layers, upper, limit)
-        state.workdir_fd = work.root_fd
-        return state
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)
-        lock(option, layer)
+    held = claim(upper, work)
     state = State(options, layers, upper, limit)
+    state.claim, state.descriptors.last_resort = held, held.stop_listening
     state.workdir_fd = work.root_fd
     _refuse_volatile_leftover(options, work)
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
+    verify_origin(state)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
     indexing.load(state)
@@ -144,13 +182,7 @@ def _contains(outer: Layer, inner: Layer) -> bool:
 
 def _is_inside(path: bytes, outer: Layer) -> bool:
     wanted = os.fstat(outer.root_fd)
-    while True:
-        if os.path.samestat(os.stat(path), wanted):
-            return True
-        above = os.path.dirname(path)
-        if above == path:
-            return False
-        path = above
+    return any(os.path.samestat(os.stat(here), wanted) for here in (path, *_directories_above(path)))
 
 
 def _check_writable(option: str, layer: Layer) -> None:
@@ -165,45 +197,14 @@ def _check_writable(option: str, layer: Layer) -> None:
 def refuse_kernel_mounts(option: str, layer: Layer) -> None:
     """Refuse what one of the kernel's overlay mounts uses: two writers would destroy each other's work."""
     wanted = os.path.realpath(layer.path)
-    for line in _mount_lines():
-        fields, _, rest = line.partition(b" - ")
-        kind, _, options = rest.split(b" ", 2) if rest.count(b" ") >= 2 else (b"", b"", b"")
-        if kind == b"overlay" and any(
+    for entry in mount_entries():
+        if entry.filesystem_type == b"overlay" and any(
             item.partition(b"=")[0] in (b"upperdir", b"workdir")
-            and os.path.realpath(_unescape(item.partition(b"=")[2])) == wanted
-            for item in options.split(b",")
+            and os.path.realpath(unescape(item.partition(b"=")[2])) == wanted
+            for item in entry.filesystem_options.split(b",")
         ):
-            where = _text(_unescape(fields.split(b" ")[4]))
+            where = _text(entry.mountpoint)
             raise MountError(f"{option}: {_text(layer.path)} is in use by the kernel's overlay mount at {where}")
-
-
-def _mount_lines() -> list[bytes]:
-    try:
-        with open("/proc/self/mountinfo", "rb") as lines:
-            return lines.read().splitlines()
-    except OSError:
-        return []
-
-
-def _unescape(text: bytes) -> bytes:
-    """Undo mountinfo's octal escapes."""
-    parts = text.split(b"\\")
-    decoded = [bytes([int(part[:3], 8)]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]]
-    return parts[0] + b"".join(decoded)
-
-
-def lock(option: str, layer: Layer, kind: int = fcntl.LOCK_EX) -> None:
-    """Lock for the life of the descriptor. A daemon that was just unmounted gets a moment to let go."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(layer.root_fd, kind | fcntl.LOCK_NB)
-            access.note_lock(layer.root_fd)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise MountError(f"{option}: {_text(layer.path)} is in use by another mount") from None
-            time.sleep(0.02)
 
 
 def _refuse_volatile_leftover(options: OverlayOptions, work: Layer) -> None:

@@ -85,12 +85,28 @@ def parse_options(
     return parsed
 
 
+def changed_flags(texts: Iterable[str | bytes], flags: int) -> int | None:
+    """What the MS_* bits of a mount become where the options ask for a remount, None where they do not.
+
+    Whatever else they say is about a new mount, and mount(8) repeats it.
+    """
+    items = [item for text in texts for item in split_option_list(os.fsencode(text))]
+    if {item.name for item in items} & NOT_A_NEW_MOUNT != {b"remount"}:  # of a bind mount it would be another one's
+        return None
+    for item in items:
+        change = FLAG_CHANGES.get(item.name)
+        if change is not None and item.value is None:
+            flags = flags & ~change.cleared | change.set
+    return flags
+
+
 @dataclass(slots=True)
 class _Draft:
     """The options read so far; `fields` holds finished values under their OverlayOptions name."""
 
     lowers: list[bytes] = field(default_factory=list)
     data_lowers: list[bytes] = field(default_factory=list)
+    layer_spelling: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     squash_to_root: bool = False
     flags: int = 0
@@ -213,16 +229,33 @@ def _xattr_permissions(value: bytes) -> int:
 
 
 def _read_layers(draft: _Draft, item: OptionItem) -> None:
+    _spell_layers(draft, "lowerdir=")
     lowers, data_lowers = split_layers(_required(item))
     draft.lowers[:], draft.data_lowers[:] = lowers, data_lowers
 
 
 def _read_lower(draft: _Draft, item: OptionItem) -> None:
+    _spell_layers(draft, "lowerdir+= and datadir+=")
+    if draft.data_lowers:
+        raise ValueError("lower layers cannot follow data-only ones")
     draft.lowers.append(literal_path(_required(item)))
 
 
 def _read_data_lower(draft: _Draft, item: OptionItem) -> None:
+    _spell_layers(draft, "lowerdir+= and datadir+=")
     draft.data_lowers.append(literal_path(_required(item)))
+
+
+def _spell_layers(draft: _Draft, spelling: str) -> None:
+    """Refuse a mix, of which nobody can say what order was meant, or what is replaced."""
+    if draft.layer_spelling not in (None, spelling):
+        raise ValueError(f"it cannot be mixed with {draft.layer_spelling}")
+    draft.layer_spelling = spelling
+
+
+def _read_index(draft: _Draft, item: OptionItem) -> None:
+    # Asked for, it also means that the upper must go with the lowers; callers who move layers leave it out.
+    draft.fields["index"] = draft.fields["verifies_origin"] = on_off(_required(item))
 
 
 def _read_squash_to_root(draft: _Draft, item: OptionItem) -> None:
@@ -305,7 +338,7 @@ _READERS: dict[bytes, _Reader] = {
     b"upperdir": _valued("upper", single_path),
     b"workdir": _valued("work", single_path),
     b"redirect_dir": _valued("redirect_dir", _one_of(RedirectDir)),
-    b"index": _valued("index", on_off),
+    b"index": _read_index,
     b"metacopy": _valued("metacopy", on_off),
     b"xino": _accept(b"on", b"off", b"auto"),
     b"userxattr": _word("user_xattr", True),

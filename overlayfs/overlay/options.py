@@ -53,7 +53,8 @@ class OverlayOptions:
 
     `lowers` is top first.  `whiteout` None means: probe.  `timeout_s` None means for ever, 0 that the
     lower layers may change under the mount.  `user_xattr` puts marks under `user.overlay.` even where
-    `trusted.overlay.` is allowed.  `read_only` is what was asked; a mount without upper is so too.
+    `trusted.overlay.` is allowed.  `verifies_origin` refuses an upper that was first mounted on other
+    lowers.  `read_only` is what was asked; a mount without upper is so too.
     """
 
     lowers: tuple[bytes, ...]
@@ -62,6 +63,7 @@ class OverlayOptions:
     work: bytes | None = None
     redirect_dir: RedirectDir = RedirectDir.ON
     index: bool = True
+    verifies_origin: bool = False
     metacopy: bool = False
     user_xattr: bool = False
     fsync: FsyncPolicy = FsyncPolicy.AUTO

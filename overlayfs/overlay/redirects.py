@@ -154,7 +154,9 @@ def data_below(state: State, parent: Directory, name: bytes, redirect: bytes | N
 
 
 def data_below_lower(state: State, location: Location) -> Location:
-    """The file with the data of a lower file: itself, or what its metacopy marks lead to. EIO where that is nothing."""
+    """The file with the data of a lower file: itself, or what its metacopy marks lead to. EIO where that is nothing,
+    ENOENT where it may be in a data-only layer that lacks it: those are only looked into for the data itself."""
+    absolute = False
     for _ in range(len(state.layers) + 1):
         found = marks.read_marks(*state.lower_place(location))
         if not found.metacopy:
@@ -167,6 +169,8 @@ def data_below_lower(state: State, location: Location) -> Location:
         if following is None:
             break
         location = following
+    if absolute and len(state.layers) > len(state.stack):
+        raise marks.MissingDataError(location.path)
     raise marks.MalformedMarkError("metacopy without data", location.path)
 
 

@@ -34,7 +34,10 @@ class _Side:
 
 
 def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int) -> None:
-    """renameat2(2) in the merged tree, with NOREPLACE, EXCHANGE and WHITEOUT."""
+    """renameat2(2) in the merged tree, with NOREPLACE and EXCHANGE.
+
+    A whiteout in the merged tree cannot be shown, so that none can be asked for, as of the kernel's overlayfs.
+    """
     lookup.check_name(name)
     lookup.check_new_name(new_name)
     names.check_alive(state, new_parent)
@@ -42,6 +45,8 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
     _check(state, source, target, flags)
     if source.inode is target.inode:
         return
+    if flags & WHITEOUT:
+        _fail(errno.EINVAL)
     with _live(state, source.inode), _live(state, target.inode):
         _copy_up(state, source)
         copyup.ensure_upper_directory(state, new_parent)
@@ -49,7 +54,7 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
             _copy_up(state, target)
             _exchange(state, source, target)
         else:
-            _move(state, source, target, bool(flags & WHITEOUT))
+            _move(state, source, target)
     drafts.note_changed(state, parent)
     drafts.note_changed(state, new_parent)
     drafts.sync_changed(state)
@@ -165,11 +170,11 @@ def _write_redirect(state: State, inode: Inode, target: bytes) -> None:
         access.setxattr(fd, state.prefix + marks.REDIRECT, target)
 
 
-def _move(state: State, source: _Side, target: _Side, leave_whiteout: bool) -> None:
+def _move(state: State, source: _Side, target: _Side) -> None:
     inode, replaced = source.inode, target.inode
     assert inode is not None
     _prepare_to_move(state, inode, target.parent, target.name)
-    covered = leave_whiteout or lookup.in_lower(state, source.parent, source.name)
+    covered = lookup.in_lower(state, source.parent, source.name)
     if replaced is None:
         left = _rename_on_disk(state, source, target, covered)
     else:

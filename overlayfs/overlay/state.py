@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.fileflags import Inheritance
+from .claim import Claim
 from .inodes import ROOT, Directory, Inode
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -81,6 +82,7 @@ class Descriptors:
         self._directories: dict[object, tuple[int, int]] = {}  # key: (descriptor, operation that used it last)
         self._files: dict[int, OpenFile] = {}
         self.operation = 0  # the number of the one that goes on
+        self.last_resort: Callable[[], bool] = lambda: False  # closes what can be done without; False: nothing is left
 
     def __len__(self) -> int:
         return len(self._directories) + len(self._files)
@@ -144,7 +146,7 @@ class Descriptors:
         for evict, size in ((self._evict_file, len(self._files)), (self._evict_directory, len(self._directories))):
             for _ in range((size + 1) // 2):
                 closed += evict()
-        return closed > 0
+        return closed > 0 or self.last_resort()
 
     def _evict_file(self) -> bool:
         for number, opened in self._files.items():
@@ -216,6 +218,7 @@ class State:
         self.written_unseen: set[int] = set()
         self.draft_place: DraftPlace | None = None
         self.work_inheritance: Inheritance | None = None
+        self.claim: Claim | None = None
         self.work_fd: int | None = None
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
@@ -319,6 +322,11 @@ class State:
         root_fd = self.layers[layer].root_fd
         if not path:
             return root_fd
+        if self.revalidates:  # another directory may have its path since the last operation
+            key = self.descriptors.operation, location
+            return self.descriptors.directory(
+                key, lambda: syscalls.open_beneath(root_fd, path, syscalls.OPEN_DIRECTORY)
+            )
         fd = self.descriptors.cached_directory(location)
         if fd is not None:
             return fd
@@ -408,7 +416,9 @@ class State:
         return self.uuids[layer.index]
 
     def close(self) -> None:
-        """Give back every descriptor, and with them the locks."""
+        """Give back the locks and every descriptor."""
+        if self.claim is not None:
+            self.claim.release()
         self.descriptors.close()
         held = [layer.root_fd for layer in self.layers] + list(self.orphans.values())
         held += [] if self.upper is None else [self.upper.root_fd]

@@ -54,6 +54,13 @@ _ESCAPE: Final = b"overlay."
 _NO_XATTRS: Final = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 
 
+class MissingDataError(OSError):
+    """The data-only layers do not hold the data of a file: ENOENT where it is opened, as in the kernel's overlayfs."""
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
 class MalformedMarkError(OSError):
     """A mark that says nothing that may be followed. EIO, as the kernel's overlayfs."""
 
@@ -278,3 +285,13 @@ def origin_value(handle: FileHandle | None, filesystem_uuid: bytes) -> bytes:
         return b""
     head = struct.pack("BBBBB16s", 0, 0xFB, length, flags, handle.type, filesystem_uuid)
     return head + handle.bytes
+
+
+_UUID: Final = slice(5, 21)
+
+
+def is_same_origin(one: bytes, other: bytes) -> bool:
+    """Whether two origin xattrs name the same file: that of a filesystem whose UUID one of them does not tell is not
+    asked for it."""
+    uuids = {one[_UUID], other[_UUID]} - {bytes(16)}
+    return (one[4:5], one[_UUID.stop :]) == (other[4:5], other[_UUID.stop :]) and len(uuids) < 2

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.live import CommandError, MountEntry, Status, mount_at, our_mounts, wait_until_ended
+from overlayfs.cli.live import CommandError, Status, mount_at, our_mounts, wait_until_ended
 from overlayfs.cli.stats import show_stats
+from overlayfs.tree.mount_table import MountEntry
 from tests.cli.people import COMMAND, Site, answer, run
 from tests.contract.tree import Tree, directory, file, hardlink
 from tests.prepared import PATIENCE_S
@@ -229,13 +230,13 @@ def test_second_mount_of_the_same_upper_is_refused(mounted: Site) -> None:
     other.mkdir()
     upper = ("--upper", mounted.upper, "--work", mounted.work)
     said = run("mount", "--lower", mounted.top / "base", *upper, other, status=1).stderr
-    assert "in use by another mount" in said
+    assert f"in use by the mount at {mounted.mountpoint}" in said
     assert not os.path.ismount(other)
 
 
 def test_check_refuses_a_mounted_upper(mounted: Site) -> None:
     said = run("check", "--repair", mounted.upper, mounted.work, status=1).stderr
-    assert "in use by another mount" in said
+    assert f"in use by the mount at {mounted.mountpoint}" in said
 
 
 def test_umount_takes_a_symlink_to_the_mountpoint(mounted: Site) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.live import mount_entries
 from overlayfs.image.store import Store
+from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import mount, unmount
 from tests.cli.people import run
 from tests.image.making import LayoutFiles, tar

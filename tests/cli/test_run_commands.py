@@ -19,12 +19,14 @@ from typing import Any
 
 import pytest
 
-from overlayfs.cli.live import mount_at, mount_entries
+from overlayfs.cli.live import mount_at, read_status, wait_until_ended
 from overlayfs.image.containers import Containers
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.model import RunConfig
 from overlayfs.image.store import Store
+from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import unmount
+from tests.cli import people
 from tests.cli.people import COMMAND
 from tests.image.small import image_of, link, small_image
 from tests.prepared import PATIENCE_S, Prepared
@@ -86,6 +88,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         assert base is not None
         image_of(store, "configured", CONFIG, {}, base=small)
         image_of(store, "hostile", RunConfig(cmd=["sh"]), {"proc": link("proc", "/tmp")}, base=small)
+        once = {"f": b"twice\n"}
+        image_of(store, "repeated", RunConfig(cmd=["sh"]), once, {"f": b"once\n", "g": b"once\n"}, once, base=small)
         image_of(store, "other", RunConfig(cmd=["sh"]), {"other": b""}, base=small)
     with Prepared() as prepared:
         yield Shop(path, prepared)
@@ -148,6 +152,13 @@ def test_host_name_may_be_given(clean: Shop, runtime: str, options: tuple[str, .
 def test_bad_host_name_is_refused_before_a_container_is_made(clean: Shop) -> None:
     assert "'a b' is no host name" in clean.refuses("run", "-h", "a b", "small", "sh", status=125)
     assert clean.names == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_image_may_have_a_layer_twice(clean: Shop, runtime: str, mountpoint: Path) -> None:
+    assert clean.run("run", "--rm", "--runtime", runtime, "repeated", "cat", "/f", "/g") == "twice\nonce\n"
+    clean.run("mount", "repeated", mountpoint)
+    assert ((mountpoint / "f").read_text(), (mountpoint / "g").read_text()) == ("twice\n", "once\n")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -327,6 +338,44 @@ def test_only_the_programs_changes_count_also_while_it_runs_or_after_it_was_kill
         assert "new" in tar.getnames() and "some" not in tar.getnames()
     clean.run("run", *words, "ls", "/new")
     assert set(os.listdir(clean.store / "containers/box/upper")) <= {"etc", "new"}
+
+
+@contextmanager
+def another_mount(base: Path) -> Iterator[Path]:
+    """A mount of ours that has nothing to do with any container: where."""
+    for name in ("lower", "upper", "work", "other"):
+        (base / name).mkdir()
+    mount = base / "other"
+    words = ("--upper", base / "upper", "--work", base / "work", mount)
+    people.run("mount", "--lower", base / "lower", *words)
+    try:
+        yield mount
+    finally:
+        while os.path.ismount(mount):
+            unmount(os.fsencode(mount), lazy=True)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_running_container_holds_no_other_mount_of_the_host(clean: Shop, runtime: str, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    words = ("--rm", "--runtime", runtime, "-v", f"{volume}:/volume", "small", "sh", "-c")
+    script = "echo up; read -r _; echo kept > /volume/kept; cat /proc/self/mountinfo"
+    with another_mount(tmp_path) as mount:
+        subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+        daemon = os.pidfd_open(read_status(os.fsencode(mount)).pid)
+        try:
+            with clean.start(*words, script, stdin=subprocess.PIPE) as process:
+                assert first_line(process) == "up"
+                people.run("umount", mount)  # which fails where somebody else holds the mount
+                assert wait_until_ended(daemon, PATIENCE_S)
+                out, err = process.communicate("go on\n", timeout=PATIENCE_S)
+                assert (process.returncode, err) == (0, "")
+                assert str(tmp_path / "other") not in out
+            assert (volume / "kept").read_text() == "kept\n"
+        finally:
+            os.close(daemon)
+            unmount(os.fsencode(volume))
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,22 +8,10 @@ from __future__ import annotations
 import errno
 
 from .case import Deviation
-from .cases.renaming import FAR, WHITEOUT_CELLS, expected_errno, matrix_case, untouched
+from .cases.renaming import FAR
 from .cases.states import LOW, UP
-from .steps import WHITEOUT, fstat, lsattr, rename, stat
+from .steps import fstat, lsattr, rename
 from .tree import Tree, file
-
-
-def _refused_whiteouts() -> dict[str, Deviation]:
-    """The kernel's overlayfs does not know RENAME_WHITEOUT; an upper layer of a nested overlay needs it."""
-    rows = {}
-    for source, target in WHITEOUT_CELLS:
-        if expected_errno(source, target, WHITEOUT):
-            continue
-        steps = {0: rename("old", "new", WHITEOUT).fails(errno.EINVAL), 1: stat("old")}
-        why = "refuses RENAME_WHITEOUT"
-        rows[matrix_case(source, target, WHITEOUT).id] = Deviation(why, steps, untouched(source, target))
-    return rows
 
 
 def _cross_device(old: str, new: str, view: Tree) -> Deviation:
@@ -56,5 +44,4 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
         {1: lsattr("x", "")},
         upper_after={"x": file(mode=0o600)},
     ),
-    **_refused_whiteouts(),
 }

@@ -290,8 +290,9 @@ def test_read_only_mount_is_one_to_the_kernel(has_upper: bool, new_stack: Callab
     assert "ro" in mounted.options
     for _ in range(20):
         assert (stack.place / "file").read_bytes() == b"x"
-    requests = stack.status["requests"]
-    assert sum(requests["GETATTR"].values()) <= 4 if "GETATTR" in requests else True
+    if not has_upper:  # which another mount may change all the while
+        requests = stack.status["requests"]
+        assert sum(requests["GETATTR"].values()) <= 4 if "GETATTR" in requests else True
     assert outcome(lambda: (stack.place / "file").write_bytes(b"y")) == "EROFS"
     assert outcome((stack.place / "file").touch) == "EROFS"
 

@@ -260,7 +260,7 @@ def test_many_whiteouts_of_one_inode_are_all_mended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["upper", "work"])
 def test_directories_of_a_live_mount_are_refused(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlayfs.overlay.opening._LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr("overlayfs.overlay.claim._PATIENCE_S", 0)
     place = Place(tmp_path, {"d": opaque_dir(), "d/w": char(0, 0, 0)})
     fd = os.open(tmp_path / which, os.O_RDONLY)
     try:

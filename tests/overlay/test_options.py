@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from overlayfs.overlay import mount_flags as ms
 from overlayfs.overlay import option_parser
-from overlayfs.overlay.option_parser import ParsedOptions, parse_options
+from overlayfs.overlay.mount_flags import MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
 from overlayfs.overlay.option_text import OptionItem, split_option_list
 from overlayfs.overlay.options import (
     FsyncPolicy,
@@ -102,7 +103,12 @@ def test_option_touches_no_other_field(text: str, name: str, expected: object) -
         for field in OverlayOptions.__slots__
         if getattr(overlay_with(text), field) != getattr(overlay_with(""), field)
     }
-    assert changed <= {name}
+    assert changed <= {name, *(["verifies_origin"] if name == "index" else [])}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("index=on", True), ("index=on,index=off", False), ("ro", False)])
+def test_upper_must_go_with_the_lowers_where_an_index_is_asked_for(text: str, expected: bool) -> None:
+    assert overlay_with(text).verifies_origin is expected
 
 
 LANES = [
@@ -175,11 +181,9 @@ LAYERS: list[tuple[str | bytes, tuple[bytes, ...], tuple[bytes, ...]]] = [
     (r"lowerdir+=/a\b\\c", (rb"/a\b\\c",), ()),
     (r"lowerdir+=/a\,b", (b"/a,b",), ()),
     ('lowerdir+="/a,b"', (b"/a,b",), ()),
-    ("lowerdir=/a,lowerdir+=/b", (b"/a", b"/b"), ()),
     ("lowerdir=/x,lowerdir=/a", (b"/a",), ()),
     ("lowerdir=/x::/y,lowerdir=/a", (b"/a",), ()),
     ("lowerdir+=/a,datadir+=/d,datadir+=/e", (b"/a",), (b"/d", b"/e")),
-    ("datadir+=/d,lowerdir+=/a", (b"/a",), (b"/d",)),
     ("lowerdir=a:./b:../c:/d/../e", (b"/cwd/a", b"/cwd/b", b"/c", b"/e"), ()),
     ("lowerdir=/a/://b//c", (b"/a", b"/b/c"), ()),
 ]
@@ -482,6 +486,10 @@ CONTRADICTIONS = [
     ("lowerdir=/l,upperdir=/u", "upperdir= needs workdir="),
     ("lowerdir=/l,workdir=/w", "workdir= is of no use without upperdir="),
     ("lowerdir=/l,allow_other,allow_root", "exclude each other"),
+    ("lowerdir=/a,lowerdir+=/b", r"bad option lowerdir\+=/b: it cannot be mixed with lowerdir="),
+    ("lowerdir=/a,datadir+=/b", r"bad option datadir\+=/b: it cannot be mixed with lowerdir="),
+    ("lowerdir+=/a,lowerdir=/b", r"bad option lowerdir=/b: it cannot be mixed with lowerdir\+= and datadir\+="),
+    ("datadir+=/d,lowerdir+=/a", "lower layers cannot follow data-only ones"),
     ("lowerdir=/l::/d,redirect_dir=off", "need redirect_dir="),
     ("lowerdir=/l::/d,redirect_dir=nofollow", "need redirect_dir="),
 ]
@@ -568,3 +576,18 @@ def test_parser_imports_nothing_of_fuse() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags"),
+    [
+        (["ro"], None),
+        (["remount,bind,ro"], None),
+        (["remount"], MS_RDONLY | MS_NOSUID),
+        (["remount,rw"], MS_NOSUID),
+        (["rw,remount", "lowerdir=/l,user_id=0,unheard-of,noexec"], MS_NOSUID | MS_NOEXEC),
+        (["remount,suid,ro"], MS_RDONLY),
+    ],
+)
+def test_remount_changes_what_it_names(texts: list[str], flags: int | None) -> None:
+    assert changed_flags(texts, MS_RDONLY | MS_NOSUID) == flags

@@ -316,6 +316,8 @@ METACOPIES = [
     Case("metacopy-data-only-written-to", [{"f": metadata_only(3, 0o600, "/blob")}], {"f": file(b"aaa++", 0o600)}, append_to("f", b"++"), data_lowers=[{"blob": A}], options={"metacopy": True}),
     Case("metacopy-data-only-in-upper", [{"f": metadata_only(3, 0o600, "/blob")}], {"g": file(b"aaa", 0o640)}, upper={"g": metadata_only(3, 0o640, "/f"), "f": char(0, 0)}, data_lowers=[{"blob": A}], options={"metacopy": True}),
     Case("metacopy-data-only-renamed", [{"f": metadata_only(3, 0o600, "/blob")}], {"g": file(b"aaa", 0o600)}, [rename("f", "g")], data_lowers=[{"blob": A}], options={"metacopy": True}),
+    Case("metacopy-data-only-missing", [{"f": metadata_only(3, 0o600, "/blob")}], {}, [stat("f", size=3, blocks=8), Step("content", ("f",)).fails(errno.ENOENT)], data_lowers=[{"other": B}], unreadable=errno.ENOENT, options={"metacopy": True}),
+    Case("metacopy-data-only-missing-in-upper", [{"g": A}], {}, [Step("content", ("f",)).fails(errno.EIO)], upper={"f": metadata_only(3, 0o600, "/blob")}, data_lowers=[{"other": B}], unreadable=errno.EIO, options={"metacopy": True}),
     Case("data-only-layer-is-not-merged", [{"f": A}], {"f": A}, [missing("blob")], data_lowers=[{"blob": A, "f": B}], options={"metacopy": True}),
     Case("metacopy-is-hidden", [{"f": metadata_only(3)}, {"f": A}], {"f": A}, [listxattr("f")], options={"metacopy": True}),
     Case("metacopy-without-data", [{"f": metadata_only(3)}, {"g": A}], {}, [Step("content", ("f",)).fails(errno.EIO), read("g", b"aaa")], upper=None, unreadable=errno.EIO, options={"metacopy": True}),

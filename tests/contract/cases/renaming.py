@@ -89,7 +89,7 @@ def expected_errno(source: State, target: State, flags: int) -> int:
 
 def matrix_case(source: State, target: State, flags: int, old: str = "old", new: str = "new") -> Case:
     """One cell; names may lie in different directories."""
-    error = expected_errno(source, target, flags)
+    error = expected_errno(source, target, flags) or (errno.EINVAL if flags & WHITEOUT else 0)
     step = rename(old, new, flags)
     view = {**at(old, source.visible), **at(new, target.visible)}
     after: dict[str, Node] = {}
@@ -101,8 +101,6 @@ def matrix_case(source: State, target: State, flags: int, old: str = "old", new:
         else:
             steps.append(missing(old))
             after[old] = whiteout() if source.shows_lower else absent()
-            if flags & WHITEOUT:
-                del after[old]
     where = "-across" if "/" in old else ""
     return Case(
         f"{NAMES[flags]}{where}-{source.id}-to-{target.id}",
@@ -122,11 +120,6 @@ def _state(name: str) -> State:
 
 FAR = "/".join(["x" * 60] * 6) + "/d"
 KEPT = {"kept": LOW, "p/kept": LOW, "q/kept": LOW}
-
-
-def untouched(source: State, target: State) -> Tree:
-    """What the case shows when its rename has been refused."""
-    return {**at("old", source.visible), **at("new", target.visible), **KEPT}
 
 
 WHITEOUT_CELLS = [(source, target) for source in SOURCES[:-1] for target in TARGETS[:2]]

@@ -1,0 +1,117 @@
+"""How does a daemon answer those who want its upper, and let go of it when its mount stands nowhere any more?
+
+What was left open of the mount (a working directory below a lazily unmounted tree, a copy of the mount in a namespace
+that others made) ends with the daemon: it gets ENOTCONN from then on. Before, the kernel writes back what it has
+gathered, and what was written is in the upper.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from ..overlay.claim import LET_GO, Claim, Standing
+from ..overlay.engine import Overlay
+from . import abi
+from .mounting import LiveMount
+
+log = logging.getLogger(__name__)
+
+_ASKS_WITHIN_S: Final = 30.0
+_KEPT: Final = b"files of a former mount are open, which the kernel writes to by itself (passthrough=on)\n"
+_STANDS: Final = b"it is mounted again\n"
+
+
+class Handover:
+    """What is said to others. `end` has the daemon end; `device_fd` gives the kernel's descriptor."""
+
+    def __init__(
+        self, overlay: Overlay, claim: Claim, live: LiveMount, device_fd: Callable[[], int], end: Callable[[], None]
+    ) -> None:
+        self._overlay = overlay
+        self._claim = claim
+        self._live = live
+        self._device_fd = device_fd
+        self._end = end
+
+    async def serve(self, nursery: trio.Nursery) -> None:
+        """Answer all who come, as long as there is a socket."""
+        listener = self._claim.listener
+        if listener is None:
+            return
+        listener.setblocking(False)
+        self._claim.before_closing = trio.lowlevel.notify_closing
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                connection, _ = listener.accept()
+            except trio.ClosedResourceError:
+                log.warning("too few descriptors: nobody is told any more whose the upper is")
+                return
+            except OSError as error:  # it went away again, or there are too few descriptors
+                log.info("nobody was let in: %s", error)
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(self._answer, connection)
+
+    async def _answer(self, connection: socket.socket) -> None:
+        has_let_go = False
+        try:
+            has_let_go = await self._speak(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.info("somebody who wanted the upper did not go on: %s", error)
+        except Exception:
+            log.exception("somebody who wanted the upper was not answered")
+        finally:
+            if has_let_go:
+                self._claim.keep_waiting(connection)
+                self._end()
+            else:
+                connection.close()
+
+    async def _speak(self, stream: trio.SocketStream) -> bool:
+        """True where the daemon is to end for whoever is at the other end."""
+        with trio.fail_after(_ASKS_WITHIN_S):
+            await stream.send_all(Standing(self._live.device, self._live.stands_at).to_line())
+            if await stream.receive_some(len(LET_GO)) != LET_GO:
+                return False
+        reason = self._why_not() or await self._write_back()
+        if reason is not None:
+            await stream.send_all(reason)
+        return reason is None
+
+    def _why_not(self) -> bytes | None:
+        if self._live.stands_at is not None:
+            return _STANDS
+        return _KEPT if self._overlay.passes_through else None
+
+    async def _write_back(self) -> bytes | None:
+        """Have all in the upper that was written; why it cannot be let go of after all."""
+        log.warning("another mount takes the upper over: what is still open of this one is cut off")
+        numbers = self._overlay.files_known_to_kernel()
+        try:
+            # abandoned when the daemon ends meanwhile, as then nobody answers the requests that it waits for
+            await trio.to_thread.run_sync(_write_back, self._device_fd(), numbers, abandon_on_cancel=True)
+        finally:
+            numbers.clear()
+        return self._why_not()
+
+
+def _write_back(device_fd: int, numbers: list[int]) -> None:
+    """Have the kernel write what it has gathered of these files, also through mappings, and give their pages up.
+
+    It asks the daemon to write meanwhile, so this is for a thread, which goes on until `numbers` is empty.
+    """
+    while numbers:
+        number = numbers.pop()
+        try:
+            os.write(device_fd, abi.invalidation(number))
+        except FileNotFoundError:  # the kernel has forgotten it
+            continue
+        except OSError as error:
+            log.error("file %d may not be written back whole: %s", number, error)

@@ -1,0 +1,90 @@
+"""Which of the host's mounts must a container not hold on to?
+
+A copy of the host's mount table keeps every filesystem in it in use: an unmount of the host's would end no daemon and
+free no disk as long as the container runs. What is shared with the host follows its unmounts; all else is detached in
+the copy, but for what the container and those who run it are made of.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..tree.mount_table import MountEntry, mount_entries
+from ..tree.syscalls import unmount
+
+log = logging.getLogger(__name__)
+
+_MOST_LINKS: Final = 40  # that the kernel follows: path_resolution(7)
+_SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Absolute paths: `paths` by themselves, `trees` with what is mounted below them. Where there are symlinks in
+    one, all that it leads through is among them."""
+
+    paths: frozenset[bytes]
+    trees: frozenset[bytes]
+
+    @classmethod
+    def of(cls, paths: Iterable[str | Path], trees: Iterable[str | Path]) -> Needed:
+        """These, and what a program like this one needs of the system."""
+        ours = [sys.executable, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]
+        return cls(_ways([*paths, *ours]), _ways([*trees, *_SYSTEM]))
+
+    def covers(self, mountpoint: bytes) -> bool:
+        return any(_is_inside(path, mountpoint) for path in self.paths | self.trees) or any(
+            _is_inside(mountpoint, tree) for tree in self.trees
+        )
+
+
+def _ways(paths: Iterable[str | Path]) -> frozenset[bytes]:
+    return frozenset(step for path in paths for step in _way(os.path.abspath(os.fsencode(path))))
+
+
+def _way(path: bytes) -> Iterator[bytes]:
+    """The path, and what it becomes with one after the other of its symlinks followed."""
+    yield os.path.realpath(path)
+    for _ in range(_MOST_LINKS):
+        yield path
+        link = next(filter(os.path.islink, _from_the_top(path)), None)
+        if link is None:
+            return
+        target = os.path.join(os.path.dirname(link), os.readlink(link))
+        path = os.path.normpath(os.path.join(target, os.path.relpath(path, link)))
+
+
+def _from_the_top(path: bytes) -> Iterator[bytes]:
+    """`/a`, `/a/b`, … to the path itself."""
+    end = path.find(b"/", 1)
+    while end > 0:
+        yield path[:end]
+        end = path.find(b"/", end + 1)
+    yield path
+
+
+def _is_inside(path: bytes, directory: bytes) -> bool:
+    return (path + b"/").startswith(directory.rstrip(b"/") + b"/")
+
+
+def foreign_mounts(entries: Sequence[MountEntry], needed: Needed) -> list[MountEntry]:
+    """What is to be detached, in that order: those on top first."""
+    return [entry for entry in reversed(entries) if not entry.follows and not needed.covers(entry.mountpoint)]
+
+
+def detach_foreign_mounts(needed: Needed) -> None:
+    """In this process's mount namespace, which is its own, and whose unmounts nobody follows.
+
+    In a user namespace of its own the kernel keeps the copied mounts together: there they stay.
+    """
+    for entry in foreign_mounts(mount_entries(), needed):
+        try:
+            unmount(entry.mountpoint, lazy=True)
+        except OSError as error:
+            log.info("the mount at %r stays in the container's namespace: %s", entry.mountpoint, error)

@@ -1,0 +1,52 @@
+"""What is mounted in a mount namespace? /proc/PID/mountinfo, see proc(5)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of mountinfo. `device` is MAJOR:MINOR of the filesystem, the same in all namespaces that have it.
+
+    `filesystem_options` are those of the filesystem, `options` those of this mount of it; `follows` is whether what is
+    unmounted elsewhere is unmounted here: the mount is shared, or a slave.
+    """
+
+    mount_id: int
+    device: bytes
+    mountpoint: bytes
+    filesystem_type: bytes
+    source: bytes
+    options: frozenset[bytes]
+    filesystem_options: bytes = b""
+    follows: bool = False
+
+
+def mount_entries(process: int | str = "self") -> list[MountEntry]:
+    """All mounts of a process's namespace, in the order they were made: a later one covers an earlier."""
+    with open(f"/proc/{process}/mountinfo", "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def _parse(line: bytes) -> MountEntry:
+    before, after = line.split(b" - ", 1)
+    fields, tail = before.split(), after.rstrip(b"\n").split(b" ", 2)
+    return MountEntry(
+        mount_id=int(fields[0]),
+        device=fields[2],
+        mountpoint=unescape(fields[4]),
+        filesystem_type=tail[0],
+        source=unescape(tail[1]),
+        options=frozenset(fields[5].split(b",")),
+        filesystem_options=tail[2] if len(tail) > 2 else b"",
+        follows=any(field.startswith((b"shared:", b"master:")) for field in fields[6:]),
+    )
+
+
+def unescape(text: bytes) -> bytes:
+    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text)

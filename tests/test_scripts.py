@@ -20,6 +20,8 @@ def test_no_pipeline_of_a_script_leaves_its_writer_early(script: Path) -> None:
     assert [found[0] for line in code for found in LEAVES_EARLY.finditer(line)] == []
 
 
-@pytest.mark.parametrize("pipeline", ["x | head -n 1", "x|grep -qx y", "x | sed -n 1,12q", "x | sed 1q", "x | grep -m 1 y"])
+@pytest.mark.parametrize(
+    "pipeline", ["x | head -n 1", "x|grep -qx y", "x | sed -n 1,12q", "x | sed 1q", "x | grep -m 1 y"]
+)
 def test_reader_that_leaves_early_is_recognised(pipeline: str) -> None:
     assert LEAVES_EARLY.search(pipeline)

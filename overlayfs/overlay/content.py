@@ -10,7 +10,7 @@ import os
 import stat
 
 from ..tree import marks
-from ..tree.syscalls import descriptor_path
+from ..tree.syscalls import descriptor_path, open_quietly
 from . import redirects
 from .inodes import Inode
 from .layer import Location
@@ -46,18 +46,19 @@ def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
 
 
 def _open(state: State, inode: Inode, writable: bool) -> int:
-    flags = os.O_RDWR if writable else os.O_RDONLY
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDWR if writable else os.O_RDONLY)
+    quietly = state.upper is None or not inode.upper or state.upper.opens_quietly
     orphan = state.orphans.get(inode.number)
     if orphan is not None and not inode.metacopy:
-        return os.open(descriptor_path(orphan), flags | os.O_CLOEXEC | os.O_NONBLOCK)
-    if inode.upper and not inode.metacopy:
+        dir_fd, name = -1, descriptor_path(orphan)
+    elif inode.upper and not inode.metacopy:
+        flags |= os.O_NOFOLLOW
         dir_fd, name = state.place(inode)
-        return os.open(name, flags | _FLAGS, dir_fd=dir_fd)
-    dir_fd, name = state.lower_place(location(state, inode))
-    try:  # reading must not change a lower layer, its access times included
-        return os.open(name, os.O_RDONLY | os.O_NOATIME | _FLAGS, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=dir_fd)
+    else:
+        place = location(state, inode)
+        flags, quietly = os.O_RDONLY | _FLAGS, state.layers[place.layer].opens_quietly
+        dir_fd, name = state.lower_place(place)
+    return open_quietly(name, flags, dir_fd) if quietly else os.open(name, flags, dir_fd=dir_fd)
 
 
 def is_at_hand(fd: int, size: int) -> bool:

@@ -149,7 +149,9 @@ class Overlay:
         if inode.kind != stat.S_IFLNK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self.state.node(inode) as fd:
-            return os.readlink(b"", dir_fd=fd)
+            target = os.readlink(b"", dir_fd=fd)
+        inode.note_read()
+        return target
 
     def statfs(self) -> os.statvfs_result:
         return attributes.statfs(self.state)

@@ -57,11 +57,19 @@ def release(state: State, inode: Inode) -> None:
 
 
 def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
-    return os.pread(pooled(state, inode, writable=False).fd, size, offset)
+    data = os.pread(pooled(state, inode, writable=False).fd, size, offset)
+    inode.note_read()
+    return data
 
 
 def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
+    count = _read_into(state, inode, offset, buffer)
+    inode.note_read()
+    return count
+
+
+def _read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     opened = pooled(state, inode, writable=False)
     if not opened.may_wait:
         return os.preadv(opened.fd, [buffer], offset)

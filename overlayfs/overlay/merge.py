@@ -7,12 +7,12 @@ file of that name takes part: one layer for anything but a directory, a run of l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
 from ..tree import marks
-from ..tree.syscalls import descriptor_path
+from ..tree.syscalls import descriptor_path, open_quietly
 
 
 class Kind(IntEnum):
@@ -35,16 +35,29 @@ class Names(NamedTuple):
 Candidates = int | tuple[int, ...]
 
 
-def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
-    """Read a directory of a layer. Raises what reading it raises: an unreadable layer is never a smaller listing."""
+def scan(dir_fd: int, opacity: marks.Opacity, quietly: bool = False) -> Names:
+    """Read a directory of a layer, `quietly` without moving its access time where we may. Raises what reading it
+    raises: an unreadable layer is never a smaller listing."""
+    if not quietly:
+        return _scan(dir_fd, descriptor_path(dir_fd), opacity)
+    fd = open_quietly(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd)
+    try:
+        return _scan(dir_fd, fd, opacity)
+    finally:
+        os.close(fd)
+
+
+def _scan(dir_fd: int, readable: int | bytes, opacity: marks.Opacity) -> Names:
     kinds: dict[bytes, Kind] = {}
     hidden: list[bytes] = []
     opaque = opacity is marks.Opacity.OPAQUE
     xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
     file, directory, prefix = Kind.FILE, Kind.DIRECTORY, marks.WHITEOUT_PREFIX
-    with os.scandir(descriptor_path(dir_fd)) as entries:
+    entries: Iterator[os.DirEntry[bytes] | os.DirEntry[str]]
+    with os.scandir(readable) as entries:
         for entry in entries:
-            name = entry.name
+            found = entry.name  # text where a descriptor is read
+            name = found if isinstance(found, bytes) else os.fsencode(found)
             if name.startswith(prefix):
                 opaque = opaque or name == marks.OPAQUE_NAME
                 deleted = marks.whited_out_name(name)
@@ -55,7 +68,7 @@ def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
             elif entry.is_file(follow_symlinks=False) and not xattr_whiteouts:
                 kinds[name] = file
             else:
-                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, entry, xattr_whiteouts) else file
+                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, name, entry, xattr_whiteouts) else file
     for name in hidden:
         here = kinds.get(name)
         if here is None:
@@ -65,15 +78,15 @@ def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
     return Names(kinds, opaque)
 
 
-def _is_whiteout(dir_fd: int, entry: os.DirEntry[bytes], xattr_whiteouts: bool) -> bool:
+def _is_whiteout(dir_fd: int, name: bytes, entry: os.DirEntry[bytes] | os.DirEntry[str], xattr_whiteouts: bool) -> bool:
     if entry.is_symlink():
         return False
     if entry.is_file(follow_symlinks=False):
         if not xattr_whiteouts:
             return False
-        st = os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False)
-        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name)
-    return marks.is_whiteout_device(os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False))
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name)
+    return marks.is_whiteout_device(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
 
 
 def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:

@@ -21,7 +21,7 @@ from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
 from .drafts import DRAFT_NAME
 from .inodes import ROOT
-from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
+from .layer import UPPER_INDEX, Access, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
 
@@ -50,7 +50,7 @@ def _open_state(options: OverlayOptions) -> State:
         if (options.upper is None) != (options.work is None):
             raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
-            state = State(options, hold_apart(layers, ())[0], None, limit)
+            state = State(options, hold_apart(layers, Access.READS), None, limit)
         else:
             state = _open_writable(options, layers, limit, undo)
         _honour_opaque_roots(state)
@@ -96,7 +96,8 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     work = _open("workdir", options.work, undo, UPPER_INDEX)
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
-    layers, (upper, work) = hold_apart(layers, (upper, work))
+    layers = hold_apart(layers, Access.READS)
+    upper, work = hold_apart((upper, work), _access(options))
     if options.read_only:
         for option, layer in (("upperdir", upper), ("workdir", work)):
             lock(option, layer, fcntl.LOCK_SH)  # a writer elsewhere would change what the kernel keeps of this mount
@@ -116,6 +117,12 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
         _leave_volatile_mark(work)
     indexing.load(state)
     return state
+
+
+def _access(options: OverlayOptions) -> Access:
+    if options.read_only:
+        return Access.READS
+    return Access.WRITES_NOATIME if options.noatime else Access.WRITES
 
 
 def _check_same_filesystem(upper: Layer, work: Layer) -> None:

@@ -123,7 +123,7 @@ class View:
                 opacity = marks.read_marks(fd, b".").opacity
                 if opacity is marks.Opacity.OPAQUE and not place.path:
                     opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
-                return scan(fd, opacity)
+                return scan(fd, opacity, self._layers[place.layer].opens_quietly)
         finally:
             os.close(fd)
 

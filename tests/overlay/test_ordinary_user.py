@@ -54,3 +54,18 @@ def test_content_that_may_not_be_read_is_never_left_out_of_a_copy(nobody: Overla
     with pytest.raises(PermissionError):
         nobody.setattr(number, AttributeChanges(mode=0o600), Caller(NOBODY, NOBODY))
     assert not (base / "upper" / "full").exists()
+
+
+def test_reading_moves_no_access_time_of_own_files_and_directories_below(nobody: Overlay, base: Path) -> None:
+    """There is no copy of the mount to see to it; the kernel lets owners ask for it at each open."""
+    lower = base / "lower"
+    (lower / "d").mkdir()
+    (lower / "d" / "file").write_bytes(b"content")
+    paths = (lower, lower / "d", lower / "d" / "file")
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18 + 1))
+    directory = nobody.lookup(1, b"d").ino
+    assert [entry.name for entry in nobody.readdir(directory, 0)] == [b".", b"..", b"file"]
+    file = nobody.lookup(directory, b"file").ino
+    assert nobody.read(file, 0, 100) == b"content"
+    assert {path.stat().st_atime_ns for path in paths} == {10**18}

@@ -1,0 +1,128 @@
+"""Reading: which access times move on the disk, and which does the mount show?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.stack import REPOSITORY, Stack, make_tree
+
+OLD_NS = 1_000_000_000_000_000_000
+Times = dict[str, int]
+
+
+def _fill(root: Path) -> None:
+    """A file, a symlink and a directory of each sort, all with access times that any policy but noatime would move."""
+    make_tree(root, ["file", "d/inside", "d/deeper/still"], b"content")
+    (root / "link").symlink_to("file")
+    (root / "d/link").symlink_to("inside")
+    for path in (root, *root.rglob("*")):
+        os.utime(path, ns=(OLD_NS, OLD_NS + 1), follow_symlinks=False)
+
+
+def _access_times(root: Path) -> Times:
+    """Without moving any: the names are known, only stat is asked."""
+    names = ("", "file", "link", "d", "d/inside", "d/link", "d/deeper", "d/deeper/still")
+    return {name: os.lstat(root / name).st_atime_ns for name in names}
+
+
+def _read_everything(place: Path) -> None:
+    """As `ls -lR`, readlink and cat; then through the symlinks."""
+    for directory, names, files in os.walk(place):
+        for name in (*names, *files):
+            path = Path(directory, name)
+            os.lstat(path)
+            if path.is_symlink():
+                os.readlink(path)
+            if path.is_file():
+                path.read_bytes()
+
+
+STILL = dict.fromkeys(("", "file", "link", "d", "d/inside", "d/link", "d/deeper", "d/deeper/still"), OLD_NS)
+every_way = pytest.mark.parametrize("options", [(), ("lane=off",), ("timeout=0",), ("passthrough=on",)], ids=",".join)
+
+
+@every_way
+def test_reading_moves_no_access_time_in_a_lower_layer(options: tuple[str, ...], stack: Stack) -> None:
+    _fill(stack.lowers[0])
+    stack.mount(*options)
+    _read_everything(stack.place)
+    assert _access_times(stack.lowers[0]) == STILL
+    root = stack.upper.stat().st_atime_ns  # the mount's root is a merged directory
+    assert _access_times(stack.place) == STILL | {"": root}
+
+
+@pytest.mark.parametrize(
+    "options", [("ro",), ("noatime",), ("noatime", "lane=off"), ("noatime", "passthrough=on")], ids=",".join
+)
+def test_reading_a_mount_that_keeps_access_times_moves_none_in_the_upper(
+    options: tuple[str, ...], stack: Stack
+) -> None:
+    _fill(stack.upper)
+    _fill(stack.lowers[0])
+    stack.mount(*options)
+    _read_everything(stack.place)
+    assert _access_times(stack.upper) == STILL
+    assert _access_times(stack.lowers[0]) == STILL
+    assert _access_times(stack.place) == STILL
+
+
+@every_way
+def test_reading_moves_access_times_in_the_upper_as_on_its_disk(options: tuple[str, ...], stack: Stack) -> None:
+    """relatime, as the disk has it; what moved there is what the mount shows."""
+    _fill(stack.upper)
+    stack.mount(*options)
+    before = _access_times(stack.place)
+    assert before.pop("") >= OLD_NS  # mounting looks into the root
+    assert set(before.values()) == {OLD_NS}
+    _read_everything(stack.place)
+    on_disk = _access_times(stack.upper)
+    assert {name for name, when in on_disk.items() if when == OLD_NS} == set()
+    assert _access_times(stack.place) == on_disk
+
+
+def test_copy_up_moves_no_access_time_below(stack: Stack) -> None:
+    _fill(stack.lowers[0])
+    stack.mount()
+    for name in ("file", "link", "d/inside", "d/link"):
+        os.chown(stack.place / name, 1, 1, follow_symlinks=False)
+    (stack.place / "d").rename(stack.place / "moved")
+    assert _access_times(stack.lowers[0]) == STILL
+
+
+def test_lower_layer_is_held_in_a_read_only_mount(stack: Stack) -> None:
+    """Whatever the daemon did wrong, the kernel would refuse to change a lower layer."""
+    _fill(stack.lowers[0])
+    stack.mount()
+    (stack.place / "file").read_bytes()
+    root = _descriptor_of(stack.pid, stack.lowers[0])
+    with pytest.raises(OSError, match="Read-only"):
+        os.utime(f"{root}/file")
+    os.utime(f"{_descriptor_of(stack.pid, stack.upper)}/.")
+
+
+def _descriptor_of(pid: int, directory: Path) -> str:
+    wanted = directory.stat()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        found = os.stat(link)
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return str(link)
+    raise AssertionError(f"{directory} is not held")
+
+
+def test_in_a_user_namespace_reading_moves_no_access_time_below(stack: Stack) -> None:
+    """The access time policy of a mount may not be changed there, but it may be made read-only."""
+    _fill(stack.lowers[0])
+    script = f"""
+set -e
+{sys.executable} -m overlayfs.cli.mount_program -o {stack.options} {stack.place}
+ls -lR {stack.place} >/dev/null
+cat {stack.place}/file {stack.place}/link {stack.place}/d/link >/dev/null
+umount {stack.place}
+"""
+    subprocess.run(["unshare", "-Urm", "sh", "-c", script], check=True, cwd=REPOSITORY)
+    assert _access_times(stack.lowers[0]) == STILL

@@ -7,7 +7,11 @@ waits; a byte on its standard input lets all reads go on.
 import errno
 import os
 import stat
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pyfuse3
 import trio
@@ -65,6 +69,40 @@ class HeldFile(pyfuse3.Operations):
                 print("waits", flush=True)
             await self._allowed.wait()
         return bytes(max(0, min(size, self._size - off)))
+
+
+class Held:
+    """The program, from the test's side."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        assert self._said() == "mounted\n"
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def wait_for_read(self) -> None:
+        """Return once somebody's read waits."""
+        assert self._said() == "waits\n"
+
+    def allow(self) -> None:
+        """Let all reads go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("x")
+        self._process.stdin.flush()
+
+
+@contextmanager
+def held_file(directory: Path, size: int) -> Iterator[Held]:
+    """`directory/large`, a file whose second half is read only once that is allowed."""
+    directory.mkdir()
+    command = [sys.executable, __file__, str(directory), str(size)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Held(process)
+        finally:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 async def serve(held: HeldFile) -> None:

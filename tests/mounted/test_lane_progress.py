@@ -7,21 +7,18 @@ import random
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.actors import Who, as_actor, fork
+from tests.mounted.held_file import held_file
 from tests.mounted.program import has_ended, mounts_beneath, wait_for_mounts
 from tests.mounted.stack import Stack, make_tree
 from tests.mounted.test_limits import until
-from tests.property.paths import unmount
 
 MIB = 1 << 20
 
@@ -50,37 +47,20 @@ def _append(path: Path, data: bytes = b"!") -> None:
         file.write(data)
 
 
-@contextmanager
-def _held_file(lower: Path, size: int) -> Iterator[subprocess.Popen[str]]:
-    """`lower` has a file `large` whose second half is read only once the program is told so."""
-    command = [sys.executable, str(Path(__file__).with_name("held_file.py")), str(lower), str(size)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "mounted\n"
-            yield server
-        finally:
-            unmount(lower)
-
-
 @pytest.mark.parametrize("options", [(), ("lane=off",)], ids=["default", "lane=off"])
 def test_others_are_answered_while_a_large_file_is_copied_up(options: tuple[str, ...], stack: Stack) -> None:
     """The copy cannot end before the others have been answered: its source waits for them."""
     size = 64 * MIB
     count = 200
     stack.lowers.append(stack.base / "held")
-    stack.lowers[-1].mkdir()
     make_tree(stack.lowers[0], [f"d/file{number}" for number in range(count)], b"small")
-    with _held_file(stack.lowers[-1], size) as server:
+    with held_file(stack.lowers[-1], size) as held:
         stack.mount(*options)
         pid = fork(lambda: _append(stack.place / "large"))
-        assert server.stdout is not None
-        assert server.stdin is not None
-        assert server.stdout.readline() == "waits\n"
+        held.wait_for_read()
         assert as_actor(Who(0, 0), lambda: _use_others(stack.place, count)) == count
         assert not (stack.upper / "large").exists()
-        server.stdin.write("x")
-        server.stdin.flush()
+        held.allow()
         assert os.waitpid(pid, 0)[1] == 0
         assert (stack.place / "large").stat().st_size == size + 1
         stack.unmount()

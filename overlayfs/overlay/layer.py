@@ -75,6 +75,11 @@ def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
         raise
 
 
+def open_to_read(index: int, path: bytes, data_only: bool = False) -> Layer:
+    """As `open_layer`, for who looks at a layer and leaves it as it is, access times included."""
+    return hold_apart([open_layer(index, path, data_only)], Access.READS)[0]
+
+
 def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     st = os.fstat(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev

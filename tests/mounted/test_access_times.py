@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.stack import REPOSITORY, Stack, make_tree
+from tests.prepared import call
 
 OLD_NS = 1_000_000_000_000_000_000
 Times = dict[str, int]
@@ -125,4 +126,16 @@ cat {stack.place}/file {stack.place}/link {stack.place}/d/link >/dev/null
 umount {stack.place}
 """
     subprocess.run(["unshare", "-Urm", "sh", "-c", script], check=True, cwd=REPOSITORY)
+    assert _access_times(stack.lowers[0]) == STILL
+
+
+def test_looking_at_layers_without_a_mount_moves_no_access_time(stack: Stack) -> None:
+    _fill(stack.upper)
+    _fill(stack.lowers[0])
+    (stack.upper / "d/inside").write_bytes(b"CONTENT")  # only data tells these two apart
+    os.utime(stack.upper / "d/inside", ns=(OLD_NS, OLD_NS + 1))
+    done = call("diff", "--patch", str(stack.upper), "--lower", str(stack.lowers[0]))
+    assert (done.status, done.err) == (0, "")
+    assert "CONTENT" in done.out
+    assert _access_times(stack.upper) == STILL
     assert _access_times(stack.lowers[0]) == STILL

@@ -49,9 +49,7 @@ def _write_directly(context: ctypes.c_ulong, fd: int, buffer: mmap.mmap) -> None
     assert _EVENT.unpack(event.raw)[2] == len(buffer)
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("lane=off",), ("passthrough=on",), ("timeout=0",), ("writeback=1",)], ids=",".join
-)
+@pytest.mark.parametrize("option", ["lane=on", "lane=off", "passthrough=on", "timeout=0", "writeback=1"])
 def test_asynchronous_direct_write_that_has_ended_is_what_everybody_reads(option: str, stack: Stack) -> None:
     """The file is read in the middle of the write: after the kernel has dropped the pages of the file, and before it
     has the data, which lie in a file that it has to wait for.

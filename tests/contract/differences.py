@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 
 from .case import Deviation
+from .cases import content
 from .cases.renaming import FAR, WHITEOUT_CELLS, expected_errno, matrix_case, untouched
 from .cases.states import LOW, UP
 from .steps import WHITEOUT, fstat, rename, stat
@@ -24,6 +25,13 @@ def _refused_whiteouts() -> dict[str, Deviation]:
         why = "refuses RENAME_WHITEOUT"
         rows[matrix_case(source, target, WHITEOUT).id] = Deviation(why, steps, untouched(source, target))
     return rows
+
+
+def _copied_by_opening() -> dict[str, Deviation]:
+    """Programs open for writing and write nothing: databases that are read, lock files, `git status`."""
+    why = "copies a lower file up when it is opened for writing; we copy at the first write"
+    names = ("open-read-write-and-only-read", "open-append-and-write-nothing", "open-create-existing-keeps")
+    return {name: Deviation(why, upper_after={"f": content.LOW}) for name in names}
 
 
 def _cross_device(old: str, new: str, view: Tree) -> Deviation:
@@ -52,4 +60,5 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
         {3: fstat("h", nlink=1)},
     ),
     **_refused_whiteouts(),
+    **_copied_by_opening(),
 }

@@ -44,6 +44,15 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
     return shown
 
 
+def note_read(state: State, inode: Inode) -> None:
+    """Content, entries or target were read on the disk. No system call until somebody asks for the new access time."""
+    known = inode.attributes
+    if known is None or not inode.upper or inode.metacopy or not layer_of(state, inode).reads_move_times:
+        return
+    if known.may_move_when_read:
+        inode.attributes = None
+
+
 def real_stat(state: State, inode: Inode) -> os.stat_result:
     """What stat says of the file on disk; ESTALE where it is gone."""
     orphan = state.orphans.get(inode.number)

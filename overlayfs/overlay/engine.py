@@ -150,7 +150,7 @@ class Overlay:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self.state.node(inode) as fd:
             target = os.readlink(b"", dir_fd=fd)
-        inode.note_read()
+        attributes.note_read(self.state, inode)
         return target
 
     def statfs(self) -> os.statvfs_result:

@@ -58,14 +58,14 @@ def release(state: State, inode: Inode) -> None:
 
 def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
     data = os.pread(pooled(state, inode, writable=False).fd, size, offset)
-    inode.note_read()
+    attributes.note_read(state, inode)
     return data
 
 
 def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
     count = _read_into(state, inode, offset, buffer)
-    inode.note_read()
+    attributes.note_read(state, inode)
     return count
 
 

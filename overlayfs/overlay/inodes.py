@@ -264,12 +264,6 @@ class Inode:
         if self.xattr_names and CAPABILITY in self.xattr_names:
             self.xattr_names = None
 
-    def note_read(self) -> None:
-        """Content, entries or target were read from the disk, which moves the access time of an upper file there."""
-        known = self.attributes
-        if known is not None and self.upper and known.may_move_when_read:
-            self.attributes = None
-
     def names(self) -> Iterator[tuple[Directory, bytes]]:
         """Every known name; none for an unlinked file and for the root."""
         if self.parent is not None:

@@ -53,6 +53,7 @@ class Layer:
     data_only: bool = False
     apart: bool = False  # held in a private copy of its mount, so that no later mount is met in it
     opens_quietly: bool = True  # only O_NOATIME keeps a read from moving an access time
+    reads_move_times: bool = False  # and may: it is an upper on a disk that keeps access times
     override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
 
     def number(self, st: os.stat_result) -> int:
@@ -103,10 +104,18 @@ def hold_apart(layers: Sequence[Layer], access: Access) -> list[Layer]:
     read is a read-only mount, so that no mistake of ours can change them. Upper and workdir share a copy, as nothing
     can be renamed from one to another.
     """
-    held = _hold_in_one_copy([replace(layer, opens_quietly=access is not Access.WRITES) for layer in layers], access)
+    held = _hold_in_one_copy([_with_atime_policy(layer, access) for layer in layers], access)
     if access is Access.READS:
         held = [layer if layer.apart else _hold_in_one_copy([layer], access)[0] for layer in held]
     return held
+
+
+def _with_atime_policy(layer: Layer, access: Access) -> Layer:
+    """As the layer is where no copy of its mount sees to access times."""
+    if access is not Access.WRITES:
+        return replace(layer, opens_quietly=True, reads_move_times=False)
+    keeps_times = bool(os.fstatvfs(layer.root_fd).f_flag & os.ST_NOATIME)
+    return replace(layer, opens_quietly=False, reads_move_times=not keeps_times)
 
 
 def _hold_in_one_copy(layers: Sequence[Layer], access: Access) -> list[Layer]:

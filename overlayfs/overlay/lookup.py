@@ -48,7 +48,7 @@ def above(state: State, directory: Directory) -> dict[bytes, Kind]:
             directory.above = None
             assert state.upper is not None
             directory.above = _scan(state, state.upper, state.upper_fd(directory)).kinds
-            directory.note_read()
+            attributes.note_read(state, directory)
     return directory.above
 
 

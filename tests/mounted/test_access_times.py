@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.options import OverlayOptions
 from tests.mounted.stack import REPOSITORY, Stack, make_tree
 from tests.prepared import call
 
@@ -84,6 +86,21 @@ def test_reading_moves_access_times_in_the_upper_as_on_its_disk(options: tuple[s
     on_disk = _access_times(stack.upper)
     assert {name for name, when in on_disk.items() if when == OLD_NS} == set()
     assert _access_times(stack.place) == on_disk
+
+
+@pytest.mark.parametrize("noatime", [False, True])
+def test_attributes_are_asked_for_again_only_where_a_read_may_have_moved_one(noatime: bool, stack: Stack) -> None:
+    _fill(stack.upper)
+    lower, upper, work = (bytes(path) for path in (stack.lowers[0], stack.upper, stack.work))
+    overlay = Overlay.open(OverlayOptions(lowers=(lower,), upper=upper, work=work, noatime=noatime))
+    try:
+        file = overlay.lookup(1, b"file").ino
+        for is_known in (noatime, True):  # relatime moves it once
+            assert overlay.getattr(file).size == len(b"content")
+            overlay.read(file, 0, 10)
+            assert (overlay.state.inodes[file].attributes is not None) == is_known
+    finally:
+        overlay.close()
 
 
 def test_copy_up_moves_no_access_time_below(stack: Stack) -> None:

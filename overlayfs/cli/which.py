@@ -11,7 +11,7 @@ from typing import Any
 from overlayfs.cli.live import CommandError, Status, is_ours, mount_containing, read_status, resolve_name
 from overlayfs.cli.mounts import layers_of
 from overlayfs.cli.output import Cell, Lines, plain, print_json, print_table, printable
-from overlayfs.overlay.layer import UPPER_INDEX, Layer, open_layer
+from overlayfs.overlay.layer import UPPER_INDEX, Layer, open_to_read
 from overlayfs.overlay.provenance import Answer, Provenance, Role, trace
 
 _INDEX = UPPER_INDEX - 1
@@ -63,7 +63,7 @@ def _trace(path: bytes) -> tuple[bytes, Status, Provenance]:
 
 def _open_layers(status: Status, stack: ExitStack) -> tuple[list[Layer], list[Layer], Layer | None]:
     def opened(number: int, path: bytes, data_only: bool = False) -> Layer:
-        layer = open_layer(number, path, data_only)
+        layer = open_to_read(number, path, data_only)
         stack.callback(os.close, layer.root_fd)
         return layer
 

@@ -74,6 +74,7 @@ WITHOUT_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INT
 
 FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
 FUSE_DONT_MASK: Final = 1 << 6
+FUSE_ASYNC_DIO: Final = 1 << 15
 FUSE_HANDLE_KILLPRIV: Final = 1 << 19
 FUSE_CACHE_SYMLINKS: Final = 1 << 23
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28

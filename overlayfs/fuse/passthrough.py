@@ -59,7 +59,7 @@ class Passthrough:
         if not opens.count:
             del self._opens[ino]
             if opens.backing:
-                self._give_back(opens.backing)
+                self._give_back(ino, opens.backing)
 
     def _register(self, ino: int) -> int:
         if self._device_fd is None:
@@ -76,11 +76,13 @@ class Passthrough:
             return int(fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_OPEN, request))
         except OSError as error:
             log.debug("not passed through: %s", error)
+            self._overlay.end_passing_through(ino)
             return 0
         finally:
             opened.unpin()
 
-    def _give_back(self, backing: int) -> None:
+    def _give_back(self, ino: int, backing: int) -> None:
+        self._overlay.end_passing_through(ino)
         assert self._device_fd is not None
         try:
             fcntl.ioctl(self._device_fd, abi.FUSE_DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))

@@ -33,8 +33,10 @@ from .syncing import Syncs
 log = logging.getLogger(__name__)
 
 # The kernel then clears suid bits and capabilities by SETATTR and REMOVEXATTR, knowing the caller's capabilities;
-# truncates by SETATTR; and leaves the umask to us, who know the default ACL.
-_CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC
+# truncates by SETATTR; and leaves the umask to us, who know the default ACL. It waits for each direct write: after one
+# that it does not wait for (AIO, io_uring) it keeps the old data of pages that were read meanwhile. We cannot have it
+# drop them: FUSE_NOTIFY_INVAL_INODE waits for pages that are being read, and those wait for us.
+_CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC | abi.FUSE_ASYNC_DIO
 _ADDED_FLAGS: Final = abi.FUSE_DONT_MASK
 # A filesystem may give the number of a deleted symlink to the next one.
 _FLAGS_IF_NOTHING_CHANGES: Final = abi.FUSE_CACHE_SYMLINKS

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ..overlay.layer import Layer, open_layer
+from ..overlay.layer import Layer, open_to_read
 from ..overlay.view import Node, View
 from .compression import CHUNK
 from .tarentry import Entry
@@ -32,7 +32,7 @@ class Below:
 
     @staticmethod
     def _open(stack: ExitStack, index: int, path: Path) -> Layer:
-        layer = open_layer(index, os.fsencode(path))
+        layer = open_to_read(index, os.fsencode(path))
         stack.callback(os.close, layer.root_fd)
         return layer
 

@@ -40,8 +40,23 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
             inode.number, mode, links, uid, gid, rdev, st.st_size, blocks, st.st_blksize,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
         )  # fmt: skip
-    inode.attributes = shown if inode.number not in state.written_unseen else None
+    _keep(state, inode, shown)
     return shown
+
+
+def _keep(state: State, inode: Inode, found: Attributes) -> None:
+    """What is served without us changes without us."""
+    unseen = inode.number in state.written_unseen or inode.number in state.passed_through
+    inode.attributes = None if unseen else found
+
+
+def note_read(state: State, inode: Inode) -> None:
+    """Content, entries or target were read on the disk. No system call until somebody asks for the new access time."""
+    known = inode.attributes
+    if known is None or not inode.upper or inode.metacopy or not layer_of(state, inode).reads_move_times:
+        return
+    if known.may_move_when_read:
+        inode.attributes = None
 
 
 def real_stat(state: State, inode: Inode) -> os.stat_result:
@@ -183,7 +198,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     try:
         remember(state, inode, real_stat(state, inode))
     except OSError:
-        inode.attributes = otherwise if inode.number not in state.written_unseen else None
+        _keep(state, inode, otherwise)
 
 
 def after_change(state: State, inode: Inode, before: Attributes | None, changes: AttributeChanges) -> Attributes:

@@ -19,7 +19,7 @@ from typing import Final
 
 from ..tree import marks
 from .inodes import Attributes
-from .layer import UPPER_INDEX, Layer, Location, open_layer
+from .layer import UPPER_INDEX, Layer, Location, open_to_read
 from .merge import Kind
 from .view import Node, Version, View
 
@@ -348,7 +348,7 @@ class Comparison:
 
 
 def _hold(stack: ExitStack, index: int, path: bytes, data_only: bool = False) -> Layer:
-    layer = open_layer(index, path, data_only)
+    layer = open_to_read(index, path, data_only)
     stack.callback(os.close, layer.root_fd)
     return layer
 

@@ -46,18 +46,17 @@ def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
 
 
 def _open(state: State, inode: Inode, writable: bool) -> int:
-    flags = os.O_RDWR if writable else os.O_RDONLY
+    flags = os.O_NONBLOCK | (os.O_RDWR if writable else os.O_RDONLY)
+    quietly = state.upper is not None and state.upper.opens_quietly
     orphan = state.orphans.get(inode.number)
     if orphan is not None and not inode.metacopy:
-        return access.reopen(orphan, flags | os.O_NONBLOCK)
+        return access.reopen(orphan, flags, quietly=quietly)
     if inode.upper and not inode.metacopy:
         dir_fd, name = state.place(inode)
-        return access.open_at(dir_fd, name, flags | _FLAGS)
-    dir_fd, name = state.lower_place(location(state, inode))
-    try:  # reading must not change a lower layer, its access times included
-        return access.open_at(dir_fd, name, os.O_RDONLY | os.O_NOATIME | _FLAGS)
-    except PermissionError:
-        return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=dir_fd)
+        return access.open_at(dir_fd, name, flags | os.O_NOFOLLOW, quietly=quietly)
+    place = location(state, inode)
+    dir_fd, name = state.lower_place(place)
+    return access.open_at(dir_fd, name, os.O_RDONLY | _FLAGS, quietly=state.layers[place.layer].opens_quietly)
 
 
 def is_at_hand(fd: int, size: int) -> bool:

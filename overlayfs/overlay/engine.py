@@ -173,7 +173,9 @@ class Overlay:
         if inode.kind != stat.S_IFLNK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self.state.node(inode) as fd:
-            return os.readlink(b"", dir_fd=fd)
+            target = os.readlink(b"", dir_fd=fd)
+        attributes.note_read(self.state, inode)
+        return target
 
     def statfs(self) -> os.statvfs_result:
         return attributes.statfs(self.state)
@@ -290,6 +292,10 @@ class Overlay:
         if opened is not None:
             opened.pins += 1
         return opened
+
+    def end_passing_through(self, ino: int) -> None:
+        """The data comes through us again."""
+        self.state.passed_through.discard(ino)
 
     def note_written_unseen(self, ino: int) -> None:
         """Somebody may write a file that is passed through, now and as long as its inode is known."""

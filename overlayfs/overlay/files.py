@@ -51,11 +51,19 @@ def release(state: State, inode: Inode) -> None:
 
 
 def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
-    return os.pread(pooled(state, inode, writable=False).fd, size, offset)
+    data = os.pread(pooled(state, inode, writable=False).fd, size, offset)
+    attributes.note_read(state, inode)
+    return data
 
 
 def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
+    count = _read_into(state, inode, offset, buffer)
+    attributes.note_read(state, inode)
+    return count
+
+
+def _read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
     opened = pooled(state, inode, writable=False)
     if not opened.may_wait:
         return os.preadv(opened.fd, [buffer], offset)
@@ -116,7 +124,10 @@ def pass_through(state: State, inode: Inode) -> OpenFile | None:
         or state.work_fd is None
     ):
         return None
-    return pooled(state, inode, writable=True)
+    opened = pooled(state, inode, writable=True)
+    state.passed_through.add(inode.number)
+    inode.attributes = None
+    return opened
 
 
 def note_written_unseen(state: State, inode: Inode) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import time
 from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -50,9 +51,11 @@ class AttributeChanges(NamedTuple):
 # The kernel's struct fuse_attr (linux/fuse.h): ino, size, blocks; seconds of atime, mtime, ctime, their nanoseconds;
 # mode, nlink, uid, gid, rdev, blksize, flags.
 _FUSE_ATTR: Final = struct.Struct("<3Q3q3I7I")
+_TIMES: Final = struct.Struct("<24x3q3I").unpack_from
 _U64: Final = struct.Struct("<Q").unpack_from
 _U32: Final = struct.Struct("<I").unpack_from
 _S: Final = 1_000_000_000  # ns
+_DAY_S: Final = 86_400
 
 
 def encode_device(device: int) -> int:
@@ -114,6 +117,13 @@ class Attributes(bytes):
         names = ("ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks", "blksize")
         times = ("atime_ns", "mtime_ns", "ctime_ns")
         return Attributes.pack(**{name: getattr(self, name) for name in names + times} | fields)
+
+    @property
+    def may_move_when_read(self) -> bool:
+        """Whether a read moves the access time under relatime (mount(8)): it is no later than another, or a day old."""
+        atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest = _TIMES(self)
+        accessed = atime, atime_rest
+        return accessed <= (mtime, mtime_rest) or accessed <= (ctime, ctime_rest) or atime < time.time() - _DAY_S
 
     def _field(self, index: int) -> int:
         return int(_FUSE_ATTR.unpack(self)[index])

@@ -1,6 +1,13 @@
 """What is a layer, and what can its filesystem do?
 
 A layer is held by a descriptor of its root; every access goes beneath it.
+
+Reading moves no access time in a lower layer, nor in any layer where the mount is read-only or `noatime`. Where we may
+copy the layer's mount (root, also of a user namespace) the copy sees to it. Elsewhere files and directories are opened
+with O_NOATIME, which the kernel allows for those of our own user; what is left then is the reading of a symlink and of
+strangers' files, which move the time as the mount of the disk says: mostly once a day (relatime), and never where that
+is read-only or noatime. In an upper without `noatime` the disk's mount decides on every read that reaches the disk's
+filesystem; what the kernel answers from its cache (pages, symlinks, listings in memory) moves nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import NamedTuple
 
 import xxhash
@@ -44,6 +52,8 @@ class Layer:
     identity: bytes
     data_only: bool = False
     apart: bool = False  # held in a private copy of its mount, so that no later mount is met in it
+    opens_quietly: bool = True  # only O_NOATIME keeps a read from moving an access time
+    reads_move_times: bool = False  # and may: it is an upper on a disk that keeps access times
     override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
 
     def number(self, st: os.stat_result) -> int:
@@ -66,6 +76,11 @@ def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
         raise
 
 
+def open_to_read(index: int, path: bytes, data_only: bool = False) -> Layer:
+    """As `open_layer`, for who looks at a layer and leaves it as it is, access times included."""
+    return hold_apart([open_layer(index, path, data_only)], Access.READS)[0]
+
+
 def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     st = os.fstat(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
@@ -74,21 +89,36 @@ def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     return Layer(index, path, fd, st.st_dev, identity, data_only, override=override)
 
 
-def hold_apart(lowers: Sequence[Layer], writable: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
-    """Hold layers in private copies of the mounts that they lie on, as few as possible; unchanged where that cannot be.
+class Access(Enum):
+    """What the mount does to a layer."""
 
-    A mountpoint inside a layer would otherwise lead the daemon into its own mount. The writable layers share a copy,
-    as nothing can be renamed from one copy to another.
+    READS = auto()
+    WRITES = auto()
+    WRITES_NOATIME = auto()
+
+
+def hold_apart(layers: Sequence[Layer], access: Access) -> list[Layer]:
+    """Hold layers in private copies of the mounts that they lie on, as few as possible; in none where that cannot be.
+
+    A mountpoint inside a layer would otherwise lead the daemon into its own mount. The copy of layers that are only
+    read is a read-only mount, so that no mistake of ours can change them. Upper and workdir share a copy, as nothing
+    can be renamed from one to another.
     """
-    held = _hold_in_one_copy([*lowers, *writable])
-    below, above = held[: len(lowers)], held[len(lowers) :]
-    below = [layer if layer.apart else _hold_in_one_copy([layer])[0] for layer in below]
-    if not all(layer.apart for layer in above):
-        above = _hold_in_one_copy(above)
-    return below, above
+    held = _hold_in_one_copy([_with_atime_policy(layer, access) for layer in layers], access)
+    if access is Access.READS:
+        held = [layer if layer.apart else _hold_in_one_copy([layer], access)[0] for layer in held]
+    return held
 
 
-def _hold_in_one_copy(layers: Sequence[Layer]) -> list[Layer]:
+def _with_atime_policy(layer: Layer, access: Access) -> Layer:
+    """As the layer is where no copy of its mount sees to access times."""
+    if access is not Access.WRITES:
+        return replace(layer, opens_quietly=True, reads_move_times=False)
+    keeps_times = bool(os.fstatvfs(layer.root_fd).f_flag & os.ST_NOATIME)
+    return replace(layer, opens_quietly=False, reads_move_times=not keeps_times)
+
+
+def _hold_in_one_copy(layers: Sequence[Layer], access: Access) -> list[Layer]:
     """Copy the mount once, from the directory that all the layers lie in. Each copy costs the kernel milliseconds."""
     paths = [os.path.realpath(layer.path) for layer in layers]
     top = os.path.commonpath(paths)
@@ -97,14 +127,27 @@ def _hold_in_one_copy(layers: Sequence[Layer]) -> list[Layer]:
     except OSError:
         return list(layers)
     try:
+        opens_quietly = not _keeps_access_times(tree_fd, access)
         return [
-            _hold_beneath(tree_fd, os.path.relpath(path, top), layer) for layer, path in zip(layers, paths, strict=True)
+            _hold_beneath(tree_fd, os.path.relpath(path, top), layer, opens_quietly)
+            for layer, path in zip(layers, paths, strict=True)
         ]
     finally:
         os.close(tree_fd)
 
 
-def _hold_beneath(tree_fd: int, path: bytes, layer: Layer) -> Layer:
+def _keeps_access_times(tree_fd: int, access: Access) -> bool:
+    """Make a copied mount what `access` needs; whether that does all there is to do about access times."""
+    if access is Access.WRITES:
+        return True
+    try:
+        syscalls.change_mount(tree_fd, syscalls.MOUNT_READ_ONLY if access is Access.READS else syscalls.MOUNT_NOATIME)
+    except OSError:
+        return False
+    return True
+
+
+def _hold_beneath(tree_fd: int, path: bytes, layer: Layer, opens_quietly: bool) -> Layer:
     """The layer with its descriptor, of the same number, led into the copy; unchanged where that shows another file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree_fd)
@@ -116,7 +159,7 @@ def _hold_beneath(tree_fd: int, path: bytes, layer: Layer) -> Layer:
         os.dup2(fd, layer.root_fd, inheritable=False)
     finally:
         os.close(fd)
-    return replace(layer, apart=True)
+    return replace(layer, apart=True, opens_quietly=opens_quietly)
 
 
 def filesystem_uuid(fd: int) -> bytes:

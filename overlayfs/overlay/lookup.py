@@ -46,23 +46,27 @@ def above(state: State, directory: Directory) -> dict[bytes, Kind]:
         directory.above = {}
         if directory.upper and directory.number not in state.orphans:
             directory.above = None
-            directory.above = _scan(state, state.upper_fd(directory)).kinds
+            assert state.upper is not None
+            directory.above = _scan(state, state.upper, state.upper_fd(directory)).kinds
+            attributes.note_read(state, directory)
     return directory.above
 
 
 def below(state: State, directory: Directory) -> dict[bytes, Candidates]:
     """The merged lower layers of a directory: visible names, each with the layers that provide it."""
     if directory.below is None:
-        directory.below = merge(_scan(state, state.lower_fd(location)) for location in directory.lowers)
+        directory.below = merge(
+            _scan(state, state.layers[location.layer], state.lower_fd(location)) for location in directory.lowers
+        )
     return directory.below
 
 
-def _scan(state: State, dir_fd: int) -> Names:
+def _scan(state: State, layer: Layer, dir_fd: int) -> Names:
     """Read a directory of one layer. Opaque xattrs were honoured when the stack was made, and on the root of a layer
     they mean nothing (as for the kernel); here only the announcement of xattr whiteouts counts."""
     opacity = marks.read_marks_of_descriptor(dir_fd).opacity
     counts = opacity if opacity is Opacity.XATTR_WHITEOUTS else Opacity.TRANSPARENT
-    return state.descriptors.open(lambda: scan(dir_fd, counts))
+    return state.descriptors.open(lambda: scan(dir_fd, counts, layer.opens_quietly))
 
 
 def note(parent: Directory, name: bytes, kind: Kind | None) -> None:

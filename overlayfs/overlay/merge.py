@@ -34,14 +34,15 @@ class Names(NamedTuple):
 Candidates = int | tuple[int, ...]
 
 
-def scan(dir_fd: int, opacity: marks.Opacity) -> Names:
-    """Read a directory of a layer. Raises what reading it raises: an unreadable layer is never a smaller listing."""
+def scan(dir_fd: int, opacity: marks.Opacity, quietly: bool = False) -> Names:
+    """Read a directory of a layer, `quietly` without moving its access time where we may. Raises what reading it
+    raises: an unreadable layer is never a smaller listing."""
     kinds: dict[bytes, Kind] = {}
     hidden: list[bytes] = []
     opaque = opacity is marks.Opacity.OPAQUE
     xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
     file, directory, prefix = Kind.FILE, Kind.DIRECTORY, marks.WHITEOUT_PREFIX
-    with access.scan(dir_fd) as entries:
+    with access.scan(dir_fd, quietly=quietly) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith(prefix):

@@ -22,7 +22,7 @@ from .belonging import verify_origin
 from .claim import claim
 from .drafts import DRAFT_NAME
 from .inodes import ROOT
-from .layer import UPPER_INDEX, Layer, hold_apart, mount_id, open_layer
+from .layer import UPPER_INDEX, Access, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
 
@@ -50,7 +50,7 @@ def _open_state(options: OverlayOptions) -> State:
             raise MountError("upperdir and workdir go together: give both or neither")
         if options.upper is None or options.work is None:
             layers = _open_lowers(options, undo)
-            state = State(options, hold_apart(layers, ())[0], None, limit)
+            state = State(options, hold_apart(layers, Access.READS), None, limit)
         elif options.read_only:
             state = _open_to_look(options, limit, undo)
         else:
@@ -129,7 +129,7 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
         layers = _open_lowers(options, undo, first=1)
         _check_same_filesystem(upper, work)
         _check_overlap(upper, work, layers)
-    layers, _ = hold_apart([upper, *layers], ())
+    layers = hold_apart([upper, *layers], Access.READS)
     return State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
 
 
@@ -139,7 +139,8 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     work = _open("workdir", options.work, undo, UPPER_INDEX)
     _check_same_filesystem(upper, work)
     _check_overlap(upper, work, layers)
-    layers, (upper, work) = hold_apart(layers, (upper, work))
+    layers = hold_apart(layers, Access.READS)
+    upper, work = hold_apart((upper, work), Access.WRITES_NOATIME if options.noatime else Access.WRITES)
     for option, layer in (("upperdir", upper), ("workdir", work)):
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from overlayfs.overlay.mount_flags import FLAG_CHANGES, MS_RDONLY, NOT_A_NEW_MOUNT, FlagChange, is_for_others
+from overlayfs.overlay.mount_flags import (
+    FLAG_CHANGES,
+    MS_NOATIME,
+    MS_RDONLY,
+    NOT_A_NEW_MOUNT,
+    FlagChange,
+    is_for_others,
+)
 from overlayfs.overlay.option_text import (
     OptionItem,
     choice,
@@ -146,6 +153,7 @@ def _finish(draft: _Draft, cwd: bytes) -> ParsedOptions:
         lowers=tuple(map(resolved, draft.lowers)),
         data_lowers=tuple(map(resolved, draft.data_lowers)),
         read_only=bool(flags & MS_RDONLY),
+        noatime=bool(flags & MS_NOATIME),
         **fields,
     )
     return ParsedOptions(

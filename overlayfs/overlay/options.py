@@ -54,7 +54,8 @@ class OverlayOptions:
     `lowers` is top first.  `whiteout` None means: probe.  `timeout_s` None means for ever, 0 that the
     lower layers may change under the mount.  `user_xattr` puts marks under `user.overlay.` even where
     `trusted.overlay.` is allowed.  `verifies_origin` refuses an upper that was first mounted on other
-    lowers.  `read_only` is what was asked; a mount without upper is so too.
+    lowers.  `read_only` is what was asked; a mount without upper is so too.  With `noatime` no reading
+    moves an access time in the upper either.
     """
 
     lowers: tuple[bytes, ...]
@@ -79,6 +80,7 @@ class OverlayOptions:
     static_nlink: bool = False
     writeback: bool = False
     read_only: bool = False
+    noatime: bool = False
 
 
 def validate(options: OverlayOptions) -> None:

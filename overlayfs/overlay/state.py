@@ -191,10 +191,10 @@ class State:
     directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
     `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
     until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `written_unseen` are files that the kernel may write without us.
-    `draft_place` is the directory of the workdir for drafts that take other flags than the workdir hands on.
-    `cannot_clone` are the devices whose files the upper can have no reflinks of; `in_memory` those that are no disks.
-    `unsynced` are directories that the operation changed and is to sync.
+    fdatasync alone is not enough. `passed_through` are files that the kernel serves without us now, `written_unseen`
+    those that it may write so. `draft_place` is the directory of the workdir for drafts that take other flags than the
+    workdir hands on. `cannot_clone` are the devices whose files the upper can have no reflinks of; `in_memory` those
+    that are no disks. `unsynced` are directories that the operation changed and is to sync.
     """
 
     def __init__(
@@ -215,6 +215,7 @@ class State:
         self.cannot_clone: set[int] = set()
         self.in_memory: set[int] = set()
         self.created: dict[int, OpenFile] = {}
+        self.passed_through: set[int] = set()
         self.written_unseen: set[int] = set()
         self.draft_place: DraftPlace | None = None
         self.work_inheritance: Inheritance | None = None
@@ -289,6 +290,7 @@ class State:
             self.descriptors.drop_directory(location)
         self.synced_names.discard(inode.number)
         self.written_unseen.discard(inode.number)
+        self.passed_through.discard(inode.number)
         self.drop_orphan(inode)
 
     def drop_orphan(self, inode: Inode) -> None:

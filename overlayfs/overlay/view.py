@@ -12,6 +12,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
@@ -97,8 +98,12 @@ class View:
 
     def open(self, place: Location, flags: int) -> int:
         """Open a place beneath its layer's root; the caller owns the descriptor."""
+        layer = self._layers[place.layer]
         with self.naming(place):
-            return access.open_beneath(self._layers[place.layer].root_fd, place.path, flags)
+            if layer.opens_quietly and not flags & os.O_PATH:
+                with suppress(PermissionError):  # of others' files we may not ask for it
+                    return access.open_beneath(layer.root_fd, place.path, flags | os.O_NOATIME)
+            return access.open_beneath(layer.root_fd, place.path, flags)
 
     def naming(self, place: Location) -> _Naming:
         """Errors of the block carry the path that people know, not one of our descriptors'."""
@@ -123,7 +128,7 @@ class View:
                 opacity = marks.read_marks(fd, b".").opacity
                 if opacity is marks.Opacity.OPAQUE and not place.path:
                     opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
-                return scan(fd, opacity)
+                return scan(fd, opacity, self._layers[place.layer].opens_quietly)
         finally:
             os.close(fd)
 

@@ -109,16 +109,26 @@ def _opened(answer: object) -> int:
 # -- opening and reading
 
 
-def open_at(dir_fd: int, name: bytes, flags: int, mode: int = 0o777) -> int:
+# Reading `quietly` moves no access time where we may ask for that: of our own files, or with CAP_FOWNER. Where we may
+# not, it moves as the mount says.
+
+
+def open_at(dir_fd: int, name: bytes, flags: int, mode: int = 0o777, *, quietly: bool = False) -> int:
     """openat(2). The caller owns the descriptor."""
+    if quietly:
+        with suppress(PermissionError):
+            return open_at(dir_fd, name, flags | os.O_NOATIME, mode)
     try:
         return os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     except PermissionError as error:
         return _opened(_by_deputy(error, "open", (dir_fd,), name, flags | os.O_CLOEXEC, mode))
 
 
-def reopen(fd: int, flags: int) -> int:
+def reopen(fd: int, flags: int, *, quietly: bool = False) -> int:
     """Open what `fd` (O_PATH is enough) refers to once more. The caller owns the descriptor."""
+    if quietly:
+        with suppress(PermissionError):
+            return reopen(fd, flags | os.O_NOATIME)
     try:
         return os.open(descriptor_path(fd), flags | os.O_CLOEXEC)
     except PermissionError as error:
@@ -186,8 +196,10 @@ class Entry:
         return self._found.is_symlink()
 
 
-def scan(dir_fd: int) -> AbstractContextManager[Iterator[os.DirEntry[bytes] | Entry]]:
+def scan(dir_fd: int, *, quietly: bool = False) -> AbstractContextManager[Iterator[os.DirEntry[bytes] | Entry]]:
     """The entries, in a `with` block, of a directory of which `dir_fd` (O_PATH) is a descriptor."""
+    if quietly:
+        return _scan_opened(reopen(dir_fd, _READ_DIRECTORY, quietly=True))
     try:
         return os.scandir(descriptor_path(dir_fd))
     except PermissionError as error:

@@ -29,7 +29,10 @@ _AT_EMPTY_PATH = 0x1000
 _SYS_OPEN_TREE = 428  # Linux 5.2
 _OPEN_TREE_CLONE = 1
 _SYS_MOUNT_SETATTR = 442
-_MAKE_PRIVATE = struct.pack("4Q", 0, 0, 1 << 18, 0)  # struct mount_attr: set, clear, propagation, userns_fd
+# struct mount_attr: set, clear, propagation, userns_fd
+_MAKE_PRIVATE = struct.pack("4Q", 0, 0, 1 << 18, 0)
+MOUNT_READ_ONLY = struct.pack("4Q", 0x01, 0, 0, 0)
+MOUNT_NOATIME = struct.pack("4Q", 0x10, 0x70, 0, 0)  # an access time policy takes the place of another
 _TIMES = struct.Struct("4l")  # struct timespec[2]: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYS_OPENAT2 = 437  # the same on every architecture (Linux 5.6)
@@ -174,12 +177,19 @@ def open_apart(path: bytes) -> int:
     fd = int(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, ctypes.c_uint(flags)))
     if fd < 0:
         _raise_errno(path)
-    # else what is mounted in the original later would be propagated
-    if _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, _MAKE_PRIVATE, len(_MAKE_PRIVATE)) != 0:
-        code = ctypes.get_errno()
+    try:  # else what is mounted in the original later would be propagated
+        change_mount(fd, _MAKE_PRIVATE)
+    except OSError:
         os.close(fd)
-        raise OSError(code, os.strerror(code), path)
+        raise
     return fd
+
+
+def change_mount(fd: int, attributes: bytes) -> None:
+    """mount_setattr(2) of the mount whose root `fd` is: MOUNT_READ_ONLY or MOUNT_NOATIME. In a user namespace EPERM
+    where a mount of its parent gets another access time policy."""
+    if _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)) != 0:
+        _raise_errno(b"")
 
 
 def renameat2(src_dir_fd: int, src: bytes, dst_dir_fd: int, dst: bytes, flags: int = 0) -> None:

@@ -8,10 +8,18 @@ from __future__ import annotations
 import errno
 
 from .case import Deviation
+from .cases import content
 from .cases.renaming import FAR
 from .cases.states import LOW, UP
 from .steps import fstat, lsattr, rename
 from .tree import Tree, file
+
+
+def _copied_by_opening() -> dict[str, Deviation]:
+    """Programs open for writing and write nothing: databases that are read, lock files, `git status`."""
+    why = "copies a lower file up when it is opened for writing; we copy at the first write"
+    names = ("open-read-write-and-only-read", "open-append-and-write-nothing", "open-create-existing-keeps")
+    return {name: Deviation(why, upper_after={"f": content.LOW}) for name in names}
 
 
 def _cross_device(old: str, new: str, view: Tree) -> Deviation:
@@ -44,4 +52,5 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
         {1: lsattr("x", "")},
         upper_after={"x": file(mode=0o600)},
     ),
+    **_copied_by_opening(),
 }

@@ -109,8 +109,13 @@ class Gate:
         self._memory.close()
 
 
-def supervise(work: Callable[[Gate], object], fault: Fault | None = None) -> Run:
-    """Fork, run `work(gate)` in the child under the filter with `fault` injected, and collect its result."""
+def supervise(
+    work: Callable[[Gate], object], fault: Fault | None = None, on_sync: Callable[[int], None] | None = None
+) -> Run:
+    """Fork, run `work(gate)` in the child under the filter with `fault` injected, and collect its result.
+
+    `on_sync` is called before each fsync and fdatasync, armed or not, with a descriptor of the file of its own.
+    """
     gate = Gate()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
@@ -119,7 +124,7 @@ def supervise(work: Callable[[Gate], object], fault: Fault | None = None) -> Run
         _child(work, gate, theirs)
     theirs.close()
     try:
-        return _Supervisor(pid, gate, ours, fault).run()
+        return _Supervisor(pid, gate, ours, fault, on_sync).run()
     finally:
         ours.close()
         gate.close()
@@ -169,11 +174,19 @@ def _install_filter() -> int:
 class _Supervisor:
     """The parent's side of one child: answers its calls until it ends."""
 
-    def __init__(self, pid: int, gate: Gate, channel: socket.socket, fault: Fault | None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        gate: Gate,
+        channel: socket.socket,
+        fault: Fault | None,
+        on_sync: Callable[[int], None] | None,
+    ) -> None:
         self.pid = pid
         self.gate = gate
         self.channel = channel
         self.fault = fault
+        self.on_sync = on_sync
         self.outcome = Run()
         self.killed = False
         self.received = b""
@@ -229,6 +242,8 @@ class _Supervisor:
             return  # the caller died or was interrupted before we took its call
         ident, tid, _, number, _, _, *arguments = NOTIFICATION.unpack(buffer)
         call = _describe(tid, number, arguments)
+        if self.on_sync is not None and call.name in ("fsync", "fdatasync"):
+            self._tell_of_sync(arguments[0])
         if not self.gate.is_armed or (call.name == "write" and arguments[0] in (1, 2)):  # the log is no point
             self._reply(ident, 0, 0, NOTIF_CONTINUE)
             return
@@ -237,6 +252,14 @@ class _Supervisor:
             self._reply(ident, 0, 0, NOTIF_CONTINUE)
             return
         self._strike(ident, tid, call, arguments, self.fault.action)
+
+    def _tell_of_sync(self, descriptor: int) -> None:
+        copy = self._borrow(descriptor)
+        try:
+            assert self.on_sync is not None
+            self.on_sync(copy)
+        finally:
+            os.close(copy)
 
     def _strike(self, ident: int, tid: int, call: Call, arguments: list[int], action: Kill | Short | Fail) -> None:
         self.outcome.struck = call

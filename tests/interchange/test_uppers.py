@@ -38,7 +38,8 @@ _OUR_FORMATS = (Format.OVERLAY, Format.OVERLAY_XATTR)
 _SHARED_CASES = [
     case
     for case in CASES
-    if {ENGINE, KERNEL} <= case.targets and case.steps and case.upper is not None and case.id not in KERNEL_DIFFERENCES
+    if {ENGINE, KERNEL} <= case.targets and case.steps and case.upper is not None and not case.unreadable
+    if case.id not in KERNEL_DIFFERENCES
 ]
 _EVERY = 6
 # Deleting one name of a hard-linked lower file copies nothing up: the kernel, which would have copied it, keeps the

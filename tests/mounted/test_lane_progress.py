@@ -9,13 +9,13 @@ import signal
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.actors import Who, as_actor, fork
+from tests.mounted.held_file import held_file
 from tests.mounted.program import has_ended, mounts_beneath, wait_for_mounts
 from tests.mounted.stack import Stack, make_tree
 from tests.mounted.test_limits import until
@@ -47,34 +47,33 @@ def _append(path: Path, data: bytes = b"!") -> None:
         file.write(data)
 
 
-def _ends(pid: int) -> bool:
-    return os.waitpid(pid, os.WNOHANG) != (0, 0)
+@pytest.mark.parametrize("options", [(), ("lane=off",)], ids=["default", "lane=off"])
+def test_others_are_answered_while_a_large_file_is_copied_up(options: tuple[str, ...], stack: Stack) -> None:
+    """The copy cannot end before the others have been answered: its source waits for them."""
+    size = 64 * MIB
+    count = 200
+    stack.lowers.append(stack.base / "held")
+    make_tree(stack.lowers[0], [f"d/file{number}" for number in range(count)], b"small")
+    with held_file(stack.lowers[-1], size) as held:
+        stack.mount(*options)
+        pid = fork(lambda: _append(stack.place / "large"))
+        held.wait_for_read()
+        assert as_actor(Who(0, 0), lambda: _use_others(stack.place, count)) == count
+        assert not (stack.upper / "large").exists()
+        held.allow()
+        assert os.waitpid(pid, 0)[1] == 0
+        assert (stack.place / "large").stat().st_size == size + 1
+        stack.unmount()
 
 
-@pytest.mark.timeout(900)
-def test_others_are_answered_while_a_large_file_is_copied_up(stack: Stack, long: bool) -> None:
-    size = (4096 if long else 512) * MIB
-    _put_large(stack.lowers[0] / "large", size)
-    make_tree(stack.lowers[0], [f"d/file{number}" for number in range(500)], b"small")
-    stack.mount()
-    inside = set(os.listdir(stack.place / "d"))
-    started = time.monotonic()
-    pid = fork(lambda: _append(stack.place / "large"))
-    durations: list[float] = []
-    last = started
-    while not _ends(pid):
-        number = len(durations)
-        assert not (stack.place / f"d/absent{number}").exists()
-        if number % 50 == 0:
-            (stack.place / f"d/file{number // 50 % 500}").read_bytes()
-            (stack.place / f"new{number}").write_bytes(b"made meanwhile")
-        durations.append(time.monotonic() - last)
-        last = time.monotonic()
-    whole = time.monotonic() - started
-    assert len(durations) > 100
-    assert max(durations) < whole / 2, "somebody waited for the copy"
-    assert (stack.place / "large").stat().st_size == size + 1
-    assert set(os.listdir(stack.place / "d")) == inside
+def _use_others(place: Path, count: int) -> int:
+    """How many files there are in a directory, each of which was looked for, read, changed or made."""
+    for number in range(count):
+        assert not (place / f"d/absent{number}").exists()
+        assert (place / f"d/file{number}").read_bytes() == b"small"
+        _append(place / f"d/file{number}")
+        (place / f"new{number}").write_bytes(b"made meanwhile")
+    return len(os.listdir(place / "d"))
 
 
 def test_those_who_need_the_copy_wait_and_the_others_do_not(stack: Stack) -> None:
@@ -129,18 +128,26 @@ def test_idle_daemon_takes_no_time(options: tuple[str, ...], stack: Stack) -> No
     pid = stack.pid
     pidfd = os.pidfd_open(pid)
     try:
-        assert not has_ended(pidfd, 0.1)  # the last poll is over
-        before = _cpu_ticks(pid)
-        assert not has_ended(pidfd, 1)
-        assert _cpu_ticks(pid) == before
+        until(lambda: _is_idle_for_a_second(pid, pidfd))
     finally:
         os.close(pidfd)
 
 
-def _cpu_ticks(pid: int) -> int:
-    """utime and stime: proc(5), stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def _is_idle_for_a_second(pid: int, pidfd: int) -> bool:
+    """Whether no thread of the daemon ran. One that wakes up by itself runs in each second, however often one looks;
+    on a machine with much to do the last request's work may take a while to end."""
+    before = _turns(pid)
+    assert not has_ended(pidfd, 1)
+    return _turns(pid) == before
+
+
+def _turns(pid: int) -> dict[str, tuple[str, ...]]:
+    """For each thread its state, and how often it gave up a processor or lost it: proc(5), status."""
+    found: dict[str, tuple[str, ...]] = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        fields = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines())
+        found[thread.name] = fields["State"], fields["voluntary_ctxt_switches"], fields["nonvoluntary_ctxt_switches"]
+    return found
 
 
 # Many at once

@@ -65,6 +65,8 @@ FIELDS: list[tuple[str, str, Any]] = [
     ("xattr_permissions=0", "xattr_permissions", 0),
     ("xattr_permissions=1", "xattr_permissions", 1),
     ("xattr_permissions=2", "xattr_permissions", 2),
+    ("noatime", "noatime", True),
+    ("noatime,relatime", "noatime", False),
     ("timeout=0", "timeout_s", 0.0),
     ("timeout=1.5", "timeout_s", 1.5),
     ("timeout=1000000000", "timeout_s", 1e9),

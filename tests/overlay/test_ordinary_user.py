@@ -278,3 +278,18 @@ def test_signals_that_end_a_daemon_do_not_end_its_deputy_first(closed_file: int)
     assert read(closed_file) == b"content"
     assert started() is deputy
     access.dismiss()
+
+
+def test_reading_moves_no_access_time_of_own_files_and_directories_below(nobody: Overlay, base: Path) -> None:
+    """There is no copy of the mount to see to it; the kernel lets owners ask for it at each open."""
+    lower = base / "lower"
+    (lower / "d").mkdir()
+    (lower / "d" / "file").write_bytes(b"content")
+    paths = (lower, lower / "d", lower / "d" / "file")
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18 + 1))
+    directory = nobody.lookup(1, b"d").ino
+    assert [entry.name for entry in nobody.readdir(directory, 0)] == [b".", b"..", b"file"]
+    file = nobody.lookup(directory, b"file").ino
+    assert nobody.read(file, 0, 100) == b"content"
+    assert {path.stat().st_atime_ns for path in paths} == {10**18}

@@ -91,11 +91,12 @@ def lowfile(data: bytes) -> Node:
 
 OPENING = [
     simple("open-reading-copies-nothing", [open_("h", "f"), pread("h", b"content"), close("h")], {"f": LOW}, {"f": LOW}, {"f": absent()}),
-    simple("open-read-write-and-only-read", [open_("h", "f", RDWR), pread("h", b"content"), close("h")], {"f": LOW}, {"f": LOW}),
+    simple("open-read-write-and-only-read", [open_("h", "f", RDWR), pread("h", b"content"), close("h")], {"f": LOW}, {"f": LOW}, {"f": absent()}),
+    simple("open-append-and-write-nothing", [open_("h", "f", WRONLY | APPEND), close("h")], {"f": LOW}, {"f": LOW}, {"f": absent()}),
     simple("open-missing", [open_("h", "g").fails(errno.ENOENT)], {"f": LOW}, {"f": LOW}),
     simple("open-exclusive-existing", [open_("h", "f", RDWR | CREAT | EXCL).fails(errno.EEXIST)], {"f": LOW}, {"f": LOW}),
     simple("open-exclusive-deleted", [unlink("f"), open_("h", "f", RDWR | CREAT | EXCL, 0o600), pwrite("h", b"n")], {"f": file(b"n", 0o600)}, {"f": LOW}),
-    simple("open-create-existing-keeps", [open_("h", "f", RDWR | CREAT, 0o777), pread("h", b"content")], {"f": LOW}, {"f": LOW}),
+    simple("open-create-existing-keeps", [open_("h", "f", RDWR | CREAT, 0o777), pread("h", b"content")], {"f": LOW}, {"f": LOW}, {"f": absent()}),
     simple("open-truncating-lower", [open_("h", "f", WRONLY | TRUNC), fstat("h", size=0), close("h")], {"f": lowfile(b"")}, {"f": file(b"x" * 1_000_000, 0o640, 5, 6)}, {"f": lowfile(b"")}),
     simple("open-truncating-upper", [open_("h", "f", WRONLY | TRUNC), close("h")], {"f": file(b"")}, upper={"f": file(b"x" * 10)}),
     simple("open-truncating-reading", [open_("h", "f", RDWR | TRUNC), pread("h", b""), pwrite("h", b"ab"), pread("h", b"ab")], {"f": lowfile(b"ab")}, {"f": LOW}),

@@ -135,14 +135,13 @@ def check_alive(state: State, parent: Directory) -> None:
 
 
 def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Caller) -> None:
-    above = attributes.attributes_of(state, parent)
-    gid = caller.gid
-    if above.mode & stat.S_ISGID:
-        gid = above.gid
+    ids = state.ownership
+    gid = ids.disk_gid(caller.gid)
+    if attributes.attributes_of(state, parent).mode & stat.S_ISGID:
+        gid = attributes.group_on_disk(state, parent)
         mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
     inherited = inherit_acl(attributes.default_acl(state, parent), mode, caller.umask)
-    ids = state.ownership
-    drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), ids.disk_gid(gid), inherited.mode, 0), inherited.acls)
+    drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), gid, inherited.mode, 0), inherited.acls)
 
 
 def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 
 from .case import Deviation
+from .cases.owners import NOBODY
 from .cases.renaming import FAR, WHITEOUT_CELLS, expected_errno, matrix_case, untouched
 from .cases.states import LOW, UP
-from .steps import WHITEOUT, fstat, rename, stat
-from .tree import Tree
+from .steps import WHITEOUT, chmod, fstat, mkdir, rename, stat
+from .tree import Tree, absent, directory, file
 
 
 def _refused_whiteouts() -> dict[str, Deviation]:
@@ -50,6 +51,18 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
     "replaced-by-rename-while-open": Deviation(
         "an open lower file that was replaced without a copy-up keeps the nlink of the lower layer",
         {3: fstat("h", nlink=1)},
+    ),
+    "ids-beyond-the-map-kept-by-copy-up": Deviation(
+        "refuses to change a file whose owner has no id in the mount; we let who may",
+        {0: chmod("f", 0o600).fails(errno.EOVERFLOW)},
+        {"": directory(0o755, 1, 200), "f": file(b"x", 0o644, NOBODY, NOBODY)},
+        {"f": absent()},
+    ),
+    "ids-of-setgid-directory-beyond-the-map": Deviation(
+        "refuses to make a name in a directory whose group has no id in the mount; we let who may",
+        {0: mkdir("d/e").by(34, 1).fails(errno.EACCES)},
+        {"": directory(0o755, 1, 200), "d": directory(0o2777, 1, NOBODY)},
+        {"d/e": absent()},
     ),
     **_refused_whiteouts(),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import attributes, content, linked, naming, reading, renaming
+from . import attributes, content, linked, naming, owners, reading, renaming
 
 CASES: list[Case] = [
     *reading.CASES,
@@ -12,4 +12,5 @@ CASES: list[Case] = [
     *attributes.CASES,
     *content.CASES,
     *linked.CASES,
+    *owners.CASES,
 ]

@@ -251,11 +251,11 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """Names as seen inside the mount: marks hidden, escaped ones unescaped."""
     if not state.options.xattrs:
         return []
-    shown = map(marks.shown_xattr, _stored_names(state, inode))
+    shown = map(marks.shown_xattr, stored_names(state, inode))
     return [name for name in shown if name is not None and _allowed(state, name)]
 
 
-def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
+def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
     known = inode.xattr_names
     if known is not None and metadata.CAPABILITY in known and inode.number in state.passed_through:
@@ -280,7 +280,7 @@ def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
     stored = marks.stored_xattr(name)
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if stored is None or (stored.startswith(_LISTED) and stored not in _stored_names(state, inode)):
+    if stored is None or (stored.startswith(_LISTED) and stored not in stored_names(state, inode)):
         return None
     with state.node(inode) as fd:
         value = os.getxattr(descriptor_path(fd), stored)

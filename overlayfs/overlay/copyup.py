@@ -19,7 +19,7 @@ from typing import Self
 
 from ..tree import marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, content, drafts, indexing, lookup
+from . import attributes, content, drafts, impure, indexing, lookup
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -320,6 +320,7 @@ def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> 
     """Publish into an upper directory that must not look changed by it."""
     dir_fd = state.upper_fd(parent)
     with drafts.unseen(dir_fd):
+        impure.mark(state, parent)
         draft.publish(dir_fd, name)
     lookup.note(parent, name, Kind.DIRECTORY if draft.is_directory else Kind.FILE)
     drafts.note_changed(state, parent)

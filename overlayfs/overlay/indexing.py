@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from ..tree import marks, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, copyup, lookup
+from . import attributes, copyup, impure, lookup
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
@@ -110,6 +110,7 @@ def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name
     copyup.ensure_upper_directory(state, parent)
     to_fd = state.upper_fd(parent)
     with unseen(to_fd):
+        impure.mark(state, parent)
         os.link(source, name, src_dir_fd=dir_fd, dst_dir_fd=to_fd, follow_symlinks=False)
     lookup.note(parent, name, Kind.FILE)
     note_changed(state, parent)

@@ -305,7 +305,7 @@ class Directory(Inode):
     the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "listing", "lower_path", "lowers")
+    __slots__ = ("above", "below", "children", "default_acl", "impure", "listing", "lower_path", "lowers")
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -315,4 +315,5 @@ class Directory(Inode):
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
+        self.impure = False  # known to carry the mark of that name in the upper
         self.listing: Listing | None = None

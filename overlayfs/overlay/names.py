@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from ..tree import metadata, syscalls
 from ..tree.metadata import inherit_acl
 from ..tree.syscalls import descriptor_path
-from . import attributes, copyup, drafts, indexing, lookup, whiteouts
+from . import attributes, copyup, drafts, impure, indexing, lookup, whiteouts
 from .drafts import Draft
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
@@ -230,6 +230,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
     from_fd, source = state.place(inode)
+    impure.mark_for(state, parent, inode)
 
     def link_at(to_fd: int, to: bytes) -> None:
         os.link(source, to, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)

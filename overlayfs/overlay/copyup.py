@@ -44,6 +44,8 @@ def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int |
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     truncated = copy_up(state, inode, need, size) if inode.metacopy or not inode.upper else False
+    if inode.number in state.names_to_link:
+        indexing.link_known_names(state, inode)
     drafts.sync_changed(state)
     return truncated
 

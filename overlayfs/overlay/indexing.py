@@ -136,6 +136,18 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         _count_from_upper(state, fd, inode.lost_links)
 
 
+def link_known_names(state: State, inode: Inode) -> None:
+    """Have a file of the index, which is about to change, in the upper under all lower names that were looked up.
+
+    The kernel links each name by which the file is opened for writing; whoever reads the upper alone finds it there.
+    """
+    state.names_to_link.discard(inode.number)
+    for parent, name in list(inode.names()):
+        if name not in lookup.above(state, parent):
+            with afterwards():  # a name that cannot be linked is led to the copy by the index all the same
+                link_lower_name(state, inode, parent, name)
+
+
 def before_linking(state: State, inode: Inode) -> None:
     """A name in the upper is about to be made or deleted: have the count on disk follow that by itself."""
     if inode.index_name is not None:

@@ -206,6 +206,7 @@ class State:
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
         self.index_names: set[bytes] = set()
+        self.names_to_link: set[int] = set()  # files of the index of which a lower name was looked up lately
         self.links_fd: int | None = None
         self.lost_links: dict[int, int] = {}
         self.prefix = marks.TRUSTED
@@ -271,6 +272,7 @@ class State:
         for location in inode.lowers if isinstance(inode, Directory) else ():
             self.descriptors.drop_directory(location)
         self.synced_names.discard(inode.number)
+        self.names_to_link.discard(inode.number)
         self.drop_orphan(inode)
 
     def drop_orphan(self, inode: Inode) -> None:

@@ -143,8 +143,8 @@ def link_known_names(state: State, inode: Inode) -> None:
     """
     state.names_to_link.discard(inode.number)
     for parent, name in list(inode.names()):
-        if name not in lookup.above(state, parent):
-            with afterwards():  # a name that cannot be linked is led to the copy by the index all the same
+        with afterwards():  # a name that cannot be linked is led to the copy by the index all the same
+            if name not in lookup.above(state, parent):
                 link_lower_name(state, inode, parent, name)
 
 

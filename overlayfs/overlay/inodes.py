@@ -315,5 +315,5 @@ class Directory(Inode):
         self.below: dict[bytes, Candidates] | None = None
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
-        self.impure = False  # known to carry the mark of that name in the upper
+        self.impure = False  # its part in the upper has that mark, or cannot have it
         self.listing: Listing | None = None

@@ -99,7 +99,7 @@ def _on_container(request: Request, containers: Containers, container: Container
 def _exchanged_with_root(own: int) -> str:
     """A mapping of all ids in which root and `own` change places."""
     ranges = [(own, 0, 1), (0, own, 1), (1, 1, own - 1), (own + 1, own + 1, MAX_ID - own)]
-    return ":".join(f"{container}:{host}:{size}" for container, host, size in ranges if size > 0)
+    return ":".join(f"{disk}:{shown}:{size}" for disk, shown, size in ranges if size > 0)
 
 
 def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:

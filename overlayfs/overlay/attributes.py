@@ -80,6 +80,19 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
 
 def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
     """Owner and mode as shown: the override xattr first, then the id maps."""
+    owner, ids = _mapless_owner(state, inode, st), state.ownership
+    return owner if ids.plain else owner._replace(uid=ids.shown_uid(owner.uid), gid=ids.shown_gid(owner.gid))
+
+
+def group_on_disk(state: State, inode: Inode) -> int:
+    """The group with its id as on disk, which need not have one in the mount."""
+    if state.ownership.plain:
+        return attributes_of(state, inode).gid
+    return _mapless_owner(state, inode, real_stat(state, inode)).gid
+
+
+def _mapless_owner(state: State, inode: Inode, st: os.stat_result) -> Owner:
+    """Owner and mode with ids as on disk."""
     owner = Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
     layer = layer_of(state, inode)
     if layer.override is not None and (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
@@ -87,9 +100,7 @@ def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
             owner = read_override(layer, fd, owner)
     elif layer.override is not None:
         owner = bare_owner(st)
-    if state.ownership.plain:
-        return owner
-    return owner._replace(uid=state.ownership.shown_uid(owner.uid), gid=state.ownership.shown_gid(owner.gid))
+    return owner
 
 
 def layer_of(state: State, inode: Inode) -> Layer:
@@ -269,11 +280,11 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """Names as seen inside the mount: marks hidden, escaped ones unescaped."""
     if not state.options.xattrs:
         return []
-    shown = map(marks.shown_xattr, _stored_names(state, inode))
+    shown = map(marks.shown_xattr, stored_names(state, inode))
     return [name for name in shown if name is not None and _allowed(state, name)]
 
 
-def _stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
+def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     """The names of all xattrs on disk; no system call while they are known, as most files have none and are asked."""
     known = inode.xattr_names
     if known is not None and metadata.CAPABILITY in known and inode.number in state.written_unseen:
@@ -289,22 +300,17 @@ def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
     stored = marks.stored_xattr(name)
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if stored is None or (stored.startswith(_LISTED) and stored not in _stored_names(state, inode)):
+    if stored is None or (stored.startswith(_LISTED) and stored not in stored_names(state, inode)):
         return None
     with state.node(inode) as fd:
         value = access.getxattr(fd, stored)
-    ids = state.ownership
-    if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
-        return metadata.map_acl(value, ids.shown_uid, ids.shown_gid)
-    return value
+    return state.ownership.shown_value(name, value)
 
 
 def setxattr(state: State, inode: Inode, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
     stored = _stored_for_change(state, name)
     protection.refuse_change(state, inode)
-    ids = state.ownership
-    if name in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL) and not ids.plain:
-        value = metadata.map_acl(value, ids.disk_uid, ids.disk_gid)
+    value = state.ownership.disk_value(name, value)
     copyup.ensure_upper(state, inode, copyup.Need.METADATA)
     before = attributes_of(state, inode)
     with state.upper_node(inode) as fd:

@@ -19,7 +19,7 @@ from typing import Self
 
 from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
-from . import attributes, content, drafts, indexing, inheritance, lookup, protection
+from . import attributes, content, drafts, impure, indexing, inheritance, lookup, protection
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
@@ -44,6 +44,8 @@ def ensure_upper(state: State, inode: Inode, need: Need = Need.DATA, size: int |
     if state.work_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     truncated = copy_up(state, inode, need, size) if inode.metacopy or not inode.upper else False
+    if inode.number in state.names_to_link:
+        indexing.link_known_names(state, inode)
     drafts.sync_changed(state)
     return truncated
 
@@ -334,6 +336,7 @@ def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> 
     """Publish into an upper directory that must not look changed by it."""
     dir_fd = state.upper_fd(parent)
     with drafts.unseen(dir_fd):
+        impure.mark(state, parent)
         draft.publish(dir_fd, name)
     lookup.note(parent, name, Kind.DIRECTORY if draft.is_directory else Kind.FILE)
     drafts.note_changed(state, parent)

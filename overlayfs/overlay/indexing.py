@@ -14,7 +14,7 @@ import stat
 from contextlib import suppress
 
 from ..tree import access, marks, syscalls
-from . import attributes, copyup, lookup
+from . import attributes, copyup, impure, lookup
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
@@ -109,6 +109,7 @@ def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name
     copyup.ensure_upper_directory(state, parent)
     to_fd = state.upper_fd(parent)
     with unseen(to_fd):
+        impure.mark(state, parent)
         access.link(dir_fd, source, to_fd, name)
     lookup.note(parent, name, Kind.FILE)
     note_changed(state, parent)
@@ -132,6 +133,18 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         inode.lost_links += 1
         inode.attributes = None
         _count_from_upper(state, fd, inode.lost_links)
+
+
+def link_known_names(state: State, inode: Inode) -> None:
+    """Have a file of the index, which is about to change, in the upper under all lower names that were looked up.
+
+    The kernel links each name by which the file is opened for writing; whoever reads the upper alone finds it there.
+    """
+    state.names_to_link.discard(inode.number)
+    for parent, name in list(inode.names()):
+        with afterwards():  # a name that cannot be linked is led to the copy by the index all the same
+            if name not in lookup.above(state, parent):
+                link_lower_name(state, inode, parent, name)
 
 
 def before_linking(state: State, inode: Inode) -> None:

@@ -323,7 +323,18 @@ class Directory(Inode):
     must say. `listing` is what readers of the directory were shown.
     """
 
-    __slots__ = ("above", "below", "children", "default_acl", "inheritance", "listing", "lower_path", "lowers", "seen")
+    __slots__ = (
+        "above",
+        "below",
+        "children",
+        "default_acl",
+        "impure",
+        "inheritance",
+        "listing",
+        "lower_path",
+        "lowers",
+        "seen",
+    )
 
     def __init__(self, number: int, parent: Directory | None, name: bytes) -> None:
         super().__init__(number, stat.S_IFDIR, parent, name)
@@ -334,5 +345,6 @@ class Directory(Inode):
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | bool | None = False  # False: not read yet
         self.inheritance: Inheritance | None = None  # of a directory in the upper; None: not read yet
+        self.impure = False  # its part in the upper has that mark, or cannot have it
         self.listing: Listing | None = None
         self.seen: list[tuple[int, int, int]] | None = None

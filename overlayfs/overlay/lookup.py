@@ -197,6 +197,8 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
         known = state.shared(layer.index, st) or _from_index(state, above_it.child(name), st)
         if known is not None:
             known.add_name(parent, name)
+            if known.index_name is not None:
+                state.names_to_link.add(known.number)
             return known
     number = layer.number(st)
     inode = _new_inode(state, parent, name, st, number)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from ..tree import access, metadata, syscalls
 from ..tree.metadata import inherit_acl
-from . import attributes, copyup, drafts, indexing, inheritance, lookup, protection, whiteouts
+from . import attributes, copyup, drafts, impure, indexing, inheritance, lookup, protection, whiteouts
 from .drafts import Draft, Maker
 from .inodes import Caller, Directory, Inode
 from .layer import UPPER_INDEX
@@ -173,14 +173,13 @@ def check_alive(state: State, parent: Directory) -> None:
 
 
 def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Caller) -> None:
-    above = attributes.attributes_of(state, parent)
-    gid = caller.gid
-    if above.mode & stat.S_ISGID:
-        gid = above.gid
+    ids = state.ownership
+    gid = ids.disk_gid(caller.gid)
+    if attributes.attributes_of(state, parent).mode & stat.S_ISGID:
+        gid = attributes.group_on_disk(state, parent)
         mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
     inherited = inherit_acl(attributes.default_acl(state, parent), mode, caller.umask)
-    ids = state.ownership
-    drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), ids.disk_gid(gid), inherited.mode, 0), inherited.acls)
+    drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), gid, inherited.mode, 0), inherited.acls)
 
 
 def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
@@ -274,6 +273,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
 
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
     from_fd, source = state.place(inode)
+    impure.mark_for(state, parent, inode)
 
     def link_at(to_fd: int, to: bytes) -> None:
         access.link(from_fd, source, to_fd, to)

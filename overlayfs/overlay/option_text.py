@@ -154,17 +154,17 @@ def zero_one(value: bytes) -> bool:
 
 
 def id_triples(value: bytes) -> tuple[tuple[int, int, int], ...]:
-    """`container:host:size[:container:host:size…]`; podman writes an empty item first."""
+    """`disk:shown:size[:disk:shown:size…]`; podman writes an empty item first."""
     items = value.removeprefix(b":").split(b":")
     if len(items) % 3:
-        raise ValueError("container:host:size is needed, once or several times")
+        raise ValueError("disk:shown:size is needed, once or several times")
     numbers = [id_number(item) for item in items]
     triples = tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
-    for container, host, size in triples:
-        if not size or max(container, host) + size - 1 > MAX_ID:
-            raise ValueError(f"a range {container}:{host}:{size} is empty or ends above {MAX_ID}")
-    _refuse_overlaps("container", [(container, size) for container, _, size in triples])
-    _refuse_overlaps("host", [(host, size) for _, host, size in triples])
+    for disk, shown, size in triples:
+        if not size or max(disk, shown) + size - 1 > MAX_ID:
+            raise ValueError(f"a range {disk}:{shown}:{size} is empty or ends above {MAX_ID}")
+    _refuse_overlaps("disk", [(disk, size) for disk, _, size in triples])
+    _refuse_overlaps("shown", [(shown, size) for _, shown, size in triples])
     return triples
 
 

@@ -40,10 +40,10 @@ class WhiteoutFormat(Enum):
 
 
 class IdRange(NamedTuple):
-    """`size` ids from `host` on disk show as those from `container` in the mount."""
+    """`size` ids in a row: `disk` is the first one in the layers, `shown` the same one in the mount."""
 
-    container: int
-    host: int
+    disk: int
+    shown: int
     size: int
 
 

@@ -1,17 +1,18 @@
 """Whose is a file: as the disk says, and as the mount shows it.
 
 Two independent translations: id maps and squashing (options), and override xattrs, in which rootless engines keep
-the owner, mode and type that they may not give a file (containers/storage, fuse-overlayfs).
+the owner, mode and type that they may not give a file (containers/storage, fuse-overlayfs). An id that no map has is
+the overflow id on the other side, as in fuse-overlayfs.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from ..tree import marks
+from ..tree import marks, metadata
 from .options import IdRange, OverlayOptions
 
 _OVERFLOW_ID: Final = 65534
@@ -53,19 +54,36 @@ class Ownership:
     def disk_gid(self, gid: int) -> int:
         return _disk(gid, self._gid_map) if self._squash_gid is None else os.getegid()
 
+    def shown_value(self, xattr: bytes, value: bytes) -> bytes:
+        """The value of an xattr on disk as the mount shows it: ACLs and capabilities hold ids."""
+        return self._translated(xattr, value, self.shown_uid, self.shown_gid)
 
-def _shown(host: int, ranges: Sequence[IdRange]) -> int:
+    def disk_value(self, xattr: bytes, value: bytes) -> bytes:
+        """What `shown_value` would show as this value; EINVAL where it is a malformed ACL."""
+        return self._translated(xattr, value, self.disk_uid, self.disk_gid)
+
+    def _translated(self, xattr: bytes, value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) -> bytes:
+        if self.plain:
+            return value
+        if xattr in (metadata.ACCESS_ACL, metadata.DEFAULT_ACL):
+            return metadata.map_acl(value, uid, gid)
+        if xattr == metadata.CAPABILITY and self._squash_uid is None:  # never root's for being squashed to root
+            return metadata.map_capability(value, uid)
+        return value
+
+
+def _shown(disk: int, ranges: Sequence[IdRange]) -> int:
     for item in ranges:
-        if item.host <= host < item.host + item.size:
-            return host - item.host + item.container
-    return _OVERFLOW_ID if ranges else host
+        if item.disk <= disk < item.disk + item.size:
+            return disk - item.disk + item.shown
+    return _OVERFLOW_ID if ranges else disk
 
 
-def _disk(container: int, ranges: Sequence[IdRange]) -> int:
+def _disk(shown: int, ranges: Sequence[IdRange]) -> int:
     for item in ranges:
-        if item.container <= container < item.container + item.size:
-            return container - item.container + item.host
-    return _OVERFLOW_ID if ranges else container
+        if item.shown <= shown < item.shown + item.size:
+            return shown - item.shown + item.disk
+    return _OVERFLOW_ID if ranges else shown
 
 
 def override_name(root_fd: int) -> bytes | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..tree import access, marks, syscalls
-from . import copyup, copyup_tree, drafts, indexing, lookup, names, protection, whiteouts
+from . import copyup, copyup_tree, drafts, impure, indexing, lookup, names, protection, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -142,6 +142,7 @@ def _copy_up(state: State, side: _Side) -> None:
 
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
     """Write into the upper file what lets it stay itself under another path. Changes nothing at the old one."""
+    impure.mark_for(state, new_parent, inode)
     if isinstance(inode, Directory):
         if needs_whole_copy(state, inode):
             copyup_tree.copy_up_everything(state, inode)

@@ -224,6 +224,7 @@ class State:
         self.workdir_fd: int | None = None
         self.index_fd: int | None = None
         self.index_names: set[bytes] = set()
+        self.names_to_link: set[int] = set()  # files of the index of which a lower name was looked up lately
         self.links_fd: int | None = None
         self.lost_links: dict[int, int] = {}
         self.prefix = marks.TRUSTED
@@ -291,6 +292,7 @@ class State:
         self.synced_names.discard(inode.number)
         self.written_unseen.discard(inode.number)
         self.passed_through.discard(inode.number)
+        self.names_to_link.discard(inode.number)
         self.drop_orphan(inode)
 
     def drop_orphan(self, inode: Inode) -> None:

@@ -39,6 +39,7 @@ ORIGIN: Final = b"origin"
 METACOPY_NAMES: Final = frozenset(prefix + METACOPY for prefix in PREFIXES)
 NLINK: Final = b"nlink"
 PROTECTION: Final = b"protattr"
+IMPURE: Final = b"impure"
 # Ours: the inode number that the file had before it was copied up (u64, little-endian).
 NUMBER: Final = b"overlayfs.number"
 # Ours: how many links the lower file has that this one was copied from (u64, little-endian).

@@ -24,6 +24,12 @@ _ACL_VERSION: Final = 2
 _ACL_ENTRY: Final = struct.Struct("<HHI")
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
+# linux/capability.h, struct vfs_ns_cap_data: u32 whose highest byte is the revision, 16 bytes of sets; in revision 3
+# also u32 rootid.
+_CAPABILITY: Final = struct.Struct("<I16s")
+_CAPABILITY_WITH_ROOT: Final = struct.Struct("<I16sI")
+_REVISION, _REVISION_2, _REVISION_3 = 0xFF000000, 0x02000000, 0x03000000
+
 # An xattr that cannot be stored in the upper may be left out of a copy-up, but never one of these (as the kernel's
 # ovl_must_copy_xattr).
 _NEVER_LOST: Final = (b"system.posix_acl", b"security.capability", b"user.", b"trusted.")
@@ -55,6 +61,23 @@ def map_acl(value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) 
         return entry._replace(id=gid(entry.id)) if entry.tag == _GROUP else entry
 
     return format_acl(translate(entry) for entry in parse_acl(value))
+
+
+def map_capability(value: bytes, uid: Callable[[int], int]) -> bytes:
+    """File capabilities with their root id translated: they count in the user namespace of that root.
+
+    Revision 2 has no root id and means 0. A value in no known format stays as it is.
+    """
+    if len(value) == _CAPABILITY.size:
+        (head, sets), root = _CAPABILITY.unpack(value), 0
+    elif len(value) == _CAPABILITY_WITH_ROOT.size:
+        head, sets, root = _CAPABILITY_WITH_ROOT.unpack(value)
+    else:
+        return value
+    flags, root = head & ~_REVISION, uid(root)
+    if root == 0:
+        return _CAPABILITY.pack(_REVISION_2 | flags, sets)
+    return _CAPABILITY_WITH_ROOT.pack(_REVISION_3 | flags, sets, root)
 
 
 class Inherited(NamedTuple):

@@ -9,10 +9,11 @@ import errno
 
 from .case import Deviation
 from .cases import content
+from .cases.owners import NOBODY
 from .cases.renaming import FAR
 from .cases.states import LOW, UP
-from .steps import fstat, lsattr, rename
-from .tree import Tree, file
+from .steps import chmod, fstat, lsattr, mkdir, rename
+from .tree import Tree, absent, directory, file
 
 
 def _copied_by_opening() -> dict[str, Deviation]:
@@ -53,4 +54,16 @@ KERNEL_DIFFERENCES: dict[str, Deviation] = {
         upper_after={"x": file(mode=0o600)},
     ),
     **_copied_by_opening(),
+    "ids-beyond-the-map-kept-by-copy-up": Deviation(
+        "refuses to change a file whose owner has no id in the mount; we let who may",
+        {0: chmod("f", 0o600).fails(errno.EOVERFLOW)},
+        {"": directory(0o755, 1, 200), "f": file(b"x", 0o644, NOBODY, NOBODY)},
+        {"f": absent()},
+    ),
+    "ids-of-setgid-directory-beyond-the-map": Deviation(
+        "refuses to make a name in a directory whose group has no id in the mount; we let who may",
+        {0: mkdir("d/e").by(34, 1).fails(errno.EACCES)},
+        {"": directory(0o755, 1, 200), "d": directory(0o2777, 1, NOBODY)},
+        {"d/e": absent()},
+    ),
 }

@@ -26,6 +26,10 @@ _SYS_GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 _LONGEST_PATH = 3000
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_IDMAP = 0x100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -61,6 +65,18 @@ def leave_mount_namespace() -> None:
     """Make mounts that only this process (its thread and its children) sees from now on."""
     _check(_libc.unshare(_CLONE_NEWNS))
     mount(b"none", b"/", b"none", flags=_MS_REC | _MS_PRIVATE)
+
+
+def mount_with_ids(path: bytes, user_namespace: int) -> None:
+    """Mount the directory over itself with its ids mapped as the user namespace maps them: see mount_setattr(2)."""
+    tree = _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), path)
+    try:
+        attributes = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        size = ctypes.c_size_t(len(attributes))
+        _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, size), path)
+        _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH), path)
+    finally:
+        os.close(tree)
 
 
 class DirectoryRecord(NamedTuple):

@@ -96,7 +96,7 @@ def play(case: Case, target: Target, form: Format) -> None:
         check_work(places, target)
 
 
-_SHARED = frozenset({"index", "redirect_dir", "metacopy", "user_xattr"})
+_SHARED = frozenset({"index", "redirect_dir", "metacopy", "user_xattr", "uid_map", "gid_map"})
 
 
 def run(case: Case, client: Client) -> None:
@@ -221,8 +221,12 @@ def upper_differences(upper: bytes, path: str, node: Node, form: Format) -> list
         lines.append("its hole is filled")
     if node.kind in (Kind.FILE, Kind.DIRECTORY) and set(libc.flags(place)) != set(node.flags):
         lines.append(f"has the flags {libc.flags(place)}, not {node.flags}")
-    if node.xattrs:
-        lines += [f"lacks {name}" for name in node.xattrs if name not in os.listxattr(place, follow_symlinks=False)]
+    found = os.listxattr(place, follow_symlinks=False)
+    for name, wanted in (node.xattrs or {}).items():
+        if name not in found:
+            lines.append(f"lacks {name}")
+        elif (value := os.getxattr(place, name, follow_symlinks=False)) != wanted:
+            lines.append(f"{name} is {value!r}, should be {wanted!r}")
     return lines
 
 

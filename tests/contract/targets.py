@@ -14,15 +14,15 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from overlayfs.fuse.session import MountOptions
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.options import MountError, OverlayOptions, RedirectDir, WhiteoutFormat
+from overlayfs.overlay.options import IdRange, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
 
 from . import libc
 from .client import Client
@@ -170,8 +170,13 @@ class KernelTarget(Target):
 
     @contextmanager
     def mounted(self, places: Directories, form: Format, options: Mapping[str, Any]) -> Iterator[Client]:
-        chosen = {"index": True, "redirect_dir": "on", "metacopy": False, **options}
-        data = _kernel_data(places, chosen)
+        ids = _mapped_ids(places.base, options) if "uid_map" in options else nullcontext()
+        with ids, self._mounted(places, {"index": True, "redirect_dir": "on", "metacopy": False, **options}) as client:
+            yield client
+
+    @contextmanager
+    def _mounted(self, places: Directories, options: Mapping[str, Any]) -> Iterator[Client]:
+        data = _kernel_data(places, options)
         here = os.open(".", os.O_PATH)
         # short names: the options must fit one page
         os.chdir(places.base)
@@ -188,6 +193,32 @@ class KernelTarget(Target):
         finally:
             client.finish()
             libc.unmount(client.root)
+
+
+@contextmanager
+def _mapped_ids(base: bytes, options: Mapping[str, Any]) -> Iterator[None]:
+    """Layers whose ids the kernel maps as our options say: what it calls idmapped mounts."""
+    command = ["unshare", "--user", "sh", "-c", "echo ready; cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{holder.pid}/{name}").write_text(_lines(options[name]))
+        namespace = os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
+        try:
+            libc.mount_with_ids(base, namespace)
+        finally:
+            os.close(namespace)
+        holder.communicate()
+    try:
+        yield
+    finally:
+        libc.unmount(base, libc.MNT_DETACH)
+
+
+def _lines(ranges: Sequence[IdRange]) -> str:
+    """user_namespaces(7): on an idmapped mount the first id is the one on disk, the second the one that is shown."""
+    return "".join(f"{item.disk} {item.shown} {item.size}\n" for item in ranges)
 
 
 def _kernel_data(places: Directories, options: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ from tests.contract.steps import (
     write_file,
 )
 from tests.contract.targets import Directories, EngineTarget, KernelTarget, Target
-from tests.contract.tree import Format, Tree, directory, fifo, file, hardlink, symlink
+from tests.contract.tree import TRUSTED, Format, Tree, directory, fifo, file, hardlink, symlink
 from tests.contract.view import differences, look
 
 _OUR_FORMATS = (Format.OVERLAY, Format.OVERLAY_XATTR)
@@ -200,3 +201,39 @@ def test_both_take_turns_on_one_upper(ours_first: bool) -> None:
             _change(writer, case, places, form)
             assert not _shows(writer, case, places, form), f"the writer, turn {turn}"
             assert not _shows(reader, case, places, form), f"the reader, turn {turn}"
+
+
+# Each moves something that came from below into a directory that the lower layers do not have.
+_INTO_NEW_DIRECTORIES: dict[str, list[Step]] = {
+    "file": [mkdir("new"), rename("f", "new/f")],
+    "file-copied-up-before": [*append_to("f", b"+"), mkdir("new"), rename("f", "new/f")],
+    "file-over-another": [mkdir("new"), *write_file("new/f", b"y"), rename("f", "new/f")],
+    "exchanged-file": [mkdir("new"), *write_file("new/f", b"y"), rename("new/f", "f", EXCHANGE)],
+    "link": [mkdir("new"), link("f", "new/f")],
+    "link-of-linked": [mkdir("new"), link("d/one", "new/f")],
+    "merged-directory": [mkdir("new"), rename("d", "new/d")],
+    "symlink": [mkdir("new"), rename("s", "new/s")],
+    "new-directory-with-file": [mkdir("new"), mkdir("new/in"), rename("f", "new/in/f"), rename("new/in", "d/in")],
+}
+_LOW: Tree = {"f": file(b"x"), "s": symlink("t"), "d/one": file(b"1"), "d/two": hardlink("d/one")}
+
+
+@pytest.mark.parametrize("steps", _INTO_NEW_DIRECTORIES.values(), ids=_INTO_NEW_DIRECTORIES)
+def test_kernel_lists_the_numbers_it_gives_in_our_upper(steps: Sequence[Step]) -> None:
+    case = Case("", [_LOW], {}, steps)
+    with directories(case, Format.OVERLAY) as places:
+        _change(EngineTarget(), case, places, Format.OVERLAY)
+        with KernelTarget().mounted(places, Format.OVERLAY, {}) as client:
+            view = look(client)
+    assert {path: seen.listed_ino for path, seen in view.items()} == {
+        path: seen.attributes.ino for path, seen in view.items()
+    }
+
+
+def test_a_directory_of_new_files_is_not_marked_as_one_of_copies() -> None:
+    steps = [mkdir("new"), *write_file("a", b"x"), rename("a", "new/a"), mkdir("b"), rename("b", "new/b")]
+    case = Case("", [_LOW], {}, steps)
+    with directories(case, Format.OVERLAY) as places:
+        _change(EngineTarget(), case, places, Format.OVERLAY)
+        assert places.upper is not None
+        assert TRUSTED + "impure" not in os.listxattr(os.path.join(places.at(places.upper), b"new"))

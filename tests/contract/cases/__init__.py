@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import attributes, content, flags, linked, naming, reading, renaming
+from . import attributes, content, flags, linked, naming, owners, reading, renaming
 
 CASES: list[Case] = [
     *reading.CASES,
@@ -13,4 +13,5 @@ CASES: list[Case] = [
     *content.CASES,
     *linked.CASES,
     *flags.CASES,
+    *owners.CASES,
 ]

@@ -109,9 +109,9 @@ def protected_cases(flag: str) -> list[Case]:
     kept = {"x": absent() if flag == "i" else file(IN_FILE, xattrs={PROTECTION: flag.encode()})}
     return [
         Case(f"{flag}-file-in-lower", [{**tree, "x": in_x}], tree, in_file, upper_after=kept),
-        Case(f"{flag}-file-in-upper", [{}], tree, [chattr("x", flag), *in_file, lsattr("x", flag)], upper=tree, upper_after={"x": file(IN_FILE, xattrs={PROTECTION: b""})}, targets=WITH_IOCTL),
-        Case(f"{flag}-directory-in-lower", [{**d, "d": in_d}], directory_view(flag), in_directory, upper_after={"d": directory(xattrs={PROTECTION: b""})}),
-        Case(f"{flag}-directory-in-upper", [{}], directory_view(flag), [chattr("d", flag), *in_directory, lsattr("d", flag)], upper=d, upper_after={"d": directory(xattrs={PROTECTION: b""})}, targets=WITH_IOCTL),
+        Case(f"{flag}-file-in-upper", [{}], tree, [chattr("x", flag), *in_file, lsattr("x", flag)], upper=tree, upper_after={"x": file(IN_FILE, xattrs={PROTECTION: flag.encode()})}, targets=WITH_IOCTL),
+        Case(f"{flag}-directory-in-lower", [{**d, "d": in_d}], directory_view(flag), in_directory, upper_after={"d": directory(xattrs={PROTECTION: flag.encode()})}),
+        Case(f"{flag}-directory-in-upper", [{}], directory_view(flag), [chattr("d", flag), *in_directory, lsattr("d", flag)], upper=d, upper_after={"d": directory(xattrs={PROTECTION: flag.encode()})}, targets=WITH_IOCTL),
     ]  # fmt: skip
 
 
@@ -127,8 +127,8 @@ CASES = [
     # where the kernel does not ask for opens, what is written through them is refused
     Case("immutable-is-not-written", [{"x": LOW}], {"x": file(IN_FILE)}, [open_("h", "x", RDWR), pwrite("h", b"K").fails(EPERM), ftruncate("h", 0).fails(EPERM), close("h"), open_("h", "x", WRONLY | os.O_TRUNC).fails(EPERM)], upper_after={"x": absent()}, targets=frozenset({FUSE})),
     Case("append-only-is-not-overwritten", [TO_APPEND], {"x": file(IN_FILE)}, [open_("h", "x", RDWR), pwrite("h", b"K").fails(EPERM), pwrite("h", b"K", 4).fails(EPERM), ftruncate("h", 0).fails(EPERM), close("h"), open_("h", "x", WRONLY | os.O_TRUNC).fails(EPERM)], upper_after={"x": absent()}, targets=frozenset({FUSE})),
-    Case("append-only-is-appended-to", [TO_APPEND], APPENDED, append_to("x", b"more"), upper_after={"x": file(b"keptmore", xattrs={PROTECTION: b""})}),
-    Case("append-only-made-here-is-appended-to", [{}], APPENDED, [*write_file("x", IN_FILE), chattr("x", "a"), *append_to("x", b"more"), lsattr("x", "a")], upper_after={"x": file(b"keptmore", xattrs={PROTECTION: b""})}, targets=WITH_IOCTL),
+    Case("append-only-is-appended-to", [TO_APPEND], APPENDED, append_to("x", b"more"), upper_after={"x": file(b"keptmore", xattrs={PROTECTION: b"a"})}),
+    Case("append-only-made-here-is-appended-to", [{}], APPENDED, [*write_file("x", IN_FILE), chattr("x", "a"), *append_to("x", b"more"), lsattr("x", "a")], upper_after={"x": file(b"keptmore", xattrs={PROTECTION: b"a"})}, targets=WITH_IOCTL),
     Case("flags-are-shown-of-lower-files", [{"x": file(flags="ia"), "y": file(flags="dA"), "d": directory(flags="i")}], {"x": file(), "y": file(), "d": directory()}, [lsattr("x", "ia"), lsattr("y", "dA"), lsattr("d", "i")], targets=WITH_IOCTL),
     Case("protection-of-lower-file-is-lifted", [{"x": LOW}], {"x": file(b"KEpt", 0o600)}, [chattr("x", ""), lsattr("x", ""), *overwrite("x", b"KE"), chmod("x", 0o600)], upper_after={"x": file(b"KEpt", 0o600)}, targets=WITH_IOCTL),
     Case("protection-of-lower-directory-is-lifted", [{"d": directory(flags="i"), "d/f": file()}], {"d": directory()}, [chattr("d", ""), unlink("d/f"), lsattr("d", "")], upper_after={"d": directory()}, targets=WITH_IOCTL),

@@ -115,6 +115,22 @@ ODD_MARKS = [
     over("rename-over-a-remade-directory-then-delete-it", {}, {"tgt/old": LOW, "src/x": LOW}, [unlink("tgt/old"), rename("src", "tgt"), unlink("tgt/x"), rmdir("tgt"), mkdir("tgt"), names("tgt")], {"tgt": directory()}, upper_after={"src": whiteout()}, formats=(Format.OVERLAY, Format.OVERLAY_XATTR, Format.OCI)),
 ]  # fmt: skip
 
+THREE: Tree = {"a": LOW, "d/b": hardlink("a"), "e/c": hardlink("a")}
+
+
+def copies(content: bytes, *paths: str) -> Tree:
+    return {path: file(content, 0o640, 5, 6) for path in paths}
+
+
+# Who reads the upper alone (tar, an engine) finds a file under every name by which it was changed.
+UPPER_ALONE = [
+    Case("every-name-that-is-written-is-in-the-upper", [THREE], {**THREE, "a": file(b"content123", 0o640, 5, 6)}, [*append_to("a", b"1"), *append_to("d/b", b"2"), *append_to("e/c", b"3"), stat("a", nlink=3)], {}, copies(b"content123", "a", "d/b", "e/c")),
+    Case("every-name-that-is-changed-is-in-the-upper", [THREE], {**THREE, "a": file(b"con", 0o600, 5, 6)}, [chmod("a", 0o600), utime("d/b"), truncate("e/c", 3)], {}, {path: file(b"con", 0o600, 5, 6) for path in ("a", "d/b", "e/c")}),
+    Case("name-that-is-not-used-is-not-in-the-upper", [THREE], {**THREE, "a": file(b"content12", 0o640, 5, 6)}, [*append_to("a", b"1"), *append_to("d/b", b"2")], {}, {**copies(b"content12", "a", "d/b"), "e/c": absent()}),
+    Case("name-that-is-only-read-is-not-in-the-upper", [THREE], {**THREE, "a": file(b"content1", 0o640, 5, 6)}, [*append_to("a", b"1"), read("d/b", b"content1")], {}, {**copies(b"content1", "a"), "d/b": absent()}),
+    Case("every-name-that-is-written-but-for-a-deleted-one", [THREE], {"a": file(b"content12", 0o640, 5, 6), "d": directory(), "e/c": hardlink("a")}, [*append_to("a", b"1"), unlink("d/b"), *append_to("e/c", b"2"), stat("a", nlink=2)], {}, {**copies(b"content12", "a", "e/c"), "d/b": whiteout()}),
+]  # fmt: skip
+
 CASES: list[Case] = [
     *METACOPIES,
     *WHOLE_COPIES,
@@ -122,4 +138,5 @@ CASES: list[Case] = [
     *WITHOUT_INDEX,
     *ONE_LINK_SHOWN,
     *ODD_MARKS,
+    *UPPER_ALONE,
 ]

@@ -1,0 +1,1 @@
+"""Our mount in real container engines, beside the kernel's overlayfs in the same engines."""

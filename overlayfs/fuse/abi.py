@@ -72,10 +72,18 @@ WITHOUT_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INT
 
 # -- INIT flags
 
+FUSE_ASYNC_READ: Final = 1 << 0
 FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
+FUSE_EXPORT_SUPPORT: Final = 1 << 4
+FUSE_BIG_WRITES: Final = 1 << 5
 FUSE_DONT_MASK: Final = 1 << 6
+FUSE_AUTO_INVAL_DATA: Final = 1 << 12
+FUSE_DO_READDIRPLUS: Final = 1 << 13
 FUSE_ASYNC_DIO: Final = 1 << 15
+FUSE_WRITEBACK_CACHE: Final = 1 << 16
 FUSE_HANDLE_KILLPRIV: Final = 1 << 19
+FUSE_POSIX_ACL: Final = 1 << 20
+FUSE_MAX_PAGES: Final = 1 << 22
 FUSE_CACHE_SYMLINKS: Final = 1 << 23
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 FUSE_INIT_EXT: Final = 1 << 30
@@ -103,7 +111,9 @@ FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
 
 # -- messages
 
+MAJOR, MINOR = 7, 31  # the protocol that we speak; what is newer is asked for by flags
 MAX_BACKGROUND: Final = 64  # readahead and write-back requests that the kernel has under way at once
+MAX_PAGES: Final = 256  # of data in one request
 LONGEST_REQUEST: Final = (1 << 20) + 4096  # max_pages of data and one page of header
 
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
@@ -157,6 +167,8 @@ INIT_IN: Final = struct.Struct("<IIIII")
 # fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
 # max_pages, map_alignment, flags2, max_stack_depth.
 INIT_OUT: Final = struct.Struct("<IIIIHHIIHHII")
+INIT_OUT_SIZE: Final = 64  # with what is reserved
+_STACK_DEPTH: Final = 1  # filesystems under ours: files on another overlay cannot be passed through
 _FLAGS, _MAX_BACKGROUND, _CONGESTION_THRESHOLD, _FLAGS2, _MAX_STACK_DEPTH = 3, 4, 5, 10, 11
 
 BACKING_MAP: Final = struct.Struct("<iIQ")  # fd, flags, padding
@@ -180,6 +192,26 @@ def init_flags(request: bytes) -> int:
     return int(low | high << 32 if low & FUSE_INIT_EXT else low)
 
 
+def offered_readahead(request: bytes) -> int:
+    """The longest readahead, in bytes, that the kernel offers in its INIT request."""
+    return int(INIT_IN.unpack_from(request, IN_HEADER.size)[2])
+
+
+def init_reply(request: bytes, wanted: int) -> bytes:
+    """The whole answer to an INIT request: of the flags `wanted`, those that the kernel offers."""
+    flags = init_flags(request) & wanted
+    if flags >> 32:
+        flags |= FUSE_INIT_EXT
+    body = INIT_OUT.pack(
+        MAJOR, MINOR, offered_readahead(request), flags & 0xFFFF_FFFF,
+        MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4, MAX_PAGES << 12, 1, MAX_PAGES, 0, flags >> 32,
+        _STACK_DEPTH if flags & FUSE_PASSTHROUGH else 0,
+    )  # fmt: skip
+    unique = IN_HEADER.unpack_from(request)[2]
+    body += bytes(INIT_OUT_SIZE - len(body))
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
+
+
 def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
     """An INIT reply with some flags changed and more requests at once allowed; an error reply is left alone."""
     if len(reply) < OUT_HEADER.size + INIT_OUT.size:
@@ -191,5 +223,5 @@ def edit_init_reply(reply: bytes, cleared: int, added: int) -> bytes:
     fields[_FLAGS], fields[_FLAGS2] = flags & 0xFFFF_FFFF, flags >> 32
     fields[_MAX_BACKGROUND], fields[_CONGESTION_THRESHOLD] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
     if flags & FUSE_PASSTHROUGH:
-        fields[_MAX_STACK_DEPTH] = 1  # of filesystems under ours: files on another overlay cannot be passed through
+        fields[_MAX_STACK_DEPTH] = _STACK_DEPTH
     return reply[: OUT_HEADER.size] + INIT_OUT.pack(*fields) + reply[OUT_HEADER.size + INIT_OUT.size :]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import pyfuse3
-
 from ..overlay.inodes import Caller
 
 
@@ -18,8 +16,14 @@ def caller(uid: int, gid: int, pid: int, umask: int = 0) -> Caller:
 
 def caller_with_groups(uid: int, gid: int, pid: int, umask: int = 0) -> Caller:
     """The caller of a request, with the supplementary groups as they are now."""
+    return Caller(uid, gid, pid, umask, _supplementary_groups(pid))
+
+
+def _supplementary_groups(pid: int) -> frozenset[int]:
+    """From proc(5), status; none where the caller is gone, or out of sight in another pid namespace."""
     try:
-        groups = frozenset(pyfuse3.get_sup_groups(pid))
-    except (OSError, RuntimeError):  # the caller is gone, or out of sight in another pid namespace
-        groups = frozenset()
-    return Caller(uid, gid, pid, umask, groups)
+        with open(f"/proc/{pid}/status", "rb") as lines:
+            groups = next((line for line in lines if line.startswith(b"Groups:")), b"")
+    except OSError:
+        return frozenset()
+    return frozenset(int(group) for group in groups.split()[1:])

@@ -1,7 +1,8 @@
 """How do requests reach us, and pyfuse3 those that it answers?
 
-The lane is the only reader of the kernel's descriptor. pyfuse3's session reads from one end of a seqpacket socket pair
-as if it were that descriptor; what it writes there is relayed to the kernel. Nothing here blocks.
+The lane is the only reader of the kernel's descriptor. pyfuse3's session, once there is one, reads from one end of a
+seqpacket socket pair as if it were that descriptor; what it writes there is relayed to the kernel. Nothing here blocks,
+and nothing needs an event loop.
 """
 
 from __future__ import annotations
@@ -13,28 +14,24 @@ import socket
 from collections import deque
 from typing import Final
 
-import trio
-
 from . import abi
 
 log = logging.getLogger(__name__)
 
 # What the kernel says to an answer that nobody waits for any more, and to anything once the mount is gone.
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPERM)
-_RETRY_S: Final = 0.05
 
 
 class Channel:
-    """The kernel's descriptor and our end of the pair; both belong to the caller."""
+    """The kernel's descriptor and, once `connect` was called, our end of the pair; both belong to the caller."""
 
-    def __init__(self, device_fd: int, ours: socket.socket) -> None:
+    def __init__(self, device_fd: int) -> None:
         self.device_fd = device_fd
-        self._ours = ours
+        self._ours: socket.socket | None = None
         self._waiting: deque[bytes] = deque()
         self._unsent: deque[bytes] = deque()
-        self.in_flight = 0  # requests that pyfuse3 has and has not answered
+        self.in_flight = 0  # requests that pyfuse3 is to answer and has not answered
         os.set_blocking(device_fd, False)
-        ours.setblocking(False)
 
     def answer(self, unique: int, body: bytes) -> None:
         """Send a reply."""
@@ -69,7 +66,7 @@ class Channel:
             self._note(abi.OUT_HEADER.unpack_from(reply)[2], error)
 
     def _note(self, unique: int, error: OSError) -> None:
-        """Whoever cannot be answered must not wait for ever: an EIO is sent when it can be."""
+        """A reply that the kernel refuses is retried as an EIO, so that the caller does not hang."""
         if error.errno not in _NOBODY_WAITS:
             log.error("the kernel does not take an answer: %s", error)
             self._unsent.append(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
@@ -83,42 +80,49 @@ class Channel:
         for _ in range(len(self._unsent)):
             self._write(self._unsent.popleft())
 
-    async def wait_for_request(self) -> None:
-        """Return when there may be a request."""
-        if not self._unsent:
-            await trio.lowlevel.wait_readable(self.device_fd)
-            return
-        with trio.move_on_after(_RETRY_S):
-            await trio.lowlevel.wait_readable(self.device_fd)
-        self.retry()
-
     # -- pyfuse3
+
+    def connect(self, ours: socket.socket) -> None:
+        """From now on pyfuse3 is at the other end of the pair; it is sent what was forwarded before."""
+        ours.setblocking(False)
+        self._ours = ours
+        self._send_waiting()
+
+    @property
+    def pair_fd(self) -> int:
+        """Our end of the pair."""
+        assert self._ours is not None
+        return self._ours.fileno()
 
     def forward(self, request: bytes, *, has_reply: bool) -> None:
         """Hand a request to pyfuse3, in order."""
         self.in_flight += has_reply
         self._waiting.append(request)
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1 and self._ours is not None:
             self._send_waiting()
 
-    async def relay(self) -> None:
-        """Pass pyfuse3's answers to the kernel, for ever; and requests to pyfuse3 that it had no room for."""
-        while True:
-            await trio.lowlevel.wait_readable(self._ours)
-            try:
-                reply = self._ours.recv(abi.LONGEST_REQUEST)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                log.error("cannot take an answer from pyfuse3 yet: %s", error)
-                await trio.sleep(_RETRY_S)
-                continue
-            self.in_flight -= 1
-            self._write(reply)
-            self._send_waiting()
+    def give_up(self) -> None:
+        """There can be no pyfuse3: answer EIO to all that was forwarded."""
+        while self._waiting:
+            _, opcode, unique, *_rest = abi.IN_HEADER.unpack_from(self._waiting.popleft())
+            if opcode not in abi.WITHOUT_REPLY:
+                self.in_flight -= 1
+                self.refuse(unique, errno.EIO)
+
+    def relay(self) -> None:
+        """Pass one answer of pyfuse3's to the kernel, and requests to pyfuse3 that it had no room for.
+
+        BlockingIOError where there is no answer yet.
+        """
+        assert self._ours is not None
+        reply = self._ours.recv(abi.LONGEST_REQUEST)
+        self.in_flight -= 1
+        self._write(reply)
+        self._send_waiting()
 
     def _send_waiting(self) -> None:
         """Whenever pyfuse3 has answered it has room again. What cannot be sent at all is answered EIO."""
+        assert self._ours is not None
         while self._waiting:
             request = self._waiting[0]
             try:

@@ -7,13 +7,15 @@ they are copied here.
 
 from __future__ import annotations
 
-from typing import Final
-
-import trio
+from typing import TYPE_CHECKING, Final
 
 from ..overlay.copyup import CopyUp, Need
 from ..overlay.engine import Overlay
 from .syncing import Syncs
+from .tasks import in_thread
+
+if TYPE_CHECKING:
+    import trio
 
 INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 
@@ -37,6 +39,8 @@ class CopyUps:
         to_copy = self._overlay.bytes_to_copy(inode, need, size)
         if to_copy <= self._inline_bytes:
             return
+        import trio  # slow, and a mount may do without: see `bare`
+
         done = self._running[inode] = trio.Event()
         try:
             work = self._overlay.begin_copy_up(inode, need, size)
@@ -54,4 +58,4 @@ class CopyUps:
             if work.fd_to_sync is not None:
                 await self._syncs.sync(work.fd_to_sync)
         else:
-            await trio.to_thread.run_sync(work.transfer)
+            await in_thread(work.transfer)

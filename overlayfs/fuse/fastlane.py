@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-import trio
-
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
-from ..overlay.inodes import ROOT, AttributeChanges, Attributes, decode_device
+from ..overlay.inodes import AttributeChanges, Attributes, decode_device
 from ..tree.fileflags import FLAG_COMMANDS
 from ..tree.metadata import ACCESS_ACL
 from . import abi
@@ -28,7 +26,9 @@ from .lane import Forwarded, Lane
 from .passthrough import Passthrough
 from .patience import Patience
 from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
+from .status import Status
 from .syncing import Sync, Syncs, sync_of_directory, sync_of_file
+from .tasks import Tasks, in_thread
 
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
@@ -39,22 +39,23 @@ _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
 
 class FastLane(Lane):
-    """One mount's lane. `status_xattr` is the name that pyfuse3's handlers answer themselves."""
+    """One mount's lane."""
 
     def __init__(
         self,
         overlay: Overlay,
         copy_ups: CopyUps,
         syncs: Syncs,
+        tasks: Tasks,
         channel: Channel,
         *,
         poll_us: int,
-        status_xattr: bytes,
+        status: Status,
         passes_through: bool,
     ) -> None:
-        super().__init__(overlay, channel, poll_us)
+        super().__init__(overlay, tasks, channel, poll_us)
         self._copy_ups, self._syncs = copy_ups, syncs
-        self._status_xattr = status_xattr
+        self._status = status
         self._unseen = overlay.written_unseen
         self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
         timeout_s = overlay.options.timeout_s
@@ -262,7 +263,7 @@ class FastLane(Lane):
     async def _read_from_disk(self, node: int, offset: int, size: int) -> bytes:
         opened = self._overlay.pin_data(node)
         try:
-            return await trio.to_thread.run_sync(os.pread, opened.fd, size, offset)
+            return await in_thread(os.pread, opened.fd, size, offset)
         finally:
             opened.unpin()
 
@@ -327,9 +328,7 @@ class FastLane(Lane):
         async def work() -> bytes:
             await self._copy_ups.finish(target, Need.DATA)
             with self._copying(node, target) as (source_fd, target_fd):
-                count = await trio.to_thread.run_sync(
-                    os.copy_file_range, source_fd, target_fd, copied, offset, target_offset
-                )
+                count = await in_thread(os.copy_file_range, source_fd, target_fd, copied, offset, target_offset)
             return reply(count)
 
         self._later(work)
@@ -362,7 +361,7 @@ class FastLane(Lane):
 
     def _syncfs(self, _node: int, _body: memoryview, _: Asker) -> None:
         async def work() -> bytes:
-            await trio.to_thread.run_sync(self._overlay.sync_filesystem)
+            await in_thread(self._overlay.sync_filesystem)
             return _DONE
 
         self._later(work)
@@ -387,7 +386,7 @@ class FastLane(Lane):
         unique = self._unique
 
         def done(failure: OSError | None) -> None:
-            self._tasks -= 1
+            self.pending -= 1
             try:
                 sync.note(failure)
             except Exception as found:  # noqa: BLE001 - whoever waits is answered
@@ -398,7 +397,7 @@ class FastLane(Lane):
                 else:
                     self._refuse(unique, failure)
 
-        self._tasks += 1
+        self.pending += 1
         self._syncs.begin(sync.fd, sync.data_only, done)
         return None
 
@@ -446,8 +445,8 @@ class FastLane(Lane):
     def _getxattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         name = bytes(body[abi.GETXATTR_IN.size : -1])
-        if node == ROOT and name.startswith(self._status_xattr):
-            raise Forwarded
+        if self._status.has(node, name):
+            return _sized(self._status.page(name, size), size)
         value = self._overlay.find_xattr(node, name)
         if value is None:
             self._channel.refuse(self._unique, errno.ENODATA)
@@ -457,8 +456,8 @@ class FastLane(Lane):
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         size, flags = abi.SETXATTR_IN.unpack_from(body)
         name, _, rest = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
-        if node == ROOT and name.startswith(self._status_xattr):
-            raise Forwarded
+        if self._status.has(node, name):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
 
         def change() -> bytes:
             groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
@@ -470,8 +469,6 @@ class FastLane(Lane):
 
     def _removexattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         name = bytes(body[:-1])
-        if node == ROOT and name.startswith(self._status_xattr):
-            raise Forwarded
 
         def change() -> bytes:
             self._overlay.removexattr(node, name)

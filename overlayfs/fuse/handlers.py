@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import logging
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
@@ -29,20 +27,18 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from .._version import __version__
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
-from ..overlay.inodes import ROOT, AttributeChanges, Attributes, Caller
+from ..overlay.inodes import AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
 from .copying import CopyUps
+from .status import Status
 from .syncing import Syncs, sync_of_directory, sync_of_file
 
 log = logging.getLogger(__name__)
 
 _FOR_EVER_S: Final = 10 * 365 * 86400.0
-STATUS_XATTR: Final = b"user.overlayfs.status"
-_STATUS_PAGE: Final = 60_000
 
 _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 
@@ -72,14 +68,11 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, overlay: Overlay, source: str, copy_ups: CopyUps, syncs: Syncs) -> None:
+    def __init__(self, overlay: Overlay, status: Status, copy_ups: CopyUps, syncs: Syncs) -> None:
         super().__init__()
         self._overlay = overlay
-        self._source = source
-        self._mounted_at = time.time()
+        self._status = status
         self._copy_ups, self._syncs = copy_ups, syncs
-        self.transport_facts: Callable[[], dict[str, object]] = dict  # the lane's, where there is one
-        self._status = b""
         timeout_s = overlay.options.timeout_s
         self._timeout_s = _FOR_EVER_S if timeout_s is None else timeout_s
         self.enable_writeback_cache = overlay.options.writeback
@@ -281,8 +274,8 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if inode == ROOT and _is_status(name):
-            return self._status_page(name)
+        if self._status.has(inode, name):
+            return self._status.page(name)
         return self._overlay.getxattr(inode, name)
 
     @_answered
@@ -291,7 +284,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if inode == ROOT and _is_status(name):
+        if self._status.has(inode, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
         await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.setxattr(inode, name, value, 0, _caller(ctx, with_groups=name == ACCESS_ACL))
@@ -300,42 +293,6 @@ class Handlers(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.removexattr(inode, name)
-
-    # -- status
-
-    def _status_page(self, name: bytes) -> bytes:
-        """The daemon's facts as JSON, in pages, as an xattr value cannot be longer than 64 KiB."""
-        page = name[len(STATUS_XATTR) + 1 :]
-        if not page:
-            self._status = json.dumps(self.facts()).encode()
-        start = int(page or 0) * _STATUS_PAGE
-        if start >= len(self._status):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        return self._status[start : start + _STATUS_PAGE]
-
-    def facts(self) -> dict[str, object]:
-        """What `overlayfs stats` and its like are told."""
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "mounted_at": self._mounted_at,
-            "source": self._source,
-            **self._overlay.facts(),
-            "rss_bytes": _resident_bytes(),
-            "lane": False,
-            "requests": {},
-            **self.transport_facts(),
-        }
-
-
-def _is_status(name: bytes) -> bool:
-    page = name.removeprefix(STATUS_XATTR)
-    return name == STATUS_XATTR or (name != page and page[:1] == b"." and page[1:].isdigit())
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as numbers:
-        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _caller(ctx: RequestContext, with_groups: bool = False) -> Caller:

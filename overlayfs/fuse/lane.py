@@ -1,8 +1,9 @@
 """How are hot requests taken from the kernel before pyfuse3 sees them?
 
 The lane reads the kernel's descriptor, answers what its methods answer, and forwards the rest unchanged. A request is
-forwarded before the engine has done anything for it, or not at all. All on the trio thread that owns the engine; what
-waits for a disk does so in a worker thread, in a task of the nursery that `serve` is given.
+forwarded before the engine has done anything for it, or not at all. What waits for a disk becomes a task. All of it
+happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor pyfuse3 and ends as
+soon as one of them is needed, and then `looping`, which runs on trio.
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
-from collections.abc import Awaitable, Callable
-from typing import Final
-
-import trio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from ..overlay.engine import Overlay
 from . import abi
 from .abi import Opcode
 from .channel import Channel
 from .setattr import Asker
+from .tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-_RETRY_S: Final = 0.05
-_TURN_NS: Final = 300_000  # how long others wait for the thread while they have something to do
-_LONG_TURN_NS: Final = 20_000_000  # and while nothing of theirs is known: signals
+RETRY_S: Final = 0.05  # after the kernel or pyfuse3 did not take or give a message
+
+# What `take` found.
+HANDLED, NOTHING, UNMOUNTED, FAILED = range(4)
 
 _Method = Callable[[int, memoryview, Asker], bytes | None]
+_Work = Callable[[], Coroutine[Any, Any, bytes]]
 
 
 class Forwarded(Exception):
@@ -36,17 +37,18 @@ class Forwarded(Exception):
 
 
 class Lane:
-    """The loop, and who answers what: a subclass has a method `_<opcode>` for each request that it answers."""
+    """Takes requests and knows who answers them: a subclass has a method `_<opcode>` for each that the lane answers."""
 
-    def __init__(self, overlay: Overlay, channel: Channel, poll_us: int) -> None:
+    def __init__(self, overlay: Overlay, tasks: Tasks, channel: Channel, poll_us: int) -> None:
         self._overlay = overlay
+        self._tasks = tasks
         self._channel = channel
-        self._poll_ns = poll_us * 1000
+        self.poll_ns = poll_us * 1000
         self._buffer = bytearray(abi.LONGEST_REQUEST)
         self._view = memoryview(self._buffer)
+        self._buffers = [self._buffer]
         self._unique = 0
-        self._tasks = 0
-        self._nursery: trio.Nursery | None = None
+        self.pending = 0  # requests that are answered later
         self.answered = [0] * abi.OPCODE_LIMIT  # by opcode
         self.forwarded = [0] * abi.OPCODE_LIMIT
         self._table: list[_Method | None] = [None] * abi.OPCODE_LIMIT
@@ -62,36 +64,26 @@ class Lane:
         }
         return {"lane": True, "requests": counts}
 
-    async def serve(self, nursery: trio.Nursery) -> None:
-        """Serve until the kernel ends the session."""
-        self._nursery = nursery
-        fd, buffers, channel = self._channel.device_fd, [self._buffer], self._channel
-        turn = started = time.perf_counter_ns()
-        while True:
-            try:
-                length = os.readv(fd, buffers)
-            except BlockingIOError:
-                now = time.perf_counter_ns()
-                busy = channel.in_flight or channel.has_unsent or self._tasks
-                if now - started < self._poll_ns and not busy:
-                    os.sched_yield()
-                    continue
-                self._overlay.give_memory_back()
-                await channel.wait_for_request()
-                turn = started = time.perf_counter_ns()
-                continue
-            except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
-                    return
-                if error.errno not in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
-                    log.error("cannot read a request yet: %s", error)
-                    await trio.sleep(_RETRY_S)
-                continue
-            self._handle(length)
-            started = time.perf_counter_ns()
-            if started - turn > (_TURN_NS if channel.in_flight or self._tasks else _LONG_TURN_NS):
-                await trio.lowlevel.checkpoint()
-                turn = started = time.perf_counter_ns()
+    def take(self) -> int:
+        """Answer or forward the next request: HANDLED; NOTHING where there is none, UNMOUNTED where none will come,
+        FAILED where the kernel cannot give one yet."""
+        try:
+            length = os.readv(self._channel.device_fd, self._buffers)
+        except BlockingIOError:
+            return NOTHING
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return UNMOUNTED
+            if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was taken back meanwhile
+                return HANDLED
+            log.error("cannot read a request yet: %s", error)
+            return FAILED
+        self._handle(length)
+        return HANDLED
+
+    def rest(self) -> None:
+        """There is nothing to do for a moment."""
+        self._overlay.give_memory_back()
 
     def _handle(self, length: int) -> None:
         """Answer or forward the request in the buffer; whatever happens, the lane goes on."""
@@ -100,11 +92,10 @@ class Lane:
             return
         _, opcode, unique, node, uid, gid, pid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
         method = self._table[opcode] if opcode < abi.OPCODE_LIMIT else None
-        if method is None:
-            self._forward(opcode, length)
-            return
         self._unique = unique
         try:
+            if method is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             reply = method(node, self._view[abi.IN_HEADER.size : length], (uid, gid, pid))
         except OSError as error:
             if opcode not in abi.WITHOUT_REPLY:
@@ -119,24 +110,29 @@ class Lane:
         else:
             if reply is not None:
                 self._channel.answer(unique, reply)
-        self.answered[opcode] += 1
+        self.answered[min(opcode, abi.OPCODE_LIMIT - 1)] += 1
 
     def _forward(self, opcode: int, length: int) -> None:
-        self.forwarded[min(opcode, abi.OPCODE_LIMIT - 1)] += 1
+        self.forwarded[opcode] += 1
         self._channel.forward(bytes(self._view[:length]), has_reply=opcode not in abi.WITHOUT_REPLY)
 
-    def _later(self, work: Callable[[], Awaitable[bytes]]) -> None:
+    def _later(self, work: _Work) -> None:
         """Answer the current request by a task."""
-        assert self._nursery is not None
-        self._tasks += 1
-        self._nursery.start_soon(self._finish, self._unique, work)
+        self.pending += 1
+        unique = self._unique
+
+        def give_up() -> None:
+            self.pending -= 1
+            self._channel.refuse(unique, errno.EIO)
+
+        self._tasks.begin(lambda: self._finish(unique, work), give_up)
 
     def _refuse(self, unique: int, failure: BaseException) -> None:
         if not isinstance(failure, OSError):
             log.error("a request failed", exc_info=failure)
         self._channel.refuse(unique, getattr(failure, "errno", None) or errno.EIO)
 
-    async def _finish(self, unique: int, work: Callable[[], Awaitable[bytes]]) -> None:
+    async def _finish(self, unique: int, work: _Work) -> None:
         try:
             reply = await work()
         except Exception as failure:  # noqa: BLE001 - whoever waits is answered, and it is logged
@@ -144,4 +140,4 @@ class Lane:
         else:
             self._channel.answer(unique, reply)
         finally:
-            self._tasks -= 1
+            self.pending -= 1

@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_POLL_US: Final = 100
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HANDLED_SIGNALS: Final = (*ENDING_SIGNALS, signal.SIGUSR1)  # which has the daemon log its facts
 _READ_AHEAD_KIB: Final = 1024
 _DEVICE: Final = "/dev/fuse"
 _HELPERS: Final = ("fusermount3", "fusermount")
@@ -63,6 +65,7 @@ class MountOptions:
     """Where and how an overlay is mounted and served.
 
     `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3. `lane` False has pyfuse3 answer everything;
+    `bare` False starts the event loop at once, and not with the first request that needs it;
     `passthrough` lets the kernel serve the data of upper files itself, where it can; `poll_us` bounds how long the lane
     looks for the next request before it sleeps, in µs.
     """
@@ -74,6 +77,7 @@ class MountOptions:
     subtype: str = "overlayfs"
     debug: bool = False
     lane: bool = True
+    bare: bool = True
     passthrough: bool = False
     poll_us: int = DEFAULT_POLL_US
 
@@ -102,6 +106,12 @@ class LiveMount:
         """Let the kernel ask for as much at once as one request can hold, where we may say so."""
         with suppress(OSError), open(f"/sys/class/bdi/{self.device.decode()}/read_ahead_kb", "w") as setting:
             setting.write(str(_READ_AHEAD_KIB))
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def unmount(self) -> None:
         """Detach it, busy or not."""
@@ -150,6 +160,13 @@ def check_mountpoint(path: bytes) -> None:
         raise MountError(f"mountpoint {_text(path)}: {error.strerror}") from None
     if not stat.S_ISDIR(st.st_mode):
         raise MountError(f"mountpoint {_text(path)} is not a directory")
+
+
+def covers_code(mountpoint: bytes) -> bool:
+    """True where modules are imported from the mountpoint or below it."""
+    top = _text(os.path.realpath(mountpoint)).rstrip("/")
+    places = map(os.path.realpath, sys.path)
+    return any(place == top or place.startswith(top + "/") for place in places)
 
 
 def _text(path: bytes) -> str:

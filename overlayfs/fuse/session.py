@@ -65,10 +65,15 @@ def _serve(
         if overlay.claim is not None:
             overlay.claim.listen()
         gc.disable()  # until `serve`: what is imported is no garbage, and looking takes a tenth of the time
-        from .serving import serve  # before the mount, which may cover the very code
+        from .serving import serve
+
+        if mounting.covers_code(mount.mountpoint):
+            import json  # noqa: F401 - what is imported late otherwise cannot be read through our own mount
+
+            from . import looping  # noqa: F401
 
         # until `serve` takes them: one that killed us now would leave a dead mount
-        signal.pthread_sigmask(signal.SIG_BLOCK, mounting.ENDING_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, mounting.HANDLED_SIGNALS)
         with mounting.mount(mount) as live:
             serve(overlay, mount, live, on_live, lifeline_fd)
     finally:

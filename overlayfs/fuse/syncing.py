@@ -6,16 +6,16 @@ moment: waking a sleeping processor for the answer can take longer than the sync
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-import trio
-
 from ..overlay.engine import Overlay
 from ..tree.syscalls import SyncQueue
 from .patience import Patience
+from .tasks import Tasks, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Syncs:
     is ever waited for.
     """
 
-    def __init__(self, *, waits: bool = True, queues: bool = True) -> None:
+    def __init__(self, tasks: Tasks, *, waits: bool = True, queues: bool = True) -> None:
+        self._tasks = tasks
         self._patience = Patience() if waits else Patience(0)
         self._waiting: dict[int, Callable[[OSError | None], None]] = {}
         self._count = 0
@@ -76,9 +77,10 @@ class Syncs:
         token = self._count
         self._waiting[token] = done
         if not self._is_queued(fd, data_only, token):
-            trio.lowlevel.spawn_system_task(self._sync_in_thread, fd, data_only, token)
+            failure = OSError(errno.EIO, os.strerror(errno.EIO))
+            self._tasks.begin(lambda: self._sync_in_thread(fd, data_only, token), lambda: self._end(token, failure))
         elif self._patience.is_left():
-            self._take_ended(self._patience.longest_ns)
+            self.take_ended(self._patience.longest_ns)
             self._patience.note(in_time=token not in self._waiting)
 
     def _is_queued(self, fd: int, data_only: bool, token: int) -> bool:
@@ -103,6 +105,8 @@ class Syncs:
 
     async def sync(self, fd: int, data_only: bool = False) -> None:
         """fsync(2) or fdatasync(2) of a descriptor."""
+        import trio
+
         ended = trio.Event()
         failures: list[OSError | None] = []
 
@@ -115,11 +119,18 @@ class Syncs:
         if failures[0] is not None:
             raise failures[0]
 
+    @property
+    def event_fd(self) -> int | None:
+        """Readable when a sync has ended that took longer; None where none of the kernel's threads is used."""
+        return None if self._queue is None else self._queue.event_fd
+
     async def serve(self) -> None:
-        """Take note of what takes longer, for ever."""
+        """Take note of the syncs that take longer, for ever."""
+        import trio
+
         while self._queue is not None:
             await trio.lowlevel.wait_readable(self._queue.event_fd)
-            if not self._take_ended():
+            if not self.take_ended():
                 await trio.sleep(_RETRY_S)
 
     def close(self) -> None:
@@ -127,7 +138,7 @@ class Syncs:
         if self._queue is not None:
             self._queue.close()
 
-    def _take_ended(self, wait_ns: int = 0) -> bool:
+    def take_ended(self, wait_ns: int = 0) -> bool:
         """Tell of those that have ended; False where the kernel does not say."""
         assert self._queue is not None
         try:
@@ -144,7 +155,7 @@ class Syncs:
         failure = None
         try:
             try:
-                await trio.to_thread.run_sync(call, fd)
+                await in_thread(call, fd)
             except RuntimeError:  # there can be no more threads, so everybody waits
                 call(fd)
         except OSError as error:

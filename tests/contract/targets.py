@@ -110,12 +110,15 @@ class EngineTarget(Target):
 
 
 class FuseTarget(Target):
-    """Our daemon behind a real mount, answered by the fast lane or, without it, by pyfuse3 alone."""
+    """Our daemon behind a real mount, answered by the fast lane or, without it, by pyfuse3 alone.
+
+    The lane serves bare until a request needs the event loop, and with `bare` False in the loop from the start.
+    """
 
     name = "fuse"
 
-    def __init__(self, *, lane: bool = True) -> None:
-        self._lane = lane
+    def __init__(self, *, lane: bool = True, bare: bool = True) -> None:
+        self._lane, self._bare = lane, bare
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.contract.mount_server"],
             cwd=REPOSITORY,
@@ -145,7 +148,8 @@ class FuseTarget(Target):
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         flags = 1 if overlay.upper is None else 0
-        mount = MountOptions(mountpoint, flags=flags, fuse_options=("allow_other", "suid", "dev"), lane=self._lane)
+        fuse_options = ("allow_other", "suid", "dev")
+        mount = MountOptions(mountpoint, flags=flags, fuse_options=fuse_options, lane=self._lane, bare=self._bare)
         pickle.dump((overlay, mount), self._server.stdin)
         self._server.stdin.flush()
         refusal = pickle.load(self._server.stdout)

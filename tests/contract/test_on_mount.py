@@ -1,4 +1,4 @@
-"""The contract, played through our mount: with the fast lane, and with pyfuse3 alone."""
+"""The contract, played through our mount: with the fast lane, bare and in the event loop, and with pyfuse3 alone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def fuse() -> Iterator[FuseTarget]:
 
 
 @pytest.fixture(scope="module")
+def fuse_in_loop() -> Iterator[FuseTarget]:
+    target = FuseTarget(bare=False)
+    yield target
+    target.close()
+
+
+@pytest.fixture(scope="module")
 def fuse_without_lane() -> Iterator[FuseTarget]:
     target = FuseTarget(lane=False)
     yield target
@@ -32,6 +39,11 @@ def test_mount_keeps_the_contract(case: Case, form: Format, fuse: Target) -> Non
     play(case, fuse, form)
 
 
-@pytest.mark.parametrize(("case", "form"), plays(PYFUSE3))
+@pytest.mark.parametrize(("case", "form"), plays(FUSE, thinly=True))
+def test_mount_in_the_event_loop_keeps_the_contract(case: Case, form: Format, fuse_in_loop: Target) -> None:
+    play(case, fuse_in_loop, form)
+
+
+@pytest.mark.parametrize(("case", "form"), plays(PYFUSE3, thinly=True))
 def test_mount_without_lane_keeps_the_contract(case: Case, form: Format, fuse_without_lane: Target) -> None:
     play(case, fuse_without_lane, form)

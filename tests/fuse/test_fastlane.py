@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import socket
@@ -20,7 +21,10 @@ from overlayfs.fuse.abi import Opcode
 from overlayfs.fuse.channel import Channel
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.fastlane import FastLane
+from overlayfs.fuse.looping import relay, serve_lane
+from overlayfs.fuse.status import Status
 from overlayfs.fuse.syncing import Syncs
+from overlayfs.fuse.tasks import Tasks
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import OverlayOptions
 
@@ -28,7 +32,7 @@ ROOT = 1
 UNKNOWN = 0x7777_7777
 GETFLAGS, SETFLAGS = 0x80086601, 0x40086602
 DEADLINE_S = 20
-ERROR = -errno.ENOSYS  # what the socket that stands for pyfuse3 answers everything with
+ERROR = -errno.ENOTTY  # what the socket that stands for pyfuse3 answers everything with
 Reply = tuple[int, bytes]  # an errno (0 or negative), and what follows
 
 
@@ -84,7 +88,7 @@ class Wire:
         return int.from_bytes(body[:8], "little")
 
     async def stand_in(self) -> None:
-        """Answer what was passed on, each with ENOSYS."""
+        """Answer what was passed on, each with the same error."""
         while True:
             await trio.lowlevel.wait_readable(self.behind)
             request = self.behind.recv(abi.LONGEST_REQUEST)
@@ -145,16 +149,19 @@ def play(layers: OverlayOptions) -> Iterator[Callable[[Callable[[Wire], Awaitabl
 async def _play(
     wire: Wire, device: socket.socket, ours: socket.socket, scene: Callable[[Wire], Awaitable[None]]
 ) -> None:
-    syncs, channel = Syncs(), Channel(device.fileno(), ours)
+    tasks = Tasks()
+    syncs, channel = Syncs(tasks), Channel(device.fileno())
+    channel.connect(ours)
     copy_ups = CopyUps(wire.overlay, syncs)
-    lane = FastLane(
-        wire.overlay, copy_ups, syncs, channel, poll_us=0, status_xattr=b"user.overlayfs.status", passes_through=False
-    )
+    status = Status(wire.overlay, "test")
+    lane = FastLane(wire.overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, passes_through=False)
+    status.transport_facts = lane.facts
     async with trio.open_nursery() as nursery:
+        tasks.run_in(nursery)
         nursery.start_soon(syncs.serve)
-        nursery.start_soon(channel.relay)
+        nursery.start_soon(relay, channel)
         nursery.start_soon(wire.stand_in)
-        nursery.start_soon(lane.serve, nursery)
+        nursery.start_soon(serve_lane, lane, channel)
         await scene(wire)
         await wire.nothing_comes()
         assert channel.in_flight == 0
@@ -177,14 +184,20 @@ def test_syncfs_is_answered_by_a_task(play: Play) -> None:
     play(scene)
 
 
-def test_unknown_and_foreign_opcodes_are_passed_on_unchanged(play: Play) -> None:
+def test_unknown_and_foreign_opcodes_are_not_supported(play: Play) -> None:
     async def scene(wire: Wire) -> None:
         for opcode in (0, 7, 19, 54, 60, 63, 64, 1000, 4096, 0xFFFF_FFFF, Opcode.BMAP, Opcode.POLL, Opcode.GETLK):
-            assert await wire.ask(opcode, body=b"whatever\0") == (ERROR, b"")
-            request = wire.forwarded.pop()
-            assert abi.IN_HEADER.unpack_from(request)[1] == opcode
-            assert request[abi.IN_HEADER.size :] == b"whatever\0"
+            assert await wire.ask(opcode, body=b"whatever\0") == (-errno.ENOSYS, b"")
         assert wire.forwarded == []
+
+
+def test_rename_of_a_directory_is_passed_on_unchanged(play: Play) -> None:
+    async def scene(wire: Wire) -> None:
+        body = struct.pack("<Q", ROOT) + b"d\0moved\0"
+        assert await wire.ask(Opcode.RENAME, body=body) == (ERROR, b"")
+        [request] = wire.forwarded
+        assert abi.IN_HEADER.unpack_from(request)[1] == Opcode.RENAME
+        assert request[abi.IN_HEADER.size :] == body
 
     play(scene)
 
@@ -363,9 +376,11 @@ def test_xattr_sizes(play: Play) -> None:
         assert await names(6) == (-errno.ERANGE, b"")
         assert await names(7) == await names(4096) == await names(7, uid=1000) == (0, b"user.a\0")
         assert wire.forwarded == []
-        assert await get(b"user.overlayfs.status", 100, ROOT) == (ERROR, b"")
+        error, size = await get(b"user.overlayfs.status", 0, ROOT)
+        error, document = await get(b"user.overlayfs.status", struct.unpack("<II", size)[0], ROOT)
+        assert error == 0
+        assert json.loads(document)["lane"] is True
         assert await get(b"user.overlayfs.status", 100) == (-errno.ENODATA, b"")
-        assert len(wire.forwarded) == 1
 
     play(scene)
 
@@ -536,8 +551,8 @@ def test_listing_fits_what_there_is_room_for(opcode: Opcode, play: Play) -> None
 
 def test_more_requests_than_pyfuse3_has_room_for_arrive_in_order(play: Play) -> None:
     async def scene(wire: Wire) -> None:
-        uniques = [wire.send(Opcode.BMAP, body=bytes(60_000)) for _ in range(20)]
-        uniques += [wire.send(Opcode.POLL, body=bytes(24)) for _ in range(200)]
+        body = struct.pack("<Q", ROOT) + b"d\0moved\0"  # pyfuse3 never renames it here
+        uniques = [wire.send(Opcode.RENAME, body=body) for _ in range(300)]
         answered = [await wire.receive() for _ in uniques]
         assert sorted(unique for unique, _ in answered) == uniques
         assert [abi.IN_HEADER.unpack_from(request)[2] for request in wire.forwarded] == uniques

@@ -432,15 +432,30 @@ def test_bug_is_logged_and_survived_where_the_mount_covers_the_code(lane: str, p
     subprocess.run(["umount", code], check=True)
 
 
-@pytest.mark.parametrize("arguments", [(), ("-f",)])
-def test_missing_library_leaves_no_mount(arguments: tuple[str, ...], place: Place) -> None:
+def without_libfuse(place: Place) -> dict[str, str]:
+    """An environment in which pyfuse3 cannot be imported."""
     (place.base / "fake").mkdir()
     (place.base / "fake" / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3 is missing')\n")
-    environ = {**ENVIRONMENT, "PYTHONPATH": f"{place.base}/fake:{ENVIRONMENT['PYTHONPATH']}"}
-    done = place.run(*arguments, "-o", place.options, place.target, env=environ)
+    return {**ENVIRONMENT, "PYTHONPATH": f"{place.base}/fake:{ENVIRONMENT['PYTHONPATH']}"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("-f",)])
+def test_missing_library_leaves_no_mount(arguments: tuple[str, ...], place: Place) -> None:
+    done = place.run(*arguments, "-o", f"{place.options},lane=off", place.target, env=without_libfuse(place))
     assert (done.status, done.err.count("\n")) == (1, 1)
     assert "libfuse3.so.3 is missing" in done.err
     assert not place.is_mounted()
+
+
+def test_library_that_is_missing_when_it_is_needed_fails_that_request_alone(place: Place) -> None:
+    environ = {**without_libfuse(place), "OVERLAYFS_LOG": str(place.base / "log")}
+    assert place.run("-o", place.options, place.target, env=environ) == SILENT_SUCCESS
+    (place.target / "d").mkdir()
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output error"):
+            (place.target / "d").rename(place.target / "e")
+        (place.target / "d" / "f").write_text("served")
+    assert "libfuse3.so.3 is missing" in (place.base / "log").read_text()
 
 
 def test_signal_between_mounting_and_serving_leaves_no_mount(place: Place) -> None:

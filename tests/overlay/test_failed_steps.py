@@ -16,7 +16,9 @@ from pyfuse3 import RequestContext
 
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.handlers import Handlers
+from overlayfs.fuse.status import Status
 from overlayfs.fuse.syncing import Syncs
+from overlayfs.fuse.tasks import Tasks
 from overlayfs.overlay import drafts, opening
 from overlayfs.overlay.copyup import Need
 from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
@@ -450,8 +452,9 @@ def test_link_met_when_it_is_the_only_one_left_is_the_same_inode(place: Make) ->
 def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> None:
     files = {f"D/{number}": file(b"%d" % number) for number in range(50)}
     mount = place(files, redirect_dir=RedirectDir.OFF)
-    syncs = Syncs(queues=False)
-    handlers = Handlers(mount.overlay, "", CopyUps(mount.overlay, syncs), syncs)
+    tasks = Tasks()
+    syncs = Syncs(tasks, queues=False)
+    handlers = Handlers(mount.overlay, Status(mount.overlay, ""), CopyUps(mount.overlay, syncs), syncs)
     mount.at("D")
     turns = 0
 
@@ -462,6 +465,7 @@ def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> Non
     async def main() -> None:
         nonlocal turns
         async with trio.open_nursery() as nursery:
+            tasks.run_in(nursery)
             nursery.start_soon(rename, nursery)
             while True:
                 await trio.lowlevel.checkpoint()

@@ -1,0 +1,162 @@
+"""How is a mount served before it needs an event loop?
+
+Importing trio and pyfuse3 takes four times as long as all the rest of a start, and most mounts of an engine never ask
+for anything that needs them. So the lane first serves alone, in a loop of its own on poll(2). The loop ends when a
+request was forwarded, or became a task: `looping` then goes on where it stopped, in the same thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from ..overlay.claim import Claim
+from .channel import Channel
+from .lane import FAILED, HANDLED, NOTHING, RETRY_S, UNMOUNTED, Lane
+from .mounting import ENDING_SIGNALS, HANDLED_SIGNALS
+from .syncing import Syncs
+from .tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+# How the bare loop ends.
+MOUNT_ENDED, TOLD_TO_END, NEEDS_LOOP = range(3)
+
+_TURN_NS: Final = 20_000_000  # how long a signal may have to wait while one request follows another
+_RETRY_MS: Final = int(RETRY_S * 1000)
+
+
+class _Signals:
+    """Signals as bytes in a pipe, in a `with` block; blocked before and after."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in HANDLED_SIGNALS:
+            signal.signal(number, _wake)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+    def take(self) -> bytes:
+        """The numbers of the signals that came."""
+        try:
+            return os.read(self.fd, 64)
+        except BlockingIOError:
+            return b""
+
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    """The pipe says it."""
+
+
+class BareLoop:
+    """One mount while nothing of it needs an event loop. `on_facts` is called for each SIGUSR1; end of file on
+    `lifeline_fd` ends the mount."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        tasks: Tasks,
+        channel: Channel,
+        syncs: Syncs,
+        claim: Claim | None,
+        on_facts: Callable[[], None],
+        lifeline_fd: int | None,
+    ) -> None:
+        self._lane, self._tasks, self._channel, self._syncs = lane, tasks, channel, syncs
+        self._claim = claim
+        self._on_facts = on_facts
+        self._lifeline_fd = lifeline_fd
+        self._asked_fd: int | None = None  # the socket on which others ask for the upper
+        self._poller = select.poll()
+        for fd in (channel.device_fd, syncs.event_fd, lifeline_fd):
+            if fd is not None:
+                self._poller.register(fd, select.POLLIN)
+
+    def serve(self) -> int:
+        """Serve until the mount ends, somebody says so, or a loop is needed: MOUNT_ENDED, TOLD_TO_END, NEEDS_LOOP."""
+        with _Signals() as signals:
+            self._poller.register(signals.fd, select.POLLIN)
+            asked_fd = self._listen_for_others()
+            try:
+                return self._serve(signals)
+            finally:
+                self._poller.unregister(signals.fd)
+                self._stop_listening(asked_fd)
+
+    def _listen_for_others(self) -> int | None:
+        """Have the loop end when somebody asks for the upper; the socket's descriptor."""
+        if self._claim is None or self._claim.listener is None:
+            return None
+        self._poller.register(self._claim.listener, select.POLLIN)
+        self._claim.before_closing = lambda listener: self._stop_listening(listener.fileno())
+        self._asked_fd = self._claim.listener.fileno()
+        return self._asked_fd
+
+    def _stop_listening(self, fd: int | None) -> None:
+        if fd is not None and fd == self._asked_fd:
+            self._poller.unregister(fd)
+            self._asked_fd = None
+
+    def _serve(self, signals: _Signals) -> int:
+        lane, clock = self._lane, time.perf_counter_ns
+        turn = started = clock()
+        while True:
+            taken = lane.take()
+            now = clock()
+            if taken == HANDLED:
+                if self._tasks.are_postponed or self._channel.in_flight:
+                    return NEEDS_LOOP
+                started = now
+                if now - turn < _TURN_NS:
+                    continue
+                wait_ms: int | None = 0
+            elif taken == UNMOUNTED:
+                return MOUNT_ENDED
+            elif taken == NOTHING and now - started < lane.poll_ns and not (lane.pending or self._channel.has_unsent):
+                os.sched_yield()
+                continue
+            else:
+                lane.rest()
+                wait_ms = _RETRY_MS if taken == FAILED or self._channel.has_unsent else None
+            end = self._wait(signals, wait_ms, is_failing=taken == FAILED)
+            if end is not None:
+                return end
+            turn = started = clock()
+
+    def _wait(self, signals: _Signals, wait_ms: int | None, *, is_failing: bool) -> int | None:
+        """Wait for whatever comes first, and act on what is no request; how the loop ends, if it does."""
+        if is_failing:  # the descriptor may be readable all the while
+            time.sleep(RETRY_S)
+            wait_ms = 0
+        ready = {fd for fd, _ in self._poller.poll(wait_ms)}
+        self._channel.retry()
+        if self._syncs.event_fd in ready:
+            self._syncs.take_ended()
+        if signals.fd in ready:
+            numbers = signals.take()
+            ending = [number for number in numbers if number in ENDING_SIGNALS]
+            if ending:
+                log.info("ending on %s", signal.Signals(ending[0]).name)
+                return TOLD_TO_END
+            if numbers:
+                self._on_facts()
+        if self._lifeline_fd in ready and not os.read(self._lifeline_fd or 0, 4096):
+            return TOLD_TO_END
+        return NEEDS_LOOP if self._asked_fd in ready else None

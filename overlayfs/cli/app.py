@@ -6,12 +6,15 @@ command is called.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
+from typer.models import CommandInfo
 
 from overlayfs._version import __version__
 
@@ -53,6 +56,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def program_for(arguments: list[str]) -> Callable[..., Any]:
+    """The program with the one command that the arguments call: building all takes longer than most of them run.
+
+    With all commands where none is called, as for the help, a completion or a word that is no command.
+    """
+    called = _called_command(arguments)
+    program = copy(app)
+    program.registered_commands = [
+        info for info in app.registered_commands if _name_of(info) == called
+    ] or app.registered_commands
+    return typer.main.get_command(program)
+
+
+def _called_command(arguments: list[str]) -> str | None:
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--store":
+            next(rest, None)
+        elif not word.startswith("--store="):
+            return word
+    return None
+
+
+def _name_of(info: CommandInfo) -> str | None:
+    return info.name or getattr(info.callback, "__name__", "").replace("_", "-")
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from overlayfs.cli import change_commands, look_commands, registry_commands, run_commands, store_commands
-from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.app import AsJson, app, program_for, store_directory
 
 __all__ = ["app", "change_commands", "look_commands", "main", "registry_commands", "run_commands", "store_commands"]
 
@@ -229,7 +229,8 @@ def main() -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = app(sys.argv[1:] or ["--help"], prog_name="overlayfs", standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        status = program_for(arguments)(arguments, prog_name="overlayfs", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from ..overlay.claim import Claim
 from .channel import Channel
-from .lane import FAILED, HANDLED, NOTHING, RETRY_S, UNMOUNTED, Lane
+from .lane import FAILED, NOTHING, RETRY_S, UNMOUNTED, Lane
 from .mounting import ENDING_SIGNALS, HANDLED_SIGNALS
 from .syncing import Syncs
 from .tasks import Tasks
@@ -115,30 +115,20 @@ class BareLoop:
             self._asked_fd = None
 
     def _serve(self, signals: _Signals) -> int:
-        lane, clock = self._lane, time.perf_counter_ns
-        turn = started = clock()
+        lane, channel = self._lane, self._channel
         while True:
-            taken = lane.take()
-            now = clock()
-            if taken == HANDLED:
-                if self._tasks.are_postponed or self._channel.in_flight:
-                    return NEEDS_LOOP
-                started = now
-                if now - turn < _TURN_NS:
-                    continue
-                wait_ms: int | None = 0
-            elif taken == UNMOUNTED:
+            turn = lane.serve_turn(_TURN_NS, polls=not (lane.pending or channel.has_unsent))
+            if self._tasks.are_postponed or channel.in_flight:
+                return NEEDS_LOOP
+            if turn == UNMOUNTED:
                 return MOUNT_ENDED
-            elif taken == NOTHING and now - started < lane.poll_ns and not (lane.pending or self._channel.has_unsent):
-                os.sched_yield()
-                continue
-            else:
+            wait_ms: int | None = 0
+            if turn == NOTHING:
                 lane.rest()
-                wait_ms = _RETRY_MS if taken == FAILED or self._channel.has_unsent else None
-            end = self._wait(signals, wait_ms, is_failing=taken == FAILED)
+                wait_ms = _RETRY_MS if channel.has_unsent else None
+            end = self._wait(signals, wait_ms, is_failing=turn == FAILED)
             if end is not None:
                 return end
-            turn = started = clock()
 
     def _wait(self, signals: _Signals, wait_ms: int | None, *, is_failing: bool) -> int | None:
         """Wait for whatever comes first, and act on what is no request; how the loop ends, if it does."""

@@ -37,14 +37,6 @@ class Channel:
         """Send a reply."""
         self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique) + body)
 
-    def answer_data(self, unique: int, data: memoryview | bytes) -> None:
-        """Send a reply without copying its data first."""
-        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), 0, unique)
-        try:
-            os.writev(self.device_fd, (header, data))
-        except OSError as error:
-            self._note(unique, error)
-
     def refuse(self, unique: int, code: int) -> None:
         """Send an errno."""
         self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
@@ -63,12 +55,12 @@ class Channel:
         try:
             os.write(self.device_fd, reply)
         except OSError as error:
-            self._note(abi.OUT_HEADER.unpack_from(reply)[2], error)
+            self.note(abi.OUT_HEADER.unpack_from(reply)[2], error.errno or errno.EIO)
 
-    def _note(self, unique: int, error: OSError) -> None:
-        """A reply that the kernel refuses is retried as an EIO, so that the caller does not hang."""
-        if error.errno not in _NOBODY_WAITS:
-            log.error("the kernel does not take an answer: %s", error)
+    def note(self, unique: int, code: int) -> None:
+        """The kernel has refused a reply: an EIO is sent when it can be, so that the caller does not hang."""
+        if code not in _NOBODY_WAITS:
+            log.error("the kernel does not take an answer: %s", os.strerror(code))
             self._unsent.append(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
 
     @property

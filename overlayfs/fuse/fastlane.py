@@ -1,7 +1,7 @@
-"""How is each hot request answered?
+"""How are the requests answered that are not the hottest, or may have to wait?
 
-From the engine, at once; what waits for a disk in a task. Each method `_<opcode>` takes the node, the message after its
-header and who sent it, and returns the body of the reply; None where that was sent, comes later, or never comes.
+At once from the engine; a request that waits for a disk becomes a task. Each method `_<opcode>` takes the node, the
+message after its header and who sent it, and returns the body of the reply; None where that comes later, or never.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from .tasks import Tasks, in_thread
 _DONE: Final = b""
 _FOR_EVER_S: Final = 10 * 365 * 86400
 _FLEETING: Final = abi.ATTR_TIMES.pack(0, 0, 0)
-_NO_ENTRY: Final = bytes(abi.ENTRY_SIZE)  # of a name that is listed, but looking it up is an error: the kernel asks
 _LONGEST_COPY: Final = 64 << 20  # bytes; a copy_file_range(2) may do less than it was asked
-_PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 
 
 class FastLane(Lane):
@@ -53,17 +51,15 @@ class FastLane(Lane):
         status: Status,
         passes_through: bool,
     ) -> None:
-        super().__init__(overlay, tasks, channel, poll_us)
-        self._copy_ups, self._syncs = copy_ups, syncs
-        self._status = status
-        self._unseen = overlay.written_unseen
-        self._data = memoryview(bytearray(abi.LONGEST_REQUEST))
         timeout_s = overlay.options.timeout_s
+        super().__init__(overlay, copy_ups, tasks, channel, poll_us, timeout_s)
+        self._syncs = syncs
+        self._status = status
         self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
         # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
         # open everything, and must keep what it created open. What the kernel writes back does not say how the file
         # was opened, so there immutable and append-only files are refused at their open, and else at the write.
-        self._counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through or overlay.options.writeback
+        self.counts_opens = timeout_s == 0 or os.geteuid() != 0 or passes_through or overlay.options.writeback
         self._passthrough = Passthrough(
             overlay, channel.device_fd if passes_through else None, channel.forget_attributes
         )
@@ -76,7 +72,6 @@ class FastLane(Lane):
         self._attr_times = abi.ATTR_TIMES.pack(whole, rest, 0)
         # of a file that is written unseen the name stays true, but not the attributes
         self._unseen_entry_times = abi.ENTRY_TIMES.pack(0, whole, 0, rest, 0)
-        self._absent = bytes(8) + self._entry_times + bytes(88)
         self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
 
     # -- inodes
@@ -88,24 +83,8 @@ class FastLane(Lane):
     def _attr(self, node: int, found: Attributes) -> bytes:
         return (_FLEETING if node in self._unseen else self._attr_times) + found
 
-    def _lookup(self, node: int, body: memoryview, _: Asker) -> bytes:
-        found = self._overlay.find(node, bytes(body[:-1]))
-        return self._absent if found is None else self._entry(found)
-
-    def _forget(self, node: int, body: memoryview, _: Asker) -> None:
-        self._overlay.forget(node, abi.FORGET_IN.unpack_from(body)[0])
-
-    def _batch_forget(self, _node: int, body: memoryview, _: Asker) -> None:
-        count, _dummy = abi.BATCH_FORGET_IN.unpack_from(body)
-        start = abi.BATCH_FORGET_IN.size
-        for node, lookups in abi.FORGET_ONE.iter_unpack(body[start : start + count * abi.FORGET_ONE.size]):
-            self._overlay.forget(node, lookups)
-
     def _interrupt(self, _node: int, _body: memoryview, _: Asker) -> None:
         """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
-
-    def _getattr(self, node: int, _body: memoryview, _: Asker) -> bytes:
-        return self._attr(node, self._overlay.getattr(node))
 
     def _setattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         changes = changes_of(body)
@@ -174,23 +153,11 @@ class FastLane(Lane):
         name = bytes(body[abi.MKNOD_IN.size : -1])
         return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
 
-    def _mkdir(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        mode, umask = abi.MKDIR_IN.unpack_from(body)
-        return self._entry(self._overlay.mkdir(node, bytes(body[abi.MKDIR_IN.size : -1]), mode, caller(*asker, umask)))
-
     def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
         if self._copy_ups.must_wait(old, Need.DATA):
             raise Forwarded
         return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
-
-    def _unlink(self, node: int, body: memoryview, _: Asker) -> bytes:
-        self._overlay.unlink(node, bytes(body[:-1]))
-        return _DONE
-
-    def _rmdir(self, node: int, body: memoryview, _: Asker) -> bytes:
-        self._overlay.rmdir(node, bytes(body[:-1]))
-        return _DONE
 
     def _rename(self, node: int, body: memoryview, _: Asker) -> bytes:
         (new,) = abi.RENAME_IN.unpack_from(body)
@@ -212,7 +179,7 @@ class FastLane(Lane):
     # -- files
 
     def _open(self, node: int, body: memoryview, _: Asker) -> bytes:
-        if not self._counts_opens:
+        if not self.counts_opens:
             raise OSError(errno.ENOSYS, "not asked again")
         flags, _open_flags = abi.OPEN_IN.unpack_from(body)
         self._overlay.open_file(node, flags)
@@ -223,21 +190,17 @@ class FastLane(Lane):
         flags = abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH if backing else self._open_flags
         return abi.OPEN_OUT.pack(node, flags, backing)
 
-    def _create(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
-        name = bytes(body[abi.CREATE_IN.size : -1])
-        return self._opened(self._overlay.create(node, name, mode, flags, caller(*asker, umask)), flags)
-
     def _tmpfile(self, node: int, body: memoryview, asker: Asker) -> bytes:
         flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(body)
-        return self._opened(self._overlay.tmpfile(node, mode, flags, caller(*asker, umask)), flags)
+        found = self._overlay.tmpfile(node, mode, flags, caller(*asker, umask))
+        opened = self._open_created(found.ino, flags)
+        return self._entry(found) + opened
 
-    def _opened(self, found: Attributes, flags: int) -> bytes:
-        if self._counts_opens:
-            opened = self._open_reply(found.ino, flags)
-            return self._entry(found) + opened
-        self._overlay.release(found.ino)  # no RELEASE will come
-        return self._entry(found) + abi.OPEN_OUT.pack(found.ino, self._open_flags, 0)
+    def _open_created(self, node: int, flags: int) -> bytes:
+        if self.counts_opens:
+            return self._open_reply(node, flags)
+        self._overlay.release(node)  # no RELEASE will come
+        return abi.OPEN_OUT.pack(node, self._open_flags, 0)
 
     def _flush(self, _node: int, _body: memoryview, _: Asker) -> bytes:
         raise OSError(errno.ENOSYS, "nothing is held back")
@@ -247,17 +210,15 @@ class FastLane(Lane):
         self._overlay.release(node)
         return _DONE
 
-    def _read(self, node: int, body: memoryview, _: Asker) -> bytes | None:
-        _fh, offset, size, _read_flags, _owner, _flags, _padding = abi.READ_IN.unpack_from(body)
-        data = self._data[:size]
-        count = self._overlay.read_into(node, offset, data)
-        if count is None and self._patience.is_left():
-            self._overlay.fetch(node, offset, size)
-            count = self._patience.wait(lambda: self._overlay.read_into(node, offset, data))
-        if count is None:
-            self._later(lambda: self._read_from_disk(node, offset, size))
-        else:
-            self._channel.answer_data(self._unique, data[:count])
+    def _read_late(self, node: int, offset: int, room: memoryview) -> int | None:
+        """Read what is on a disk: a fast one is waited for, else a task answers."""
+        if self._patience.is_left():
+            self._overlay.fetch(node, offset, len(room))
+            count = self._patience.wait(lambda: self._overlay.read_into(node, offset, room))
+            if count is not None:
+                return count
+        size = len(room)
+        self._later(lambda: self._read_from_disk(node, offset, size))
         return None
 
     async def _read_from_disk(self, node: int, offset: int, size: int) -> bytes:
@@ -267,14 +228,8 @@ class FastLane(Lane):
         finally:
             opened.unpin()
 
-    def _write(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
-        _fh, offset, size, write_flags, _owner, flags, _padding = abi.WRITE_IN.unpack_from(body)
-        if not write_flags & abi.FUSE_WRITE_CACHE:
-            appended_at = offset if flags & os.O_APPEND else None
-            self._overlay.refuse_write(node, appended_at, opened_unasked=not self._counts_opens)
-        elif not self._counts_opens:  # else the open was refused, or came before the flag
-            self._overlay.refuse_write(node, None, opened_unasked=True)
-        data = body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+    def _write_after(self, node: int, offset: int, data: memoryview, write_flags: int, asker: Asker) -> bytes | None:
+        """A write for which something else must be done first."""
         if not self._copy_ups.must_wait(node, Need.DATA):
             return self._write_now(node, offset, data, write_flags, asker)
         kept = bytes(data)  # the buffer is another request's by then
@@ -383,7 +338,7 @@ class FastLane(Lane):
     def _sync(self, sync: Sync | None) -> bytes | None:
         if sync is None:
             return _DONE
-        unique = self._unique
+        unique = self.unique
 
         def done(failure: OSError | None) -> None:
             self.pending -= 1
@@ -412,46 +367,12 @@ class FastLane(Lane):
         self._overlay.releasedir(node)
         return _DONE
 
-    def _readdirplus(self, node: int, body: memoryview, _: Asker) -> bytes:
-        _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
-        reply: list[bytes] = []
-        length = 0
-        pack, lasting, unseen = abi.DIRENT.pack, self._entry_times, self._unseen
-        for name, after, found, can_be_taken in self._overlay.readdir(node, offset, takes=True):
-            padded = name + _PADDING[len(name) & 7]
-            length += abi.DIRENTPLUS_SIZE + len(padded)
-            if length > size:
-                break
-            number = found[:8]
-            times = self._unseen_entry_times if unseen and found.ino in unseen else lasting
-            reply += (number, times, found) if can_be_taken else (_NO_ENTRY,)
-            reply += (number, pack(after, len(name), found.directory_type), padded)
-        return b"".join(reply)
-
-    def _readdir(self, node: int, body: memoryview, _: Asker) -> bytes:
-        _fh, offset, size, *_rest = abi.READ_IN.unpack_from(body)
-        reply: list[bytes] = []
-        length = 0
-        for name, after, found, _can_be_taken in self._overlay.readdir(node, offset):
-            padded = name + _PADDING[len(name) & 7]
-            length += abi.DIRENT_SIZE + len(padded)
-            if length > size:
-                break
-            reply += (found[:8], abi.DIRENT.pack(after, len(name), found.directory_type), padded)
-        return b"".join(reply)
-
     # -- extended attributes
 
-    def _getxattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
-        size, _padding = abi.GETXATTR_IN.unpack_from(body)
-        name = bytes(body[abi.GETXATTR_IN.size : -1])
+    def _xattr(self, node: int, name: bytes, size: int) -> bytes | None:
         if self._status.has(node, name):
-            return _sized(self._status.page(name, size), size)
-        value = self._overlay.find_xattr(node, name)
-        if value is None:
-            self._channel.refuse(self._unique, errno.ENODATA)
-            return None
-        return _sized(value, size)
+            return self._status.page(name, size)
+        return self._overlay.find_xattr(node, name)
 
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         size, flags = abi.SETXATTR_IN.unpack_from(body)

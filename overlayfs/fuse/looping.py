@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -24,7 +23,7 @@ from .channel import Channel
 from .copying import CopyUps
 from .handlers import Handlers
 from .handover import Handover
-from .lane import FAILED, HANDLED, NOTHING, RETRY_S, UNMOUNTED, Lane
+from .lane import FAILED, NOTHING, RETRY_S, UNMOUNTED, Lane
 from .mounting import ENDING_SIGNALS, LiveMount
 from .status import Status
 from .syncing import Syncs
@@ -136,28 +135,18 @@ class Loop:
 
 async def serve_lane(lane: Lane, channel: Channel) -> None:
     """Serve until the kernel ends the session."""
-    clock = time.perf_counter_ns
-    turn = started = clock()
     while True:
-        taken = lane.take()
-        if taken == HANDLED:
-            started = clock()
-            if started - turn < (_TURN_NS if channel.in_flight or lane.pending else _LONG_TURN_NS):
-                continue
-            await trio.lowlevel.checkpoint()
-        elif taken == NOTHING:
-            busy = channel.in_flight or channel.has_unsent or lane.pending
-            if clock() - started < lane.poll_ns and not busy:
-                os.sched_yield()
-                continue
+        busy = channel.in_flight or lane.pending
+        turn = lane.serve_turn(_TURN_NS if busy else _LONG_TURN_NS, polls=not (busy or channel.has_unsent))
+        if turn == UNMOUNTED:
+            return
+        if turn == NOTHING:
             lane.rest()
             await _wait_for_request(channel)
-        elif taken == UNMOUNTED:
-            return
-        else:
-            assert taken == FAILED
+        elif turn == FAILED:
             await trio.sleep(RETRY_S)
-        turn = started = clock()
+        else:
+            await trio.lowlevel.checkpoint()
 
 
 async def relay(channel: Channel) -> None:

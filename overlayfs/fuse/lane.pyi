@@ -1,0 +1,44 @@
+"""What Python sees of lane.pyx."""
+
+from collections.abc import Callable, Coroutine, Set
+from typing import Any, Final
+
+from ..overlay.engine import Overlay
+from .channel import Channel
+from .copying import CopyUps
+from .tasks import Tasks
+
+RETRY_S: Final[float]
+TURN_OVER: Final[int]
+NOTHING: Final[int]
+UNMOUNTED: Final[int]
+FAILED: Final[int]
+
+class Forwarded(Exception): ...
+
+class Lane:
+    _overlay: Overlay
+    _copy_ups: CopyUps
+    _tasks: Tasks
+    _channel: Channel
+    _unseen: Set[int]
+    pending: int
+    counts_opens: bool
+    def __init__(
+        self,
+        overlay: Overlay,
+        copy_ups: CopyUps,
+        tasks: Tasks,
+        channel: Channel,
+        poll_us: int,
+        timeout_s: float | None,
+    ) -> None: ...
+    @property
+    def unique(self) -> int: ...
+    @property
+    def poll_ns(self) -> int: ...
+    def facts(self) -> dict[str, object]: ...
+    def rest(self) -> None: ...
+    def serve_turn(self, turn_ns: int, polls: bool) -> int: ...
+    def _later(self, work: Callable[[], Coroutine[Any, Any, bytes]]) -> None: ...
+    def _refuse(self, unique: int, failure: BaseException) -> None: ...

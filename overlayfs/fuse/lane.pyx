@@ -1,0 +1,510 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""How are hot requests taken from the kernel before pyfuse3 sees them?
+
+The lane reads the kernel's descriptor into one buffer, answers out of another, and forwards what it does not answer. A
+request is forwarded before the engine has done anything for it, or not at all. What waits for a disk becomes a task.
+All of it happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor pyfuse3
+and ends as soon as one of them is needed, and then `looping`, which runs on trio.
+
+Compiled, as C structs are its substance. The hottest requests are answered here; for the others a subclass in Python
+has a method `_<opcode>`. Every message is checked for its length before it is read as a struct.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, PyBytes_Size
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENAMETOOLONG, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memchr, memcpy, memset
+from posix.fcntl cimport O_APPEND
+from posix.stdlib cimport posix_memalign
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport read, write
+
+from overlayfs.fuse.messages cimport *
+
+import logging
+import os
+
+from overlayfs.fuse import abi
+from overlayfs.fuse.abi import Opcode
+from overlayfs.fuse.callers import caller
+from overlayfs.overlay.copyup import Need
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t writev(int fd, const iovec *parts, int count)
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
+
+# How `serve_turn` ends: the turn is over; no request has come for a while; none will come; the kernel fails to give one.
+TURN_OVER, NOTHING, UNMOUNTED, FAILED = range(4)
+cdef enum:
+    _TURN_OVER, _NOTHING, _UNMOUNTED, _FAILED
+
+cdef enum:
+    _LIMIT = 64  # abi.OPCODE_LIMIT
+    _ALIGNMENT = 4096
+    _ATTRIBUTES = 88  # sizeof(struct fuse_attr): what the engine's Attributes are
+    _LONGEST_NAME = 255
+    _NO_REPLY = -1  # was sent already, comes later, or never
+
+cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
+cdef object _METADATA = Need.METADATA, _DATA = Need.DATA
+cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
+
+
+class Forwarded(Exception):
+    """This request is pyfuse3's."""
+
+
+cdef uint64_t _now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef class Lane:
+    """Takes requests and knows who answers them.
+
+    `timeout_s` is how long the kernel may trust names and attributes, None for ever. Not thread-safe.
+    """
+
+    cdef readonly object _overlay, _channel, _tasks, _copy_ups, _unseen
+    cdef public bint counts_opens  # whether the kernel asks for opens
+    cdef int _device_fd
+    cdef char *_in  # the request; owned
+    cdef char *_out  # the reply, its header first; owned
+    cdef fuse_in_header *_header
+    cdef Py_ssize_t _length  # of the request
+    cdef uint64_t _whole_s
+    cdef uint64_t _answered[_LIMIT]
+    cdef uint64_t _forwarded[_LIMIT]
+    cdef uint32_t _rest_ns
+    cdef list _table
+    cdef bint _expects_event
+    cdef readonly uint64_t poll_ns
+    cdef public Py_ssize_t pending  # requests that are answered later
+
+    def __cinit__(self):
+        if posix_memalign(<void **>&self._in, _ALIGNMENT, _LONGEST) or \
+                posix_memalign(<void **>&self._out, _ALIGNMENT, _LONGEST):
+            raise MemoryError
+        memset(self._in, 0, _LONGEST)
+        memset(self._out, 0, _LONGEST)
+        self._header = <fuse_in_header *>self._in
+
+    def __dealloc__(self):
+        free(self._in)
+        free(self._out)
+
+    def __init__(self, overlay, copy_ups, tasks, channel, poll_us, timeout_s):
+        self._overlay, self._copy_ups, self._tasks, self._channel = overlay, copy_ups, tasks, channel
+        self._device_fd = channel.device_fd
+        self._unseen = overlay.written_unseen
+        self.poll_ns = poll_us * 1000
+        seconds = _FOR_EVER_S if timeout_s is None else timeout_s
+        self._whole_s, self._rest_ns = int(seconds), int(seconds % 1 * 1e9)
+        self._table = [None] * _LIMIT
+        for opcode in Opcode:
+            self._table[opcode] = getattr(self, f"_{opcode.name.lower()}", None)
+
+    def facts(self):
+        """How many requests of each kind came, and who answered them."""
+        counts = {
+            opcode.name: {"lane": self._answered[<int>opcode], "forwarded": self._forwarded[<int>opcode]}
+            for opcode in Opcode
+            if self._answered[<int>opcode] or self._forwarded[<int>opcode]
+        }
+        return {"lane": True, "requests": counts}
+
+    @property
+    def unique(self):
+        """The number of the request that is being answered."""
+        return self._header.unique
+
+    def rest(self):
+        """There is nothing to do for a moment."""
+        self._overlay.give_memory_back()
+
+    # -- the loop
+
+    def serve_turn(self, uint64_t turn_ns, bint polls):
+        """Answer or forward requests until the turn is over or none has come for the time of `polls`.
+
+        TURN_OVER after so many ns, and at once when a task or pyfuse3 has got something to do; NOTHING, UNMOUNTED,
+        FAILED.
+        """
+        cdef uint64_t started = _now_ns(), now
+        cdef uint64_t last = started
+        cdef Py_ssize_t got
+        cdef int failure
+        while True:
+            with nogil:
+                while True:
+                    got = read(self._device_fd, self._in, _LONGEST)
+                    failure = errno if got < 0 else 0
+                    now = _now_ns()
+                    if failure != EAGAIN or not polls or now - last >= self.poll_ns:
+                        break
+                    sched_yield()
+            if failure == EAGAIN:
+                return NOTHING
+            if failure == ENODEV:
+                return UNMOUNTED
+            if failure and failure != EINTR and failure != ENOENT:  # ENOENT: the request was taken back meanwhile
+                log.error("cannot read a request yet: %s", os.strerror(failure))
+                return FAILED
+            self._expects_event = False
+            if not failure:
+                self._length = got
+                self._handle()
+                now = _now_ns()
+            last = now
+            if self._expects_event or now - started >= turn_ns:
+                return TURN_OVER
+
+    cdef int _handle(self) except -1:
+        """Answer or forward the request in the buffer; whatever happens, the lane goes on."""
+        cdef Py_ssize_t length
+        cdef uint32_t opcode
+        if self._length < <Py_ssize_t>sizeof(fuse_in_header):
+            log.error("a request of %d bytes is none", self._length)
+            return 0
+        opcode = self._header.opcode
+        try:
+            length = self._dispatch(opcode)
+        except OSError as error:
+            self._refuse_this(opcode, error.errno or EIO)
+        except Forwarded:
+            self._forward(opcode)
+            return 0
+        except Exception:
+            log.exception("%s failed", Opcode(opcode).name)
+            self._refuse_this(opcode, EIO)
+        else:
+            if length >= 0:
+                self._send(length)
+        self._answered[opcode if opcode < _LIMIT else _LIMIT - 1] += 1
+        return 0
+
+    cdef Py_ssize_t _dispatch(self, uint32_t opcode) except -2:
+        """How long the reply's body is, _NO_REPLY; below that the errno that is the answer, negative and less
+        _NO_REPLY."""
+        if opcode == FUSE_LOOKUP:
+            return self._lookup()
+        if opcode == FUSE_GETATTR:
+            return self._getattr()
+        if opcode == FUSE_READ:
+            return self._read()
+        if opcode == FUSE_WRITE:
+            return self._write()
+        if opcode == FUSE_GETXATTR:
+            return self._getxattr()
+        if opcode == FUSE_CREATE:
+            return self._create()
+        if opcode == FUSE_READDIRPLUS:
+            return self._readdirplus()
+        if opcode == FUSE_READDIR:
+            return self._readdir()
+        if opcode == FUSE_FORGET:
+            return self._forget()
+        if opcode == FUSE_BATCH_FORGET:
+            return self._batch_forget()
+        if opcode == FUSE_MKDIR:
+            return self._mkdir()
+        if opcode == FUSE_UNLINK:
+            self._overlay.unlink(self._header.nodeid, self._name(0))
+            return 0
+        if opcode == FUSE_RMDIR:
+            self._overlay.rmdir(self._header.nodeid, self._name(0))
+            return 0
+        return self._call_method(opcode)
+
+    cdef Py_ssize_t _call_method(self, uint32_t opcode) except -2:
+        method = self._table[opcode] if opcode < _LIMIT else None
+        if method is None:
+            raise OSError(ENOSYS, os.strerror(ENOSYS))
+        start = self._in + sizeof(fuse_in_header)
+        size = self._length - <Py_ssize_t>sizeof(fuse_in_header)
+        body = PyMemoryView_FromMemory(start, size, PyBUF_READ)
+        return self._reply(method(self._header.nodeid, body, self._asker()))
+
+    # -- decoding
+
+    cdef tuple _asker(self):
+        return self._header.uid, self._header.gid, self._header.pid
+
+    cdef void *_struct(self, size_t size) except NULL:
+        """The struct of this size after the header; EIO where the message is shorter."""
+        if self._length < <Py_ssize_t>(sizeof(fuse_in_header) + size):
+            raise OSError(EIO, "a message ends early")
+        return self._in + sizeof(fuse_in_header)
+
+    cdef bytes _name(self, size_t offset):
+        """The name that the message ends with, after a struct of `offset` bytes; EIO where it does not."""
+        cdef char *start = self._in + sizeof(fuse_in_header) + offset
+        cdef Py_ssize_t size = self._length - <Py_ssize_t>(sizeof(fuse_in_header) + offset) - 1
+        if size < 0 or memchr(start, 0, size + 1) != start + size:
+            raise OSError(EIO, "a message ends without a name")
+        return PyBytes_FromStringAndSize(start, size)
+
+    # -- encoding
+
+    cdef char *_body(self) noexcept:
+        return self._out + sizeof(fuse_out_header)
+
+    cdef Py_ssize_t _reply(self, bytes body) except -2:
+        """A body that was made elsewhere, None where there is none now."""
+        cdef Py_ssize_t size
+        if body is None:
+            return _NO_REPLY
+        size = PyBytes_GET_SIZE(body)
+        if size > _LONGEST - <Py_ssize_t>sizeof(fuse_out_header):
+            raise OSError(EIO, "a reply is too long")
+        memcpy(self._body(), PyBytes_AS_STRING(body), size)
+        return size
+
+    cdef int _put_attributes(self, char *at, object found) except -1:
+        if PyBytes_Size(found) != _ATTRIBUTES:
+            raise ValueError("attributes are 88 bytes")
+        memcpy(at, PyBytes_AsString(found), _ATTRIBUTES)
+        return 0
+
+    cdef Py_ssize_t _put_entry(self, fuse_entry_out *entry, object found) except -2:
+        """A name's inode; the size of the struct."""
+        self._put_attributes(<char *>&entry.attr, found)
+        entry.nodeid = entry.attr.ino
+        entry.generation = 0
+        entry.entry_valid = entry.attr_valid = self._whole_s
+        entry.entry_valid_nsec = entry.attr_valid_nsec = self._rest_ns
+        if self._unseen and entry.nodeid in self._unseen:  # the name stays true, but not the attributes
+            entry.attr_valid = entry.attr_valid_nsec = 0
+        return sizeof(fuse_entry_out)
+
+    cdef int _send(self, Py_ssize_t length) except -1:
+        """Send the reply whose body is in the buffer."""
+        cdef fuse_out_header *header = <fuse_out_header *>self._out
+        header.len = sizeof(fuse_out_header) + length
+        header.error = 0
+        header.unique = self._header.unique
+        if write(self._device_fd, self._out, header.len) < 0:
+            self._channel.note(header.unique, errno)
+        return 0
+
+    cdef int _refuse_this(self, uint32_t opcode, int code) except -1:
+        if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_NOTIFY_REPLY):
+            return 0
+        cdef fuse_out_header header
+        header.len = sizeof(fuse_out_header)
+        header.error = -code
+        header.unique = self._header.unique
+        if write(self._device_fd, &header, sizeof(fuse_out_header)) < 0:
+            self._channel.note(header.unique, errno)
+        return 0
+
+    # -- who answers else
+
+    cdef int _forward(self, uint32_t opcode) except -1:
+        self._forwarded[opcode] += 1
+        self._expects_event = True
+        self._channel.forward(PyBytes_FromStringAndSize(self._in, self._length), has_reply=True)
+        return 0
+
+    def _later(self, work):
+        """Answer the current request by a task: what the coroutine function `work` returns or raises."""
+        unique = self._header.unique
+        self.pending += 1
+        self._expects_event = True
+
+        def give_up():
+            self.pending -= 1
+            self._channel.refuse(unique, EIO)
+
+        async def finish():
+            try:
+                reply = await work()
+            except Exception as failure:
+                self._refuse(unique, failure)
+            else:
+                self._channel.answer(unique, reply)
+            finally:
+                self.pending -= 1
+
+        self._tasks.begin(finish, give_up)
+
+    def _refuse(self, unique, failure):
+        if not isinstance(failure, OSError):
+            log.error("a request failed", exc_info=failure)
+        self._channel.refuse(unique, getattr(failure, "errno", None) or EIO)
+
+    # -- inodes
+
+    cdef Py_ssize_t _lookup(self) except -2:
+        cdef fuse_entry_out *entry = <fuse_entry_out *>self._body()
+        found = self._overlay.find(self._header.nodeid, self._name(0))
+        if found is not None:
+            return self._put_entry(entry, found)
+        memset(entry, 0, sizeof(fuse_entry_out))
+        entry.entry_valid, entry.entry_valid_nsec = self._whole_s, self._rest_ns
+        return sizeof(fuse_entry_out)
+
+    cdef Py_ssize_t _getattr(self) except -2:
+        cdef fuse_attr_out *reply = <fuse_attr_out *>self._body()
+        self._put_attributes(<char *>&reply.attr, self._overlay.getattr(self._header.nodeid))
+        reply.attr_valid, reply.attr_valid_nsec, reply.dummy = self._whole_s, self._rest_ns, 0
+        if self._unseen and self._header.nodeid in self._unseen:
+            reply.attr_valid = reply.attr_valid_nsec = 0
+        return sizeof(fuse_attr_out)
+
+    cdef Py_ssize_t _forget(self) except -2:
+        asked = <fuse_forget_in *>self._struct(sizeof(fuse_forget_in))
+        self._overlay.forget(self._header.nodeid, asked.nlookup)
+        return _NO_REPLY
+
+    cdef Py_ssize_t _batch_forget(self) except -2:
+        cdef Py_ssize_t i, room, count
+        head = <fuse_batch_forget_in *>self._struct(sizeof(fuse_batch_forget_in))
+        room = self._length - <Py_ssize_t>(sizeof(fuse_in_header) + sizeof(fuse_batch_forget_in))
+        count = min(<Py_ssize_t>head.count, room // <Py_ssize_t>sizeof(fuse_forget_one))
+        one = <fuse_forget_one *>(<char *>head + sizeof(fuse_batch_forget_in))
+        for i in range(count):
+            self._overlay.forget(one[i].nodeid, one[i].nlookup)
+        return _NO_REPLY
+
+    # -- names
+
+    cdef object _caller(self, uint32_t umask):
+        return caller(self._header.uid, self._header.gid, self._header.pid, umask)
+
+    cdef Py_ssize_t _create(self) except -2:
+        cdef Py_ssize_t size
+        asked = <fuse_create_in *>self._struct(sizeof(fuse_create_in))
+        name = self._name(sizeof(fuse_create_in))
+        found = self._overlay.create(self._header.nodeid, name, asked.mode, asked.flags, self._caller(asked.umask))
+        opened = self._open_created(found.ino, asked.flags)
+        size = self._put_entry(<fuse_entry_out *>self._body(), found)
+        if PyBytes_Size(opened) != sizeof(fuse_open_out):
+            raise ValueError("a reply of the wrong size")
+        memcpy(self._body() + size, PyBytes_AS_STRING(opened), sizeof(fuse_open_out))
+        return size + sizeof(fuse_open_out)
+
+    cdef Py_ssize_t _mkdir(self) except -2:
+        asked = <fuse_mkdir_in *>self._struct(sizeof(fuse_mkdir_in))
+        name = self._name(sizeof(fuse_mkdir_in))
+        found = self._overlay.mkdir(self._header.nodeid, name, asked.mode, self._caller(asked.umask))
+        return self._put_entry(<fuse_entry_out *>self._body(), found)
+
+    # -- files
+
+    cdef Py_ssize_t _read(self) except -2:
+        asked = <fuse_read_in *>self._struct(sizeof(fuse_read_in))
+        if asked.size > _LONGEST - <Py_ssize_t>sizeof(fuse_out_header):
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        room = PyMemoryView_FromMemory(self._body(), asked.size, PyBUF_WRITE)
+        count = self._overlay.read_into(self._header.nodeid, asked.offset, room)
+        if count is None:
+            count = self._read_late(self._header.nodeid, asked.offset, room)
+        return _NO_REPLY if count is None else <Py_ssize_t>count
+
+    cdef Py_ssize_t _write(self) except -2:
+        asked = <fuse_write_in *>self._struct(sizeof(fuse_write_in))
+        if self._length < <Py_ssize_t>(sizeof(fuse_in_header) + sizeof(fuse_write_in)) + asked.size:
+            raise OSError(EIO, "a message ends early")
+        data = PyMemoryView_FromMemory(<char *>asked + sizeof(fuse_write_in), asked.size, PyBUF_READ)
+        node = self._header.nodeid
+        self._refuse_protected(node, asked)
+        if asked.write_flags & FUSE_WRITE_KILL_SUIDGID or self._copy_ups.must_wait(node, _DATA):
+            return self._reply(self._write_after(node, asked.offset, data, asked.write_flags, self._asker()))
+        reply = <fuse_write_out *>self._body()
+        reply.size, reply.padding = self._overlay.write(node, asked.offset, data), 0
+        return sizeof(fuse_write_out)
+
+    cdef int _refuse_protected(self, uint64_t node, fuse_write_in *asked) except -1:
+        """EPERM for a write that an immutable or append-only file does not allow."""
+        if not asked.write_flags & FUSE_WRITE_CACHE:
+            appended_at = asked.offset if asked.flags & O_APPEND else None
+            self._overlay.refuse_write(node, appended_at, opened_unasked=not self.counts_opens)
+        elif not self.counts_opens:  # else the open was refused, or came before the flag
+            self._overlay.refuse_write(node, None, opened_unasked=True)
+        return 0
+
+    # -- directories
+
+    cdef Py_ssize_t _readdirplus(self) except -2:
+        cdef Py_ssize_t used = 0, size
+        cdef fuse_direntplus *place
+        asked = <fuse_read_in *>self._struct(sizeof(fuse_read_in))
+        room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
+        for name, after, found, can_be_taken in self._overlay.readdir(self._header.nodeid, asked.offset, takes=True):
+            size = _padded(sizeof(fuse_direntplus) + PyBytes_GET_SIZE(name))
+            if used + size > room:
+                break
+            place = <fuse_direntplus *>(self._body() + used)
+            if can_be_taken:
+                self._put_entry(&place.entry_out, found)
+            else:  # a name that is listed, but looking it up is an error: the kernel asks
+                memset(&place.entry_out, 0, sizeof(fuse_entry_out))
+            _put_name(&place.dirent, size - <Py_ssize_t>sizeof(fuse_direntplus), name, after, found)
+            used += size
+        return used
+
+    cdef Py_ssize_t _readdir(self) except -2:
+        cdef Py_ssize_t used = 0, size
+        asked = <fuse_read_in *>self._struct(sizeof(fuse_read_in))
+        room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
+        for name, after, found, _ in self._overlay.readdir(self._header.nodeid, asked.offset):
+            size = _padded(sizeof(fuse_dirent) + PyBytes_GET_SIZE(name))
+            if used + size > room:
+                break
+            place = <fuse_dirent *>(self._body() + used)
+            _put_name(place, size - <Py_ssize_t>sizeof(fuse_dirent), name, after, found)
+            used += size
+        return used
+
+    # -- extended attributes
+
+    cdef Py_ssize_t _getxattr(self) except -2:
+        asked = <fuse_getxattr_in *>self._struct(sizeof(fuse_getxattr_in))
+        name = self._name(sizeof(fuse_getxattr_in))
+        value = self._xattr(self._header.nodeid, name, asked.size)
+        if value is None:
+            self._refuse_this(FUSE_GETXATTR, ENODATA)
+            return _NO_REPLY
+        return self._sized(value, asked.size)
+
+    cdef Py_ssize_t _sized(self, bytes value, uint32_t size) except -2:
+        """The reply to a request for an xattr: its length where that is asked, ERANGE where it has no room."""
+        if not size:
+            reply = <fuse_getxattr_out *>self._body()
+            reply.size, reply.padding = <uint32_t>PyBytes_GET_SIZE(value), 0
+            return sizeof(fuse_getxattr_out)
+        if PyBytes_GET_SIZE(value) > size:
+            raise OSError(ERANGE, os.strerror(ERANGE))
+        return self._reply(value)
+
+
+cdef inline Py_ssize_t _padded(Py_ssize_t size) noexcept:
+    return (size + 7) & ~7
+
+
+cdef int _put_name(fuse_dirent *place, Py_ssize_t room, bytes name, uint64_t after, object found) except -1:
+    """A directory entry whose name has `room` bytes, padding included."""
+    cdef uint64_t number
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(name)
+    memcpy(&number, PyBytes_AsString(found), sizeof(number))
+    place.ino = number
+    place.off = after
+    place.namelen = size
+    place.type = found.directory_type
+    memcpy(<char *>place + sizeof(fuse_dirent), PyBytes_AS_STRING(name), size)
+    memset(<char *>place + sizeof(fuse_dirent) + size, 0, room - size)
+    return 0

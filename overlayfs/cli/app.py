@@ -86,6 +86,7 @@ def _name_of(info: CommandInfo) -> str | None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+UserXattr = Annotated[bool, typer.Option("--userxattr", help="An UPPER has user.overlay.* marks: see below.")]
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.app import AsJson, UserXattr, app, store_directory
 
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="By name, or ID.")]
 NewName = Annotated[str | None, typer.Argument(metavar="[NEW]", help="The new image's name; else IMAGE's.")]
@@ -33,9 +33,13 @@ def commit(
     author: Author = "",
     change: Changes = None,
     compression: Compression = "gzip",
+    user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep what a container, mount or upper changed in its image, as a new image with one more layer.
+
+    An upper is read as if you had mounted it: root names one of an ordinary user, or mounted with `-o userxattr`, with
+    --userxattr.
 
     Files that are as in the image are left out. With SOURCE_DATE_EPOCH in the environment (seconds) no time is later
     than that, and the same changes give the same image. Prints the ID of the new image.
@@ -45,7 +49,7 @@ def commit(
     from overlayfs.cli.committing import Request, commit_changes
 
     request = Request(name, message, author, tuple(change or ()), compression, as_json)
-    commit_changes(store_directory(), source, base, request)
+    commit_changes(store_directory(), source, base, request, user_xattr=user_xattr)
 
 
 @app.command(short_help="Make all layers of an image one.")

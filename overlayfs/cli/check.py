@@ -10,18 +10,19 @@ from overlayfs.cli.live import CommandError
 from overlayfs.cli.output import Cell, Lines, plain, print_json, printable
 from overlayfs.overlay.check import check
 from overlayfs.overlay.findings import Finding, Severity
+from overlayfs.tree import marks
 
 _BY_HAND = "left to you: no repair can know what is right"
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
-def show_findings(upper: str, work: str, repair: bool, as_json: bool) -> bool:
+def show_findings(upper: str, work: str, repair: bool, as_json: bool, *, user_xattr: bool = False) -> bool:
     """Check, and repair if asked; False if something is left to mend."""
     directories = [os.fsencode(path) for path in (upper, work)]
     for path in directories:
         if not os.path.isdir(path):
             raise CommandError(f"{printable(path)}: not a directory")
-    findings = check(directories[0], directories[1], repair)
+    findings = check(directories[0], directories[1], repair, marks.USER if user_xattr else None)
     if as_json:
         print_json([_document(finding, directories) for finding in findings])
     else:

@@ -22,6 +22,7 @@ from overlayfs.image.progress import Progress
 from overlayfs.image.reference import Reference
 from overlayfs.image.store import Image, Store
 from overlayfs.overlay.changes import Comparison
+from overlayfs.tree import marks
 from overlayfs.tree.syscalls import sync_filesystem
 
 SYNC_WITHIN_S: Final = 60.0
@@ -73,11 +74,14 @@ class Source:
     may_hold_marks: bool = True
 
 
-def commit_changes(directory: Path | None, source: str, base: str | None, request: Request) -> None:
-    """Commit a container, a mount or an upper directory."""
+def commit_changes(
+    directory: Path | None, source: str, base: str | None, request: Request, *, user_xattr: bool = False
+) -> None:
+    """Commit a container, a mount or an upper directory, whose marks are `user_xattr`s if it was mounted so."""
 
     def make(store: Store, reference: Reference | None, making: Making) -> Made:
-        found = _find_source(store, source, None if base is None else store.find(base), making.progress)
+        base_image = None if base is None else store.find(base)
+        found = _find_source(store, source, base_image, making.progress, user_xattr)
         with found.comparison as comparison:
             return mutate.commit(store, found.base, comparison, reference, making, may_hold_marks=found.may_hold_marks)
 
@@ -138,7 +142,7 @@ def _tell(made: Made, as_json: bool) -> None:
     )
 
 
-def _find_source(store: Store, source: str, base: Image | None, progress: Progress) -> Source:
+def _find_source(store: Store, source: str, base: Image | None, progress: Progress, user_xattr: bool) -> Source:
     """A container by name or ID, else a mountpoint, else an upper. Raises ImageError or CommandError."""
     is_path = "/" in source or source in (os.curdir, os.pardir)
     if not is_path:
@@ -156,7 +160,8 @@ def _find_source(store: Store, source: str, base: Image | None, progress: Progre
     if base is None:
         raise CommandError(f"{printable(os.fsencode(source))}: say with --base on which image this upper is")
     lowers = LayerStore(store).lower_directories(base, progress)
-    return Source(Comparison.open(path, [os.fsencode(lower) for lower in lowers]), base)
+    prefix = marks.USER if user_xattr else None
+    return Source(Comparison.open(path, [os.fsencode(lower) for lower in lowers], prefix=prefix), base)
 
 
 def _container(store: Store, name: str, base: Image | None) -> Source:
@@ -173,7 +178,9 @@ def _mount(store: Store, path: bytes, base: Image | None) -> Source:
         raise CommandError(f"{printable(path)}: mounted without an upper, so nothing can have changed")
     base = base or _image_below(store, path, status.lowers)
     _sync_mount(path)
-    comparison = Comparison.open(status.upper, status.lowers, status.data_lowers, status.work)
+    comparison = Comparison.open(
+        status.upper, status.lowers, status.data_lowers, status.work, prefix=status.xattr_prefix
+    )
     return Source(comparison, base, may_hold_marks=status.whiteout == "oci")
 
 

@@ -15,6 +15,7 @@ from overlayfs.cli.live import CommandError, in_time, is_ours, mount_at, mount_c
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
 from overlayfs.cli.patch import Changed, print_patch
 from overlayfs.overlay.changes import Change, ChangeKind, Comparison, Version
+from overlayfs.tree import marks
 from overlayfs.tree.syscalls import sync_filesystem
 
 SYNC_WITHIN_S = 60.0
@@ -31,9 +32,11 @@ class Form(Enum):
     JSON = "json"
 
 
-def show_changes(tree: str, lowers: Sequence[str] | None, form: Form, everything: bool) -> None:
+def show_changes(
+    tree: str, lowers: Sequence[str] | None, form: Form, everything: bool, *, user_xattr: bool = False
+) -> None:
     """Show what the upper of a mount, a container, or an upper by itself, changed."""
-    with _open(os.fsencode(tree), lowers) as comparison:
+    with _open(os.fsencode(tree), lowers, user_xattr) as comparison:
         show(comparison, form, everything)
 
 
@@ -56,7 +59,7 @@ def show(comparison: Compared, form: Form, everything: bool) -> None:
         _show_names(changes)
 
 
-def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
+def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Comparison:
     """A container's changes before those of a directory of that name, which ./NAME means, as `commit` has it."""
     if not lowers and b"/" not in tree:
         container = compare_container(store_directory(), os.fsdecode(tree))
@@ -71,14 +74,15 @@ def _open(tree: bytes, lowers: Sequence[str] | None) -> Comparison:
             raise CommandError(f"{printable(tree)}: lies in the mount {where}: name that, or for an upper its --lower")
         if not os.path.isdir(path):
             raise CommandError(f"{printable(tree)}: not a directory, and no container of that name")
-        return Comparison.open(path, None if lowers is None else [os.fsencode(lower) for lower in lowers])
+        below = None if lowers is None else [os.fsencode(lower) for lower in lowers]
+        return Comparison.open(path, below, prefix=marks.USER if user_xattr else None)
     if lowers:
         raise CommandError(f"{printable(tree)}: a mount knows its lower layers: leave --lower out")
     status = read_status(path)
     if status.upper is None:
         raise CommandError(f"{printable(tree)}: mounted without an upper, so nothing can have changed")
     in_time(lambda: _sync(path), SYNC_WITHIN_S)
-    return Comparison.open(status.upper, status.lowers, status.data_lowers, status.work)
+    return Comparison.open(status.upper, status.lowers, status.data_lowers, status.work, prefix=status.xattr_prefix)
 
 
 def _sync(mountpoint: bytes) -> None:

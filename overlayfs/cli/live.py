@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from overlayfs.tree import marks
 from overlayfs.tree.mount_table import MountEntry, mount_entries
 
 FILESYSTEM_TYPE = b"fuse.overlayfs"
@@ -47,7 +48,7 @@ class Status:
     upper: bytes | None
     work: bytes | None
     whiteout: str
-    xattr_prefix: str
+    xattr_prefix: bytes
     read_only: bool
     document: dict[str, Any] = field(repr=False)
 
@@ -64,10 +65,17 @@ class Status:
             upper=_path_or_none(document["upper"]),
             work=_path_or_none(document["work"]),
             whiteout=str(document["whiteout"]),
-            xattr_prefix=str(document["xattr_prefix"]),
+            xattr_prefix=_xattr_prefix(document["xattr_prefix"]),
             read_only=bool(document["read_only"]),
             document=document,
         )
+
+
+def _xattr_prefix(text: str) -> bytes:
+    prefix = text.encode()
+    if prefix not in (marks.TRUSTED, marks.USER):
+        raise ValueError("an unknown xattr prefix")
+    return prefix
 
 
 def _path_or_none(path: str | None) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from overlayfs.cli import change_commands, look_commands, registry_commands, run_commands, store_commands
-from overlayfs.cli.app import AsJson, app, program_for, store_directory
+from overlayfs.cli.app import AsJson, UserXattr, app, program_for, store_directory
 
 __all__ = ["app", "change_commands", "look_commands", "main", "registry_commands", "run_commands", "store_commands"]
 
@@ -181,13 +181,15 @@ def diff(
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Also directories of which only the times changed.")
     ] = False,
+    user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
     """List what was added (A), modified (M) and deleted (D) against the lower layers.
 
     A container's name (./NAME is a directory) tells what it changed in its image; two images: from the first to the
     second. Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
-    them only the upper's own marks can tell A from M.
+    them only the upper's own marks can tell A from M. It is read as if you had mounted it: root names one of an
+    ordinary user, or mounted with `-o userxattr`, with --userxattr.
 
     Exit status: 0 whether there are changes or not, 1 an error.
     """
@@ -197,7 +199,7 @@ def diff(
         raise typer.BadParameter("--stat, --patch and --json exclude each other")
     form = Form.STAT if stat else Form.PATCH if patch else Form.JSON if as_json else Form.NAMES
     if other is None:
-        show_changes(tree, lower, form, everything)
+        show_changes(tree, lower, form, everything, user_xattr=user_xattr)
         return
     if lower:
         raise typer.BadParameter("--lower is for an upper, not for images")
@@ -211,15 +213,19 @@ def check(
     upper: Annotated[str, typer.Argument(metavar="UPPER", help="An upper directory that is not mounted.")],
     work: Annotated[str, typer.Argument(metavar="WORK", help="Its workdir.")],
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be; user data is kept.")] = False,
+    user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
     """Find what a crash or tampering left in an upper and its workdir.
+
+    The upper is read as if you had mounted it: root names one of an ordinary user, or mounted with `-o userxattr`,
+    with --userxattr.
 
     Exit status: 0 nothing found or all mended, 1 an error, 3 something is left to mend.
     """
     from overlayfs.cli.check import show_findings
 
-    if not show_findings(upper, work, repair, as_json):
+    if not show_findings(upper, work, repair, as_json, user_xattr=user_xattr):
         raise typer.Exit(FINDINGS)
 
 

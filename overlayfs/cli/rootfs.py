@@ -11,7 +11,7 @@ from overlayfs.cli.committing import Request
 from overlayfs.cli.output import print_json
 from overlayfs.cli.progress import shown_progress
 from overlayfs.image.compression import open_compressed
-from overlayfs.image.containers import Containers
+from overlayfs.image.containers import Container, Containers
 from overlayfs.image.errors import NotFoundError
 from overlayfs.image.layers import LayerStore
 from overlayfs.image.progress import Progress
@@ -37,16 +37,17 @@ def import_image(source: str, request: Request) -> None:
 def export_filesystem(name: str, target: str | None, compression: str | None, quiet: bool) -> None:
     """Write all files of a container, or else of an image, as a tar."""
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
-        directories, scaffold = _directories(store, name, progress)
+        directories, container = _directories(store, name, progress)
+        scaffold, has_upper = (container.scaffold, True) if container else ((), False)
         with written(target, "a tar") as out, open_compressed(out, compression) as packed:
-            export_rootfs(directories, packed, scaffold=scaffold)
+            export_rootfs(directories, packed, scaffold=scaffold, has_upper=has_upper)
 
 
-def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Sequence[str]]:
-    """The layers of what is called `name`, top first, and what of them is but there to be mounted on."""
+def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Container | None]:
+    """The layers of what is called `name`, top first, and the container that the first belongs to, if it is one."""
     containers = Containers(store)
     try:
         container = containers.find(name)
     except NotFoundError:
-        return LayerStore(store).lower_directories(store.find(name), progress), ()
-    return [containers.upper(container.name), *containers.lowers(container)], container.scaffold
+        return LayerStore(store).lower_directories(store.find(name), progress), None
+    return [containers.upper(container.name), *containers.lowers(container)], container

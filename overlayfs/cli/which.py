@@ -63,7 +63,7 @@ def _trace(path: bytes) -> tuple[bytes, Status, Provenance]:
 
 def _open_layers(status: Status, stack: ExitStack) -> tuple[list[Layer], list[Layer], Layer | None]:
     def opened(number: int, path: bytes, data_only: bool = False) -> Layer:
-        layer = open_to_read(number, path, data_only)
+        layer = open_to_read(number, path, data_only).spelled(status.xattr_prefix)
         stack.callback(os.close, layer.root_fd)
         return layer
 

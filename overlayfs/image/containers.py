@@ -313,7 +313,7 @@ def _be_like(lower: bytes, upper: bytes) -> None:
             value = os.getxattr(syscalls.descriptor_path(layer.root_fd), layer.override)
             os.setxattr(syscalls.descriptor_path(target), layer.override, value)
         uid, gid = (st.st_uid, st.st_gid) if layer.override is None else (os.geteuid(), os.getegid())
-        metadata.copy_metadata(layer.root_fd, target, uid, gid, st.st_mode, st)
+        metadata.copy_metadata(layer.root_fd, target, uid, gid, st.st_mode, st, layer.spelling)
     finally:
         os.close(target)
         os.close(layer.root_fd)

@@ -12,7 +12,7 @@ import os
 import stat
 from collections import Counter
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ..overlay.ownership import Owner, format_override
 from ..tree import marks
@@ -83,7 +83,12 @@ def _kept_time(fd: int, time_ns: int) -> int:
 
 
 class _Xattrs:
-    """Sets xattrs, smuggled marks made harmless: they would mean something to the mount."""
+    """Sets xattrs, smuggled marks made harmless: they would mean something to the mount.
+
+    Those of the format's own prefix are escaped; of the other one only what would hide something is left out.
+    """
+
+    spelling: ClassVar[marks.Spelling]
 
     def __init__(self) -> None:
         self.warnings: Counter[str] = Counter()
@@ -92,7 +97,7 @@ class _Xattrs:
         """Those that could be stored; of the others `warnings` tell."""
         kept = {}
         for name, value in xattrs.items():
-            stored = marks.stored_xattr(name)
+            stored = marks.stored_xattr(name, self.spelling)
             if stored is None:
                 self._warn(name, "reserved")
                 continue
@@ -121,6 +126,7 @@ class RealFormat(_Xattrs):
     """Root's: everything is what it is. New files belong to 0:0, as the root directory is set up so."""
 
     prefix = marks.TRUSTED
+    spelling = marks.spelling(prefix, is_upper=False)
 
     def set_up_root(self, fd: int) -> None:
         os.fchown(fd, 0, 0)
@@ -162,6 +168,7 @@ class OverrideFormat(_Xattrs):
     """An ordinary user's: all files are his, readable to him; whose they are in the image stands in an xattr."""
 
     prefix = marks.USER
+    spelling = marks.spelling(prefix, is_upper=False)
 
     def __init__(self) -> None:
         super().__init__()

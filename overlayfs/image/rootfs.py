@@ -29,14 +29,19 @@ def import_rootfs(
 
 
 def export_rootfs(
-    directories: Sequence[Path], out: Output, *, source_date_epoch: int | None = None, scaffold: Sequence[str] = ()
+    directories: Sequence[Path],
+    out: Output,
+    *,
+    source_date_epoch: int | None = None,
+    scaffold: Sequence[str] = (),
+    has_upper: bool = False,
 ) -> LayerSummary:
     """Write what layers (top first; a container's upper is one) show together as an uncompressed tar.
 
     Of a container without its `scaffold`.
     """
-    layers = [os.fsencode(path) for path in directories]
-    with Comparison.open_whole(layers, scaffold=[os.fsencode(path) for path in scaffold]) as whole:
+    layers, left_out = [os.fsencode(path) for path in directories], [os.fsencode(path) for path in scaffold]
+    with Comparison.open_whole(layers, left_out, has_upper=has_upper) as whole:
         return write_layer(whole, out, source_date_epoch=source_date_epoch)
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..overlay.ownership import parse_override
 from ..tree import marks
 from ..tree.syscalls import OPEN_NODE, descriptor_path, open_beneath
-from .disk_format import OVERRIDE
+from .disk_format import OVERRIDE, OverrideFormat, RealFormat
 from .errors import named
 from .filedata import pieces
 from .index import LayerIndex, Record
@@ -74,6 +74,7 @@ class _Tree:
     def __init__(self, root: int) -> None:
         self._root = root
         self._has_overrides = marks.read_xattr_of_descriptor(root, OVERRIDE) is not None
+        self._spelling = (OverrideFormat if self._has_overrides else RealFormat).spelling
 
     def keeps_owner(self, found: Record) -> bool:
         """An ordinary user cannot give a symlink away, nor note on it whose it is."""
@@ -106,7 +107,7 @@ class _Tree:
             st, place = os.fstat(fd), descriptor_path(fd)
             stored = {name: os.getxattr(place, name) for name in map(os.fsencode, _listxattr(place))}
             target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else b""
-        if marks.is_whiteout_device(st) or any(prefix + marks.WHITEOUT in stored for prefix in marks.PREFIXES):
+        if marks.is_whiteout_device(st) or not stored.keys().isdisjoint(self._spelling.whiteout):
             return Record(path, "w")
         owner = parse_override(stored.get(OVERRIDE, b"")) if self._has_overrides else None
         uid, gid, mode, rdev = owner or (st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
@@ -123,15 +124,19 @@ class _Tree:
             target,
             self._content(path) if kind == "f" else b"",
             (os.major(rdev), os.minor(rdev)) if is_device else (0, 0),
-            {shown: value for name, value in stored.items() if (shown := marks.shown_xattr(name)) is not None},
+            self._shown(stored),
             self._is_opaque(path, stored),
         )
+
+    def _shown(self, stored: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        names = ((name, marks.shown_xattr(name, self._spelling)) for name in stored)
+        return {shown: stored[name] for name, shown in names if shown is not None}
 
     def _is_opaque(self, path: bytes, stored: dict[bytes, bytes]) -> bool:
         """By an xattr; the layer's root by a file, as overlays ignore the xattr there."""
         if not path:
             return marks.OPAQUE_NAME in self._names(path)
-        return any(stored.get(prefix + marks.OPAQUE) == b"y" for prefix in marks.PREFIXES)
+        return any(stored.get(mark) == b"y" for mark in self._spelling.opaque)
 
     def _content(self, path: bytes) -> bytes:
         hashed = xxhash.xxh3_128()

@@ -151,7 +151,7 @@ def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
 
 
 def _is_metacopy(state: State, location: Location) -> bool:
-    return marks.read_marks(*state.lower_place(location)).metacopy
+    return marks.read_marks(*state.lower_place(location), state.layers[location.layer].spelling).metacopy
 
 
 def _with_lost_setgid(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> AttributeChanges:
@@ -280,7 +280,8 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """Names as seen inside the mount: marks hidden, escaped ones unescaped."""
     if not state.options.xattrs:
         return []
-    shown = map(marks.shown_xattr, stored_names(state, inode))
+    spelling = layer_of(state, inode).spelling
+    shown = (marks.shown_xattr(stored, spelling) for stored in stored_names(state, inode))
     return [name for name in shown if name is not None and _allowed(state, name)]
 
 
@@ -297,7 +298,7 @@ def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
 
 def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
     """One xattr; None where it is known that there is none, as each first write to a file asks for capabilities."""
-    stored = marks.stored_xattr(name)
+    stored = marks.stored_xattr(name, layer_of(state, inode).spelling)
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     if stored is None or (stored.startswith(_LISTED) and stored not in stored_names(state, inode)):
@@ -342,7 +343,7 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
 def _stored_for_change(state: State, name: bytes) -> bytes:
     if not _allowed(state, name):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    stored = marks.stored_xattr(name)
+    stored = marks.stored_xattr(name, marks.spelling(state.prefix, is_upper=True))
     if stored is None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     return stored

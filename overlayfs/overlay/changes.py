@@ -112,18 +112,21 @@ class Comparison:
         data_lowers: Sequence[bytes] = (),
         work: bytes | None = None,
         scaffold: Collection[bytes] = (),
+        prefix: bytes | None = None,
     ) -> Comparison:
         """Compare directories; `close` gives the descriptors back. OSError where one cannot be opened.
 
+        The upper's marks are those that a mount by this process writes, or have another xattr `prefix`.
         With `work`, hard links of a lower file that another name of it changed are changes too. `scaffold` are paths
         in the merged tree that were made to mount something on: where they are new and empty they are no change.
         """
         index = None if work is None else os.path.join(work, b"index")
         with ExitStack() as stack:
-            top = _hold(stack, UPPER_INDEX, upper)
-            below = [_hold(stack, number, path) for number, path in enumerate(lowers or ())]
-            data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(below))]
-            copies = _hold(stack, _INDEX, index) if index is not None and os.path.isdir(index) else None
+            top = _hold(stack, UPPER_INDEX, upper, prefix)
+            prefix = top.spelling.prefix
+            below = [_hold(stack, number, path, prefix) for number, path in enumerate(lowers or ())]
+            data = [_hold(stack, number, path, prefix, True) for number, path in enumerate(data_lowers, len(below))]
+            copies = _hold(stack, _INDEX, index, prefix) if index is not None and os.path.isdir(index) else None
             old = None if lowers is None else View(below, data)
             comparison = cls(View((top, *below), data, copies), old, scaffold)
             comparison._resources = stack.pop_all()
@@ -131,13 +134,15 @@ class Comparison:
 
     @classmethod
     def open_whole(
-        cls, layers: Sequence[bytes], data_lowers: Sequence[bytes] = (), scaffold: Collection[bytes] = ()
+        cls, layers: Sequence[bytes], scaffold: Collection[bytes] = (), *, has_upper: bool = False
     ) -> Comparison:
-        """All that layers, top first, show together, compared to nothing; `scaffold` as in `open`."""
+        """All that layers, top first, show together, compared to nothing; `scaffold` as in `open`. The first may be an
+        upper."""
         with ExitStack() as stack:
             stacked = [_hold(stack, number, path) for number, path in enumerate(layers)]
-            data = [_hold(stack, number, path, True) for number, path in enumerate(data_lowers, len(stacked))]
-            comparison = cls(View(stacked, data), View(()), scaffold)
+            if has_upper:
+                stacked[0] = stacked[0].as_upper()
+            comparison = cls(View(stacked), View(()), scaffold)
             comparison._resources = stack.pop_all()
         return comparison
 
@@ -347,10 +352,10 @@ class Comparison:
         return not self._new.mark_names(node.places[0]).isdisjoint(_COPY_MARKS)
 
 
-def _hold(stack: ExitStack, index: int, path: bytes, data_only: bool = False) -> Layer:
+def _hold(stack: ExitStack, index: int, path: bytes, prefix: bytes | None = None, data_only: bool = False) -> Layer:
     layer = open_to_read(index, path, data_only)
     stack.callback(os.close, layer.root_fd)
-    return layer
+    return layer if prefix is None else layer.spelled(prefix)
 
 
 def same_bytes(left: int, right: int) -> bool:

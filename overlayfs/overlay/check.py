@@ -20,16 +20,18 @@ from .findings import Finding, Found
 from .layer import UPPER_INDEX, Layer, open_layer
 
 
-def check(upper: bytes, work: bytes, repair: bool) -> list[Finding]:
+def check(upper: bytes, work: bytes, repair: bool, prefix: bytes | None = None) -> list[Finding]:
     """Examine an upper that is not mounted, and mend it if asked; `Finding.repaired` tells what was.
 
-    Both directories are locked meanwhile. Raises MountError where a live mount has them, OSError where they
+    The upper's marks are those that a mount by this process writes, or have another xattr `prefix`. Both directories
+    are locked meanwhile. Raises MountError where a live mount has them, OSError where they
     cannot be read or, in repair, written.
     """
     with ExitStack() as stack:
         layers = [_open(option, path, stack) for option, path in (("upperdir", upper), ("workdir", work))]
         stack.callback(claim(*layers, takes_over=False).release)
-        return [_settle(found, repair) for found in _examine(*layers)]
+        upper_layer, work_layer = layers if prefix is None else [layer.spelled(prefix) for layer in layers]
+        return [_settle(found, repair) for found in _examine(upper_layer, work_layer)]
 
 
 def _open(option: str, path: bytes, stack: ExitStack) -> Layer:
@@ -41,7 +43,7 @@ def _open(option: str, path: bytes, stack: ExitStack) -> Layer:
 
 def _examine(upper: Layer, work: Layer) -> Iterator[Found]:
     yield from check_workdir(work.root_fd)
-    yield from check_upper(upper.root_fd)
+    yield from check_upper(upper.root_fd, upper.spelling)
 
 
 def _settle(found: Found, repair: bool) -> Finding:

@@ -21,14 +21,17 @@ _METACOPY_HEAD: Final = 4  # the same, struct ovl_metacopy: version, len, flags,
 _LONGEST_DIGEST: Final = 64
 
 
-def check_upper(root_fd: int) -> Iterator[Found]:
-    """All that is wrong below the upper's root, directory by directory; mending one changes no later one."""
+def check_upper(root_fd: int, spelling: marks.Spelling) -> Iterator[Found]:
+    """All that is wrong below the upper's root, directory by directory; mending one changes no later one.
+
+    Xattrs that are no marks by `spelling` are users' data.
+    """
     waiting = [b""]
     while waiting:
         path = waiting.pop()
         fd = open_beneath(root_fd, path, OPEN_DIRECTORY)
         try:
-            directory = _Directory(fd, path)
+            directory = _Directory(fd, path, spelling)
             yield from directory.check()
             waiting += [_join(path, name) for name in reversed(directory.subdirectories)]
         finally:
@@ -48,12 +51,13 @@ class _Entry(NamedTuple):
 class _Directory:
     """One directory of the upper, read once before anything in it is mended."""
 
-    def __init__(self, fd: int, path: bytes) -> None:
+    def __init__(self, fd: int, path: bytes, spelling: marks.Spelling) -> None:
         self._fd = fd
+        self._spelling = spelling
         self._path = path
         names = sorted(access.list_names(fd))
         self._entries = {name: self._read(name) for name in names}
-        found = marks.read_marks(fd, b".")
+        found = marks.read_marks(fd, b".", spelling)
         oci_opaque = marks.OPAQUE_NAME in self._entries
         self._is_opaque = oci_opaque or (bool(path) and found.opacity is marks.Opacity.OPAQUE)
         self._says_whiteouts = found.opacity is marks.Opacity.XATTR_WHITEOUTS
@@ -96,8 +100,7 @@ class _Directory:
         return marks.is_whiteout_device(entry.stat) or self._is_xattr_whiteout(entry)
 
     def _is_xattr_whiteout(self, entry: _Entry) -> bool:
-        spellings = {marks.TRUSTED + marks.WHITEOUT, marks.USER + marks.WHITEOUT}
-        return marks.may_be_xattr_whiteout(entry.stat) and not spellings.isdisjoint(entry.xattrs)
+        return marks.may_be_xattr_whiteout(entry.stat) and not entry.xattrs.isdisjoint(self._spelling.whiteout)
 
     def _remove(self, entry: _Entry) -> Callable[[], None]:
         def mend() -> None:
@@ -114,22 +117,23 @@ class _Directory:
             yield self._found(Problem.WHITEOUT_IN_OPAQUE, entry, self._remove(entry))
         elif self._is_xattr_whiteout(entry):
             if not self._says_whiteouts:
-                yield self._found(Problem.UNMARKED_WHITEOUT, entry, self._announcement(entry))
+                yield self._found(Problem.UNMARKED_WHITEOUT, entry, self._announcement())
         elif stat.S_IMODE(entry.stat.st_mode):
             chmod = partial(os.chmod, entry_path(self._fd, entry.name), 0)
             yield self._found(Problem.WHITEOUT_MODE, entry, chmod)
 
-    def _announcement(self, whiteout: _Entry) -> Callable[[], None]:
-        prefix = marks.TRUSTED if marks.TRUSTED + marks.WHITEOUT in whiteout.xattrs else marks.USER
-        return partial(access.setxattr, self._fd, prefix + marks.OPAQUE, b"x")
+    def _announcement(self) -> Callable[[], None]:
+        return partial(access.setxattr, self._fd, self._spelling.prefix + marks.OPAQUE, b"x")
 
     # -- xattrs
 
     def _check_marks(self, entry: _Entry) -> Iterator[Found]:
+        own = self._spelling.prefix
         for stored in sorted(entry.xattrs):
-            for prefix in marks.PREFIXES:
-                if stored.startswith(prefix):
-                    yield from self._check_mark(entry, prefix, stored[len(prefix) :])
+            if stored.startswith(own):
+                yield from self._check_mark(entry, own, stored[len(own) :])
+            elif stored in self._spelling.opaque:
+                yield from self._check_mark(entry, marks.FUSE, marks.OPAQUE)
             if stored in marks.OVERRIDE_NAMES and parse_override(self._value(entry, stored)) is None:
                 yield self._found(Problem.BAD_OVERRIDE, entry, None, os.fsdecode(stored))
 

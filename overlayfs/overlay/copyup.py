@@ -216,7 +216,8 @@ class _Copy(CopyUp):
         without = b"" if self._new_size is None else metadata.CAPABILITY
         if stat.S_ISREG(self._st.st_mode):
             fileflags.copy_flags(self._source, fd)
-        metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, without)
+        spelling = attributes.layer_of(self._state, self._inode).spelling
+        metadata.copy_metadata(self._source, fd, owner.uid, owner.gid, owner.mode, self._st, spelling, without)
         if self._new_size not in (None, self._st.st_size):
             syscalls.set_times(fd, None, time.time_ns())
 
@@ -279,9 +280,9 @@ class _Completion(CopyUp):
     def publish(self) -> None:
         if not self._inode.metacopy:
             return
-        for prefix in marks.PREFIXES:
-            if marks.read_xattr_of_descriptor(self._fd, prefix + marks.METACOPY) is not None:
-                access.removexattr(self._fd, prefix + marks.METACOPY)
+        name = self._state.prefix + marks.METACOPY
+        if marks.read_xattr_of_descriptor(self._fd, name) is not None:
+            access.removexattr(self._fd, name)
         self._inode.metacopy = False
         _note_copied(self._state, self._inode)
 
@@ -408,7 +409,8 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):
             access.setxattr(draft.fd, name, value)
         flagged = fileflags.copy_flags(source, draft.fd)
-        metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st)
+        spelling = attributes.layer_of(state, directory).spelling
+        metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st, spelling)
         if parent is None:
             state.orphans[directory.number] = draft.keep_descriptor()
         else:

@@ -264,7 +264,8 @@ def _is_hidden(state: State, path: bytes) -> bool:
     except OSError:
         return False
     try:
-        kind = scan(fd, marks.read_marks_of_descriptor(fd).opacity).kinds.get(name)
+        spelling = state.upper.spelling
+        kind = scan(fd, marks.read_marks_of_descriptor(fd, spelling).opacity, spelling).kinds.get(name)
         return kind is Kind.WHITEOUT
     finally:
         os.close(fd)

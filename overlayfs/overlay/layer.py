@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from ..tree import access, syscalls
+from ..tree import access, marks, syscalls
 from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
@@ -50,11 +50,20 @@ class Layer:
     root_fd: int
     device: int
     identity: bytes
+    spelling: marks.Spelling
     data_only: bool = False
     apart: bool = False  # held in a private copy of its mount, so that no later mount is met in it
     opens_quietly: bool = True  # only O_NOATIME keeps a read from moving an access time
     reads_move_times: bool = False  # and may: it is an upper on a disk that keeps access times
     override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
+
+    def spelled(self, prefix: bytes) -> Layer:
+        """As the layer is read by a mount whose own marks have this prefix."""
+        return replace(self, spelling=marks.spelling(prefix, self.spelling.is_upper))
+
+    def as_upper(self) -> Layer:
+        """As the layer is read where it is the upper."""
+        return replace(self, spelling=marks.spelling(self.spelling.prefix, is_upper=True))
 
     def number(self, st: os.stat_result) -> int:
         """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
@@ -67,7 +76,10 @@ class Layer:
 
 
 def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
-    """Hold the directory `path` as a layer; OSError where it cannot be opened or is no directory."""
+    """Hold the directory `path` as a layer; OSError where it cannot be opened or is no directory.
+
+    It is read as by a mount that this process makes: `Layer.spelled` says otherwise.
+    """
     fd = access.open_directory(path)
     try:
         return _describe(index, path, fd, data_only)
@@ -86,7 +98,8 @@ def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
     override = override_name(fd)
-    return Layer(index, path, fd, st.st_dev, identity, data_only, override=override)
+    spelling = marks.spelling(marks.own_prefix(fd), is_upper=index <= UPPER_INDEX)
+    return Layer(index, path, fd, st.st_dev, identity, spelling, data_only, override=override)
 
 
 class Access(Enum):

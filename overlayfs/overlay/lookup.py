@@ -64,9 +64,9 @@ def below(state: State, directory: Directory) -> dict[bytes, Candidates]:
 def _scan(state: State, layer: Layer, dir_fd: int) -> Names:
     """Read a directory of one layer. Opaque xattrs were honoured when the stack was made, and on the root of a layer
     they mean nothing (as for the kernel); here only the announcement of xattr whiteouts counts."""
-    opacity = marks.read_marks_of_descriptor(dir_fd).opacity
+    opacity = marks.read_marks_of_descriptor(dir_fd, layer.spelling).opacity
     counts = opacity if opacity is Opacity.XATTR_WHITEOUTS else Opacity.TRANSPARENT
-    return state.descriptors.open(lambda: scan(dir_fd, counts, layer.opens_quietly))
+    return state.descriptors.open(lambda: scan(dir_fd, counts, layer.spelling, layer.opens_quietly))
 
 
 def note(parent: Directory, name: bytes, kind: Kind | None) -> None:
@@ -189,7 +189,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     above_it = parent.lowers[position]
     layer, dir_fd = state.layers[above_it.layer], state.lower_fd(above_it)
     st = _stat(dir_fd, name)
-    if not st.st_size and marks.is_whiteout(dir_fd, name, st):
+    if not st.st_size and marks.is_whiteout(dir_fd, name, st, layer.spelling):
         below(state, parent).pop(name, None)
         return None
     linked = st.st_nlink > 1
@@ -225,11 +225,11 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     assert state.upper is not None
     dir_fd = state.upper_fd(parent)
     st = _stat(dir_fd, name)
-    found = marks.read_marks(dir_fd, name)
+    found = marks.read_marks(dir_fd, name, state.upper.spelling)
     number = found.number if found.number is not None else state.upper.number(st)
     if stat.S_ISDIR(st.st_mode):
         return _upper_directory(state, parent, name, st, found, number, kind)
-    if not st.st_size and marks.is_whiteout(dir_fd, name, st):
+    if not st.st_size and marks.is_whiteout(dir_fd, name, st, state.upper.spelling):
         above(state, parent)[name] = Kind.WHITEOUT
         return None
     known = state.shared(UPPER_INDEX, st)  # one link is no reason not to ask: its other names may just have gone
@@ -300,7 +300,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
     entry = _stat(state.index_fd, name)
     known = state.shared(UPPER_INDEX, entry)
     if known is None:
-        found = marks.read_marks(state.index_fd, name)
+        found = marks.read_marks(state.index_fd, name, state.upper.spelling)
         number = found.number if found.number is not None else state.upper.number(entry)
         known = Inode(state.free_number(number), stat.S_IFMT(entry.st_mode), None, b"")
         state.inodes[known.number] = known

@@ -34,7 +34,7 @@ class Names(NamedTuple):
 Candidates = int | tuple[int, ...]
 
 
-def scan(dir_fd: int, opacity: marks.Opacity, quietly: bool = False) -> Names:
+def scan(dir_fd: int, opacity: marks.Opacity, spelled: marks.Spelling, quietly: bool = False) -> Names:
     """Read a directory of a layer, `quietly` without moving its access time where we may. Raises what reading it
     raises: an unreadable layer is never a smaller listing."""
     kinds: dict[bytes, Kind] = {}
@@ -55,7 +55,7 @@ def scan(dir_fd: int, opacity: marks.Opacity, quietly: bool = False) -> Names:
             elif entry.is_file(follow_symlinks=False) and not xattr_whiteouts:
                 kinds[name] = file
             else:
-                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, entry, xattr_whiteouts) else file
+                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, entry, xattr_whiteouts, spelled) else file
     for name in hidden:
         here = kinds.get(name)
         if here is None:
@@ -65,14 +65,16 @@ def scan(dir_fd: int, opacity: marks.Opacity, quietly: bool = False) -> Names:
     return Names(kinds, opaque)
 
 
-def _is_whiteout(dir_fd: int, entry: os.DirEntry[bytes] | access.Entry, xattr_whiteouts: bool) -> bool:
+def _is_whiteout(
+    dir_fd: int, entry: os.DirEntry[bytes] | access.Entry, xattr_whiteouts: bool, spelled: marks.Spelling
+) -> bool:
     if entry.is_symlink():
         return False
     if entry.is_file(follow_symlinks=False):
         if not xattr_whiteouts:
             return False
         st = access.stat_at(dir_fd, entry.name)
-        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name)
+        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name, spelled)
     return marks.is_whiteout_device(access.stat_at(dir_fd, entry.name))
 
 

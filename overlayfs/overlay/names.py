@@ -459,11 +459,12 @@ def replace_by_empty(state: State, directory: Directory) -> None:
         return
     dir_fd = state.upper_fd(parent)
     place = inheritance.place_of_copy(state, parent)
+    spelling = attributes.layer_of(state, directory).spelling
     with state.upper_node(directory) as source, drafts.draft_directory(state, place) as draft:
         st = os.fstat(source)
         if lookup.in_lower(state, parent, name):
             _hide_below(state, draft, parent, name)
-        metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st)
+        metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st, spelling)
         copyup.replace_unseen(draft, dir_fd, name)
     state.descriptors.drop_directory(directory.number)
     directory.above = {}

@@ -51,6 +51,7 @@ def _open_state(options: OverlayOptions) -> State:
         if options.upper is None or options.work is None:
             layers = _open_lowers(options, undo)
             state = State(options, hold_apart(layers, Access.READS), None, limit)
+            _choose_prefix_to_read(state)
         elif options.read_only:
             state = _open_to_look(options, limit, undo)
         else:
@@ -125,12 +126,14 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
     assert options.upper is not None and options.work is not None
     with ExitStack() as checked:
         work = _open("workdir", options.work, checked, UPPER_INDEX)
-        upper = _open("upperdir", options.upper, undo, 0)
+        upper = _open("upperdir", options.upper, undo, 0).as_upper()
         layers = _open_lowers(options, undo, first=1)
         _check_same_filesystem(upper, work)
         _check_overlap(upper, work, layers)
     layers = hold_apart([upper, *layers], Access.READS)
-    return State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
+    state = State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
+    _choose_prefix_to_read(state)
+    return state
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -276,6 +279,11 @@ def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
     return fd
 
 
+def _choose_prefix_to_read(state: State) -> None:
+    """Of a read-only mount: as a mount with an upper where the topmost layer is would have it."""
+    state.use_prefix(marks.USER if state.options.user_xattr else state.layers[0].spelling.prefix)
+
+
 # -- what the upper can do
 
 
@@ -286,7 +294,7 @@ def _probe(state: State) -> None:
     prefixes = (marks.USER,) if state.options.user_xattr else (marks.TRUSTED, marks.USER)
     working = [prefix for prefix in prefixes if _works(lambda p=prefix: _try_xattr(state, p))]  # type: ignore[misc]
     state.xattrs_work = bool(working)
-    state.prefix = working[0] if working else prefixes[0]
+    state.use_prefix(working[0] if working else prefixes[0])
     wanted = state.options.whiteout
     able = {
         WhiteoutFormat.OVERLAY: state.xattrs_work and _works(lambda: _try_device(state)),

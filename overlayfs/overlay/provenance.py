@@ -235,9 +235,10 @@ def _seen(view: View, dir_fd: int, parent: Location, name: bytes) -> _Seen | Non
     kind = stat.S_IFMT(st.st_mode)
     if marks.is_whiteout_device(st):
         return _Seen(place, kind, whiteout="character device 0/0")
-    if marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name):
+    spelling = view.spelling(place)
+    if marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, name, spelling):
         return _Seen(place, kind, whiteout="an xattr")
-    found = marks.read_marks(dir_fd, name)
+    found = marks.read_marks(dir_fd, name, spelling)
     if not stat.S_ISDIR(kind):
         redirect = found.redirect if found.metacopy else None
         return _Seen(place, kind, metacopy=found.metacopy, redirect=redirect)
@@ -263,7 +264,7 @@ def _opaque_mark(view: View, directory: Location) -> str:
             return "a .wh..wh..opq file"
         if not directory.path:
             return ""
-        stored = (prefix + marks.OPAQUE for prefix in marks.PREFIXES)
+        stored = view.spelling(directory).opaque
         return next((os.fsdecode(name) for name in stored if marks.read_xattr(fd, b".", name) == b"y"), "")
     finally:
         os.close(fd)

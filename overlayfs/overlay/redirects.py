@@ -43,7 +43,7 @@ def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int,
         if above_it.layer == bottom:
             break
         dir_fd = state.lower_fd(above_it)
-        here = marks.read_marks(dir_fd, name)
+        here = marks.read_marks(dir_fd, name, state.layers[above_it.layer].spelling)
         if is_opaque(dir_fd, name, here):
             break
         if here.redirect is not None and state.follows_redirects:
@@ -104,19 +104,19 @@ class _Walk:
 
     def _step(self, state: State, here: Location, part: bytes, rest: list[bytes]) -> int:
         """The type of the next component, 0 where it is absent; notes opaque marks and redirects."""
-        dir_fd = state.lower_fd(here)
+        dir_fd, spelling = state.lower_fd(here), state.layers[here.layer].spelling
         try:
             st = access.stat_at(dir_fd, part)
         except FileNotFoundError:
             self.stop = self.stop or _has_oci_whiteout(dir_fd, part)
             return 0
-        if marks.is_whiteout_device(st) or (marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, part)):
+        if marks.is_whiteout(dir_fd, part, st, spelling):
             self.stop = True
             return 0
         if not stat.S_ISDIR(st.st_mode):
             self.stop = True
             return stat.S_IFMT(st.st_mode)
-        found = marks.read_marks(dir_fd, part)
+        found = marks.read_marks(dir_fd, part, spelling)
         if found.redirect is not None and state.follows_redirects:
             # an absolute redirect leads out from under an opaque parent; a relative one stays beside the way so far
             self.stop = self.stop and not found.redirect.startswith(b"/")
@@ -158,7 +158,7 @@ def data_below_lower(state: State, location: Location) -> Location:
     ENOENT where it may be in a data-only layer that lacks it: those are only looked into for the data itself."""
     absolute = False
     for _ in range(len(state.layers) + 1):
-        found = marks.read_marks(*state.lower_place(location))
+        found = marks.read_marks(*state.lower_place(location), state.layers[location.layer].spelling)
         if not found.metacopy:
             return location
         path = location.path

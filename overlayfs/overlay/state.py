@@ -241,6 +241,13 @@ class State:
         self.root.nlookup = 1
         self.inodes[ROOT] = self.root
 
+    def use_prefix(self, prefix: bytes) -> None:
+        """Write marks with this xattr prefix, and read all layers so. Before any inode but the root is known."""
+        self.prefix = prefix
+        self.layers = [layer.spelled(prefix) for layer in self.layers]
+        self.stack = tuple(layer for layer in self.layers if not layer.data_only)
+        self.upper = None if self.upper is None else self.upper.spelled(prefix)
+
     # -- inodes
 
     def inode(self, number: int) -> Inode:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from ..tree import access, marks
+from ..tree.marks import Spelling
 from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, file_handle
 from .inodes import Attributes
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
@@ -89,7 +90,8 @@ class View:
     """The merged tree of `layers`, top first; the layers stay their owner's and must outlive the view."""
 
     def __init__(self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None) -> None:
-        self._layers = {layer.index: layer for layer in (*layers, *data_layers, *((index,) if index else ()))}
+        every = (*layers, *data_layers, *((index,) if index else ()))
+        self._layers: dict[int, Layer] = {layer.index: layer for layer in every}
         self._index = None if index is None else Location(index.index, b"")
         self._uuids: dict[int, bytes] = {}
         self._roots = tuple(Location(layer.index, b"") for layer in layers)
@@ -125,10 +127,11 @@ class View:
         fd = self.open(place, OPEN_DIRECTORY)
         try:
             with self.naming(place):
-                opacity = marks.read_marks(fd, b".").opacity
+                layer = self._layers[place.layer]
+                opacity = marks.read_marks(fd, b".", layer.spelling).opacity
                 if opacity is marks.Opacity.OPAQUE and not place.path:
                     opacity = marks.Opacity.TRANSPARENT  # on a layer's root the kernel ignores the xattr
-                return scan(fd, opacity, self._layers[place.layer].opens_quietly)
+                return scan(fd, opacity, layer.spelling, layer.opens_quietly)
         finally:
             os.close(fd)
 
@@ -246,13 +249,17 @@ class View:
             places = tuple(self._directories(places, name))
         return places
 
+    def spelling(self, place: Location) -> Spelling:
+        """Which xattrs are marks at a place."""
+        return self._layers[place.layer].spelling
+
     def marks(self, place: Location) -> marks.Marks:
         """What the overlay xattrs of one place say."""
         parent, name = _parent(place)
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
             with self.naming(place):
-                return marks.read_marks(fd, name)
+                return marks.read_marks(fd, name, self.spelling(place))
         finally:
             os.close(fd)
 
@@ -265,7 +272,8 @@ class View:
                 stored = marks.list_xattrs(fd, name)
         finally:
             os.close(fd)
-        return frozenset(name for name in stored if name.startswith(marks.PREFIXES))
+        prefixes = (self.spelling(place).prefix, marks.FUSE)
+        return frozenset(name for name in stored if name.startswith(prefixes))
 
     def data(self, node: Node) -> Location | None:
         """Where the bytes of a regular file are: below its metacopies; None where no layer has them."""
@@ -319,12 +327,13 @@ class View:
                 st = os.fstat(fd)
                 shown = self._attributes(node.places[0], fd, st)
                 stored = marks.list_xattrs_of_descriptor(fd)
-                xattrs = _shown_xattrs(fd, stored)
+                spelling = self.spelling(node.places[0])
+                xattrs = _shown_xattrs(fd, stored, spelling)
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
         finally:
             os.close(fd)
         data = node.places[0] if stat.S_ISREG(st.st_mode) else None
-        if data is not None and not marks.METACOPY_NAMES.isdisjoint(stored):
+        if data is not None and spelling.prefix + marks.METACOPY in stored:
             data = self.data(node)
         return Version(shown, st.st_dev, xattrs, target, data)
 
@@ -365,6 +374,6 @@ def _parent(place: Location) -> tuple[Location, bytes]:
     return Location(place.layer, above), name
 
 
-def _shown_xattrs(fd: int, stored: Sequence[bytes]) -> dict[bytes, bytes]:
-    names = ((name, marks.shown_xattr(name)) for name in stored)
+def _shown_xattrs(fd: int, stored: Sequence[bytes], spelling: Spelling) -> dict[bytes, bytes]:
+    names = ((name, marks.shown_xattr(name, spelling)) for name in stored)
     return {shown: access.getxattr(fd, name) for name, shown in names if shown is not None}

@@ -26,6 +26,7 @@ TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE: Final = b"user.fuseoverlayfs."
 PREFIXES: Final = (TRUSTED, USER, FUSE)
+_OTHER: Final = {TRUSTED: USER, USER: TRUSTED}
 
 WHITEOUT_PREFIX: Final = b".wh."
 OPAQUE_NAME: Final = b".wh..wh..opq"
@@ -36,7 +37,6 @@ WHITEOUT: Final = b"whiteout"
 REDIRECT: Final = b"redirect"
 METACOPY: Final = b"metacopy"
 ORIGIN: Final = b"origin"
-METACOPY_NAMES: Final = frozenset(prefix + METACOPY for prefix in PREFIXES)
 NLINK: Final = b"nlink"
 PROTECTION: Final = b"protattr"
 IMPURE: Final = b"impure"
@@ -78,6 +78,64 @@ class Opacity(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Spelling:
+    """Which xattrs of a layer are marks, by their full names.
+
+    A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
+    mount sets is one. Lower layers may have been written by a mount of the other prefix: what hides (`opaque`,
+    `whiteout`, first found first) counts in every spelling, and is hidden where it counts (`foreign`). What leads
+    elsewhere (redirect, metacopy) never does: who may set xattrs of the other prefix could read any lower file by it.
+    """
+
+    prefix: bytes
+    is_upper: bool
+    opaque: tuple[bytes, ...]
+    whiteout: tuple[bytes, ...]
+    foreign: frozenset[bytes]
+
+
+def _spelling(prefix: bytes, is_upper: bool) -> Spelling:
+    prefixes = (prefix,) if is_upper else (prefix, _OTHER[prefix])
+    opaque, whiteout = (tuple(here + mark for here in prefixes) for mark in (OPAQUE, WHITEOUT))
+    return Spelling(prefix, is_upper, (*opaque, FUSE + OPAQUE), whiteout, frozenset(opaque[1:] + whiteout[1:]))
+
+
+_SPELLINGS: Final = {(at, is_upper): _spelling(at, is_upper) for at in (TRUSTED, USER) for is_upper in (False, True)}
+
+
+def spelling(prefix: bytes, is_upper: bool) -> Spelling:
+    """Of a layer in a mount whose own prefix is TRUSTED or USER."""
+    return _SPELLINGS[prefix, is_upper]
+
+
+def own_prefix(fd: int) -> bytes:
+    """The prefix that a mount by this process uses where it is not told which, on the filesystem of `fd`.
+
+    Nothing is written there to find out.
+    """
+    try:
+        os.getxattr(descriptor_path(fd), TRUSTED + OPAQUE)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return USER
+    return TRUSTED if _may_set_trusted() else USER
+
+
+def _may_set_trusted() -> bool:
+    """True with CAP_SYS_ADMIN outside of user namespaces. Of a pipe, which has no xattrs, everybody else is refused by
+    xattr_permission (fs/xattr.c), which comes before the filesystem."""
+    ends = os.pipe()
+    try:
+        os.setxattr(ends[0], TRUSTED + OPAQUE, b"")
+    except OSError as error:
+        return error.errno != errno.EPERM
+    finally:
+        for end in ends:
+            os.close(end)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """The overlay xattrs of one file in one layer."""
 
@@ -106,10 +164,10 @@ def is_whiteout_device(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
-def is_whiteout(dir_fd: int, name: bytes, st: os.stat_result) -> bool:
+def is_whiteout(dir_fd: int, name: bytes, st: os.stat_result, spelled: Spelling) -> bool:
     """True for a whiteout that is a file under the name that it hides: a device, or a file with the xattr. Both are
     empty."""
-    return is_whiteout_device(st) or (may_be_xattr_whiteout(st) and has_whiteout_xattr(dir_fd, name))
+    return is_whiteout_device(st) or (may_be_xattr_whiteout(st) and has_whiteout_xattr(dir_fd, name, spelled))
 
 
 def is_reserved_name(name: bytes) -> bool:
@@ -128,24 +186,28 @@ def oci_whiteout(name: bytes) -> bytes:
     return WHITEOUT_PREFIX + name
 
 
-def shown_xattr(stored: bytes) -> bytes | None:
+def shown_xattr(stored: bytes, spelled: Spelling) -> bytes | None:
     """The name under which a stored xattr is seen inside the mount, None where it is hidden."""
-    for prefix in (TRUSTED, USER):
-        if stored.startswith(prefix):
-            rest = stored[len(prefix) :]
-            return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
-    return None if stored.startswith(FUSE) or stored in OVERRIDE_NAMES else stored
+    prefix = spelled.prefix
+    if stored.startswith(prefix):
+        rest = stored[len(prefix) :]
+        return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
+    return None if _is_reserved(stored, spelled) else stored
 
 
-def stored_xattr(shown: bytes) -> bytes | None:
+def stored_xattr(shown: bytes, spelled: Spelling) -> bytes | None:
     """The name under which an xattr seen inside the mount is stored, None where it may not exist.
 
-    Overlay xattrs of the mount's users are escaped as the kernel does since 6.7, so that overlays can be nested.
+    Xattrs of the mount's own prefix are escaped as the kernel does since 6.7, so that overlays can be nested.
     """
-    for prefix in (TRUSTED, USER):
-        if shown.startswith(prefix):
-            return prefix + _ESCAPE + shown[len(prefix) :]
-    return None if shown.startswith(FUSE) or shown in OVERRIDE_NAMES else shown
+    prefix = spelled.prefix
+    if shown.startswith(prefix):
+        return prefix + _ESCAPE + shown[len(prefix) :]
+    return None if _is_reserved(shown, spelled) else shown
+
+
+def _is_reserved(name: bytes, spelled: Spelling) -> bool:
+    return name.startswith(FUSE) or name in OVERRIDE_NAMES or name in spelled.foreign
 
 
 def list_xattrs(dir_fd: int, name: bytes) -> list[bytes]:
@@ -194,27 +256,26 @@ def read_xattr_of_descriptor(fd: int, xattr: bytes) -> bytes | None:
         raise
 
 
-def read_marks(dir_fd: int, name: bytes) -> Marks:
+def read_marks(dir_fd: int, name: bytes, spelled: Spelling) -> Marks:
     """The marks of `name` in `dir_fd`; one system call where it has none."""
     present = [stored for stored in list_xattrs(dir_fd, name) if stored.startswith(PREFIXES)]
-    return _marks(present, partial(read_xattr, dir_fd, name)) if present else NO_MARKS
+    return _marks(present, partial(read_xattr, dir_fd, name), spelled) if present else NO_MARKS
 
 
-def read_marks_of_descriptor(fd: int) -> Marks:
+def read_marks_of_descriptor(fd: int, spelled: Spelling) -> Marks:
     """The marks of what the descriptor (O_PATH is enough) refers to."""
     present = [name for name in list_xattrs_of_descriptor(fd) if name.startswith(PREFIXES)]
-    return _marks(present, partial(read_xattr_of_descriptor, fd)) if present else NO_MARKS
+    return _marks(present, partial(read_xattr_of_descriptor, fd), spelled) if present else NO_MARKS
 
 
-def _marks(present: list[bytes], read: Callable[[bytes], bytes | None]) -> Marks:
+def _marks(present: list[bytes], read: Callable[[bytes], bytes | None], spelled: Spelling) -> Marks:
     def value(mark: bytes) -> bytes | None:
-        for prefix in PREFIXES:
-            if prefix + mark in present:
-                return read(prefix + mark)
-        return None
+        name = spelled.prefix + mark
+        return read(name) if name in present else None
 
+    opaque = next((name for name in spelled.opaque if name in present), None)
     return Marks(
-        opacity=_opacity(value(OPAQUE)),
+        opacity=_opacity(None if opaque is None else read(opaque)),
         redirect=value(REDIRECT),
         metacopy_value=value(METACOPY),
         number=_integer(value(NUMBER)),
@@ -252,9 +313,9 @@ def _opacity(value: bytes | None) -> Opacity:
     return Opacity.XATTR_WHITEOUTS if value == b"x" else Opacity.TRANSPARENT
 
 
-def has_whiteout_xattr(dir_fd: int, name: bytes) -> bool:
+def has_whiteout_xattr(dir_fd: int, name: bytes, spelled: Spelling) -> bool:
     """True where the zero-size regular file `name` carries the xattr whiteout mark (any value)."""
-    return any(read_xattr(dir_fd, name, prefix + WHITEOUT) is not None for prefix in (TRUSTED, USER))
+    return any(read_xattr(dir_fd, name, mark) is not None for mark in spelled.whiteout)
 
 
 def may_be_xattr_whiteout(st: os.stat_result) -> bool:

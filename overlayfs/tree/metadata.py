@@ -128,24 +128,31 @@ def set_mode(path: bytes, mode: int) -> None:
 
 
 def copy_metadata(
-    source: int, target: int, uid: int, gid: int, mode: int, st: os.stat_result, without: bytes = b""
+    source: int,
+    target: int,
+    uid: int,
+    gid: int,
+    mode: int,
+    st: os.stat_result,
+    spelled: marks.Spelling,
+    without: bytes = b"",
 ) -> None:
     """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
 
-    Overlay marks are not copied, nor is the xattr `without`. To be called after the data is written: writing clears
-    capabilities.
+    Overlay marks, as the layer of `source` is `spelled`, are not copied, nor is the xattr `without`. To be called after
+    the data is written: writing clears capabilities.
     """
     path = descriptor_path(target)
     set_owner(path, uid, gid)
-    copy_xattrs(source, target, without)
+    copy_xattrs(source, target, spelled, without)
     set_mode(path, mode)
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 
-def copy_xattrs(source: int, target: int, without: bytes = b"") -> None:
+def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes = b"") -> None:
     """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
     for name in marks.list_xattrs_of_descriptor(source):
-        if name == without or (marks.shown_xattr(name) is None and name not in marks.OVERRIDE_NAMES):
+        if name == without or (marks.shown_xattr(name, spelled) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:
             access.setxattr(target, name, access.getxattr(source, name))

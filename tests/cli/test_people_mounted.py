@@ -322,7 +322,7 @@ def test_watched_stats_end_with_the_mount(mounted: Site) -> None:
 def test_stats_of_a_daemon_that_counts_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
     document = {"version": "0.0.9", "requests": {"LOOKUP": 1}}
     entry = MountEntry(1, b"0:1", b"/m", b"fuse.overlayfs", b"x", frozenset())
-    status = Status("0.0.9", 1, 0.0, "x", (), (), None, None, "overlay", "trusted.overlay.", False, document)
+    status = Status("0.0.9", 1, 0.0, "x", (), (), None, None, "overlay", b"trusted.overlay.", False, document)
     monkeypatch.setattr("overlayfs.cli.stats.status_of", lambda _: (entry, status))
     with pytest.raises(CommandError, match=r"/m: its daemon is overlayfs 0\.0\.9, which counts nothing"):
         show_stats("/m", True, None)

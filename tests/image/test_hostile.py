@@ -75,7 +75,7 @@ def test_hostile_layer_is_refused_or_contained(
         return
     unpacked = sandbox.unpack(case.bytes, disk_format())
     assert dict(told(unpacked, sandbox.root)) == case.tree
-    check_marks(unpacked, sandbox.root)
+    check_marks(unpacked, sandbox.root, disk_format.spelling)
 
 
 def told(unpacked: Unpacked, root: Path) -> Iterator[tuple[bytes, str]]:
@@ -97,7 +97,7 @@ def _told(record: Record, root: Path) -> str:
     return record.kind
 
 
-def check_marks(unpacked: Unpacked, root: Path) -> None:
+def check_marks(unpacked: Unpacked, root: Path, spelling: marks.Spelling) -> None:
     """Only what the layer's own whiteouts say is marked on the disk."""
     for record in unpacked.records:
         if record.kind not in ("f", "d"):
@@ -105,7 +105,7 @@ def check_marks(unpacked: Unpacked, root: Path) -> None:
         path = os.path.join(os.fsencode(root), record.path)
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
-            found = marks.read_marks_of_descriptor(fd)
+            found = marks.read_marks_of_descriptor(fd, spelling)
             names = marks.list_xattrs_of_descriptor(fd)
         finally:
             os.close(fd)

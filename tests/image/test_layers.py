@@ -284,11 +284,21 @@ def test_progress_counts_the_compressed_bytes(store: Store) -> None:
 
 
 def test_attributes_that_cannot_be_kept_are_counted(store: Store) -> None:
-    image = put(store, "a", tar(xattrs({b"user.overlay.opaque": b"y", b"os2.x": b"1"}), directory(b"d"), file(b"f")))
+    given = {
+        b"trusted.overlay.opaque": b"y",
+        b"user.overlay.redirect": b"/e",
+        b"user.overlay.opaque": b"y",
+        b"os2.x": b"1",
+    }
+    image = put(store, "a", tar(xattrs(given), directory(b"d"), file(b"f")))
     layers = LayerStore(store)
     (key,) = layers.unpack_image(image)
-    assert layers.info(key).warnings == {"xattr os2.x not stored: Operation not supported": 1}
-    assert layers.index(key).records[1].xattrs == {b"user.overlay.opaque": b"y"}
+    assert layers.info(key).warnings == {
+        "xattr os2.x not stored: Operation not supported": 1,
+        "xattr user.overlay.opaque not stored: reserved": 1,
+    }
+    assert layers.index(key).records[1].xattrs == {b"trusted.overlay.opaque": b"y", b"user.overlay.redirect": b"/e"}
+    assert os.listxattr(layers.path(key) / "d") == ["trusted.overlay.overlay.opaque", "user.overlay.redirect"]
 
 
 @pytest.mark.parametrize(

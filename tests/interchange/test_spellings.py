@@ -104,23 +104,45 @@ def _case(*spellings: str) -> Case:
     return Case("spelled", lowers, VIEW)
 
 
-def _differences(case: Case, target: Target) -> list[str]:
+def _differences(case: Case, target: Target, **options: object) -> list[str]:
     with (
         directories(case, Format.OVERLAY) as places,
-        target.mounted(places, Format.OVERLAY, {}) as client,
+        target.mounted(places, Format.OVERLAY, options) as client,
     ):
         return differences(case.view, look(client))
 
 
+@pytest.mark.parametrize("user_xattr", [False, True])
 @pytest.mark.parametrize("top", SPELLINGS)
 @pytest.mark.parametrize("middle", SPELLINGS)
-def test_we_read_every_mixture_of_spellings(top: str, middle: str) -> None:
-    assert not _differences(_case(top, middle, "devices"), EngineTarget())
+def test_we_read_every_mixture_of_spellings(top: str, middle: str, user_xattr: bool) -> None:
+    assert not _differences(_case(top, middle, "devices"), EngineTarget(), user_xattr=user_xattr)
 
 
 @pytest.mark.parametrize("spelling", ["devices", "xattrs"])
 def test_kernel_agrees_on_the_spellings_it_knows(spelling: str) -> None:
     assert not _differences(_case(spelling, spelling, spelling), KernelTarget())
+
+
+@pytest.mark.parametrize("spelling", ["devices-user-prefix", "xattrs-user-prefix"])
+def test_kernel_with_userxattr_agrees_on_the_user_prefix(spelling: str) -> None:
+    assert not _differences(_case(spelling, spelling, spelling), KernelTarget(), user_xattr=True)
+
+
+@pytest.mark.parametrize("user_xattr", [False, True])
+@pytest.mark.parametrize("target", [EngineTarget(), KernelTarget()], ids=["ours", "kernel"])
+def test_in_an_upper_only_the_prefix_of_the_mount_counts(target: Target, user_xattr: bool) -> None:
+    """What is spelled with the other prefix is shown, and hides nothing."""
+    own, other = ("user.overlay.", TRUSTED) if user_xattr else (TRUSTED, "user.overlay.")
+    lower: Tree = {"own/gone": LOW, "other/kept": LOW, "here/kept": LOW}
+    planted: Tree = {
+        "other": directory(xattrs={other + "opaque": b"y"}),
+        "here": directory(xattrs={other + "opaque": b"x"}),
+        "here/kept": file(xattrs={other + "whiteout": b"y"}),
+    }
+    upper: Tree = {"own": directory(xattrs={own + "opaque": b"y"}), **planted}
+    view: Tree = {"own": directory(), **planted, "other/kept": LOW}
+    assert not _differences(Case("upper", [lower], view, upper=upper), target, user_xattr=user_xattr)
 
 
 @pytest.mark.parametrize("spelling", ["oci", "devices-user-prefix", "devices-fuse-overlayfs"])

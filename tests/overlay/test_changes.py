@@ -163,6 +163,34 @@ def test_bookkeeping_xattrs_are_no_change_but_escaped_ones_are(tmp_path: Path) -
     assert (change.path, change.after.xattrs) == (b"y", {b"trusted.overlay.opaque": b"y"})
 
 
+OTHER_PREFIX: Tree = {
+    "d": directory(xattrs={"user.overlay.opaque": b"x"}),
+    "d/f": file(xattrs={"user.overlay.whiteout": b""}),
+    "e": directory(xattrs={"user.overlay.opaque": b"y"}),
+    "m": file(size=1, xattrs={"user.overlay.metacopy": b"", "user.overlay.redirect": b"/d/f"}),
+    "r": directory(xattrs={"user.overlay.redirect": b"/e"}),
+}
+BELOW_OTHER_PREFIX: Tree = {"d/f": file(b"1"), "e/g": file(b"1"), "m": file(b"1")}
+
+
+def test_marks_of_the_other_prefix_are_data_in_an_upper(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, [BELOW_OTHER_PREFIX], OTHER_PREFIX)
+    with Comparison.open(layers.upper, layers.lowers) as comparison:
+        found = list(comparison.as_layer())
+        assert summary(found) == ["M d", "M d/f", "M e", "M m", "A r"]
+        assert not any(change.hides_below for change in found)
+        (changed,) = (change.after for change in found if change.path == b"m")
+        assert changed is not None and os.read(comparison.open_data(changed), 2) == b"\0"
+    with Comparison.open_whole([layers.upper, *layers.lowers], has_upper=True) as whole:
+        assert summary(list(whole)) == ["A d", "A d/f", "A e", "A e/g", "A m", "A r"]
+
+
+def test_marks_are_read_with_the_prefix_of_the_mount(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, [BELOW_OTHER_PREFIX], OTHER_PREFIX)
+    with Comparison.open(layers.upper, layers.lowers, prefix=b"user.overlay.") as comparison:
+        assert summary(list(comparison)) == ["D d/f", "D e/g", "A r", "A r/g"]
+
+
 def test_directory_replaced_by_file_is_one_change(tmp_path: Path) -> None:
     assert listed(tmp_path, [{"d/a": file(), "d/b": file()}], {"d": file()}) == ["M d"]
 

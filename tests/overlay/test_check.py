@@ -45,8 +45,8 @@ class Place:
         build(self.upper, upper)
         build(self.work, work or {})
 
-    def check(self, *, repair: bool = False) -> list[Finding]:
-        return check(self.upper, self.work, repair)
+    def check(self, *, repair: bool = False, prefix: bytes | None = None) -> list[Finding]:
+        return check(self.upper, self.work, repair, prefix)
 
     def xattr(self, path: str, name: str) -> bytes | None:
         full = self.upper + b"/" + os.fsencode(path)
@@ -90,7 +90,6 @@ MARKS: list[tuple[Problem, Tree, str]] = [
     (Problem.BAD_REDIRECT, {"d": directory(xattrs={REDIRECT: b"a\0b"})}, "d"),
     (Problem.BAD_REDIRECT, {"d": directory(xattrs={REDIRECT: b"a/b"})}, "d"),
     (Problem.BAD_REDIRECT, {"d": directory(xattrs={REDIRECT: b"/" + b"x" * 256})}, "d"),
-    (Problem.BAD_REDIRECT, {"d": directory(xattrs={"user.overlay.redirect": b""})}, "d"),
     (Problem.STRAY_REDIRECT, {"f": file(xattrs={REDIRECT: b"/x"})}, "f"),
     (Problem.BAD_METACOPY, {"f": file(xattrs={METACOPY: b"\1\4\0\0"})}, "f"),
     (Problem.BAD_METACOPY, {"f": file(xattrs={METACOPY: b"\0\5\0\0"})}, "f"),
@@ -118,6 +117,13 @@ def test_bad_mark_is_found_mended_and_gone(tmp_path: Path, problem: Problem, tre
     (mended,) = place.check(repair=True)
     assert mended.repaired
     assert place.check() == []
+
+
+def test_xattrs_of_the_other_prefix_are_data_of_users(tmp_path: Path) -> None:
+    user = {"user.overlay.opaque": b"x", "user.overlay.redirect": b"..", "user.overlay.nlink": b"?"}
+    place = Place(tmp_path, {"d": directory(xattrs=user), "d/f": file(xattrs={"user.overlay.whiteout": b""})})
+    assert place.check() == []
+    assert found(place.check(prefix=b"user.overlay.")) == [(Problem.BAD_NLINK, "d"), (Problem.BAD_REDIRECT, "d")]
 
 
 @pytest.mark.parametrize(

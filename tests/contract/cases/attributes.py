@@ -265,10 +265,24 @@ CREATION = [
     simple("default-acl-does-not-touch-copy-up", append_to("d/f", b"+"), {"d": directory(xattrs={DEFAULT: acl(7, 0, 0)}), "d/f": file(b"x+", 0o666)}, {"d": directory(xattrs={DEFAULT: acl(7, 0, 0)}), "d/f": file(b"x", 0o666)}),
 ]  # fmt: skip
 
+USER = "user.overlay."
+PLANTING = [
+    setxattr(path, USER + name, value)
+    for path, name, value in (
+        ("d", "opaque", b"x"),
+        ("d/f", "whiteout", b""),
+        ("e", "redirect", b"/d"),
+        ("h", "metacopy", b""),
+        ("h", "redirect", b"/e/g"),
+    )
+]
+
 RESERVED = [
     simple("overlay-xattr-is-escaped", [setxattr("f", TRUSTED + "opaque", b"y"), getxattr("f", TRUSTED + "opaque", b"y")], {"f": file(xattrs={TRUSTED + "opaque": b"y"})}, {"f": file()}, {"f": file(xattrs={TRUSTED + "overlay.opaque": b"y"})}),
     simple("overlay-opaque-from-inside-hides-nothing", [setxattr("d", TRUSTED + "opaque", b"y")], {"d": directory(xattrs={TRUSTED + "opaque": b"y"}), "d/f": file()}, {"d/f": file()}),
     simple("overlay-whiteout-xattr-from-inside", [setxattr("d", TRUSTED + "opaque", b"x"), setxattr("d/f", TRUSTED + "whiteout", b"")], {"d": directory(xattrs={TRUSTED + "opaque": b"x"}), "d/f": file(xattrs={TRUSTED + "whiteout": b""})}, {"d/f": file()}),
+    simple("user-overlay-xattrs-are-no-marks", PLANTING, {"d": directory(xattrs={USER + "opaque": b"x"}), "d/f": file(xattrs={USER + "whiteout": b""}), "e": directory(xattrs={USER + "redirect": b"/d"}), "e/g": LOW, "h": file(b"mine", xattrs={USER + "metacopy": b"", USER + "redirect": b"/e/g"})}, {"d/f": file(), "e/g": LOW, "h": file(b"mine")}, {"d": directory(xattrs={USER + "opaque": b"x"}), "h": file(b"mine", xattrs={USER + "metacopy": b"", USER + "redirect": b"/e/g"})}),
+    replace(simple("trusted-overlay-xattr-with-userxattr", [setxattr("f", TRUSTED + "metacopy", b""), setxattr("f", USER + "metacopy", b""), removexattr("g", TRUSTED + "metacopy"), listxattr("g")], {"f": file(b"f", xattrs={TRUSTED + "metacopy": b"", USER + "metacopy": b""}), "g": file(b"g")}, {"f": file(b"f"), "g": file(b"g", xattrs={TRUSTED + "metacopy": b""})}, {"f": file(b"f", xattrs={TRUSTED + "metacopy": b"", USER + "overlay.metacopy": b""})}), options={"user_xattr": True}),
     simple("real-bookkeeping-is-out-of-reach", [rename("d", "e"), getxattr("e", TRUSTED + "redirect", b"").fails(errno.ENODATA), removexattr("e", TRUSTED + "redirect").fails(errno.ENODATA), listxattr("e")], {"e/f": file()}, {"d/f": file()}),
     simple("origin-is-out-of-reach", [*append_to("f", b"+"), getxattr("f", TRUSTED + "origin", b"").fails(errno.ENODATA), removexattr("f", TRUSTED + "origin").fails(errno.ENODATA)], {"f": file(b"+")}, {"f": file()}),
     simple("fuse-opaque-refused", [setxattr("d", "user.fuseoverlayfs.opaque", b"y").fails(errno.EPERM)], {"d/f": file()}, {"d/f": file()}, {"d": absent()}, targets=OURS),

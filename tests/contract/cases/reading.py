@@ -6,10 +6,11 @@ import errno
 import struct
 
 from ..case import OURS, Case, Step
-from ..steps import append_to, chmod, getxattr, listxattr, missing, names, read, rename, stat, unlink
+from ..steps import append_to, chmod, getxattr, listxattr, missing, names, read, removexattr, rename, stat, unlink
 from ..tree import (
     TRUSTED,
     Node,
+    Tree,
     block,
     char,
     directory,
@@ -41,6 +42,23 @@ def metadata_only(size: int, mode: int = 0o644, redirect: str | None = None, val
     if redirect is not None:
         marks[REDIRECT] = redirect.encode()
     return file(b"", mode, size=size, xattrs=marks)
+
+
+def metadata_of(prefix: str, redirect: str) -> Node:
+    """An empty file that would show another one's data, were the prefix the mount's own."""
+    return file(size=3, xattrs={prefix + "metacopy": b"", prefix + "redirect": redirect.encode()})
+
+
+def planted(prefix: str) -> Tree:
+    """What a user of a mount may leave in its upper, with marks of a prefix that is not the mount's own."""
+    return {
+        "d": directory(xattrs={prefix + "opaque": b"y"}),
+        "r": directory(xattrs={prefix + "redirect": b"/old"}),
+        "m": metadata_of(prefix, "/old/a"),
+        "w": directory(xattrs={prefix + "opaque": b"x"}),
+        "w/f": file(xattrs={prefix + "whiteout": b"y"}),
+        "p": file(xattrs={prefix + "protattr": b"i", prefix + "overlayfs.number": b"12345678"}),
+    }
 
 
 MERGING = [
@@ -278,7 +296,8 @@ REDIRECTS = [
     Case("redirect-replaced-by-new-directory", [{"new": redirected("/old"), "old": opaque_dir(), "old/z": B}, {"old/a": A}], {"new/a": A, "old/z": B}),
     Case("redirect-long", [{"new": redirected("/" + "/".join(["x" * 50] * 5)), "x" * 50: char(0, 0)}, {"/".join(["x" * 50] * 5) + "/a": A}], {"new/a": A}),
     Case("redirect-is-hidden", [{"new": redirected("/old"), "old": char(0, 0)}, {"old/a": A}], {"new/a": A}, [listxattr("new")]),
-    Case("redirect-user-prefix", [{"new": directory(xattrs={USER + "redirect": b"/old"}), "old": char(0, 0)}, {"old/a": A}], {"new/a": A}, targets=OURS),
+    Case("redirect-user-prefix", [{"new": directory(xattrs={USER + "redirect": b"/old"}), "old": char(0, 0)}, {"old/a": A}], {"new": directory(xattrs={USER + "redirect": b"/old"})}),
+    Case("redirect-user-prefix-on-the-way", [{"d": redirected("/e"), "e": char(0, 0)}, {"e": directory(xattrs={USER + "redirect": b"/old"})}, {"old/a": A, "e/b": B}], {"d/b": B, "old/a": A}),
     Case("redirect-swapped-names", [{"a": redirected("b"), "b": redirected("a")}, {"a/1": A, "b/2": B}], {"a/2": B, "b/1": A}),
 ]  # fmt: skip
 
@@ -326,7 +345,9 @@ METACOPIES = [
 XATTRS = [
     Case("escaped-xattr", [{"d": directory(xattrs={TRUSTED + "overlay.opaque": b"y"}), "d/a": A}, {"d/b": B}], {"d": directory(xattrs={OPAQUE: b"y"}), "d/a": A, "d/b": B}, [getxattr("d", OPAQUE, b"y")]),
     Case("escaped-twice", [{"f": file(b"", xattrs={TRUSTED + "overlay.overlay.metacopy": b""})}], {"f": file(b"", xattrs={TRUSTED + "overlay.metacopy": b""})}),
-    Case("escaped-user-xattr", [{"d": directory(xattrs={USER + "overlay.opaque": b"y"})}, {"d/b": B}], {"d": directory(xattrs={USER + "opaque": b"y"}), "d/b": B}, targets=OURS),
+    Case("escaped-user-xattr", [{"d": directory(xattrs={USER + "overlay.opaque": b"y"})}, {"d/b": B}], {"d": directory(xattrs={USER + "overlay.opaque": b"y"}), "d/b": B}),
+    Case("escaped-user-xattr-of-userxattr", [{"d": directory(xattrs={USER + "overlay.opaque": b"y"})}, {"d/b": B}], {"d": directory(xattrs={USER + "opaque": b"y"}), "d/b": B}, options={"user_xattr": True}),
+    Case("escaped-trusted-xattr-of-userxattr", [{"d": directory(xattrs={TRUSTED + "overlay.opaque": b"y"})}, {"d/b": B}], {"d": directory(xattrs={TRUSTED + "overlay.opaque": b"y"}), "d/b": B}, options={"user_xattr": True}),
     Case("bookkeeping-is-hidden", [{"f": file(b"", xattrs={TRUSTED + name: b"y" for name in ("impure", "nlink", "uuid", "protattr")} | {"user.seen": b"1"})}], {"f": file(b"", xattrs={"user.seen": b"1"})}, [getxattr("f", TRUSTED + "impure", b"").fails(errno.ENODATA)]),
     Case("fuse-marks-are-hidden", [{"d": directory(xattrs={FUSE + "opaque": b"y"})}], {"d": directory()}, [getxattr("d", FUSE + "opaque", b"").fails(errno.ENODATA)], targets=OURS),
     Case("bogus-origin-is-ignored", [{"f": file(b"q", xattrs={TRUSTED + "origin": b"\xff" * 30})}], {"f": file(b"q")}, upper=None),
@@ -335,6 +356,20 @@ XATTRS = [
     Case("xattrs-of-a-lower-symlink", [{"s": symlink("f", xattrs={"trusted.k": b"link"}), "f": file(b"", xattrs={"trusted.k": b"file"})}], {"s": symlink("f", xattrs={"trusted.k": b"link"}), "f": file(b"", xattrs={"trusted.k": b"file"})}, [getxattr("s", "trusted.k", b"link")]),
     Case("large-xattr", [{"f": file(b"", xattrs={"user.big": b"v" * 60000})}], {"f": file(b"", xattrs={"user.big": b"v" * 60000})}),
     Case("many-xattrs", [{"f": file(b"", xattrs={f"user.n{at:03}": b"v" for at in range(200)})}], {"f": file(b"", xattrs={f"user.n{at:03}": b"v" for at in range(200)})}),
+]  # fmt: skip
+
+# Marks under the other prefix than the mount's own: in an upper, and where they lead elsewhere, they are data.
+OTHER_PREFIX = [
+    case
+    for own, other in ((TRUSTED, USER), (USER, TRUSTED))
+    for which, options in ((other.partition(".")[0], {"metacopy": True, "user_xattr": own == USER}),)
+    for case in (
+        Case(f"{which}-marks-in-upper-are-data", [{"d/b": B, "r/b": B, "old/a": A, "m": A, "w/f": A, "p": A}], {**planted(other), "d/b": B, "r/b": B, "old/a": A}, upper=planted(other), steps=[chmod("p", 0o600), chmod("p", 0o644), listxattr("d", other + "opaque")], upper_after={"p": planted(other)["p"]}, options=options),
+        Case(f"{which}-metacopy-below-is-data", [{"m": metadata_of(other, "/secret")}, {"m": B, "secret": A}], {"m": metadata_of(other, "/secret"), "secret": A}, options=options),
+        Case(f"{which}-bookkeeping-below-is-data", [{"f": file(b"", xattrs={other + name: b"y" for name in ("impure", "nlink", "origin", "protattr", "overlayfs.number")})}], {"f": file(b"", xattrs={other + name: b"y" for name in ("impure", "nlink", "origin", "protattr", "overlayfs.number")})}, options=options),
+        Case(f"{which}-opaque-below-hides-and-is-hidden", [{"d": directory(xattrs={other + "opaque": b"y"}), "d/a": A}, {"d/b": B}], {"d": directory(0o711), "d/a": A}, [listxattr("d"), getxattr("d", other + "opaque", b"").fails(errno.ENODATA), removexattr("d", other + "opaque").fails(errno.ENODATA), chmod("d", 0o711), listxattr("d")], upper_after={"d": directory(0o711)}, targets=OURS, options=options),
+        Case(f"{which}-whiteout-below-hides", [{"d": directory(xattrs={other + "opaque": b"x"}), "d/a": file(xattrs={other + "whiteout": b"y"})}, {"d/a": A, "d/b": B}], {"d/b": B}, targets=OURS, options=options),
+    )
 ]  # fmt: skip
 
 OVERRIDES = [
@@ -372,6 +407,7 @@ CASES = [
     *BAD_REDIRECTS,
     *METACOPIES,
     *XATTRS,
+    *OTHER_PREFIX,
     *OVERRIDES,
     *MANY_LAYERS,
 ]

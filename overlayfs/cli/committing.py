@@ -145,7 +145,7 @@ def _tell(made: Made, as_json: bool) -> None:
 def _find_source(store: Store, source: str, base: Image | None, progress: Progress, user_xattr: bool) -> Source:
     """A container by name or ID, else a mountpoint, else an upper. Raises ImageError or CommandError."""
     is_path = "/" in source or source in (os.curdir, os.pardir)
-    if not is_path:
+    if not is_path and not user_xattr:
         try:
             return _container(store, source, base)
         except NotFoundError:
@@ -154,6 +154,8 @@ def _find_source(store: Store, source: str, base: Image | None, progress: Progre
     path = resolve(os.fsencode(source))
     entry = mount_at(path)
     if entry is not None and is_ours(entry):
+        if user_xattr:
+            raise CommandError(f"{printable(path)}: a mount knows how its marks are spelled: leave --userxattr out")
         return _mount(store, path, base)
     if not os.path.isdir(path):
         raise CommandError(f"{printable(os.fsencode(source))}: no container, mount or directory of that name")

@@ -61,7 +61,7 @@ def show(comparison: Compared, form: Form, everything: bool) -> None:
 
 def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Comparison:
     """A container's changes before those of a directory of that name, which ./NAME means, as `commit` has it."""
-    if not lowers and b"/" not in tree:
+    if not lowers and not user_xattr and b"/" not in tree:
         container = compare_container(store_directory(), os.fsdecode(tree))
         if container is not None:
             return container
@@ -78,6 +78,8 @@ def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Compar
         return Comparison.open(path, below, prefix=marks.USER if user_xattr else None)
     if lowers:
         raise CommandError(f"{printable(tree)}: a mount knows its lower layers: leave --lower out")
+    if user_xattr:
+        raise CommandError(f"{printable(tree)}: a mount knows how its marks are spelled: leave --userxattr out")
     status = read_status(path)
     if status.upper is None:
         raise CommandError(f"{printable(tree)}: mounted without an upper, so nothing can have changed")

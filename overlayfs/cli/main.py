@@ -201,8 +201,8 @@ def diff(
     if other is None:
         show_changes(tree, lower, form, everything, user_xattr=user_xattr)
         return
-    if lower:
-        raise typer.BadParameter("--lower is for an upper, not for images")
+    if lower or user_xattr:
+        raise typer.BadParameter("--lower and --userxattr are for an upper, not for images")
     from overlayfs.cli.image_diff import show_image_changes
 
     show_image_changes(tree, other, form, everything, store_directory())

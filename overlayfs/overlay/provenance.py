@@ -264,7 +264,8 @@ def _opaque_mark(view: View, directory: Location) -> str:
             return "a .wh..wh..opq file"
         if not directory.path:
             return ""
-        stored = view.spelling(directory).opaque
-        return next((os.fsdecode(name) for name in stored if marks.read_xattr(fd, b".", name) == b"y"), "")
+        values = ((name, marks.read_xattr(fd, b".", name)) for name in view.spelling(directory).opaque)
+        name, value = next(((name, value) for name, value in values if value is not None), (b"", b""))
+        return os.fsdecode(name) if value == b"y" else ""
     finally:
         os.close(fd)

@@ -82,9 +82,9 @@ class Spelling:
     """Which xattrs of a layer are marks, by their full names.
 
     A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
-    mount sets is one. Lower layers may have been written by a mount of the other prefix: what hides (`opaque`,
-    `whiteout`, first found first) counts in every spelling, and is hidden where it counts (`foreign`). What leads
-    elsewhere (redirect, metacopy) never does: who may set xattrs of the other prefix could read any lower file by it.
+    mount sets is one. Lower layers may have been written by a mount of the other prefix: there what hides (`opaque`, of
+    which the first that is present counts, and `whiteout`) is read in every spelling, so it is not shown (`foreign`).
+    What leads elsewhere (redirect, metacopy) is not: who may set it under the other prefix could read any lower file.
     """
 
     prefix: bytes

@@ -93,6 +93,22 @@ def test_commit_as_json(shop: Shop) -> None:
     assert len(found["layers"]) == 2
 
 
+def test_commit_deletes_nothing_for_xattrs_of_users(shop: Shop) -> None:
+    os.setxattr(shop.top / "up/etc", "user.overlay.opaque", b"y")
+    os.setxattr(shop.top / "up", "user.overlay.opaque", b"x")
+    (shop.top / "up/gone").unlink()
+    (shop.top / "up/gone").touch()
+    os.setxattr(shop.top / "up/gone", "user.overlay.whiteout", b"y")
+    (shop.top / "base/etc/b").write_bytes(b"")
+    with Store.open(shop.directory) as store:
+        mutate.append(store, None, shop.top / "base", Reference.parse("base:2"), Making(created_by="a test"))
+    assert shop.commit(name="app:1", base="base:2")["deleted"] == 0
+    as_marks = json.loads(shop.run("commit", "--userxattr", shop.upper, "app:2", "--base", "base:2", "--json"))
+    assert as_marks["deleted"] == 1
+    assert {"gone", "b"} < set(shop.run("tree", "app:1").split())
+    assert {"gone", "b"}.isdisjoint(shop.run("tree", "app:2").split())
+
+
 def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
     with Store.open(shop.directory) as store:
         lowers = LayerStore(store).lower_directories(store.find("base:1"))

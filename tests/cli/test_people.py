@@ -296,6 +296,14 @@ def test_patch_names_binary_files(tmp_path: Path) -> None:
 # -- check
 
 
+def test_check_takes_xattrs_of_the_other_prefix_for_data(tmp_path: Path) -> None:
+    made = make(tmp_path, upper={"d": directory(xattrs={"user.overlay.redirect": b".."})}, work={})
+    assert run("check", "--repair", made["upper"], made["work"]).stdout == "nothing to mend\n"
+    assert os.listxattr(made["upper"] / "d") == ["user.overlay.redirect"]
+    (finding,) = answer("check", "--userxattr", made["upper"], made["work"], status=3)
+    assert (finding["problem"], finding["path"]) == ("bad-redirect", "d")
+
+
 def test_check_finds_mends_and_says_so_by_its_status(tmp_path: Path) -> None:
     upper: Tree = {"d": opaque_dir(), "d/w": char(0, 0, 0), "f": file(b"kept")}
     made = make(tmp_path, upper=upper, work={"work/#1": file()})

@@ -487,6 +487,23 @@ def test_diff_of_a_mount_shows_what_was_done(mounted: Site) -> None:
     ]
 
 
+def test_diff_knows_the_marks_of_a_mount_with_userxattr(site: Site) -> None:
+    base, upper = site.lower("base", BASE), ("--upper", site.upper, "--work", site.work)
+    run("mount", "-o", "userxattr", "--lower", base, *upper, site.mountpoint)
+    (site.mountpoint / "etc").rename(site.mountpoint / "moved")
+    (site.mountpoint / "etc").mkdir()
+    os.setxattr(site.mountpoint / "bin", "trusted.overlay.opaque", b"y")
+    changes = ["M /bin/", "D /etc/a", "D /etc/b", "A /moved/", "A /moved/a", "A /moved/b"]
+    assert diff(site) == changes
+    assert "a mount knows" in run("diff", "--userxattr", site.mountpoint, status=1).stderr
+    assert answer("which", site.mountpoint / "moved/a")[0]["layers"][0]["layer"] == 1
+    assert run("which", site.mountpoint / "etc/a", status=1).stdout.startswith(f"{site.mountpoint}/etc/a: not there")
+    site.unmount()
+    assert run("diff", "--userxattr", site.upper, "--lower", base).stdout.splitlines() == changes
+    told_nothing = run("diff", site.upper, "--lower", base).stdout.splitlines()
+    assert "D /bin/x" in told_nothing and "A /moved/a" not in told_nothing
+
+
 def test_change_taken_back_is_no_change(mounted: Site) -> None:
     target = mounted.mountpoint / "etc" / "b"
     before = target.stat()

@@ -6,18 +6,18 @@ The layers' modes refuse the daemon what the operations need, so that the deputy
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.inodes import Caller
-from overlayfs.overlay.options import WhiteoutFormat
+from overlayfs.overlay.options import OverlayOptions, WhiteoutFormat
 
 from .operations import Operation, Step, chmod, parent_of, rename, rmdir, unlink, write
 from .supervisor import Gate
-from .sweep import Figures, Report, Scene, State, empty, sweep_kills
+from .sweep import Figures, Report, Scene, State, empty, options_for, sweep_kills
 from .trees import PAGES, build, directory, file
 
 USER = 1000
@@ -78,7 +78,12 @@ def give_away(root: Path) -> None:
 
 @dataclass(slots=True)
 class UserScene(Scene):
-    """A scene whose layers and daemon are an ordinary user's; root looks at what is left."""
+    """A scene whose layers and daemon are an ordinary user's; root looks at what is left, told whose marks they are."""
+
+    @property
+    def options(self) -> OverlayOptions:
+        options = options_for(self.layers, self.whiteout, metacopy=self.operation.metacopy)
+        return replace(options, user_xattr=True)
 
     def reset(self) -> None:
         empty(self.base)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Set
 from typing import Final
 
 from ..tree import syscalls
-from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, names, protection
+from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, making, names, protection
 from . import rename as renaming
 from .claim import Claim
 from .copyup import CopyUp, Need
@@ -183,7 +183,7 @@ class Overlay:
     # -- names
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
-        return self._taken(names.symlink(self.state, self._directory(parent), name, target, caller))
+        return self._taken(making.symlink(self.state, self._directory(parent), name, target, caller))
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         inode, directory = self._inode(ino), self._directory(parent)
@@ -191,10 +191,10 @@ class Overlay:
         return self._taken(inode)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
-        return self._taken(names.mknod(self.state, self._directory(parent), name, mode, rdev, caller))
+        return self._taken(making.mknod(self.state, self._directory(parent), name, mode, rdev, caller))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
-        return self._taken(names.mkdir(self.state, self._directory(parent), name, mode, caller))
+        return self._taken(making.mkdir(self.state, self._directory(parent), name, mode, caller))
 
     def unlink(self, parent: int, name: bytes) -> None:
         names.unlink(self.state, self._directory(parent), name)
@@ -236,13 +236,13 @@ class Overlay:
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> Attributes:
         """Make a file and open it."""
-        inode = names.create(self.state, self._directory(parent), name, mode, caller)
+        inode = making.create(self.state, self._directory(parent), name, mode, caller)
         files.note_created(self.state, inode)
         return self._taken(inode)
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> Attributes:
         """Make a file without a name and open it."""
-        inode = names.tmpfile(self.state, self._directory(parent), mode, caller)
+        inode = making.tmpfile(self.state, self._directory(parent), mode, caller)
         files.note_created(self.state, inode)
         return self._taken(inode)
 

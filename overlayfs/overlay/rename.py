@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..tree import access, marks, syscalls
-from . import copyup, copyup_tree, drafts, impure, indexing, lookup, names, protection, whiteouts
+from . import copyup, copyup_tree, drafts, impure, indexing, lookup, making, names, protection, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -40,7 +40,7 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
     """
     lookup.check_name(name)
     lookup.check_new_name(new_name)
-    names.check_alive(state, new_parent)
+    making.check_alive(state, new_parent)
     source, target = _Side(state, parent, name), _Side(state, new_parent, new_name)
     _check(state, source, target, flags)
     if source.inode is target.inode:

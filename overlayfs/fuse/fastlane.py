@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from ..overlay.copyup import Need
@@ -234,6 +234,18 @@ class FastLane(Lane):
             return self._write_now(node, offset, data, write_flags, asker)
         kept = bytes(data)  # the buffer is another request's by then
         return self._after_copy_up(node, lambda: self._write_now(node, offset, kept, write_flags, asker))
+
+    def _drop_pages(self, node: int) -> None:
+        """A mapping has changed pages of a file that may not be written: nobody is to read them.
+
+        In a thread, as the kernel may ask for the pages meanwhile.
+        """
+
+        async def drop() -> None:
+            with suppress(OSError):  # the kernel has forgotten the file
+                await in_thread(os.write, self._channel.device_fd, abi.invalidation(node))
+
+        self._tasks.begin(drop, lambda: None)
 
     def _write_now(self, node: int, offset: int, data: memoryview | bytes, write_flags: int, asker: Asker) -> bytes:
         if write_flags & abi.FUSE_WRITE_KILL_SUIDGID:

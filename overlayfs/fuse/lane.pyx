@@ -430,6 +430,15 @@ cdef class Lane:
 
     cdef int _refuse_protected(self, uint64_t node, fuse_write_in *asked) except -1:
         """EPERM for a write that an immutable or append-only file does not allow."""
+        try:
+            self._refuse_where_protected(node, asked)
+        except PermissionError:
+            if asked.write_flags & FUSE_WRITE_CACHE:
+                self._drop_pages(node)
+            raise
+        return 0
+
+    cdef int _refuse_where_protected(self, uint64_t node, fuse_write_in *asked) except -1:
         if not asked.write_flags & FUSE_WRITE_CACHE:
             appended_at = asked.offset if asked.flags & O_APPEND else None
             self._overlay.refuse_write(node, appended_at, opened_unasked=not self.counts_opens)

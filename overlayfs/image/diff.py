@@ -19,7 +19,7 @@ from ..overlay.changes import Aspect, Change, Comparison, Version
 from ..tree import marks
 from .diskowners import OwnerOf
 from .errors import InvalidError, LimitError, named
-from .filedata import CHUNK, pieces
+from .filedata import CHUNK, pieces, size_on_disk
 from .limits import UNLIMITED, Limits
 from .tally import Room, Tally
 from .tarentry import Entry
@@ -206,18 +206,20 @@ class _LayerWriter:
         size = st.st_size
         if size <= CHUNK:
             data = os.read(fd, size)
-            self._room.take(size, path)
+            self._room.take(size_on_disk(data, 0), path)
             self._out.write(b"".join((header, data, padding(size))))
             if len(data) < size:
                 raise _shrunk(path)
             return
         self._out.write(header)
+        position = 0
         for piece in pieces(fd, st):
             if not piece.data:
                 raise _shrunk(path)
             if not piece.is_hole:
-                self._room.take(len(piece.data), path)
+                self._room.take(size_on_disk(piece.data, position), path)
             self._out.write(piece.data)
+            position += len(piece.data)
         self._out.write(padding(size))
 
     def _put_mark(self, directory: bytes, name: bytes) -> None:

@@ -17,8 +17,8 @@ from .tally import Room
 from .tarentry import Entry
 
 CHUNK: Final = 1 << 20
-_BLOCK: Final = 64 << 10  # looked at as a whole: smaller holes would cost more to find than they save
-_SMALLEST_HOLE: Final = 4096  # where a piece ends within a block
+_BLOCK: Final = 4096  # looked at as a whole: the blocks of most filesystems
+_SMALLEST_HOLE: Final = 512  # where a piece ends within a block
 _ZEROS: Final = bytes(CHUNK)
 _EMPTY: Final = xxhash.xxh3_128_digest(b"")
 
@@ -32,7 +32,7 @@ class SparseWriter:
         self._written = 0  # where the file's own offset is
 
     def write(self, piece: memoryview) -> None:
-        if len(piece) < _SMALLEST_HOLE:  # most files
+        if len(piece) < _BLOCK:  # most files
             self._write_data(piece, self._position)
         else:
             for start, end in _data_runs(piece, self._position):
@@ -71,6 +71,12 @@ def _data_runs(piece: memoryview, position: int) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
+def size_on_disk(piece: bytes | memoryview, position: int) -> int:
+    """How many bytes of a piece, which belongs at `position` of a file, a `SparseWriter` writes at most."""
+    piece = memoryview(piece)
+    return len(piece) if len(piece) < _BLOCK else sum(end - start for start, end in _data_runs(piece, position))
+
+
 def _is_zero(block: memoryview) -> bool:
     return _ZEROS.startswith(block)  # compares as memcmp does, without a copy
 
@@ -87,7 +93,7 @@ def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) ->
 def measure_data(entry: Entry, data: Iterable[memoryview], room: Room) -> None:
     """Tell `room` of what `write_data` would write."""
     for offset, piece in _placed(entry.sparse or ((0, entry.size),), data):
-        room.take(sum(end - start for start, end in _data_runs(piece, offset)), entry.path)
+        room.take(size_on_disk(piece, offset), entry.path)
 
 
 def _write_dense(writer: SparseWriter, size: int, data: Iterable[memoryview]) -> bytes:

@@ -39,6 +39,7 @@ LET_GO: Final = b"let go\n"
 _LONGEST_LINE: Final = 8192
 _PATIENCE_S: Final = 3.0  # with whoever cannot be asked: a daemon that starts or ends just now, another program
 _ANSWER_WITHIN_S: Final = 30.0
+_TRUSTED_UIDS: Final = (0,)
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -68,7 +69,7 @@ class Standing:
             members = json.loads(line)
             where = members["mountpoint"]
             return cls(os.fsencode(members["device"]), None if where is None else os.fsencode(where))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError("not a standing") from error
 
 
@@ -190,8 +191,10 @@ def _holder(work: Layer) -> socket.socket | None:
 
 def _ask(holder: socket.socket, wanted: Option, takes_over: bool) -> bool:
     """True once the holder has let go, False where it ended by itself; MountError where it keeps what is wanted."""
-    pid = _PEER.unpack(holder.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+    pid, uid, _gid = _PEER.unpack(holder.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     process = f"process {pid}" if pid else "a process of another pid namespace"
+    if uid not in (*_TRUSTED_UIDS, os.geteuid()):  # it may say anything, or nothing for ever
+        raise MountError(f"{_said(wanted)} is in use by {process} of the user {uid}")
     try:
         line = _line(holder)
         if not line:
@@ -227,7 +230,11 @@ def _refuse_where_it_stands(standing: Standing, wanted: Option, process: str) ->
 def _line(connection: socket.socket) -> bytes:
     """One line; empty where the other end is closed."""
     received = b""
+    deadline = time.monotonic() + _ANSWER_WITHIN_S
+    limited = connection.gettimeout() is not None
     while not received.endswith(b"\n") and len(received) < _LONGEST_LINE:
+        if limited:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
         part = connection.recv(_LONGEST_LINE)
         if not part:
             return b""

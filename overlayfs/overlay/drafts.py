@@ -89,6 +89,14 @@ class Draft:
         fd, self.fd = self.fd, -1
         return fd
 
+    def _give_name(self) -> bytes:
+        """Give it a name in the workdir, not in its place: other drafts may have had that take the flags of another
+        directory while this one was filled, and what hands on another project takes no link to it."""
+        work_fd, name = work_fd_of(self._state), self._state.draft_name()
+        access.link_descriptor(self.fd, work_fd, name)
+        self._place, self._name = work_fd, name
+        return name
+
     def publish(self, dir_fd: int, name: bytes) -> None:
         """Give it its name; EEXIST where that is taken, by a whiteout too."""
         if self._name is None:
@@ -102,14 +110,11 @@ class Draft:
 
         A directory changes places with the file, which is then removed from the workdir.
         """
-        if self._name is None:
-            draft_name = self._state.draft_name()
-            syscalls.link_descriptor(self.fd, self._place, draft_name)
-            self._name = draft_name
+        own_name = self._name or self._give_name()
         if self.is_directory:
-            access.rename(self._place, self._name, dir_fd, name, syscalls.RENAME_EXCHANGE)
+            access.rename(self._place, own_name, dir_fd, name, syscalls.RENAME_EXCHANGE)
         else:
-            access.rename(self._place, self._name, dir_fd, name)
+            access.rename(self._place, own_name, dir_fd, name)
             self._name = None
 
 

@@ -73,12 +73,13 @@ class Overlay:
 
     def give_up_upper(self) -> None:
         """Let others have upper and workdir; nothing may be changed after this."""
+        inheritance.forget_place(self.state)  # while the workdir is ours
         if self.state.claim is not None:
             self.state.claim.release()
 
     def close(self) -> None:
         """Give back all descriptors and locks."""
-        inheritance.forget_place(self.state)
+        self.give_up_upper()
         self.state.close()
 
     def _inode(self, ino: int) -> Inode:

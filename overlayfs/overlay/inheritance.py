@@ -31,6 +31,11 @@ def place_of_copy(state: State, parent: Directory | None) -> int:
     return work_fd if parent is None else _place(state, of(state, parent).of_copy())
 
 
+def place_for(state: State, dir_fd: int) -> int:
+    """The directory for the draft of a whiteout in the upper directory `dir_fd`: it counts for that one's project."""
+    return _place(state, _read(state, dir_fd).of_copy())
+
+
 def of(state: State, directory: Directory) -> Inheritance:
     """What a directory of the upper hands on; read once."""
     found = directory.inheritance

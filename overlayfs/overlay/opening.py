@@ -148,6 +148,7 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
         _check_writable(option, layer)
         refuse_kernel_mounts(option, layer)
     held = claim(upper, work)
+    undo.callback(held.release)
     state = State(options, layers, upper, limit)
     state.claim, state.descriptors.last_resort = held, held.stop_listening
     state.workdir_fd = work.root_fd

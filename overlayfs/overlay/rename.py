@@ -271,7 +271,7 @@ def _rename_and_xattr_whiteout(
     if hidden and _exists(to_fd, target.name):
         access.rename(from_fd, source.name, to_fd, target.name, EXCHANGE)
         return
-    with whiteouts.draft_xattr_whiteout(state) as draft:
+    with whiteouts.draft_xattr_whiteout(state, to_fd) as draft:
         if target.inode is None and not hidden:
             draft.publish(to_fd, target.name)
             try:

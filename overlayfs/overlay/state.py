@@ -335,9 +335,7 @@ class State:
             return root_fd
         if self.revalidates:  # another directory may have its path since the last operation
             key = self.descriptors.operation, location
-            return self.descriptors.directory(
-                key, lambda: syscalls.open_beneath(root_fd, path, syscalls.OPEN_DIRECTORY)
-            )
+            return self.descriptors.directory(key, lambda: access.open_beneath(root_fd, path, syscalls.OPEN_DIRECTORY))
         fd = self.descriptors.cached_directory(location)
         if fd is not None:
             return fd

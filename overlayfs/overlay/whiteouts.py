@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from ..tree import access, marks, syscalls
-from . import drafts
+from . import drafts, inheritance
 from .options import WhiteoutFormat
 from .state import State
 
@@ -29,7 +29,7 @@ def whiteout(state: State, dir_fd: int, name: bytes) -> None:
         oci_whiteout(dir_fd, name)
     else:
         announce(state, dir_fd)
-        with draft_xattr_whiteout(state) as draft:
+        with draft_xattr_whiteout(state, dir_fd) as draft:
             draft.publish(dir_fd, name)
 
 
@@ -47,7 +47,7 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
             access.rename(dir_fd, name, work_fd, gone)
     else:
         announce(state, dir_fd)
-        with draft_xattr_whiteout(state) as draft:
+        with draft_xattr_whiteout(state, dir_fd) as draft:
             draft.publish(work_fd, gone)
         try:
             access.rename(dir_fd, name, work_fd, gone, syscalls.RENAME_EXCHANGE)
@@ -110,9 +110,9 @@ def _make_mark(dir_fd: int, name: bytes) -> bool:
     return True
 
 
-def draft_xattr_whiteout(state: State) -> drafts.Draft:
-    """A whiteout to be published over something, in the format whose whiteouts are marked files."""
-    draft = drafts.draft_file(state)
+def draft_xattr_whiteout(state: State, dir_fd: int) -> drafts.Draft:
+    """A whiteout to be published in an upper directory, in the format whose whiteouts are marked files."""
+    draft = drafts.draft_file(state, inheritance.place_for(state, dir_fd))
     try:
         access.setxattr(draft.fd, state.prefix + marks.WHITEOUT, b"y")
         os.fchmod(draft.fd, 0o644)  # an ordinary user's reader must be able to see the mark

@@ -80,7 +80,9 @@ def present() -> Deputy | None:
 
 
 def note_lock(fd: int) -> None:
-    """The descriptor holds a lock that a deputy's work is done under, until `dismiss` is told of it."""
+    """The descriptor holds a lock that a deputy's work is done under, until `dismiss` is told of it. A deputy that is
+    there already does not hold it, so the next call gets another one."""
+    _deputies.dismiss()
     _deputies.locked.add(fd)
 
 

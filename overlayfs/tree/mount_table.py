@@ -34,7 +34,7 @@ def mount_entries(process: int | str = "self") -> list[MountEntry]:
 
 def _parse(line: bytes) -> MountEntry:
     before, after = line.split(b" - ", 1)
-    fields, tail = before.split(), after.rstrip(b"\n").split(b" ", 2)
+    fields, tail = before.split(b" "), after.rstrip(b"\n").split(b" ", 2)
     return MountEntry(
         mount_id=int(fields[0]),
         device=fields[2],

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from overlayfs.image.errors import LimitError
-from overlayfs.image.filedata import pieces, write_data
+from overlayfs.image.filedata import pieces, size_on_disk, write_data
 from overlayfs.image.limits import DEFAULT_LIMITS, Limits
 from overlayfs.image.tally import Room
 from overlayfs.image.tarentry import Entry
@@ -88,3 +88,14 @@ def test_file_that_shrank_ends_with_an_empty_piece(tmp_path: Path) -> None:
         st = os.fstat(file.fileno())
         os.truncate(tmp_path / "file", 10)
         assert [bytes(piece.data) for piece in pieces(file.fileno(), st)] == [NOISE[:10], b""]
+
+
+@pytest.mark.parametrize("step", [1 << 16, 100 * 512, 1 << 20])
+def test_scattered_blocks_take_no_more_than_the_writer_of_the_layer_counted(step: int, tmp_path: Path) -> None:
+    """Every second block is a hole: a layer that was written within the limits can be read within them."""
+    content = b"".join(b"x" * 4096 if block % 2 else bytes(4096) for block in range(768))
+    counted = size_on_disk(content, 0)
+    assert counted == len(content) // 2
+    written(tmp_path / "scattered", content, step, Limits(disk_size=counted))
+    assert (tmp_path / "scattered").read_bytes() == content
+    assert (tmp_path / "scattered").stat().st_blocks * 512 <= counted + (64 << 10)  # and its extents

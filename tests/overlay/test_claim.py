@@ -182,3 +182,15 @@ def test_socket_can_be_done_without(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             fcntl.flock(others[0].root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine.release()
+
+
+def test_holder_of_another_user_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may say that it lets go, and then nothing for ever."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setattr(claims, "_TRUSTED_UIDS", ())
+    with (
+        held(tmp_path, lambda _mine, connection: connection.recv(1)),
+        directories(tmp_path) as (upper, work),
+        pytest.raises(MountError, match=r"in use by process \d+ of the user \d+"),
+    ):
+        claim(upper, work)

@@ -3,6 +3,7 @@
 A deputy in a user namespace does it; where there can be none, the user gets EACCES.
 """
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -293,3 +294,16 @@ def test_reading_moves_no_access_time_of_own_files_and_directories_below(nobody:
     file = nobody.lookup(directory, b"file").ino
     assert nobody.read(file, 0, 100) == b"content"
     assert {path.stat().st_atime_ns for path in paths} == {10**18}
+
+
+def test_closed_lower_directory_is_read_where_layers_are_revalidated(as_nobody: None, base: Path) -> None:
+    for name in ("lower/x/sub", "upper/x", "work"):
+        (base / name).mkdir(parents=True)
+    (base / "lower" / "x" / "sub" / "f").write_bytes(b"content")
+    (base / "lower" / "x").chmod(0o600)
+    overlay = Overlay.open(dataclasses.replace(options(base), timeout_s=0.0))
+    try:
+        directory = overlay.lookup(overlay.lookup(1, b"x").ino, b"sub").ino
+        assert overlay.read(overlay.lookup(directory, b"f").ino, 0, 100) == b"content"
+    finally:
+        overlay.close()

@@ -13,8 +13,8 @@ has a method `_<opcode>`. Every message is checked for its length before it is r
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, PyBytes_Size
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENAMETOOLONG, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memset
 from posix.fcntl cimport O_APPEND
@@ -35,12 +35,6 @@ from overlayfs.overlay.copyup import Need
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    ssize_t writev(int fd, const iovec *parts, int count)
-
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
@@ -54,11 +48,10 @@ cdef enum:
     _LIMIT = 64  # abi.OPCODE_LIMIT
     _ALIGNMENT = 4096
     _ATTRIBUTES = 88  # sizeof(struct fuse_attr): what the engine's Attributes are
-    _LONGEST_NAME = 255
     _NO_REPLY = -1  # was sent already, comes later, or never
 
 cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
-cdef object _METADATA = Need.METADATA, _DATA = Need.DATA
+cdef object _DATA = Need.DATA
 cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
 
 

@@ -12,8 +12,8 @@ from overlayfs.cli.looking import Looked, look_at
 from overlayfs.image.browse import Node, NodeChange, compare, gone, merged_pair
 from overlayfs.image.store import Store
 from overlayfs.overlay.changes import Change, ChangeKind, Version
-from overlayfs.overlay.inodes import Attributes
 from overlayfs.overlay.layer import Location
+from overlayfs.overlay.values import Attributes
 
 
 def show_image_changes(old: str, new: str, form: Form, everything: bool, store: Path | None) -> None:

@@ -119,6 +119,7 @@ LONGEST_REQUEST: Final = (1 << 20) + 4096  # max_pages of data and one page of h
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error (a negative errno), unique
 # What stands between nodeid and attributes in fuse_entry_out: generation, entry_valid, attr_valid, and their ns.
+NODE: Final = struct.Struct("<Q")
 ENTRY_TIMES: Final = struct.Struct("<QQQII")
 ENTRY_SIZE: Final = 8 + ENTRY_TIMES.size + 88
 ATTR_TIMES: Final = struct.Struct("<QII")  # the start of fuse_attr_out: attr_valid, its ns, dummy

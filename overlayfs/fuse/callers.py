@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..overlay.inodes import Caller
+from ..overlay.values import Caller
 
 
 @lru_cache(maxsize=64)

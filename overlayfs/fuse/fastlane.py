@@ -15,7 +15,7 @@ from typing import Final
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
-from ..overlay.inodes import AttributeChanges, Attributes, decode_device
+from ..overlay.values import AttributeChanges, Attributes, decode_device
 from ..tree.fileflags import FLAG_COMMANDS
 from ..tree.metadata import ACCESS_ACL
 from . import abi
@@ -78,10 +78,10 @@ class FastLane(Lane):
 
     def _entry(self, found: Attributes) -> bytes:
         times = self._unseen_entry_times if found.ino in self._unseen else self._entry_times
-        return found[:8] + times + found
+        return abi.NODE.pack(found.ino) + times + found.packed
 
     def _attr(self, node: int, found: Attributes) -> bytes:
-        return (_FLEETING if node in self._unseen else self._attr_times) + found
+        return (_FLEETING if node in self._unseen else self._attr_times) + found.packed
 
     def _interrupt(self, _node: int, _body: memoryview, _: Asker) -> None:
         """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
@@ -105,8 +105,8 @@ class FastLane(Lane):
         if changes.mode is None and touches_privileges(changes):
             before = self._overlay.getattr(node)
             if before.mode & SET_IDS and takes_privileges(body, asker, before):
-                announced = changes == AttributeChanges()
-                changes = changes._replace(mode=unprivileged(before, asker), by_writing=announced)
+                announced = changes.is_nothing
+                changes = changes.with_mode(unprivileged(before, asker), announced)
             else:
                 groups_count = bool(before.mode & stat.S_ISGID)
         asks = caller_with_groups(*asker) if groups_count else caller(*asker)

@@ -29,7 +29,7 @@ from pyfuse3 import (
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
-from ..overlay.inodes import AttributeChanges, Attributes, Caller
+from ..overlay.values import AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
 from .copying import CopyUps

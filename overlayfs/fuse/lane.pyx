@@ -10,7 +10,7 @@ Compiled, as C structs are its substance. The hottest requests are answered here
 has a method `_<opcode>`. Every message is checked for its length before it is read as a struct.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, PyBytes_Size
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, PyBytes_Size
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
@@ -23,6 +23,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
+from overlayfs.overlay.values cimport Attributes
 
 import logging
 import os
@@ -47,7 +48,6 @@ cdef enum:
 cdef enum:
     _LIMIT = 64  # abi.OPCODE_LIMIT
     _ALIGNMENT = 4096
-    _ATTRIBUTES = 88  # sizeof(struct fuse_attr): what the engine's Attributes are
     _NO_REPLY = -1  # was sent already, comes later, or never
 
 cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
@@ -266,15 +266,9 @@ cdef class Lane:
         memcpy(self._body(), PyBytes_AS_STRING(body), size)
         return size
 
-    cdef int _put_attributes(self, char *at, object found) except -1:
-        if PyBytes_Size(found) != _ATTRIBUTES:
-            raise ValueError("attributes are 88 bytes")
-        memcpy(at, PyBytes_AsString(found), _ATTRIBUTES)
-        return 0
-
-    cdef Py_ssize_t _put_entry(self, fuse_entry_out *entry, object found) except -2:
+    cdef Py_ssize_t _put_entry(self, fuse_entry_out *entry, Attributes found) except -2:
         """A name's inode; the size of the struct."""
-        self._put_attributes(<char *>&entry.attr, found)
+        entry.attr = found.attr
         entry.nodeid = entry.attr.ino
         entry.generation = 0
         entry.entry_valid = entry.attr_valid = self._whole_s
@@ -352,7 +346,7 @@ cdef class Lane:
 
     cdef Py_ssize_t _getattr(self) except -2:
         cdef fuse_attr_out *reply = <fuse_attr_out *>self._body()
-        self._put_attributes(<char *>&reply.attr, self._overlay.getattr(self._header.nodeid))
+        reply.attr = (<Attributes?>self._overlay.getattr(self._header.nodeid)).attr
         reply.attr_valid, reply.attr_valid_nsec, reply.dummy = self._whole_s, self._rest_ns, 0
         if self._unseen and self._header.nodeid in self._unseen:
             reply.attr_valid = reply.attr_valid_nsec = 0
@@ -498,15 +492,13 @@ cdef inline Py_ssize_t _padded(Py_ssize_t size) noexcept:
     return (size + 7) & ~7
 
 
-cdef int _put_name(fuse_dirent *place, Py_ssize_t room, bytes name, uint64_t after, object found) except -1:
+cdef int _put_name(fuse_dirent *place, Py_ssize_t room, bytes name, uint64_t after, Attributes found) except -1:
     """A directory entry whose name has `room` bytes, padding included."""
-    cdef uint64_t number
     cdef Py_ssize_t size = PyBytes_GET_SIZE(name)
-    memcpy(&number, PyBytes_AsString(found), sizeof(number))
-    place.ino = number
+    place.ino = found.attr.ino
     place.off = after
     place.namelen = size
-    place.type = found.directory_type
+    place.type = found.attr.mode >> 12 & 0xF
     memcpy(<char *>place + sizeof(fuse_dirent), PyBytes_AS_STRING(name), size)
     memset(<char *>place + sizeof(fuse_dirent) + size, 0, room - size)
     return 0

@@ -2,16 +2,14 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
+from overlayfs.overlay.values cimport fuse_attr
+
 
 cdef extern from "<linux/fuse.h>" nogil:
     cdef enum:
         FUSE_LOOKUP, FUSE_FORGET, FUSE_GETATTR, FUSE_SETATTR, FUSE_READLINK, FUSE_MKDIR, FUSE_UNLINK, FUSE_RMDIR
         FUSE_READ, FUSE_WRITE, FUSE_GETXATTR, FUSE_LISTXATTR, FUSE_READDIR, FUSE_READDIRPLUS, FUSE_CREATE
         FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_NOTIFY_REPLY, FUSE_WRITE_KILL_SUIDGID, FUSE_WRITE_CACHE
-
-    struct fuse_attr:
-        uint64_t ino
-        uint32_t mode
 
     struct fuse_entry_out:
         uint64_t nodeid

@@ -10,18 +10,17 @@ import stat
 import time
 from typing import Final
 
-from ..overlay.inodes import AttributeChanges, Attributes
+from ..overlay.values import AttributeChanges, Attributes
 from . import abi
 from .callers import caller_with_groups
 
 Asker = tuple[int, int, int]  # uid, gid, pid
 SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
-_NOTHING: Final = AttributeChanges()
 
 
 def touches_privileges(changes: AttributeChanges) -> bool:
     """False for a SETATTR of times alone."""
-    return (changes.uid, changes.gid, changes.mode, changes.size) != (None, None, None, None) or changes == _NOTHING
+    return (changes.uid, changes.gid, changes.mode, changes.size) != (None, None, None, None) or changes.is_nothing
 
 
 def takes_privileges(body: memoryview, asker: Asker, before: Attributes) -> bool:

@@ -12,12 +12,12 @@ import stat
 from ..tree import access, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import content, copyup, protection
-from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
+from .inodes import Directory, Inode
 from .layer import Layer, Location
 from .ownership import Owner, bare_owner, format_override, parse_override
 from .state import State
+from .values import AttributeChanges, Attributes, Caller
 
-_NOTHING = AttributeChanges()
 _NO_METADATA = (None,) * 5
 
 
@@ -32,22 +32,19 @@ def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int =
     links, blocks = max(_link_count(state, inode, st), fewest_links), st.st_blocks
     if not blocks and st.st_size:
         blocks = _blocks(state, inode, st)
-    if state.ownership.plain and layer_of(state, inode).override is None:
-        shown = Attributes.as_on_disk(inode.number, st, links, blocks)
-    else:
-        uid, gid, mode, rdev = owner_of(state, inode, st)
-        shown = Attributes.pack(
-            inode.number, mode, links, uid, gid, rdev, st.st_size, blocks, st.st_blksize,
-            st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
-        )  # fmt: skip
-    _keep(state, inode, shown)
-    return shown
+    inode.show_as_on_disk(st, links, blocks)
+    if not state.ownership.plain or layer_of(state, inode).override is not None:
+        inode.show_owner(*owner_of(state, inode, st))
+    found = inode.attributes
+    assert found is not None
+    if is_changed_unseen(state, inode):
+        inode.attributes = None
+    return found
 
 
-def _keep(state: State, inode: Inode, found: Attributes) -> None:
+def is_changed_unseen(state: State, inode: Inode) -> bool:
     """What is served without us changes without us."""
-    unseen = inode.number in state.written_unseen or inode.number in state.passed_through
-    inode.attributes = None if unseen else found
+    return inode.number in state.written_unseen or inode.number in state.passed_through
 
 
 def note_read(state: State, inode: Inode) -> None:
@@ -55,7 +52,7 @@ def note_read(state: State, inode: Inode) -> None:
     known = inode.attributes
     if known is None or not inode.upper or inode.metacopy or not layer_of(state, inode).reads_move_times:
         return
-    if known.may_move_when_read:
+    if inode.reads_may_move_times():
         inode.attributes = None
 
 
@@ -69,7 +66,7 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
         return os.fstat(opened.fd)
     if isinstance(inode, Directory) and inode.upper:
         held = state.descriptors.cached_directory(inode.number)
-        if held is not None:
+        if held >= 0:
             return os.fstat(held)
     dir_fd, name = state.place(inode)
     try:
@@ -161,13 +158,13 @@ def _with_lost_setgid(state: State, inode: Inode, changes: AttributeChanges, cal
     announces a write by a SETATTR that changes nothing.
     """
     takes = changes.size is not None or changes.uid is not None or changes.gid is not None
-    if changes.mode is not None or inode.kind != stat.S_IFREG or not (takes or changes == _NOTHING):
+    if changes.mode is not None or inode.kind != stat.S_IFREG or not (takes or changes.is_nothing):
         return changes
     before = attributes_of(state, inode)
     may_write = takes or caller.uid == before.uid or before.mode & stat.S_IWOTH
     if before.mode & stat.S_IXGRP or not may_write or not _loses_setgid(before, caller):
         return changes
-    return changes._replace(mode=before.mode & ~stat.S_ISGID)
+    return changes.with_mode(before.mode & ~stat.S_ISGID, changes.by_writing)
 
 
 def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller) -> None:
@@ -209,7 +206,7 @@ def refresh(state: State, inode: Inode, otherwise: Attributes) -> None:
     try:
         remember(state, inode, real_stat(state, inode))
     except OSError:
-        _keep(state, inode, otherwise)
+        inode.attributes = None if is_changed_unseen(state, inode) else otherwise
 
 
 def after_change(state: State, inode: Inode, before: Attributes | None, changes: AttributeChanges) -> Attributes:

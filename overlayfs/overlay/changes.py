@@ -18,9 +18,9 @@ from enum import Enum
 from typing import Final
 
 from ..tree import marks
-from .inodes import Attributes
 from .layer import UPPER_INDEX, Layer, Location, open_to_read
 from .merge import Kind
+from .values import Attributes
 from .view import Node, Version, View
 
 __all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "Visit", "next_data", "next_hole", "same_bytes"]

@@ -11,9 +11,10 @@ import stat
 
 from ..tree import access, marks
 from . import redirects
+from .descriptors import OpenFile
 from .inodes import Inode
 from .layer import Location
-from .state import OpenFile, State
+from .state import State
 
 # O_NONBLOCK: a FIFO that somebody put in the file's place must not hang the mount.
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

@@ -20,13 +20,14 @@ from typing import Self
 from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path
 from . import attributes, content, drafts, impure, indexing, inheritance, lookup, protection
+from .descriptors import OpenFile, unpooled
 from .drafts import Draft
 from .inodes import ROOT, Directory, Inode
 from .layer import Location
 from .merge import Kind
 from .options import FsyncPolicy
 from .ownership import Owner
-from .state import OpenFile, State
+from .state import State
 
 _SMALL = 64 << 10  # bytes; holes in so much are not worth asking for where the blocks say that there are none
 _NEVER_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV)
@@ -257,7 +258,7 @@ class _Completion(CopyUp):
     def _prepare(self) -> None:
         state, inode = self._state, self._inode
         with state.upper_node(inode) as node:
-            self._fd = self._pin(OpenFile.unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDWR))))
+            self._fd = self._pin(unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDWR))))
         self._st = os.fstat(self._fd)
         self._data = self._open_data()
 
@@ -297,7 +298,7 @@ def _readable(state: State, inode: Inode) -> OpenFile:
         return os.dup(node)
 
     with state.node(inode) as node:
-        return OpenFile.unpooled(state.descriptors.open(reopen))
+        return unpooled(state.descriptors.open(reopen))
 
 
 def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:

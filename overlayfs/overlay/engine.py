@@ -21,12 +21,14 @@ from . import attributes, copyup, copyup_tree, files, inheritance, listing, look
 from . import rename as renaming
 from .claim import Claim
 from .copyup import CopyUp, Need
+from .descriptors import OpenFile
 from .flags import file_flags
-from .inodes import ROOT, AttributeChanges, Attributes, Caller, Directory, Inode
+from .inodes import ROOT, Directory, Inode
 from .listing import DirectoryEntry
 from .opening import open_state, refuse_mountpoint
 from .options import FsyncPolicy, OverlayOptions
-from .state import OpenFile, State
+from .state import State
+from .values import AttributeChanges, Attributes, Caller
 
 _MANY_INODES: Final = 2_000
 
@@ -153,7 +155,7 @@ class Overlay:
         if self._forgotten < max(_MANY_INODES, len(self.state.inodes)):
             return
         self._forgotten = 0
-        self.state.inodes = dict(self.state.inodes)  # a dict never shrinks
+        self.state.inodes.shrink()
         gc.collect()
         syscalls.trim_memory()
 

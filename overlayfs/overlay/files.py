@@ -12,9 +12,11 @@ from contextlib import suppress
 
 from ..tree import access, syscalls
 from . import attributes, content, copyup, protection
-from .inodes import AttributeChanges, Caller, Directory, Inode
+from .descriptors import OpenFile, unpooled
+from .inodes import Directory, Inode
 from .options import FsyncPolicy
-from .state import OpenFile, State
+from .state import State
+from .values import AttributeChanges, Caller
 
 _NOBODY = Caller(0, 0)
 
@@ -175,7 +177,7 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
 def _open_metacopy(state: State, inode: Inode) -> OpenFile:
     """The upper file itself, whose data nobody reads; closed when it is unpinned."""
     with state.upper_node(inode) as node:
-        return OpenFile.unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY)))
+        return unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY)))
 
 
 def is_name_synced(state: State, inode: Inode) -> bool:

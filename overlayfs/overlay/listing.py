@@ -18,9 +18,10 @@ import xxhash
 
 from ..tree.marks import MalformedMarkError
 from . import attributes, lookup
-from .inodes import Attributes, Directory, Listing
+from .inodes import Directory, Listing
 from .merge import Kind
 from .state import State
+from .values import Attributes
 
 _DOT, _DOT_DOT = 1, 2  # the offsets after "." and ".."
 

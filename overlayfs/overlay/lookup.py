@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
 from . import attributes, redirects
-from .inodes import ROOT, Attributes, Directory, Inode
+from .inodes import ROOT, Directory, Inode
 from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
@@ -141,9 +141,10 @@ def finder(state: State, parent: Directory) -> Callable[[bytes], Inode | None]:
                 number = layer.number(st)
                 if number <= ROOT or number in inodes:
                     number = state.free_number(number)
-                found = known[name] = inodes[number] = Inode(number, st.st_mode & _FORMAT, parent, name)
+                found = known[name] = Inode(number, st.st_mode & _FORMAT, parent, name)
+                inodes.add(found)
                 found.provided_by(position)
-                found.attributes = Attributes.as_on_disk(number, st, 1, st.st_blocks)
+                found.show_as_on_disk(st, 1, st.st_blocks)
                 return found
         descriptors.begin()
         return child(state, parent, name)
@@ -303,7 +304,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
         found = marks.read_marks(state.index_fd, name, state.upper.spelling)
         number = found.number if found.number is not None else state.upper.number(entry)
         known = Inode(state.free_number(number), stat.S_IFMT(entry.st_mode), None, b"")
-        state.inodes[known.number] = known
+        state.inodes.add(known)
         known.upper = True
         known.protection = found.protection
         known.index_name = name
@@ -364,13 +365,14 @@ def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
 
 def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
     number = state.free_number(number)
-    inode = state.inodes[number] = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
+    inode = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
+    state.inodes.add(inode)
     return inode
 
 
 def _new_directory(state: State, parent: Directory, name: bytes, number: int) -> Directory:
     directory = Directory(state.free_number(number), parent, name)
-    state.inodes[directory.number] = directory
+    state.inodes.add(directory)
     return directory
 
 
@@ -417,11 +419,12 @@ def _revalidate(state: State, parent: Directory, name: bytes) -> None:
     known.attributes = known.xattr_names = known.protection = None
     fresh = None
     del parent.children[name]
-    del state.inodes[known.number]
+    state.inodes.discard(known.number)
     try:
         fresh = _resolve(state, parent, name)
     finally:
-        state.inodes.setdefault(known.number, known)
+        if known.number not in state.inodes:
+            state.inodes.add(known)
         if fresh is not None and fresh is not known:
             _keep_or_replace(state, parent, name, known, fresh)
 
@@ -441,7 +444,7 @@ def _keep_or_replace(state: State, parent: Directory, name: bytes, known: Inode,
         known.shared_as, fresh.shared_as = fresh.shared_as, None
         for key in known.shared_as or ():
             state.by_real[key] = known
-    state.inodes[known.number] = known
+    state.inodes.add(known)
     parent.children[name] = known
 
 

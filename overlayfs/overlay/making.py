@@ -14,10 +14,11 @@ from ..tree import access
 from ..tree.metadata import inherit_acl
 from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts
 from .drafts import Draft, Maker
-from .inodes import Caller, Directory, Inode
+from .inodes import Directory, Inode
 from .merge import Kind
 from .ownership import Owner
 from .state import State
+from .values import Caller
 
 
 def create(state: State, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
@@ -230,7 +231,7 @@ def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode
         _fill(state, draft, parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
         st = os.fstat(draft.fd)
         inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
-        state.inodes[inode.number] = inode
+        state.inodes.add(inode)
         inode.upper, inode.protection = True, 0
         state.orphans[inode.number] = draft.keep_descriptor()
     try:

@@ -16,10 +16,10 @@ from typing import NoReturn
 
 from ..tree import marks
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags
-from .inodes import AttributeChanges, Directory, Inode
+from .inodes import Directory, Inode
 from .state import State
+from .values import AttributeChanges
 
-_NOTHING = AttributeChanges()
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 
 
@@ -82,7 +82,7 @@ def refuse_change(state: State, inode: Inode) -> None:
 
 def refuse_attributes(state: State, inode: Inode, changes: AttributeChanges) -> None:
     """As may_setattr() and vfs_truncate()."""
-    if inode.protection == 0 or changes == _NOTHING or not (found := flags_of(state, inode)):
+    if inode.protection == 0 or changes.is_nothing or not (found := flags_of(state, inode)):
         return
     if changes.by_writing and not found & IMMUTABLE:
         return

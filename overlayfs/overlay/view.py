@@ -20,10 +20,10 @@ from typing import NamedTuple
 from ..tree import access, marks
 from ..tree.marks import Spelling
 from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, file_handle
-from .inodes import Attributes
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
 from .merge import Kind, Names, merge, scan
 from .ownership import Owner, bare_owner, parse_override
+from .values import Attributes
 
 _DIRECTORIES_REMEMBERED = 512
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.inodes import AttributeChanges, Caller
+from overlayfs.overlay.values import AttributeChanges, Caller
 
 from .trees import PAGES
 

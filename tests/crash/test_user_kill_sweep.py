@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.inodes import Caller
 from overlayfs.overlay.options import OverlayOptions, WhiteoutFormat
+from overlayfs.overlay.values import Caller
 
 from .operations import Operation, Step, chmod, parent_of, rename, rmdir, unlink, write
 from .supervisor import Gate

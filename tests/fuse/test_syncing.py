@@ -13,8 +13,9 @@ import trio
 from overlayfs.fuse.syncing import Syncs, sync_of_directory, sync_of_file
 from overlayfs.fuse.tasks import Tasks
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.inodes import ROOT, Caller
+from overlayfs.overlay.inodes import ROOT
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.values import Caller
 from overlayfs.tree.syscalls import SyncQueue
 
 CALLER = Caller(uid=os.geteuid(), gid=os.getegid())

@@ -10,8 +10,8 @@ import pytest
 from overlayfs.image.diskowners import DiskOwners
 from overlayfs.image.namespaces import Subordinate
 from overlayfs.overlay.changes import Version
-from overlayfs.overlay.inodes import Attributes
 from overlayfs.overlay.layer import Location
+from overlayfs.overlay.values import Attributes
 
 USER = DiskOwners(1000, 1001, Subordinate(100_000, 65536), Subordinate(200_000, 10))
 

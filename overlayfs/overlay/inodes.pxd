@@ -1,0 +1,61 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from overlayfs.overlay.values cimport Attr
+
+
+cdef class Inode:
+    cdef Attr attr  # `ino` always holds; the rest only while `known`
+    cdef public Directory parent
+    cdef public bytes name
+    cdef public tuple xattr_names
+    cdef Rare rare
+    cdef public uint64_t nlookup
+    cdef public uint32_t opens
+    cdef readonly uint32_t kind
+    cdef int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
+    cdef bint known
+    cdef signed char protecting  # immutable, append-only; -1: not read yet
+    cdef public bint upper
+    cdef public bint metacopy
+    cdef Rare _rare(self)
+
+
+cdef class Rare:
+    cdef list aliases
+    cdef object lower
+    cdef bytes index_name
+    cdef int64_t lost_links
+    cdef list shared_as
+
+
+cdef class Directory(Inode):
+    cdef public tuple lowers
+    cdef public bytes lower_path
+    cdef public dict above
+    cdef public dict below
+    cdef public dict children
+    cdef public object default_acl
+    cdef public object inheritance
+    cdef public bint impure
+    cdef public Listing listing
+    cdef public object seen
+
+
+cdef class Listing:
+    cdef public list names
+    cdef public object offsets
+
+
+cdef class InodeTable:
+    cdef PyObject **_slots
+    cdef Py_ssize_t _capacity  # a power of two
+    cdef Py_ssize_t _count
+    cdef Inode find(self, uint64_t number)
+    cdef int put(self, Inode inode) except -1
+    cdef int remove(self, uint64_t number) except -1
+    cdef Py_ssize_t _place(self, uint64_t number) noexcept
+    cdef int _rebuild(self, Py_ssize_t room) except -1
+
+
+cdef bint is_directory(Inode inode) noexcept

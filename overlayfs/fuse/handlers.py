@@ -29,6 +29,7 @@ from pyfuse3 import (
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
+from ..overlay.listing import Sink
 from ..overlay.values import AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
@@ -60,6 +61,21 @@ def _answered(method: _Method) -> _Method:
             raise FUSEError(errno.EIO) from None
 
     return cast(_Method, wrapper)
+
+
+class _ListingReply(Sink):
+    """A reply to READDIRPLUS."""
+
+    def __init__(self, token: ReaddirToken, describe: Callable[[Attributes], EntryAttributes]) -> None:
+        super().__init__(takes=True)
+        self._token = token
+        self._describe = describe
+
+    def put(self, name: bytes, offset: int, found: Attributes, can_be_taken: bool) -> bool:
+        entry = self._describe(found)
+        if not can_be_taken:  # let the kernel ask where it needs it
+            entry.entry_timeout = entry.attr_timeout = 0
+        return bool(pyfuse3.readdir_reply(self._token, name, entry, offset))
 
 
 class Handlers(pyfuse3.Operations):
@@ -255,12 +271,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        for entry in self._overlay.readdir(fh, start_id, takes=True):
-            found = self._entry(entry.attributes)
-            if not entry.can_be_taken:  # let the kernel ask where it needs it
-                found.entry_timeout = found.attr_timeout = 0
-            if not pyfuse3.readdir_reply(token, entry.name, found, entry.offset):
-                break
+        self._overlay.fill(fh, start_id, _ListingReply(token, self._entry))
 
     @_answered
     async def releasedir(self, fh: int) -> None:

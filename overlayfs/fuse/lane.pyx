@@ -23,6 +23,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
+from overlayfs.overlay.listing cimport Sink
 from overlayfs.overlay.values cimport Attributes
 
 import logging
@@ -65,6 +66,9 @@ cdef uint64_t _now_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
+cdef class _Listing(Sink)
+
+
 cdef class Lane:
     """Takes requests and knows who answers them.
 
@@ -85,6 +89,7 @@ cdef class Lane:
     cdef list _table
     cdef bint _expects_event
     cdef readonly uint64_t poll_ns
+    cdef _Listing _names, _entries
     cdef public Py_ssize_t pending  # requests that are answered later
 
     def __cinit__(self):
@@ -104,6 +109,7 @@ cdef class Lane:
         self._device_fd = channel.device_fd
         self._unseen = overlay.written_unseen
         self.poll_ns = poll_us * 1000
+        self._names, self._entries = _Listing(self, False), _ListingWithEntries(self, True)
         seconds = _FOR_EVER_S if timeout_s is None else timeout_s
         self._whole_s, self._rest_ns = int(seconds), int(seconds % 1 * 1e9)
         self._table = [None] * _LIMIT
@@ -436,35 +442,17 @@ cdef class Lane:
     # -- directories
 
     cdef Py_ssize_t _readdirplus(self) except -2:
-        cdef Py_ssize_t used = 0, size
-        cdef fuse_direntplus *place
-        asked = <fuse_read_in *>self._struct(sizeof(fuse_read_in))
-        room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
-        for name, after, found, can_be_taken in self._overlay.readdir(self._header.nodeid, asked.offset, takes=True):
-            size = _padded(sizeof(fuse_direntplus) + PyBytes_GET_SIZE(name))
-            if used + size > room:
-                break
-            place = <fuse_direntplus *>(self._body() + used)
-            if can_be_taken:
-                self._put_entry(&place.entry_out, found)
-            else:  # a name that is listed, but looking it up is an error: the kernel asks
-                memset(&place.entry_out, 0, sizeof(fuse_entry_out))
-            _put_name(&place.dirent, size - <Py_ssize_t>sizeof(fuse_direntplus), name, after, found)
-            used += size
-        return used
+        return self._list(self._entries)
 
     cdef Py_ssize_t _readdir(self) except -2:
-        cdef Py_ssize_t used = 0, size
+        return self._list(self._names)
+
+    cdef Py_ssize_t _list(self, _Listing reply) except -2:
         asked = <fuse_read_in *>self._struct(sizeof(fuse_read_in))
-        room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
-        for name, after, found, _ in self._overlay.readdir(self._header.nodeid, asked.offset):
-            size = _padded(sizeof(fuse_dirent) + PyBytes_GET_SIZE(name))
-            if used + size > room:
-                break
-            place = <fuse_dirent *>(self._body() + used)
-            _put_name(place, size - <Py_ssize_t>sizeof(fuse_dirent), name, after, found)
-            used += size
-        return used
+        reply.used = 0
+        reply.room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
+        self._overlay.fill(self._header.nodeid, asked.offset, reply)
+        return reply.used
 
     # -- extended attributes
 
@@ -486,6 +474,44 @@ cdef class Lane:
         if PyBytes_GET_SIZE(value) > size:
             raise OSError(ERANGE, os.strerror(ERANGE))
         return self._reply(value)
+
+
+cdef class _Listing(Sink):
+    """The names of a directory, put into the reply of a lane: READDIR."""
+
+    cdef Lane lane
+    cdef Py_ssize_t used
+    cdef Py_ssize_t room  # in bytes
+
+    def __init__(self, lane, takes):
+        super().__init__(takes)
+        self.lane = lane
+
+    cpdef bint put(self, bytes name, uint64_t offset, Attributes found, bint can_be_taken) except -1:
+        cdef Py_ssize_t size = _padded(sizeof(fuse_dirent) + PyBytes_GET_SIZE(name))
+        if self.used + size > self.room:
+            return False
+        place = <fuse_dirent *>(self.lane._body() + self.used)
+        _put_name(place, size - <Py_ssize_t>sizeof(fuse_dirent), name, offset, found)
+        self.used += size
+        return True
+
+
+cdef class _ListingWithEntries(_Listing):
+    """The same with what is known of each file: READDIRPLUS."""
+
+    cpdef bint put(self, bytes name, uint64_t offset, Attributes found, bint can_be_taken) except -1:
+        cdef Py_ssize_t size = _padded(sizeof(fuse_direntplus) + PyBytes_GET_SIZE(name))
+        if self.used + size > self.room:
+            return False
+        place = <fuse_direntplus *>(self.lane._body() + self.used)
+        if can_be_taken:
+            self.lane._put_entry(&place.entry_out, found)
+        else:  # a name that is listed, but looking it up is an error: the kernel asks
+            memset(&place.entry_out, 0, sizeof(fuse_entry_out))
+        _put_name(&place.dirent, size - <Py_ssize_t>sizeof(fuse_direntplus), name, offset, found)
+        self.used += size
+        return True
 
 
 cdef inline Py_ssize_t _padded(Py_ssize_t size) noexcept:

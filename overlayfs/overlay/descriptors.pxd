@@ -45,7 +45,7 @@ cdef class Descriptors:
     cpdef drop_file(self, unsigned long long number)
     @cython.locals(opened=OpenFile)
     cdef bint _evict_file(self) except -1
-    cdef bint _may_try_again(self, object error) except -1
+    cpdef bint may_try_again(self, object error) except -1
     @cython.locals(found=HeldDirectory, opened=OpenFile)
     cpdef close(self)
     cpdef int open_at(self, int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1

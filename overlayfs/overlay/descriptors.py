@@ -180,7 +180,7 @@ class Descriptors:
             try:
                 return access.open_at(dir_fd, name, flags, mode, quietly=quietly)
             except OSError as error:
-                if not self._may_try_again(error):
+                if not self.may_try_again(error):
                     raise
 
     def open_beneath(self, root_fd: int, path: bytes) -> int:
@@ -189,7 +189,7 @@ class Descriptors:
             try:
                 return access.open_beneath(root_fd, path, syscalls.OPEN_DIRECTORY)
             except OSError as error:
-                if not self._may_try_again(error):
+                if not self.may_try_again(error):
                     raise
 
     def reopen(self, fd: int, flags: int, quietly: bool = False) -> int:
@@ -198,7 +198,7 @@ class Descriptors:
             try:
                 return access.reopen(fd, flags, quietly=quietly)
             except OSError as error:
-                if not self._may_try_again(error):
+                if not self.may_try_again(error):
                     raise
 
     def open(self, opener: Callable[[], _Result]) -> _Result:
@@ -207,10 +207,11 @@ class Descriptors:
             try:
                 return opener()
             except OSError as error:
-                if not self._may_try_again(error):
+                if not self.may_try_again(error):
                     raise
 
-    def _may_try_again(self, error: OSError) -> bool:
+    def may_try_again(self, error: OSError) -> bool:
+        """Whether there was no descriptor left, and some were given up now."""
         return error.errno in _OUT_OF_DESCRIPTORS and self._make_room()
 
     def _make_room(self) -> bool:

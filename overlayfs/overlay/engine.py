@@ -14,7 +14,7 @@ import gc
 import os
 import stat
 from collections.abc import Iterator, Set
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..tree import syscalls
 from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, making, names, protection
@@ -24,7 +24,7 @@ from .copyup import CopyUp, Need
 from .descriptors import OpenFile
 from .flags import file_flags
 from .inodes import ROOT, Directory, Inode
-from .listing import DirectoryEntry
+from .listing import Sink
 from .opening import open_state, refuse_mountpoint
 from .options import FsyncPolicy, OverlayOptions
 from .state import State
@@ -33,6 +33,26 @@ from .values import AttributeChanges, Attributes, Caller
 _MANY_INODES: Final = 2_000
 
 __all__ = ["AttributeChanges", "Attributes", "Caller", "DirectoryEntry", "Overlay"]
+
+
+class DirectoryEntry(NamedTuple):
+    """One entry; `offset` resumes after it. `can_be_taken` is False for `.`, `..` and a name that is listed although
+    looking it up is an error."""
+
+    name: bytes
+    offset: int
+    attributes: Attributes
+    can_be_taken: bool = True
+
+
+class _Entries(Sink):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[DirectoryEntry] = []
+
+    def put(self, name: bytes, offset: int, found: Attributes, can_be_taken: bool) -> bool:
+        self.found.append(DirectoryEntry(name, offset, found, can_be_taken))
+        return True
 
 
 class Overlay:
@@ -371,10 +391,16 @@ class Overlay:
         self._directory(ino).opens += 1
         return ino
 
-    def readdir(self, ino: int, offset: int, *, takes: bool = False) -> Iterator[DirectoryEntry]:
-        """Entries after `offset`, `.` and `..` included. With `takes`, asking for the next entry raises nlookup of the
-        one before, if it can be taken: a caller who has no room for an entry stops there."""
-        return listing.entries(self.state, self._directory(ino), offset, takes)
+    def fill(self, ino: int, offset: int, sink: Sink) -> None:
+        """Put the entries after `offset`, `.` and `..` included, into the sink as long as it has room. With
+        `sink.takes` nlookup is raised of each that it took and that can be taken."""
+        listing.fill(self.state, self._directory(ino), offset, sink)
+
+    def readdir(self, ino: int, offset: int) -> list[DirectoryEntry]:
+        """All entries after `offset`; raises no nlookup."""
+        entries = _Entries()
+        self.fill(ino, offset, entries)
+        return entries.found
 
     def releasedir(self, ino: int) -> None:
         directory = self.state.inodes.get(ino)

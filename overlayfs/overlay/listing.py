@@ -1,8 +1,11 @@
+# cython: language_level=3, annotation_typing=False
 """Which entries does a directory show, and in what order?
 
 A name keeps its place as long as it is there, however many read the directory and whatever else comes and goes: what
 was there all the time is shown exactly once. What is new comes at the end, for those who start after it was made. A
 directory has one listing for all its readers, as the kernel need not say who opens and closes it.
+
+Compiled; C types are in listing.pxd.
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ import errno
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import xxhash
 
@@ -26,14 +27,17 @@ from .values import Attributes
 _DOT, _DOT_DOT = 1, 2  # the offsets after "." and ".."
 
 
-class DirectoryEntry(NamedTuple):
-    """One entry; `offset` resumes after it. `can_be_taken` is False for `.`, `..` and a name that is listed although
-    looking it up is an error."""
+class Sink:
+    """Where a listing goes: a reply, or a list. `takes` says that whoever gets an entry takes it: its inode's nlookup
+    is raised."""
 
-    name: bytes
-    offset: int
-    attributes: Attributes
-    can_be_taken: bool = True
+    def __init__(self, takes: bool = False) -> None:
+        self.takes = takes
+
+    def put(self, name: bytes, offset: int, found: Attributes, can_be_taken: bool) -> bool:
+        """False where there is no room. `offset` resumes after the entry. `can_be_taken` is False for `.`, `..` and a
+        name that is listed although looking it up is an error."""
+        raise NotImplementedError
 
 
 def _refreshed(state: State, directory: Directory) -> Listing:
@@ -62,44 +66,51 @@ def _update(listing: Listing, current: list[bytes]) -> None:
     listing.offsets.extend(range(last + 1, last + 1 + len(new)))
 
 
-def entries(state: State, directory: Directory, offset: int, takes: bool = False) -> Iterator[DirectoryEntry]:
-    """The entries after `offset`. With `takes`, asking for the next one takes an entry: it is looked up, too. A reader
-    who has no room for one stops. Inodes that nobody takes are dropped again."""
-    listing = directory.listing if offset and directory.listing else _refreshed(state, directory)
+def fill(state: State, directory: Directory, offset: int, sink: Sink) -> None:
+    """Put the entries after `offset` into the sink as long as it has room. Inodes that nobody takes are dropped."""
+    listing = directory.listing
+    if not offset or listing is None:
+        listing = _refreshed(state, directory)
     names, offsets = listing.names, listing.offsets
     first = bisect_right(offsets, offset)
     if first == len(names) and offset >= _DOT_DOT:
         return
     own = attributes.attributes_of(state, directory)
-    if offset < _DOT:
-        yield DirectoryEntry(b".", _DOT, own, False)
+    if offset < _DOT and not sink.put(b".", _DOT, own, False):
+        return
     if offset < _DOT_DOT:
         above = directory.parent
-        yield DirectoryEntry(b"..", _DOT_DOT, attributes.attributes_of(state, above) if above else own, False)
-    find = lookup.finder(state, directory)
+        shown = own if above is None else attributes.attributes_of(state, above)
+        if not sink.put(b"..", _DOT_DOT, shown, False):
+            return
+    finder = lookup.Finder(state, directory)
     for index in range(first, len(names)):
-        name = names[index]
-        try:
-            inode = find(name)
-            if inode is None:
-                continue
-            found = inode.attributes
-            if found is None:
-                state.descriptors.begin()  # each entry may need another directory
-                found = attributes.attributes_of(state, inode)
-        except MalformedMarkError:
-            yield DirectoryEntry(name, offsets[index], _unreadable(state, directory, name), False)
-            continue
-        except OSError as error:
-            if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
-                continue
-            raise
-        try:
-            yield DirectoryEntry(name, offsets[index], found)
-            inode.nlookup += takes
-        finally:
-            if not inode.nlookup:
-                state.drop_if_unused(inode)
+        if not _put(state, directory, finder, names[index], offsets[index], sink):
+            return
+
+
+def _put(state: State, directory: Directory, finder: lookup.Finder, name: bytes, offset: int, sink: Sink) -> bool:
+    """False where there is no room for the entry; one that is gone needs none."""
+    try:
+        inode = finder.find(name)
+        if inode is None:
+            return True
+        found = inode.attributes
+        if found is None:
+            state.descriptors.begin()  # each entry may need another directory
+            found = attributes.attributes_of(state, inode)
+    except MalformedMarkError:
+        return sink.put(name, offset, _unreadable(state, directory, name), False)
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # the layer changed under the mount: the name is gone
+            return True
+        raise
+    taken = sink.put(name, offset, found, True)
+    if taken and sink.takes:
+        inode.nlookup += 1
+    elif not inode.nlookup:
+        state.drop_if_unused(inode)
+    return taken
 
 
 def _unreadable(state: State, directory: Directory, name: bytes) -> Attributes:

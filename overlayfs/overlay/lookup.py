@@ -1,8 +1,9 @@
+# cython: language_level=3, annotation_typing=False
 """Which file is this name?
 
 A directory is read once per layer; then every lookup in it, of absent names too, is a dict lookup. `child` is the
 only way from a name to an inode; it does not raise nlookup. Neighbours: merge (which names), redirects (where a
-renamed directory's lower part is), attributes (what stat says of the result).
+renamed directory's lower part is), attributes (what stat says of the result). Compiled; C types are in lookup.pxd.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
 from typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
 from . import attributes, redirects
-from .inodes import ROOT, Directory, Inode
+from .inodes import Directory, Inode
 from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
 from .whiteouts import LONGEST_NAME
 
 _FORMAT: Final = 0o170000
+_LINK: Final = stat.S_IFLNK
 
 _AnyInode = TypeVar("_AnyInode", bound=Inode)
 
@@ -55,9 +56,13 @@ def above(state: State, directory: Directory) -> dict[bytes, Kind]:
 def below(state: State, directory: Directory) -> dict[bytes, Candidates]:
     """The merged lower layers of a directory: visible names, each with the layers that provide it."""
     if directory.below is None:
-        directory.below = merge(
-            _scan(state, state.layers[location.layer], state.lower_fd(location)) for location in directory.lowers
-        )
+        stack = []
+        for location in directory.lowers:
+            here = _scan(state, state.layers[location.layer], state.lower_fd(location))
+            stack.append(here)
+            if here.opaque:
+                break
+        directory.below = merge(stack)
     return directory.below
 
 
@@ -66,7 +71,12 @@ def _scan(state: State, layer: Layer, dir_fd: int) -> Names:
     they mean nothing (as for the kernel); here only the announcement of xattr whiteouts counts."""
     opacity = marks.read_marks_of_descriptor(dir_fd, layer.spelling).opacity
     counts = opacity if opacity is Opacity.XATTR_WHITEOUTS else Opacity.TRANSPARENT
-    return state.descriptors.open(lambda: scan(dir_fd, counts, layer.spelling, layer.opens_quietly))
+    while True:
+        try:
+            return scan(dir_fd, counts, layer.spelling, layer.opens_quietly)
+        except OSError as error:
+            if not state.descriptors.may_try_again(error):
+                raise
 
 
 def note(parent: Directory, name: bytes, kind: Kind | None) -> None:
@@ -107,49 +117,53 @@ def child(state: State, parent: Directory, name: bytes) -> Inode | None:
     return found
 
 
-def finder(state: State, parent: Directory) -> Callable[[bytes], Inode | None]:
+class Finder:
     """`child` for many names of one directory: what they have in common is found out once.
 
     That is for files of a lower layer with one name and some content, which most are; others go the long way.
     """
-    known, inodes, descriptors = parent.children, state.inodes, state.descriptors
-    sources: list[tuple[Layer, int] | None] = []
-    visible: dict[bytes, Candidates] = {}
-    upper: dict[bytes, Kind] = {}
-    operation = -1
 
-    def begin() -> None:
+    def __init__(self, state: State, parent: Directory) -> None:
+        self.state = state
+        self.parent = parent
+        self.visible: dict[bytes, Candidates] = {}
+        self.upper: dict[bytes, Kind] = {}
+        self.sources: list[tuple[Layer, int] | None] = []
+        self.begun = False
+        self.operation = 0
+
+    def _begin(self) -> None:
         """Descriptors of the pool are good for one operation, and between two the directory may change."""
-        nonlocal operation, visible, upper
-        operation, sources[:] = descriptors.operation, []
+        state, parent = self.state, self.parent
+        self.begun, self.operation, self.sources = True, state.descriptors.operation, []
         if parent.lowers and state.ownership.plain and not state.revalidates:
-            visible, upper = below(state, parent), above(state, parent)
-            layers = [(state.layers[location.layer], location) for location in parent.lowers]
-            sources[:] = [(layer, state.lower_fd(at)) if layer.override is None else None for layer, at in layers]
+            self.visible, self.upper = below(state, parent), above(state, parent)
+            for location in parent.lowers:
+                layer = state.layers[location.layer]
+                self.sources.append((layer, state.lower_fd(location)) if layer.override is None else None)
 
-    def find(name: bytes) -> Inode | None:
-        found = known.get(name)
+    def find(self, name: bytes) -> Inode | None:
+        state, parent = self.state, self.parent
+        found = parent.children.get(name)
         if found is not None and not state.revalidates:
             return found
-        if operation != descriptors.operation:
-            begin()
-        position = visible.get(name)
-        if isinstance(position, int) and name not in upper and (source := sources[position]) is not None:
-            layer, dir_fd = source
-            st = _stat(dir_fd, name)
-            if st.st_nlink == 1 and st.st_size and (st.st_blocks or st.st_mode & _FORMAT == stat.S_IFLNK):
-                number = layer.number(st)
-                if number <= ROOT or number in inodes:
-                    number = state.free_number(number)
-                found = known[name] = Inode(number, st.st_mode & _FORMAT, parent, name)
-                inodes.add(found)
-                found.provided_by(position)
-                found.show_as_on_disk(st, 1, st.st_blocks)
-                return found
-        descriptors.begin()
+        if not self.begun or self.operation != state.descriptors.operation:
+            self._begin()
+        position = self.visible.get(name)
+        if type(position) is int and name not in self.upper:
+            source = self.sources[position]
+            if source is not None:
+                layer, dir_fd = source
+                st = _stat(dir_fd, name)
+                if st.st_nlink == 1 and st.st_size and (st.st_blocks or st.st_mode & _FORMAT == _LINK):
+                    inode = Inode(state.free_number(layer.number(st)), st.st_mode & _FORMAT, parent, name)
+                    state.inodes.add(inode)
+                    inode.provided_by(position)
+                    inode.show_as_on_disk(st, 1, st.st_blocks)
+                    parent.children[name] = inode
+                    return inode
+        state.descriptors.begin()
         return child(state, parent, name)
-
-    return find
 
 
 def existing_child(state: State, parent: Directory, name: bytes) -> Inode:
@@ -212,7 +226,8 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
 
 def _lower_directory(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> Directory:
     lowers = redirects.stack_of(state, parent, name, positions)
-    st = _stat(*state.lower_place(lowers[0]))
+    dir_fd, last = state.lower_place(lowers[0])
+    st = _stat(dir_fd, last)
     directory = _new_directory(state, parent, name, state.layers[lowers[0].layer].number(st))
     directory.lowers = lowers
     directory.lower_path = redirects.join(parent.lower_path, name)
@@ -272,7 +287,8 @@ def _lower_links(state: State, parent: Directory, name: bytes) -> int | None:
     position = below(state, parent).get(name) if parent.lowers else None
     if not isinstance(position, int):
         return None
-    return _stat(*state.lower_place(parent.lowers[position].child(name))).st_nlink
+    dir_fd, last = state.lower_place(parent.lowers[position].child(name))
+    return _stat(dir_fd, last).st_nlink
 
 
 def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> int:
@@ -320,7 +336,7 @@ def _from_index(state: State, location: Location, st: os.stat_result) -> Inode |
 def index_name(state: State, location: Location) -> bytes | None:
     """The name under which the index keeps the copy of a lower file: its origin in hex, as the kernel has it."""
     dir_fd, name = state.lower_place(location)
-    fd = state.descriptors.open(lambda: access.open_at(dir_fd, name, syscalls.OPEN_NODE))
+    fd = state.descriptors.open_at(dir_fd, name, syscalls.OPEN_NODE)
     try:
         handle = syscalls.file_handle(fd)
     finally:
@@ -399,12 +415,15 @@ def forget_changed(state: State, directory: Directory) -> None:
     They are read after `seen` was taken, so a later change moves a ctime, unless it comes within the same tick of the
     filesystem's clock. That is why directories that have only just changed are read each time.
     """
-    seen = []
+    seen: list[tuple[int, int, int]] = []
+    is_settled = True
     settled_ns = time.time_ns() - _SETTLED_NS
     for location in directory.lowers:
         st = os.stat(state.lower_fd(location))
-        seen.append((st.st_dev, st.st_ino, st.st_ctime_ns if st.st_ctime_ns < settled_ns else -1))
-    if seen != directory.seen or any(ctime_ns < 0 for _, _, ctime_ns in seen):
+        has_settled = st.st_ctime_ns < settled_ns
+        is_settled = is_settled and has_settled
+        seen.append((st.st_dev, st.st_ino, st.st_ctime_ns if has_settled else -1))
+    if seen != directory.seen or not is_settled:
         directory.below = None
         directory.seen = seen
 

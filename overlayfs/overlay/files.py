@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 
 from ..tree import access, syscalls
-from . import attributes, content, copyup, protection
+from . import attributes, changing, content, copyup, protection
 from .descriptors import OpenFile, unpooled
 from .inodes import Directory, Inode
 from .options import FsyncPolicy
@@ -30,7 +30,7 @@ def open_file(state: State, inode: Inode, flags: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     protection.refuse_open(state, inode, flags)
     if flags & os.O_TRUNC and inode.kind == stat.S_IFREG:
-        attributes.change(state, inode, AttributeChanges(size=0), _NOBODY)
+        changing.change(state, inode, AttributeChanges(size=0), _NOBODY)
     inode.opens += 1
 
 

@@ -11,7 +11,7 @@ cdef class Inode:
     cdef public tuple xattr_names
     cdef Rare rare
     cdef public uint64_t nlookup
-    cdef public uint32_t opens
+    cdef public int32_t opens
     cdef readonly uint32_t kind
     cdef int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
     cdef bint known

@@ -65,6 +65,11 @@ cdef class Inode:
         return self.kind == S_IFDIR
 
     @property
+    def is_known(self):
+        """Whether its attributes need not be read again."""
+        return self.known
+
+    @property
     def attributes(self):
         """What stat(2) says of it, None when that must be read again."""
         return shown(&self.attr) if self.known else None

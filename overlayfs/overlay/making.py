@@ -12,7 +12,7 @@ import stat
 
 from ..tree import access
 from ..tree.metadata import inherit_acl
-from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts
+from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts, xattrs
 from .drafts import Draft, Maker
 from .inodes import Directory, Inode
 from .merge import Kind
@@ -67,7 +67,7 @@ def _is_plain_there(state: State, parent: Directory, name: bytes, caller: Caller
         and state.upper.override is None
         and name not in lookup.above(state, parent)
         and not attributes.attributes_of(state, parent).mode & stat.S_ISGID
-        and attributes.default_acl(state, parent) is None
+        and xattrs.default_acl(state, parent) is None
     )
 
 
@@ -175,7 +175,7 @@ def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Call
     if attributes.attributes_of(state, parent).mode & stat.S_ISGID:
         gid = attributes.group_on_disk(state, parent)
         mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
-    inherited = inherit_acl(attributes.default_acl(state, parent), mode, caller.umask)
+    inherited = inherit_acl(xattrs.default_acl(state, parent), mode, caller.umask)
     drafts.fill(state, draft, Owner(ids.disk_uid(caller.uid), gid, inherited.mode, 0), inherited.acls)
 
 

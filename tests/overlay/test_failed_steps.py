@@ -21,8 +21,9 @@ from overlayfs.fuse.syncing import Syncs
 from overlayfs.fuse.tasks import Tasks
 from overlayfs.overlay import drafts, opening
 from overlayfs.overlay.copyup import Need
-from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
+from overlayfs.overlay.values import AttributeChanges, Caller
 from overlayfs.tree import syscalls
 from tests.contract.tree import Tree, build, directory, file, hardlink
 

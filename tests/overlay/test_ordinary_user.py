@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.values import AttributeChanges, Caller
 from overlayfs.tree import access, syscalls
 from overlayfs.tree.deputy import CALLS, Deputy
 

@@ -24,7 +24,7 @@ from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
 
-import logging
+from overlayfs._log import Log
 import os
 
 from overlayfs.fuse import abi
@@ -35,7 +35,7 @@ from overlayfs.overlay.copyup import Need
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
 

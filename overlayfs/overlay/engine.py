@@ -14,7 +14,8 @@ import gc
 import os
 import stat
 from collections.abc import Iterator, Set
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..tree import syscalls
 from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, making, names, protection

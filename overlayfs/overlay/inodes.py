@@ -12,7 +12,8 @@ import struct
 import time
 from array import array
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from ..tree.fileflags import Inheritance
 from ..tree.metadata import CAPABILITY

@@ -12,9 +12,10 @@ import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import xxhash
+
+from overlayfs._typing import NamedTuple
 
 from ..tree.marks import MalformedMarkError
 from . import attributes, lookup

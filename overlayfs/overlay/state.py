@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Final, TypeVar
+
+from overlayfs._typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.fileflags import Inheritance
@@ -174,13 +174,15 @@ class Descriptors:
         self._directories.clear()
 
 
-@dataclass(slots=True)
 class DraftPlace:
     """A directory for drafts: what it hands on changes from draft to draft, and is None where it is not known."""
 
-    fd: int
-    name: bytes
-    hands_on: Inheritance | None = None
+    __slots__ = ("fd", "hands_on", "name")
+
+    def __init__(self, fd: int, name: bytes) -> None:
+        self.fd = fd
+        self.name = name
+        self.hands_on: Inheritance | None = None
 
 
 class State:

@@ -102,7 +102,7 @@ def test_option_sets_its_field_without_a_warning(text: str, name: str, expected:
 def test_option_touches_no_other_field(text: str, name: str, expected: object) -> None:
     changed = {
         field
-        for field in OverlayOptions.__slots__
+        for field in OverlayOptions._fields
         if getattr(overlay_with(text), field) != getattr(overlay_with(""), field)
     }
     assert changed <= {name, *(["verifies_origin"] if name == "index" else [])}

@@ -8,11 +8,12 @@ wait for it, and every container's start waits for this program's own.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 
-from overlayfs._typing import TYPE_CHECKING
+from overlayfs._typing import TYPE_CHECKING, NoReturn
 from overlayfs._version import __version__
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOSUID
 from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
@@ -76,6 +77,16 @@ def main(argv: list[str] | None = None) -> int:
         return _run(read_command_line(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         return _fail(f"{error} (see {PROGRAM} --help)")
+
+
+def end() -> NoReturn:
+    """Run the program and end the process. The interpreter is not taken down, as the caller would wait for that."""
+    gc.disable()  # what is imported is no garbage; it is enabled when the mount is served
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)
 
 
 def read_command_line(arguments: list[str]) -> CommandLine:
@@ -228,4 +239,4 @@ def _fail(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end()

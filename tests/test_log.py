@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from overlayfs import _log
 from overlayfs._log import Log
+from overlayfs.fuse import looping
 
 log = Log("a.module")
 
@@ -105,3 +107,10 @@ def test_text_that_cannot_be_made_raises_nothing(capsys: pytest.CaptureFixture[s
     log.warning("%s", Unprintable())
     log.warning("still here")
     assert capsys.readouterr().err.splitlines()[-1].endswith("WARNING a.module: still here")
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.CRITICAL, "ERROR"), (logging.INFO + 5, "INFO")])
+def test_what_libraries_log_goes_the_same_way(level: int, shown: str, tmp_path: Path) -> None:
+    _log.to_file(str(tmp_path / "log"), _log.INFO)
+    looping._Forwarding().handle(logging.LogRecord("trio", level, __file__, 1, "%d tasks", (3,), None))
+    assert (tmp_path / "log").read_text().endswith(f" {shown} trio: 3 tasks\n")

@@ -17,7 +17,7 @@ from typing import Final
 import pyfuse3
 import trio
 
-from overlayfs._log import Log, write
+from overlayfs._log import DEBUG, ERROR, Log, write
 
 from ..overlay.engine import Overlay
 from . import abi
@@ -197,7 +197,8 @@ class _Forwarding(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        write(record.levelno // 10 * 10, record.name, record.getMessage(), (), error)
+        level = min(max(record.levelno // 10 * 10, DEBUG), ERROR)  # those that we have
+        write(level, record.name, record.getMessage(), (), error)
 
 
 def _take_over_logging() -> None:

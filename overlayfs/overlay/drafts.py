@@ -24,8 +24,9 @@ from .state import State
 log = Log(__name__)
 
 
-# What a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c, ovl_tempname).
 def is_draft_name(name: bytes) -> bool:
+    """True for what a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c,
+    ovl_tempname)."""
     return name[:1] == b"#" and len(name) > 1 and not name[1:].strip(b"0123456789abcdef")
 
 

@@ -14,16 +14,17 @@ PACKAGE = Path(__file__).parents[1] / "overlayfs"
 
 # For each floor what its modules may import, as prefixes of module names; its own modules always.
 # The package itself stands above fuse: its __init__ offers mount() to programs.
+EVERYWHERE = ("overlayfs._log", "overlayfs._typing", "overlayfs._version")
 MAY_IMPORT = {
-    "tree": ("overlayfs._version",),
-    "overlay": ("overlayfs._version", "overlayfs.tree"),
+    "tree": EVERYWHERE,
+    "overlay": (*EVERYWHERE, "overlayfs.tree"),
     "image": (
-        "overlayfs._version",
+        *EVERYWHERE,
         "overlayfs.tree",
         *(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "ownership", "view")),
     ),
-    "fuse": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay"),
-    "": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay", "overlayfs.image", "overlayfs.fuse"),
+    "fuse": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay"),
+    "": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.image", "overlayfs.fuse"),
     "cli": ("overlayfs",),
 }
 # Only for people: slow to import, so the mount program must start without them.

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs.cli.background import leave_behind
 from overlayfs.cli.mount_program import CommandLine, UsageError, mount_options
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
-from overlayfs.fuse import throwaway
 from overlayfs.overlay.option_parser import parse_options
 from overlayfs.overlay.option_text import split_option_list
 
@@ -102,6 +100,8 @@ def _escape(path: str) -> str:
 
 
 def _mount_ephemeral(request: Request) -> None:
+    from overlayfs.fuse import throwaway
+
     scratch = throwaway.make(throwaway.UPPER, throwaway.WORK)
     maker = os.getpid()
     daemon = None
@@ -116,6 +116,9 @@ def _mount_ephemeral(request: Request) -> None:
 
 def _remove_after(daemon: int, scratch: Path) -> None:
     """Leave a process behind that throws away what was written once the daemon has ended, however it ends."""
+    from overlayfs.cli.background import leave_behind
+    from overlayfs.fuse import throwaway
+
     try:
         pid_fd = os.pidfd_open(daemon)
     except ProcessLookupError:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final
+
+from overlayfs._typing import Final
 
 
 class Opcode(IntEnum):

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay

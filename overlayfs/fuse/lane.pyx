@@ -26,7 +26,7 @@ from overlayfs.fuse.messages cimport *
 from overlayfs.overlay.listing cimport Sink
 from overlayfs.overlay.values cimport Attributes
 
-import logging
+from overlayfs._log import Log
 import os
 
 from overlayfs.fuse import abi
@@ -37,7 +37,7 @@ from overlayfs.overlay.copyup import Need
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 import time
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..overlay.values import AttributeChanges, Attributes
 from . import abi

@@ -15,7 +15,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Self
+
+from overlayfs._typing import Self
 
 from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import descriptor_path

@@ -7,13 +7,13 @@ published leaves nothing behind; after a crash, what is left in the workdir goes
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Self
+
+from overlayfs._log import Log
+from overlayfs._typing import Final, Self
 
 from ..tree import access, metadata, syscalls
 from .inodes import Directory
@@ -21,10 +21,13 @@ from .options import FsyncPolicy
 from .ownership import Owner, format_override
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
-# What a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c, ovl_tempname).
-DRAFT_NAME: Final = re.compile(rb"#[0-9a-f]+")
+
+def is_draft_name(name: bytes) -> bool:
+    """True for what a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c,
+    ovl_tempname)."""
+    return name[:1] == b"#" and len(name) > 1 and not name[1:].strip(b"0123456789abcdef")
 
 
 class _Afterwards:

@@ -15,7 +15,8 @@ import gc
 import os
 import stat
 from collections.abc import Iterator, Set
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from ..tree import syscalls
 from . import (

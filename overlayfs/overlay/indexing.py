@@ -8,10 +8,11 @@ many of the links on disk are no names in the merged tree is kept in the nlink x
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from contextlib import suppress
+
+from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from . import attributes, copyup, impure, lookup
@@ -21,7 +22,7 @@ from .layer import UPPER_INDEX
 from .merge import Kind, scan
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _INDEX = b"index"
 _LINKS = b"overlayfs-links"

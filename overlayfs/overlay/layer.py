@@ -17,11 +17,11 @@ import fcntl
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import NamedTuple
 
 import xxhash
+
+from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks, syscalls
 from .ownership import override_name
@@ -41,11 +41,10 @@ class Location(NamedTuple):
         return Location(self.layer, b"%s/%s" % (self.path, name) if self.path else name)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One directory tree. Invariant: `root_fd` stays open as long as the overlay is."""
 
-    index: int
+    index: int  # type: ignore[assignment] # tuple's method of this name is not used
     path: bytes
     root_fd: int
     device: int
@@ -59,11 +58,11 @@ class Layer:
 
     def spelled(self, prefix: bytes) -> Layer:
         """As the layer is read by a mount whose own marks have this prefix."""
-        return replace(self, spelling=marks.spelling(prefix, self.spelling.is_upper))
+        return self._replace(spelling=marks.spelling(prefix, self.spelling.is_upper))
 
     def as_upper(self) -> Layer:
         """As the layer is read where it is the upper."""
-        return replace(self, spelling=marks.spelling(self.spelling.prefix, is_upper=True))
+        return self._replace(spelling=marks.spelling(self.spelling.prefix, is_upper=True))
 
     def number(self, st: os.stat_result) -> int:
         """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
@@ -126,9 +125,9 @@ def hold_apart(layers: Sequence[Layer], access: Access) -> list[Layer]:
 def _with_atime_policy(layer: Layer, access: Access) -> Layer:
     """As the layer is where no copy of its mount sees to access times."""
     if access is not Access.WRITES:
-        return replace(layer, opens_quietly=True, reads_move_times=False)
+        return layer._replace(opens_quietly=True, reads_move_times=False)
     keeps_times = bool(os.fstatvfs(layer.root_fd).f_flag & os.ST_NOATIME)
-    return replace(layer, opens_quietly=False, reads_move_times=not keeps_times)
+    return layer._replace(opens_quietly=False, reads_move_times=not keeps_times)
 
 
 def _hold_in_one_copy(layers: Sequence[Layer], access: Access) -> list[Layer]:
@@ -172,7 +171,7 @@ def _hold_beneath(tree_fd: int, path: bytes, layer: Layer, opens_quietly: bool) 
         os.dup2(fd, layer.root_fd, inheritable=False)
     finally:
         os.close(fd)
-    return replace(layer, apart=True, opens_quietly=opens_quietly)
+    return layer._replace(apart=True, opens_quietly=opens_quietly)
 
 
 def filesystem_uuid(fd: int) -> bytes:

@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 import time
-from typing import Final, TypeVar
+
+from overlayfs._typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import NamedTuple
+
+from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks
 

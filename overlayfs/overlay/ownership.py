@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from ..tree import marks, metadata
 from .options import IdRange, OverlayOptions

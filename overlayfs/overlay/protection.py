@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import NoReturn
+
+from overlayfs._typing import NoReturn
 
 from ..tree import marks
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags

@@ -13,17 +13,18 @@ Callable from any thread.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import threading
+from _thread import allocate_lock
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+
+from overlayfs._log import Log
 
 from . import syscalls
 from .deputy import Deputy, GoneError, identity
 from .syscalls import OPEN_NODE, descriptor_path
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _TRIES = 2
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -37,7 +38,7 @@ class _Deputies:
     descriptors with the locks of the writable layers."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._present: Deputy | None = None
         self._refused: tuple[int, int, int] | None = None
         self.locked: set[int] = set()

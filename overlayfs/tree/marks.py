@@ -13,10 +13,10 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Final
+
+from overlayfs._typing import Final, NamedTuple
 
 from . import access
 from .fileflags import APPEND_ONLY, IMMUTABLE
@@ -77,8 +77,7 @@ class Opacity(Enum):
     XATTR_WHITEOUTS = "xattr whiteouts inside"
 
 
-@dataclass(frozen=True, slots=True)
-class Spelling:
+class Spelling(NamedTuple):
     """Which xattrs of a layer are marks, by their full names.
 
     A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
@@ -135,8 +134,7 @@ def _may_set_trusted() -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
+class Marks(NamedTuple):
     """The overlay xattrs of one file in one layer."""
 
     opacity: Opacity = Opacity.TRANSPARENT

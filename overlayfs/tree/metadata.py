@@ -10,7 +10,8 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from . import access, marks
 from .syscalls import descriptor_path, set_times

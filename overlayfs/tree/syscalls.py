@@ -12,7 +12,8 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2

@@ -3,7 +3,6 @@
 A deputy in a user namespace does it; where there can be none, the user gets EACCES.
 """
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -302,7 +301,7 @@ def test_closed_lower_directory_is_read_where_layers_are_revalidated(as_nobody: 
         (base / name).mkdir(parents=True)
     (base / "lower" / "x" / "sub" / "f").write_bytes(b"content")
     (base / "lower" / "x").chmod(0o600)
-    overlay = Overlay.open(dataclasses.replace(options(base), timeout_s=0.0))
+    overlay = Overlay.open(options(base)._replace(timeout_s=0.0))
     try:
         directory = overlay.lookup(overlay.lookup(1, b"x").ino, b"sub").ino
         assert overlay.read(overlay.lookup(directory, b"f").ino, 0, 100) == b"content"

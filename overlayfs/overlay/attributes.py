@@ -10,7 +10,7 @@ import os
 import stat
 
 from ..tree import access, marks, metadata, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree.syscalls import Stat, descriptor_path, stat_of
 from . import content, copyup, protection
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
 from .layer import Layer, Location
@@ -27,7 +27,7 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
     return known if known is not None else remember(state, inode, real_stat(state, inode))
 
 
-def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
+def remember(state: State, inode: Inode, st: Stat, fewest_links: int = 0) -> Attributes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
     links, blocks = max(_link_count(state, inode, st), fewest_links), st.st_blocks
     if not blocks and st.st_size:
@@ -59,18 +59,18 @@ def note_read(state: State, inode: Inode) -> None:
         inode.attributes = None
 
 
-def real_stat(state: State, inode: Inode) -> os.stat_result:
+def real_stat(state: State, inode: Inode) -> Stat:
     """What stat says of the file on disk; ESTALE where it is gone."""
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
-        return os.fstat(orphan)
+        return stat_of(orphan)
     opened = state.descriptors.file(inode.number)
     if opened is not None and inode.upper and not inode.metacopy:
-        return os.fstat(opened.fd)
+        return stat_of(opened.fd)
     if isinstance(inode, Directory) and inode.upper:
         held = state.descriptors.cached_directory(inode.number)
         if held is not None:
-            return os.fstat(held)
+            return stat_of(held)
     dir_fd, name = state.place(inode)
     try:
         return access.stat_at(dir_fd, name)
@@ -78,7 +78,7 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
 
-def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
+def owner_of(state: State, inode: Inode, st: Stat) -> Owner:
     """Owner and mode as shown: the override xattr first, then the id maps."""
     owner, ids = _mapless_owner(state, inode, st), state.ownership
     return owner if ids.plain else owner._replace(uid=ids.shown_uid(owner.uid), gid=ids.shown_gid(owner.gid))
@@ -91,7 +91,7 @@ def group_on_disk(state: State, inode: Inode) -> int:
     return _mapless_owner(state, inode, real_stat(state, inode)).gid
 
 
-def _mapless_owner(state: State, inode: Inode, st: os.stat_result) -> Owner:
+def _mapless_owner(state: State, inode: Inode, st: Stat) -> Owner:
     """Owner and mode with ids as on disk."""
     owner = Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
     layer = layer_of(state, inode)
@@ -125,7 +125,7 @@ def read_override(layer: Layer, fd: int, owner: Owner) -> Owner:
     return found if stat.S_IFMT(found.mode) else found._replace(mode=found.mode | stat.S_IFMT(owner.mode))
 
 
-def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
+def _link_count(state: State, inode: Inode, st: Stat) -> int:
     if isinstance(inode, Directory):
         if inode.parent is None and inode is not state.root:
             return 0
@@ -136,7 +136,7 @@ def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
     return inode.names_left(st)
 
 
-def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
+def _blocks(state: State, inode: Inode, st: Stat) -> int:
     """Blocks of a file that has none on disk; of a metacopy those of the file with the data, as in the kernel's
     overlayfs."""
     if not stat.S_ISREG(st.st_mode):
@@ -200,7 +200,7 @@ def _truncate(fd: int, size: int) -> None:
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise
-        if os.fstat(fd).st_size != size:  # the mode does not allow any more what the descriptor does
+        if stat_of(fd).st_size != size:  # the mode does not allow any more what the descriptor does
             os.ftruncate(fd, size)
 
 
@@ -228,22 +228,22 @@ def after_change(state: State, inode: Inode, before: Attributes | None, changes:
 def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeChanges) -> None:
     if changes.uid is None and changes.gid is None and changes.mode is None:
         return
-    ids, path = state.ownership, descriptor_path(fd)
+    ids = state.ownership
     uid = -1 if changes.uid is None else ids.disk_uid(changes.uid)
     gid = -1 if changes.gid is None else ids.disk_gid(changes.gid)
     assert state.upper is not None
     if state.upper.override is not None and (inode.kind in (stat.S_IFREG, stat.S_IFDIR)):
-        _change_override(state, fd, os.fstat(fd), uid, gid, changes.mode)
+        _change_override(state, fd, stat_of(fd), uid, gid, changes.mode)
         if uid != -1 or gid != -1:
-            _remove_capability(path)
+            _remove_capability(fd)
         return
     if uid != -1 or gid != -1:
-        os.chown(path, uid, gid)
+        syscalls.set_owner(fd, uid, gid)
     if changes.mode is not None and not stat.S_ISLNK(inode.kind):
-        os.chmod(path, stat.S_IMODE(changes.mode))
+        syscalls.set_mode(fd, stat.S_IMODE(changes.mode))
 
 
-def _change_override(state: State, fd: int, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
+def _change_override(state: State, fd: int, st: Stat, uid: int, gid: int, mode: int | None) -> None:
     assert state.upper is not None and state.upper.override is not None
     owner = read_override(state.upper, fd, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
     changed = Owner(
@@ -255,10 +255,10 @@ def _change_override(state: State, fd: int, st: os.stat_result, uid: int, gid: i
     access.setxattr(fd, state.upper.override, format_override(changed))
 
 
-def _remove_capability(path: bytes) -> None:
+def _remove_capability(fd: int) -> None:
     """What chown(2) does to file capabilities, where the owner is only written down."""
     try:
-        os.removexattr(path, metadata.CAPABILITY)
+        access.removexattr(fd, metadata.CAPABILITY)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ENOTSUP):
             raise

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from ..tree.fileflags import Inheritance
 from ..tree.metadata import CAPABILITY
+from ..tree.syscalls import Stat
 from .layer import Location
 from .merge import Candidates, Kind
 
@@ -101,14 +102,15 @@ class Attributes(bytes):
         )  # fmt: skip
 
     @classmethod
-    def as_on_disk(cls, number: int, st: os.stat_result, links: int, blocks: int) -> Attributes:
+    def as_on_disk(cls, number: int, st: Stat, links: int, blocks: int) -> Attributes:
         """Of a file whose owner, mode, size and times are shown as they are."""
-        mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
+        (atime, atime_rest), (mtime, mtime_rest), (ctime, ctime_rest) = (
+            divmod(time_ns, _S) for time_ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+        )
         return cls(
             _FUSE_ATTR.pack(
-                number, size, blocks, atime, mtime, ctime,
-                st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
-                mode, links, uid, gid, encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+                number, st.st_size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                st.st_mode, links, st.st_uid, st.st_gid, encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
             )
         )  # fmt: skip
 
@@ -278,7 +280,7 @@ class Inode:
         if self.aliases:
             yield from self.aliases
 
-    def names_left(self, st: os.stat_result) -> int:
+    def names_left(self, st: Stat) -> int:
         """How many names the merged tree has of the file, known or not; `st` is what stat says of it on disk."""
         return max(st.st_nlink - self.lost_links, 0)
 

@@ -59,7 +59,7 @@ def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
 
 def _is_module(name: str) -> bool:
     path = PACKAGE.parent.joinpath(*name.split("."))
-    return path.is_dir() or path.with_suffix(".py").exists()
+    return path.is_dir() or any(path.with_suffix(suffix).exists() for suffix in (".py", ".pyx"))
 
 
 def _imported(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:

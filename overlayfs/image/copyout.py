@@ -20,8 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..tree.filedata import copy_data
 from ..tree.metadata import set_mode
-from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, copy_data, descriptor_path, open_beneath, set_times
+from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, descriptor_path, open_beneath, set_times
 from .browse import Node, walk
 from .content import Content
 from .progress import NO_PROGRESS, Progress
@@ -174,7 +175,7 @@ class _Copying:
         is_owners = not self._archive or self._give_away(path, node)
         if self._archive:
             self._set_xattrs(path, node)
-        set_mode(path, node.mode if self._archive and is_owners else stat.S_IFMT(node.mode) | record.mode & _SAFE_MODE)
+        set_mode(fd, node.mode if self._archive and is_owners else stat.S_IFMT(node.mode) | record.mode & _SAFE_MODE)
         set_times(fd, record.mtime_ns, record.mtime_ns)
 
     def _give_away(self, path: bytes, node: Node) -> bool:

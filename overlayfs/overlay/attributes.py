@@ -11,6 +11,7 @@ import os
 import stat
 
 from ..tree import access, marks
+from ..tree.syscalls import Stat, stat_of
 from . import content
 from .inodes import Directory, Inode
 from .layer import Layer, Location
@@ -25,7 +26,7 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
     return known if known is not None else remember(state, inode, real_stat(state, inode))
 
 
-def remember(state: State, inode: Inode, st: os.stat_result, fewest_links: int = 0) -> Attributes:
+def remember(state: State, inode: Inode, st: Stat, fewest_links: int = 0) -> Attributes:
     """Keep what a stat of the file on disk says, as the mount shows it."""
     links, blocks = max(_link_count(state, inode, st), fewest_links), st.st_blocks
     if not blocks and st.st_size:
@@ -53,18 +54,18 @@ def note_read(state: State, inode: Inode) -> None:
         inode.attributes = None
 
 
-def real_stat(state: State, inode: Inode) -> os.stat_result:
+def real_stat(state: State, inode: Inode) -> Stat:
     """What stat says of the file on disk; ESTALE where it is gone."""
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
-        return os.fstat(orphan)
+        return stat_of(orphan)
     opened = state.descriptors.file(inode.number)
     if opened is not None and inode.upper and not inode.metacopy:
-        return os.fstat(opened.fd)
+        return stat_of(opened.fd)
     if isinstance(inode, Directory) and inode.upper:
         held = state.descriptors.cached_directory(inode.number)
         if held >= 0:
-            return os.fstat(held)
+            return stat_of(held)
     dir_fd, name = state.place(inode)
     try:
         return access.stat_at(dir_fd, name)
@@ -72,7 +73,7 @@ def real_stat(state: State, inode: Inode) -> os.stat_result:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
 
-def owner_of(state: State, inode: Inode, st: os.stat_result) -> Owner:
+def owner_of(state: State, inode: Inode, st: Stat) -> Owner:
     """Owner and mode as shown: the override xattr first, then the id maps."""
     owner, ids = _mapless_owner(state, inode, st), state.ownership
     return owner if ids.plain else owner._replace(uid=ids.shown_uid(owner.uid), gid=ids.shown_gid(owner.gid))
@@ -85,7 +86,7 @@ def group_on_disk(state: State, inode: Inode) -> int:
     return _mapless_owner(state, inode, real_stat(state, inode)).gid
 
 
-def _mapless_owner(state: State, inode: Inode, st: os.stat_result) -> Owner:
+def _mapless_owner(state: State, inode: Inode, st: Stat) -> Owner:
     """Owner and mode with ids as on disk."""
     owner = Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
     layer = layer_of(state, inode)
@@ -119,7 +120,7 @@ def read_override(layer: Layer, fd: int, owner: Owner) -> Owner:
     return found if stat.S_IFMT(found.mode) else found._replace(mode=found.mode | stat.S_IFMT(owner.mode))
 
 
-def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
+def _link_count(state: State, inode: Inode, st: Stat) -> int:
     if isinstance(inode, Directory):
         if inode.parent is None and inode is not state.root:
             return 0
@@ -130,7 +131,7 @@ def _link_count(state: State, inode: Inode, st: os.stat_result) -> int:
     return inode.names_left(st)
 
 
-def _blocks(state: State, inode: Inode, st: os.stat_result) -> int:
+def _blocks(state: State, inode: Inode, st: Stat) -> int:
     """Blocks of a file that has none on disk; of a metacopy those of the file with the data, as in the kernel's
     overlayfs."""
     if not stat.S_ISREG(st.st_mode):

@@ -11,7 +11,7 @@ import os
 import stat
 
 from ..tree import access, marks, metadata, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree.syscalls import Stat, descriptor_path, stat_of
 from . import content, copyup, protection, xattrs
 from .attributes import attributes_of, read_override
 from .inodes import Directory, Inode
@@ -69,7 +69,7 @@ def _truncate(fd: int, size: int) -> None:
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise
-        if os.fstat(fd).st_size != size:  # the mode does not allow any more what the descriptor does
+        if stat_of(fd).st_size != size:  # the mode does not allow any more what the descriptor does
             os.ftruncate(fd, size)
 
 
@@ -87,22 +87,22 @@ def after_change(state: State, inode: Inode, before: Attributes | None, changes:
 
 
 def _set_owner_and_mode(state: State, inode: Inode, fd: int, changes: AttributeChanges) -> None:
-    ids, path = state.ownership, descriptor_path(fd)
+    ids = state.ownership
     uid = -1 if changes.uid is None else ids.disk_uid(changes.uid)
     gid = -1 if changes.gid is None else ids.disk_gid(changes.gid)
     assert state.upper is not None
     if state.upper.override is not None and (inode.kind in (stat.S_IFREG, stat.S_IFDIR)):
-        _change_override(state, fd, os.fstat(fd), uid, gid, changes.mode)
+        _change_override(state, fd, stat_of(fd), uid, gid, changes.mode)
         if uid != -1 or gid != -1:
-            _remove_capability(path)
+            _remove_capability(fd)
         return
     if uid != -1 or gid != -1:
-        os.chown(path, uid, gid)
+        syscalls.set_owner(fd, uid, gid)
     if changes.mode is not None and not stat.S_ISLNK(inode.kind):
-        os.chmod(path, stat.S_IMODE(changes.mode))
+        syscalls.set_mode(fd, stat.S_IMODE(changes.mode))
 
 
-def _change_override(state: State, fd: int, st: os.stat_result, uid: int, gid: int, mode: int | None) -> None:
+def _change_override(state: State, fd: int, st: Stat, uid: int, gid: int, mode: int | None) -> None:
     assert state.upper is not None and state.upper.override is not None
     owner = read_override(state.upper, fd, Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev))
     changed = Owner(
@@ -114,10 +114,10 @@ def _change_override(state: State, fd: int, st: os.stat_result, uid: int, gid: i
     access.setxattr(fd, state.upper.override, format_override(changed))
 
 
-def _remove_capability(path: bytes) -> None:
+def _remove_capability(fd: int) -> None:
     """What chown(2) does to file capabilities, where the owner is only written down."""
     try:
-        os.removexattr(path, metadata.CAPABILITY)
+        access.removexattr(fd, metadata.CAPABILITY)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ENOTSUP):
             raise

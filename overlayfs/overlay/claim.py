@@ -25,7 +25,7 @@ from contextlib import suppress
 from overlayfs._log import Log
 from overlayfs._typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..tree import access
+from ..tree import deputies
 from ..tree.mount_table import mount_entries
 from ..tree.syscalls import descriptor_path
 from .layer import Layer
@@ -132,7 +132,7 @@ class Claim:
         if listener is not None:
             with suppress(OSError):  # before the next owner of the locks makes its own
                 os.unlink(SOCKET, dir_fd=self._work_fd)
-        access.dismiss(*(layer.root_fd for _, layer in self._options))  # a deputy holds the locks too
+        deputies.dismiss(*(layer.root_fd for _, layer in self._options))  # a deputy holds the locks too
         for _, layer in self._options:
             with suppress(OSError):
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
@@ -175,7 +175,7 @@ def _lock(options: Sequence[Option]) -> Option | None:
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
             return option
     for _, layer in options:
-        access.note_lock(layer.root_fd)
+        deputies.note_lock(layer.root_fd)
     return None
 
 

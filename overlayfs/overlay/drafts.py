@@ -16,6 +16,7 @@ from overlayfs._log import Log
 from overlayfs._typing import Final, Self
 
 from ..tree import access, metadata, syscalls
+from ..tree.syscalls import stat_of
 from .inodes import Directory
 from .options import FsyncPolicy
 from .ownership import Owner, format_override
@@ -55,7 +56,7 @@ def afterwards() -> _Afterwards:
 @contextmanager
 def unseen(dir_fd: int) -> Iterator[None]:
     """A change in an upper directory that the merged tree does not show: the directory's times stay."""
-    before = os.fstat(dir_fd)
+    before = stat_of(dir_fd)
     yield
     with afterwards():
         syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
@@ -301,8 +302,7 @@ def written_owner(state: State, fd: int, owner: Owner) -> Owner:
 def fill(state: State, draft: Draft, owner: Owner, acls: tuple[tuple[bytes, bytes], ...]) -> None:
     """Owner, permission bits and ACLs of something new; the ids are those on disk."""
     owner = written_owner(state, draft.fd, owner)
-    path = syscalls.descriptor_path(draft.fd)
-    metadata.set_owner(path, owner.uid, owner.gid)
-    metadata.set_mode(path, owner.mode)
+    metadata.set_owner(draft.fd, owner.uid, owner.gid)
+    metadata.set_mode(draft.fd, owner.mode)
     for name, value in acls:
         access.setxattr(draft.fd, name, value)

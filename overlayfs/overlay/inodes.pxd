@@ -2,6 +2,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from overlayfs.overlay.values cimport Attr
+from overlayfs.tree.syscalls cimport Stat
 
 
 cdef class Inode:
@@ -19,6 +20,7 @@ cdef class Inode:
     cdef public bint upper
     cdef public bint metacopy
     cdef Rare _rare(self)
+    cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks)
 
 
 cdef class Rare:

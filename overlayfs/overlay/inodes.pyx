@@ -15,7 +15,8 @@ from posix.stat cimport S_IFDIR, S_IFMT
 
 from array import array
 
-from overlayfs.overlay.values cimport Attr, Attributes, encoded_device, may_move_when_read, put_time, shown
+from overlayfs.overlay.values cimport Attributes, encoded_device, fuse_attr, may_move_when_read, shown
+from overlayfs.tree.syscalls cimport Stat, stat_t
 
 from overlayfs.tree.metadata import CAPABILITY
 
@@ -82,13 +83,14 @@ cdef class Inode:
             self.attr = found.attr
             self.attr.ino = number
 
-    def show_as_on_disk(self, st, uint32_t links, uint64_t blocks):
-        """Its attributes are what `st`, a stat of the file on disk, says; but for the links and the blocks."""
-        cdef Attr *attr = &self.attr
+    cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks):
+        """Its attributes are what a stat of the file on disk says; but for the links and the blocks."""
+        cdef fuse_attr *attr = &self.attr
+        cdef stat_t *st = &found.st
         attr.size, attr.blocks, attr.blksize = st.st_size, blocks, st.st_blksize
-        put_time(&attr.atime, &attr.atimensec, st.st_atime_ns)
-        put_time(&attr.mtime, &attr.mtimensec, st.st_mtime_ns)
-        put_time(&attr.ctime, &attr.ctimensec, st.st_ctime_ns)
+        attr.atime, attr.atimensec = st.st_atim.tv_sec, st.st_atim.tv_nsec
+        attr.mtime, attr.mtimensec = st.st_mtim.tv_sec, st.st_mtim.tv_nsec
+        attr.ctime, attr.ctimensec = st.st_ctim.tv_sec, st.st_ctim.tv_nsec
         attr.mode, attr.nlink, attr.uid, attr.gid = st.st_mode, links, st.st_uid, st.st_gid
         attr.rdev, attr.flags = encoded_device(st.st_rdev), 0
         self.known = True

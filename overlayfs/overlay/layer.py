@@ -24,6 +24,7 @@ import xxhash
 from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks, syscalls
+from ..tree.syscalls import Stat, stat_of
 from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
@@ -64,7 +65,7 @@ class Layer(NamedTuple):
         """As the layer is read where it is the upper."""
         return self._replace(spelling=marks.spelling(self.spelling.prefix, is_upper=True))
 
-    def number(self, st: os.stat_result) -> int:
+    def number(self, st: Stat) -> int:
         """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
 
         Derived from the filesystem's identity, the layer's root and the file, so that layers on different
@@ -93,7 +94,7 @@ def open_to_read(index: int, path: bytes, data_only: bool = False) -> Layer:
 
 
 def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
-    st = os.fstat(fd)
+    st = stat_of(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
     override = override_name(fd)
@@ -166,7 +167,7 @@ def _hold_beneath(tree_fd: int, path: bytes, layer: Layer, opens_quietly: bool) 
     except OSError:
         return layer
     try:
-        if not os.path.samestat(os.fstat(fd), os.fstat(layer.root_fd)):  # another mount lies between
+        if not stat_of(fd).is_same_file(stat_of(layer.root_fd)):  # another mount lies between
             return layer
         os.dup2(fd, layer.root_fd, inheritable=False)
     finally:

@@ -17,6 +17,7 @@ from overlayfs._typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
+from ..tree.syscalls import Stat
 from . import attributes, redirects
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX, Layer, Location
@@ -191,7 +192,7 @@ def _resolve(state: State, parent: Directory, name: bytes) -> Inode | None:
     return _lower_file(state, parent, name, candidates)
 
 
-def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+def _stat(dir_fd: int, name: bytes) -> Stat:
     try:
         return access.stat_at(dir_fd, name)
     except FileNotFoundError:  # it was listed, so somebody changed the layer
@@ -268,7 +269,7 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     return _known(state, inode, st)
 
 
-def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, found: Marks) -> None:
+def _share_upper(state: State, inode: Inode, dir_fd: int, st: Stat, found: Marks) -> None:
     """Let the other names of an upper file find it, and recognise a file of the index."""
     state.share(inode, UPPER_INDEX, st)
     if not state.index_names or state.index_fd is None or inode.parent is None:
@@ -292,7 +293,7 @@ def _lower_links(state: State, parent: Directory, name: bytes) -> int | None:
     return _stat(dir_fd, last).st_nlink
 
 
-def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> int:
+def _lost_links(found: Marks, st: Stat, lower_links: int | None) -> int:
     """Links on disk that are not names in the merged tree, from the kernel's nlink xattr.
 
     `U+N`: names = links of this file + N; `L+N`: names = links of the lower file + N, while names are being linked.
@@ -307,7 +308,7 @@ def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> in
     return 1
 
 
-def _from_index(state: State, location: Location, st: os.stat_result) -> Inode | None:
+def _from_index(state: State, location: Location, st: Stat) -> Inode | None:
     """The copied-up inode of a hard-linked lower file one of whose other names was written to."""
     if not state.index_names or state.index_fd is None:
         return None
@@ -347,7 +348,7 @@ def index_name(state: State, location: Location) -> bytes | None:
 
 
 def _upper_directory(
-    state: State, parent: Directory, name: bytes, st: os.stat_result, found: Marks, number: int, kind: Kind
+    state: State, parent: Directory, name: bytes, st: Stat, found: Marks, number: int, kind: Kind
 ) -> Directory:
     lower_path = redirects.join(parent.lower_path, name)
     lowers: tuple[Location, ...] = ()
@@ -370,7 +371,7 @@ def _upper_directory(
 # -- new inodes
 
 
-def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
+def _known(state: State, inode: _AnyInode, st: Stat) -> _AnyInode:
     """The inode with its attributes; what cannot be described is not kept."""
     try:
         attributes.remember(state, inode, st)
@@ -380,7 +381,7 @@ def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
     return inode
 
 
-def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
+def _new_inode(state: State, parent: Directory, name: bytes, st: Stat, number: int) -> Inode:
     number = state.free_number(number)
     inode = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
     state.inodes.add(inode)
@@ -393,7 +394,7 @@ def _new_directory(state: State, parent: Directory, name: bytes, number: int) ->
     return directory
 
 
-def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat_result) -> Inode:
+def adopt(state: State, parent: Directory, name: bytes, number: int, st: Stat) -> Inode:
     """The inode of a file that was just made in the upper."""
     inode: Inode
     if stat.S_ISDIR(st.st_mode):

@@ -12,6 +12,7 @@ import stat
 
 from ..tree import access
 from ..tree.metadata import inherit_acl
+from ..tree.syscalls import Stat, stat_of
 from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts, xattrs
 from .drafts import Draft, Maker
 from .inodes import Directory, Inode
@@ -43,7 +44,7 @@ def _create_at_once(state: State, parent: Directory, name: bytes, mode: int, cal
     dir_fd, wanted = state.upper_fd(parent), stat.S_IMODE(mode) & ~caller.umask
     fd = state.descriptors.open(lambda: access.open_at(dir_fd, name, _CREATE_FLAGS, wanted))
     try:
-        st = os.fstat(fd)
+        st = stat_of(fd)
         is_right = (st.st_gid, stat.S_IMODE(st.st_mode)) == (os.getegid(), wanted)  # a mount may say otherwise
     except OSError:
         is_right = False
@@ -132,7 +133,7 @@ def _publish_new(state: State, new: Draft, parent: Directory, name: bytes, mode:
         _fill(state, draft, parent, mode, caller)
         if stat.S_ISDIR(mode) and lookup.in_lower(state, parent, name):
             whiteouts.make_opaque(state, draft.fd)
-        before = os.fstat(draft.fd)
+        before = stat_of(draft.fd)
         publish(state, draft, parent, name)
         inode = _adopt(state, parent, name, _stat_or(draft.fd, before))
         if stat.S_ISREG(mode):
@@ -195,7 +196,7 @@ def publish(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     drafts.note_changed(state, parent)
 
 
-def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> Inode:
+def _adopt(state: State, parent: Directory, name: bytes, st: Stat) -> Inode:
     """The inode of what was just published. Nothing here can fail: it is done."""
     assert state.upper is not None
     inode = lookup.adopt(state, parent, name, state.upper.number(st), st)
@@ -207,10 +208,10 @@ def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> 
     return inode
 
 
-def _stat_or(fd: int, before: os.stat_result) -> os.stat_result:
+def _stat_or(fd: int, before: Stat) -> Stat:
     """What stat says after publishing; if it cannot, what it said before."""
     try:
-        return os.fstat(fd)
+        return stat_of(fd)
     except OSError:
         return before
 
@@ -229,7 +230,7 @@ def tmpfile(state: State, parent: Directory, mode: int, caller: Caller) -> Inode
     assert state.upper is not None
     with drafts.draft_file(state, inheritance.place_of_new(state, parent)) as draft:
         _fill(state, draft, parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        st = os.fstat(draft.fd)
+        st = stat_of(draft.fd)
         inode = Inode(state.free_number(state.upper.number(st)), stat.S_IFREG, None, b"")
         state.inodes.add(inode)
         inode.upper, inode.protection = True, 0

@@ -53,11 +53,14 @@ cdef class InodeTable:
     cdef PyObject **_slots
     cdef Py_ssize_t _capacity  # a power of two
     cdef Py_ssize_t _count
-    cdef Inode find(self, uint64_t number)
-    cdef int put(self, Inode inode) except -1
-    cdef int remove(self, uint64_t number) except -1
+    cpdef Inode get(self, uint64_t number)
+    cpdef int add(self, Inode inode) except -1
+    cpdef int discard(self, uint64_t number) except -1
     cdef Py_ssize_t _place(self, uint64_t number) noexcept
     cdef int _rebuild(self, Py_ssize_t room) except -1
 
 
 cdef bint is_directory(Inode inode) noexcept
+cpdef uint64_t stable_number(bytes identity, int64_t device, Stat found) except 0
+cpdef bint is_shown_as_on_disk(Stat found) noexcept
+cpdef Inode lower_file(uint64_t number, Directory parent, bytes name, int32_t position, Stat found)

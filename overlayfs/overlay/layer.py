@@ -19,17 +19,15 @@ import struct
 from collections.abc import Sequence
 from enum import Enum, auto
 
-import xxhash
-
 from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks, syscalls
 from ..tree.syscalls import Stat, stat_of
+from .inodes import stable_number
 from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
 UPPER_INDEX = -1
-_KEY = struct.Struct("<qQ")
 
 
 class Location(NamedTuple):
@@ -66,13 +64,8 @@ class Layer(NamedTuple):
         return self._replace(spelling=marks.spelling(self.spelling.prefix, is_upper=True))
 
     def number(self, st: Stat) -> int:
-        """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
-
-        Derived from the filesystem's identity, the layer's root and the file, so that layers on different
-        filesystems, or hard-linked with each other, never share a number but by chance (xxh3-64).
-        """
-        key = _KEY.pack(st.st_dev - self.device, st.st_ino)
-        return xxhash.xxh3_64_intdigest(self.identity + key) & 0x7FFF_FFFF_FFFF_FFFF
+        """As `stable_number`, of a file of this layer."""
+        return stable_number(self.identity, self.device, st)
 
 
 def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:

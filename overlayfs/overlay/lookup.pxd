@@ -1,7 +1,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from overlayfs.overlay.inodes cimport Directory, Inode
+from overlayfs.overlay.inodes cimport Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat
 
@@ -27,7 +27,7 @@ cdef class Finder:
     cdef bint begun
     cdef unsigned long long operation
     cdef _begin(self)
-    @cython.locals(state=State, parent=Directory, found=Inode, inode=Inode, dir_fd=int, source=tuple)
+    @cython.locals(state=State, parent=Directory, found=Inode, number=uint64_t, dir_fd=int, source=tuple, st=Stat)
     cpdef Inode find(self, bytes name)
 
 

@@ -19,14 +19,11 @@ from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import Stat
 from . import attributes, redirects
-from .inodes import Directory, Inode
+from .inodes import Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
 from .whiteouts import LONGEST_NAME
-
-_FORMAT: Final = 0o170000
-_LINK: Final = stat.S_IFLNK
 
 _AnyInode = TypeVar("_AnyInode", bound=Inode)
 
@@ -130,7 +127,7 @@ class Finder:
         self.parent = parent
         self.visible: dict[bytes, Candidates] = {}
         self.upper: dict[bytes, Kind] = {}
-        self.sources: list[tuple[Layer, int] | None] = []
+        self.sources: list[tuple[bytes, int, int] | None] = []  # identity, device and descriptor of each lower
         self.begun = False
         self.operation = 0
 
@@ -142,7 +139,8 @@ class Finder:
             self.visible, self.upper = below(state, parent), above(state, parent)
             for location in parent.lowers:
                 layer = state.layers[location.layer]
-                self.sources.append((layer, state.lower_fd(location)) if layer.override is None else None)
+                source = (layer.identity, layer.device, state.lower_fd(location))
+                self.sources.append(source if layer.override is None else None)
 
     def find(self, name: bytes) -> Inode | None:
         state, parent = self.state, self.parent
@@ -155,15 +153,13 @@ class Finder:
         if type(position) is int and name not in self.upper:
             source = self.sources[position]
             if source is not None:
-                layer, dir_fd = source
+                identity, device, dir_fd = source
                 st = _stat(dir_fd, name)
-                if st.st_nlink == 1 and st.st_size and (st.st_blocks or st.st_mode & _FORMAT == _LINK):
-                    inode = Inode(state.free_number(layer.number(st)), st.st_mode & _FORMAT, parent, name)
-                    state.inodes.add(inode)
-                    inode.provided_by(position)
-                    inode.show_as_on_disk(st, 1, st.st_blocks)
-                    parent.children[name] = inode
-                    return inode
+                if is_shown_as_on_disk(st):
+                    number = state.free_number(stable_number(identity, device, st))
+                    found = parent.children[name] = lower_file(number, parent, name, position, st)
+                    state.inodes.add(found)
+                    return found
         state.descriptors.begin()
         return child(state, parent, name)
 

@@ -115,7 +115,7 @@ class State:
     def free_number(self, wanted: int) -> int:
         """A number that no live inode has, the wanted one if possible: a tampered or colliding number never makes
         one inode of two files."""
-        while wanted <= ROOT or wanted in self.inodes:
+        while wanted <= ROOT or self.inodes.get(wanted) is not None:
             wanted = (wanted + 1) & 0x7FFF_FFFF_FFFF_FFFF
         return wanted
 

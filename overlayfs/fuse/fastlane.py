@@ -145,30 +145,32 @@ class FastLane(Lane):
     # -- names
 
     def _symlink(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        name, target = bytes(body[:-1]).split(b"\0")
+        name, target = _texts(body, 2)
+        _refuse_path(name)
         return self._entry(self._overlay.symlink(node, name, target, caller(*asker)))
 
     def _mknod(self, node: int, body: memoryview, asker: Asker) -> bytes:
         mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
-        name = bytes(body[abi.MKNOD_IN.size : -1])
+        (name,) = _names(body[abi.MKNOD_IN.size :], 1)
         return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
 
     def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
+        (name,) = _names(body[abi.LINK_IN.size :], 1)
         if self._copy_ups.must_wait(old, Need.DATA):
             raise Forwarded
-        return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
+        return self._entry(self._overlay.link(old, node, name))
 
     def _rename(self, node: int, body: memoryview, _: Asker) -> bytes:
         (new,) = abi.RENAME_IN.unpack_from(body)
-        return self._move(node, new, bytes(body[abi.RENAME_IN.size : -1]), 0)
+        return self._move(node, new, body[abi.RENAME_IN.size :], 0)
 
     def _rename2(self, node: int, body: memoryview, _: Asker) -> bytes:
         new, flags, _padding = abi.RENAME2_IN.unpack_from(body)
-        return self._move(node, new, bytes(body[abi.RENAME2_IN.size : -1]), flags)
+        return self._move(node, new, body[abi.RENAME2_IN.size :], flags)
 
-    def _move(self, node: int, new: int, names: bytes, flags: int) -> bytes:
-        old_name, new_name = names.split(b"\0")
+    def _move(self, node: int, new: int, rest: memoryview, flags: int) -> bytes:
+        old_name, new_name = _names(rest, 2)
         for inode in self._overlay.moved_by_rename(node, old_name, new, new_name, flags):
             # A directory may have to be copied up with all that is in it.
             if self._overlay.is_directory(inode) or self._copy_ups.must_wait(inode, Need.METADATA):
@@ -316,6 +318,8 @@ class FastLane(Lane):
         _fh, _flags, command, _argument, in_size, out_size = abi.IOCTL_IN.unpack_from(body)
         if command not in FLAG_COMMANDS:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        if len(body) < abi.IOCTL_IN.size + in_size:
+            raise OSError(errno.EIO, "a message ends early")
         argument = bytes(body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]) or bytes(FLAG_COMMANDS[command])
 
         def run() -> bytes:
@@ -388,20 +392,22 @@ class FastLane(Lane):
 
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         size, flags = abi.SETXATTR_IN.unpack_from(body)
-        name, _, rest = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
+        name, _, value = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
+        if len(value) < size:
+            raise OSError(errno.EIO, "a message ends early")
         if self._status.has(node, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
 
         def change() -> bytes:
             groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
             asks = caller_with_groups(*asker) if groups_count else caller(*asker)
-            self._overlay.setxattr(node, name, rest[:size], flags, asks)
+            self._overlay.setxattr(node, name, value[:size], flags, asks)
             return _DONE
 
         return self._after_copy_up(node, change, Need.METADATA)
 
     def _removexattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
-        name = bytes(body[:-1])
+        (name,) = _texts(body, 1)
 
         def change() -> bytes:
             self._overlay.removexattr(node, name)
@@ -413,6 +419,28 @@ class FastLane(Lane):
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         names = self._overlay.listxattr(node, with_trusted=asker[0] == 0)
         return _sized(b"".join(name + b"\0" for name in names), size)
+
+
+def _texts(body: memoryview, count: int) -> list[bytes]:
+    """The strings that a message ends with, each with its NUL; EIO where they are not so many."""
+    *texts, after = bytes(body).split(b"\0")
+    if len(texts) != count or after:
+        raise OSError(errno.EIO, "a message ends without a name")
+    return texts
+
+
+def _names(body: memoryview, count: int) -> list[bytes]:
+    """The same for names of directory entries."""
+    names = _texts(body, count)
+    for name in names:
+        _refuse_path(name)
+    return names
+
+
+def _refuse_path(name: bytes) -> None:
+    """A path would lead out of the layer."""
+    if not name or b"/" in name:
+        raise OSError(errno.EIO, "a message with a path for a name")
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -35,6 +35,21 @@ from overlayfs.overlay.copyup import Need
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+# In a build with AddressSanitizer the bytes behind a message are forbidden while it is served.
+cdef extern from * nogil:
+    """
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #define forbid_access(start, size) ASAN_POISON_MEMORY_REGION(start, size)
+    #define allow_access(start, size) ASAN_UNPOISON_MEMORY_REGION(start, size)
+    #else
+    #define forbid_access(start, size) ((void)0)
+    #define allow_access(start, size) ((void)0)
+    #endif
+    """
+    void forbid_access(void *start, size_t size)
+    void allow_access(void *start, size_t size)
+
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
@@ -142,6 +157,7 @@ cdef class Lane:
         cdef int failure
         while True:
             with nogil:
+                allow_access(self._in, _LONGEST)
                 while True:
                     got = read(self._device_fd, self._in, _LONGEST)
                     failure = errno if got < 0 else 0
@@ -159,6 +175,7 @@ cdef class Lane:
             self._expects_event = False
             if not failure:
                 self._length = got
+                forbid_access(self._in + got, _LONGEST - got)
                 self._handle()
                 now = _now_ns()
             last = now
@@ -242,13 +259,20 @@ cdef class Lane:
             raise OSError(EIO, "a message ends early")
         return self._in + sizeof(fuse_in_header)
 
-    cdef bytes _name(self, size_t offset):
-        """The name that the message ends with, after a struct of `offset` bytes; EIO where it does not."""
+    cdef bytes _text(self, size_t offset):
+        """The string that the message ends with, after a struct of `offset` bytes; EIO where it does not."""
         cdef char *start = self._in + sizeof(fuse_in_header) + offset
         cdef Py_ssize_t size = self._length - <Py_ssize_t>(sizeof(fuse_in_header) + offset) - 1
         if size < 0 or memchr(start, 0, size + 1) != start + size:
             raise OSError(EIO, "a message ends without a name")
         return PyBytes_FromStringAndSize(start, size)
+
+    cdef bytes _name(self, size_t offset):
+        """The same for the name of a directory entry: EIO for a path, which would lead out of the layer."""
+        cdef bytes name = self._text(offset)
+        if not PyBytes_GET_SIZE(name) or memchr(PyBytes_AS_STRING(name), c'/', PyBytes_GET_SIZE(name)):
+            raise OSError(EIO, "a message with a path for a name")
+        return name
 
     # -- encoding
 
@@ -476,7 +500,7 @@ cdef class Lane:
 
     cdef Py_ssize_t _getxattr(self) except -2:
         asked = <fuse_getxattr_in *>self._struct(sizeof(fuse_getxattr_in))
-        name = self._name(sizeof(fuse_getxattr_in))
+        name = self._text(sizeof(fuse_getxattr_in))
         value = self._xattr(self._header.nodeid, name, asked.size)
         if value is None:
             self._refuse_this(FUSE_GETXATTR, ENODATA)

@@ -145,18 +145,18 @@ class FastLane(Lane):
     # -- names
 
     def _symlink(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        name, target = _texts(body, 2)
-        _refuse_path(name)
+        name, target = abi.texts(body, 2)
+        abi.refuse_path(name)
         return self._entry(self._overlay.symlink(node, name, target, caller(*asker)))
 
     def _mknod(self, node: int, body: memoryview, asker: Asker) -> bytes:
         mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
-        (name,) = _names(body[abi.MKNOD_IN.size :], 1)
+        (name,) = abi.names(body[abi.MKNOD_IN.size :], 1)
         return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
 
     def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
-        (name,) = _names(body[abi.LINK_IN.size :], 1)
+        (name,) = abi.names(body[abi.LINK_IN.size :], 1)
         if self._copy_ups.must_wait(old, Need.DATA):
             raise Forwarded
         return self._entry(self._overlay.link(old, node, name))
@@ -170,7 +170,7 @@ class FastLane(Lane):
         return self._move(node, new, body[abi.RENAME2_IN.size :], flags)
 
     def _move(self, node: int, new: int, rest: memoryview, flags: int) -> bytes:
-        old_name, new_name = _names(rest, 2)
+        old_name, new_name = abi.names(rest, 2)
         for inode in self._overlay.moved_by_rename(node, old_name, new, new_name, flags):
             # A directory may have to be copied up with all that is in it.
             if self._overlay.is_directory(inode) or self._copy_ups.must_wait(inode, Need.METADATA):
@@ -407,7 +407,7 @@ class FastLane(Lane):
         return self._after_copy_up(node, change, Need.METADATA)
 
     def _removexattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
-        (name,) = _texts(body, 1)
+        (name,) = abi.texts(body, 1)
 
         def change() -> bytes:
             self._overlay.removexattr(node, name)
@@ -419,28 +419,6 @@ class FastLane(Lane):
         size, _padding = abi.GETXATTR_IN.unpack_from(body)
         names = self._overlay.listxattr(node, with_trusted=asker[0] == 0)
         return _sized(b"".join(name + b"\0" for name in names), size)
-
-
-def _texts(body: memoryview, count: int) -> list[bytes]:
-    """The strings that a message ends with, each with its NUL; EIO where they are not so many."""
-    *texts, after = bytes(body).split(b"\0")
-    if len(texts) != count or after:
-        raise OSError(errno.EIO, "a message ends without a name")
-    return texts
-
-
-def _names(body: memoryview, count: int) -> list[bytes]:
-    """The same for names of directory entries."""
-    names = _texts(body, count)
-    for name in names:
-        _refuse_path(name)
-    return names
-
-
-def _refuse_path(name: bytes) -> None:
-    """A path would lead out of the layer."""
-    if not name or b"/" in name:
-        raise OSError(errno.EIO, "a message with a path for a name")
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -35,7 +35,7 @@ from overlayfs.overlay.copyup import Need
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-# In a build with AddressSanitizer the bytes behind a message are forbidden while it is served.
+# In a build with AddressSanitizer nobody may read behind a message, nor keep a view of it for later.
 cdef extern from * nogil:
     """
     #ifdef __SANITIZE_ADDRESS__
@@ -177,6 +177,7 @@ cdef class Lane:
                 self._length = got
                 forbid_access(self._in + got, _LONGEST - got)
                 self._handle()
+                forbid_access(self._in, _LONGEST)
                 now = _now_ns()
             last = now
             if self._expects_event or now - started >= turn_ns:

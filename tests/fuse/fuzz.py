@@ -73,12 +73,14 @@ class Kernel:
         self._device, self._behind = device, behind
         self.nodes = Nodes()
         self._patterns: list[bytes] = []
+        self._pattern_node = b""
 
     async def prepare(self) -> None:
         """Find the file with the pattern, which none of the random messages does."""
         self._device.send(abi.IN_HEADER.pack(0, Opcode.LOOKUP, _UNIQUE, 1, 0, 0, 1, 0, 0) + PATTERN + b"\0")
         self._lane.serve_turn(0, False)
-        node = int.from_bytes(self._device.recv(abi.LONGEST_REQUEST)[16:24], "little")
+        self._pattern_node = self._device.recv(abi.LONGEST_REQUEST)[16:24]
+        node = int.from_bytes(self._pattern_node, "little")
         read = abi.READ_IN.pack(0, 0, 8192, 0, 0, 0, 0)
         self._patterns = [
             abi.IN_HEADER.pack(0, Opcode.READ, _UNIQUE, node, 0, 0, 1, 0, 0) + read,
@@ -121,7 +123,7 @@ class Kernel:
         length, error, answered = abi.OUT_HEADER.unpack_from(reply)
         if answered != unique or length != len(reply):
             raise Fault(f"a reply of {len(reply)} bytes says {length}, and is for {answered:#x}, not {unique:#x}")
-        if _LEFT_BEHIND_A_MESSAGE in reply or (opcode != Opcode.READ and LEFT_BEHIND_A_REPLY in reply):
+        if _LEFT_BEHIND_A_MESSAGE in reply or (LEFT_BEHIND_A_REPLY in reply and message[16:24] != self._pattern_node):
             raise Fault(f"a reply tells of others: {reply[:200]!r}")
         if error:
             if length != abi.OUT_HEADER.size or -error not in errno.errorcode:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from overlayfs.overlay.options import FsyncPolicy, OverlayOptions, WhiteoutFormat
 from overlayfs.tree.fileflags import SETFLAGS
 
-# Fills the buffer of replies; nothing but a READ may show it. The round's messages know no name of a file with it.
+# Fills the buffer of replies; only a READ of PATTERN may show it, a file that no random message asks for.
 LEFT_BEHIND_A_REPLY: Final = b"\xc5behind-a-reply\x5c"
 PATTERN: Final = b"pattern"
 _LARGE: Final = 300_000  # bytes; more than is copied up at once

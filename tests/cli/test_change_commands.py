@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from overlayfs.cli.committing import Request, append_to, commit_changes, squash_image
-from overlayfs.cli.live import CommandError
-from overlayfs.image import mutate
-from overlayfs.image.containers import Containers
-from overlayfs.image.errors import ImageError, InvalidError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.mutate import Making
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Store
+from overlayfs.cli.mounts.live import CommandError
+from overlayfs.cli.store.commit import Request, append_to, commit_changes, squash_image
+from overlayfs.container.containers import Containers
+from overlayfs.image.make import commit as mutate
+from overlayfs.image.make.commit import Making
+from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
 from tests.cli.people import Site, run
 from tests.contract.tree import build, directory, file, whiteout
 
@@ -111,7 +112,7 @@ def test_commit_deletes_nothing_for_xattrs_of_users(shop: Shop) -> None:
 
 def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
     with Store.open(shop.directory) as store:
-        lowers = LayerStore(store).lower_directories(store.find("base:1"))
+        lowers = lower_directories(store, store.find("base:1"))
     site.mount(*lowers)
     (site.mountpoint / "etc" / "new").write_bytes(b"new")
     (site.mountpoint / "gone").unlink()
@@ -132,7 +133,7 @@ def test_commit_of_a_container(shop: Shop) -> None:
     with Store.open(shop.directory) as store:
         image = store.find("base:1")
         containers = Containers(store)
-        made = containers.create("box", image, LayerStore(store).unpack_image(image))
+        made = containers.create("box", image, unpack_image(store, image))
         (containers.upper("box") / "new").write_bytes(b"new")
     assert shop.commit(made.id[:6], base=None)["added"] == 1
     assert shop.commit("box", None, None)["name"] is None

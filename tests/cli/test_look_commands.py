@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.store import Store
+from overlayfs.image.store.store import Store
 from tests.cli.people import run
 from tests.image.images import MTIME, Member, add_image, directory, symlink
 

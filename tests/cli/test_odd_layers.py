@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.archive import save_directory
-from overlayfs.image.store import Store
+from overlayfs.image.archive.load import save_directory
+from overlayfs.image.store.store import Store
 from overlayfs.tree.syscalls import unmount
 from tests.cli.people import answer, run
 from tests.image.making import put

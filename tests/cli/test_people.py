@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs._version import __version__
-from overlayfs.cli.live import NotAnswering, in_time
+from overlayfs.cli.mounts.live import NotAnswering, in_time
 from overlayfs.cli.output import format_duration, format_size, printable
 from tests.cli.people import COMMAND, answer, run
 from tests.contract.tree import (

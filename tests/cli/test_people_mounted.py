@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.live import CommandError, Status, mount_at, our_mounts, wait_until_ended
-from overlayfs.cli.stats import show_stats
+from overlayfs.cli.mounts.live import CommandError, Status, mount_at, our_mounts, wait_until_ended
+from overlayfs.cli.mounts.stats import show_stats
 from overlayfs.tree.mount_table import MountEntry
 from tests.cli.people import COMMAND, Site, answer, run
 from tests.contract.tree import Tree, directory, file, hardlink
@@ -323,7 +323,7 @@ def test_stats_of_a_daemon_that_counts_nothing_are_an_error(monkeypatch: pytest.
     document = {"version": "0.0.9", "requests": {"LOOKUP": 1}}
     entry = MountEntry(1, b"0:1", b"/m", b"fuse.overlayfs", b"x", frozenset())
     status = Status("0.0.9", 1, 0.0, "x", (), (), None, None, "overlay", b"trusted.overlay.", False, document)
-    monkeypatch.setattr("overlayfs.cli.stats.status_of", lambda _: (entry, status))
+    monkeypatch.setattr("overlayfs.cli.mounts.stats.status_of", lambda _: (entry, status))
     with pytest.raises(CommandError, match=r"/m: its daemon is overlayfs 0\.0\.9, which counts nothing"):
         show_stats("/m", True, None)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.store import Store
+from overlayfs.image.store.store import Store
 from tests.cli.people import COMMAND, answer, run
 from tests.image.docker_registry import PASSWORD, USER, Running, docker_registry, htpasswd
 from tests.image.making import put, tar

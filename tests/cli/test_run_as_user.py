@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.store import Store
+from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import mount, unmount
 from tests.cli.people import run

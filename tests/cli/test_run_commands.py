@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from overlayfs.cli.live import mount_at, read_status, wait_until_ended
-from overlayfs.image.containers import Containers
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.model import RunConfig
-from overlayfs.image.store import Store
+from overlayfs.cli.mounts.live import mount_at, read_status, wait_until_ended
+from overlayfs.container.containers import Containers
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import unmount
 from tests.cli import people
@@ -82,7 +82,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     top = tmp_path_factory.mktemp("shop")
     path = top / "store"
     with Store.open(path) as store:
-        LayerStore(store).unpack_image(small_image(store))
+        unpack_image(store, small_image(store))
         small = store.find("small")
         base = small.config.config
         assert base is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs.cli.live import mount_at
+from overlayfs.cli.mounts.live import mount_at
 from overlayfs.tree.syscalls import unmount
 from tests.cli.people import COMMAND
 from tests.cli.test_store_commands import Kept

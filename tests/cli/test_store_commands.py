@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from overlayfs.image.containers import Containers
-from overlayfs.image.digest import hex_of
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.store import Image, Store
+from overlayfs.container.containers import Containers
+from overlayfs.image.oci.digest import hex_of
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Image, Store
 from tests.cli.people import COMMAND
 from tests.image.making import LayoutFiles, docker_files, packed, put, tar
 
@@ -270,7 +270,7 @@ def test_container_is_exported_with_what_it_changed(kept: Kept) -> None:
     with Store.open(kept.path) as store:
         image = store.find("x:1")
         containers = Containers(store)
-        containers.create("c", image, LayerStore(store).unpack_image(image))
+        containers.create("c", image, unpack_image(store, image))
         (containers.upper("c") / "etc").mkdir()
         (containers.upper("c") / "etc" / "new").write_text("new")
     kept.run("export", "c", "-o", kept.top / "out.tar")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.model import Manifest, parse
-from overlayfs.image.store import Image, Store
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import Manifest, parse
+from overlayfs.image.store.store import Image, Store
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from overlayfs.image.digest import Digest
-from overlayfs.image.index import VERSION, LayerIndex, Record
+from overlayfs.image.layer.file_index import VERSION, LayerIndex, Record
+from overlayfs.image.oci.digest import Digest
 
 SECOND = 1_000_000_000
 EPOCH = 1_700_000_000 * SECOND

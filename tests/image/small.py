@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.model import OCI_LAYER, ImageConfig, Manifest, RootFS, RunConfig
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Image, Store
-from overlayfs.image.users import GROUP, PASSWD
+from overlayfs.container.users import GROUP, PASSWD
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import OCI_LAYER, ImageConfig, Manifest, RootFS, RunConfig
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image, Store
 
 PROGRAMS: Final = ("sh", "cat", "chown", "id", "ln", "ls", "mkdir", "pwd", "rm", "sleep", "stat", "touch", "tty")
 Files = Mapping[str, bytes | tarfile.TarInfo]

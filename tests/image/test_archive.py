@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.archive import load, save, save_directory
-from overlayfs.image.digest import digest_of, hex_of
-from overlayfs.image.errors import ImageError
-from overlayfs.image.model import OCI_INDEX
-from overlayfs.image.store import Image, Store
+from overlayfs.image.archive.load import load, save, save_directory
+from overlayfs.image.oci.digest import digest_of, hex_of
+from overlayfs.image.oci.documents import OCI_INDEX
+from overlayfs.image.oci.errors import ImageError
+from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.store import Image, Store
 from tests.image import tars
 from tests.image.making import LayoutFiles, docker_files, packed, put, tar, whole
 
@@ -182,7 +183,7 @@ def test_index_is_loaded_and_saved_with_those_of_its_images_that_are_there(store
     assert all(store.has_blob(member["digest"]) for member in members[:2])
     assert load(other, io.BytesIO(saved(store, [image], "oci-archive"))) == [image]
     assert [other.has_blob(member["digest"]) for member in members] == [True, True, False]
-    store.prune()
+    prune(store)
     assert all(store.has_blob(member["digest"]) for member in members[:2])
 
 
@@ -482,7 +483,7 @@ def test_archive_that_is_cut_short_leaves_nothing(store: Store, outer: str | Non
 
 
 def test_bomb_is_refused(store: Store) -> None:
-    from overlayfs.image.limits import Limits
+    from overlayfs.image.oci.limits import Limits
 
     for content, limits, words in (
         (bytes(30 << 20), Limits(full_size=20 << 20), "'bomb' makes it larger than"),
@@ -513,7 +514,7 @@ def test_times_of_the_archive_itself_mean_nothing(store: Store, time: int) -> No
 
 
 def test_archive_of_too_many_members_is_refused(store: Store) -> None:
-    from overlayfs.image.limits import Limits
+    from overlayfs.image.oci.limits import Limits
 
     with pytest.raises(ImageError, match="members"):
         load(store, io.BytesIO(tar({str(n): b"" for n in range(50)})), limits=Limits(members=20))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.archive import load
-from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import InvalidError, NotFoundError
-from overlayfs.image.model import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from overlayfs.image.store import Store
+from overlayfs.image.archive.load import load
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.store.store import Store
 from tests.image.making import LayoutFiles, tar
 from tests.image.test_archive import is_untouched, layout, names
 

@@ -12,16 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from overlayfs.image.auth import Challenge, parse_challenges
-from overlayfs.image.connection import Connection
-from overlayfs.image.credentials import Credential
-from overlayfs.image.errors import ImageError, RegistryError
-from overlayfs.image.reference import Reference
-from overlayfs.image.registries import Endpoint
-from overlayfs.image.registry import check_login
-from overlayfs.image.retrying import Retrying
-from overlayfs.image.store import Store
-from overlayfs.image.transfer import Access, pull, push, tags
+from overlayfs.image.oci.errors import ImageError, RegistryError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.registry.auth import Challenge, parse_challenges
+from overlayfs.image.registry.connection import Connection
+from overlayfs.image.registry.credentials import Credential
+from overlayfs.image.registry.endpoints import Endpoint
+from overlayfs.image.registry.repository import check_login
+from overlayfs.image.registry.retrying import Retrying
+from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.store.store import Store
 from tests.image.fake_registry import FakeRegistry, Reply, Request, Rule, on, once, serving, store_in_memory
 from tests.image.making import put, tar, whole
 
@@ -248,7 +248,7 @@ def test_token_that_expires_is_replaced_before_it_is_refused() -> None:
     asked: list[str] = []
 
     async def main() -> None:
-        from overlayfs.image.auth import Authenticator, TokenRequest
+        from overlayfs.image.registry.auth import Authenticator, TokenRequest
 
         async def ask(request: TokenRequest) -> bytes:
             asked.append(request.realm)
@@ -294,7 +294,7 @@ def test_token_that_is_none(store: Store, fake: FakeRegistry, other: FakeRegistr
     other.rules.append(on("GET", "/token", Reply(200, {}, body)))
     with pytest.raises(Exception, match=r"token|answers with more") as raised:
         trio.run(pull, store, name(fake), None, ACCESS)
-    assert "image.errors" in type(raised.value).__module__
+    assert "image.oci.errors" in type(raised.value).__module__
 
 
 def test_token_server_that_refuses(store: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path) -> None:
@@ -372,7 +372,7 @@ def test_upload_elsewhere_takes_no_credential(
 def test_mirror_gets_its_own_credential_only(
     store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
 ) -> None:
-    from overlayfs.image.registries import Registries, Section
+    from overlayfs.image.registry.endpoints import Registries, Section
 
     log_in(keep, fake.name)
     fake.rules.append(needs_basic)

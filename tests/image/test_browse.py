@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlayfs.cli.output import printable
-from overlayfs.image.browse import (
+from overlayfs.image.inspect.browse import (
     EMPTY,
     LayerChanges,
     Node,
@@ -23,10 +23,10 @@ from overlayfs.image.browse import (
     resolve,
     walk,
 )
-from overlayfs.image.columns import tree_document
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.index import LayerIndex, Record
-from overlayfs.image.waste import find_waste
+from overlayfs.image.inspect.report_tree import tree_document
+from overlayfs.image.inspect.waste import find_waste
+from overlayfs.image.layer.file_index import LayerIndex, Record
+from overlayfs.image.oci.errors import InvalidError
 from overlayfs.overlay.changes import Aspect
 from tests.image.indexes import EPOCH, SECOND, directory, file, hard_link, index, symlink, whiteout
 

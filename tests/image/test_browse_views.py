@@ -15,10 +15,11 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlayfs.image.browse import Node, merged_tree, resolve, walk
-from overlayfs.image.content import Content
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.store import Store
+from overlayfs.image.inspect.browse import Node, merged_tree, resolve, walk
+from overlayfs.image.inspect.layer_files import Content
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
 from overlayfs.overlay.layer import open_layer
 from overlayfs.overlay.view import Node as ViewNode
 from overlayfs.overlay.view import View
@@ -107,7 +108,7 @@ def check(made: list[list[Member]]) -> None:
         with Store.open(top / "store") as store, ExitStack() as stack:
             image = add_image(store, "demo", *made)
             unpacked = LayerStore(store)
-            keys = unpacked.unpack_image(image)
+            keys = unpack_image(store, image)
             directories = [unpacked.path(key) for key in keys]
             opened = [open_layer(number, os.fsencode(path)) for number, path in enumerate(reversed(directories))]
             for layer in opened:

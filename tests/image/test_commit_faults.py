@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.mutate import Making, append, commit
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Store
+from overlayfs.image.make.commit import Making, append, commit
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
 from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import build, directory, file, whiteout
@@ -54,7 +55,7 @@ def test_commit_killed_at_any_step(tmp_path: Path, request: pytest.FixtureReques
         with Store.open(path) as store:
             if APP in after:
                 store.untag(Reference.parse(APP))
-            store.prune()
+            prune(store)
             assert os.listdir(store.path / "tmp") == []
 
     assert sweep(lambda: site.commit(path), stride_of(request, 3), check) > 3
@@ -92,7 +93,7 @@ def test_commit_out_of_space_leaves_nothing(tmp_path: Path, small: Path, request
             break
         assert check_is_sound(path) == before
         with Store.open(path) as store:
-            store.prune()
+            prune(store)
     else:
         pytest.fail("it never had enough space")
     assert check_is_sound(path) == {**before, APP: expected}

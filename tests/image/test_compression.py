@@ -11,9 +11,9 @@ import random
 import pytest
 import zstandard
 
-from overlayfs.image.compression import open_compressed, open_decompressed
-from overlayfs.image.errors import InvalidError, LimitError
-from overlayfs.image.limits import Limits
+from overlayfs.image.oci.errors import InvalidError, LimitError
+from overlayfs.image.oci.limits import Limits
+from overlayfs.image.tar.compression import open_compressed, open_decompressed
 
 DATA = random.Random(1).randbytes(200_000) + bytes(1 << 20) + b"end"
 KINDS = [None, "gzip", "zstd"]

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from overlayfs.image.containers import RECORD, Container, Containers
-from overlayfs.image.digest import Digest
-from overlayfs.image.errors import InUseError, InvalidError, NotFoundError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.model import RunConfig
-from overlayfs.image.staging import remove_tree
-from overlayfs.image.store import Image, Store
-from overlayfs.image.uses import Process
+from overlayfs.container.containers import RECORD, Container, Containers
+from overlayfs.image.oci.digest import Digest
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InUseError, InvalidError, NotFoundError
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.uses import Process
 from overlayfs.overlay.changes import ChangeKind
 from tests.image.small import image_of
 
@@ -36,7 +38,7 @@ def image(store: Store) -> Image:
 
 @pytest.fixture
 def keys(store: Store, image: Image) -> list[Digest]:
-    return LayerStore(store).unpack_image(image)
+    return unpack_image(store, image)
 
 
 @pytest.fixture
@@ -222,8 +224,8 @@ def test_removed_container_is_gone_at_once(containers: Containers, box: Containe
 def test_layers_of_a_container_are_not_pruned(store: Store, containers: Containers, box: Container) -> None:
     store.forget(box.manifest)
     with store.alone():
-        store.prune()
+        prune(store)
     assert len(containers.lowers(containers.find("box"))) == 2
     remove_tree(containers.take_away("box"))
     with store.alone():
-        assert store.prune().layers == 2
+        assert prune(store).layers == 2

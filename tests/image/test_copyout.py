@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.browse import EMPTY, Node, merged_tree
-from overlayfs.image.content import Content
-from overlayfs.image.copyout import Copied, copy_out
-from overlayfs.image.index import Record
+from overlayfs.image.inspect.browse import EMPTY, Node, merged_tree
+from overlayfs.image.inspect.copy_out import Copied, copy_out
+from overlayfs.image.inspect.layer_files import Content
+from overlayfs.image.layer.file_index import Record
 from tests.image.indexes import EPOCH, directory, file, hard_link, index, symlink
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # struct vfs_cap_data: cap_net_bind_service

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.credentials import (
+from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.registry.credentials import (
     Credential,
     find_credential,
     forget_credential,
     keep_credential,
     known_registries,
 )
-from overlayfs.image.errors import ImageError, InvalidError
 
 US = Credential("us", "pass:word")
 

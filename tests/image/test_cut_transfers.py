@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.store import Image, Store
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.store.store import Image, Store
 from tests.cli.people import COMMAND, run
 from tests.image.fake_registry import FakeRegistry, serving, store_in_memory
 from tests.image.making import put, tar, whole

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.dedup import Sharing, deduplicate
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.store import Store
-from overlayfs.image.uses import Process, Use
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.sharing import Sharing, deduplicate
+from overlayfs.image.store.store import Store
+from overlayfs.image.store.uses import Process, Use
 from overlayfs.tree.syscalls import unmount
 from tests.image.making import put
 from tests.image.snapshot import snapshot
@@ -25,7 +26,7 @@ SECOND = tar(directory(b"./"), directory(b"e"), file(b"e/same", BIG), file(b"e/m
 
 
 def layers_of(store: Store) -> list[Path]:
-    return LayerStore(store).lower_directories(put(store, "a", FIRST, SECOND))
+    return lower_directories(store, put(store, "a", FIRST, SECOND))
 
 
 @pytest.fixture

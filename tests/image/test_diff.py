@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.diff import LayerSummary, write_layer
-from overlayfs.image.errors import InvalidError, LimitError
-from overlayfs.image.limits import Limits
-from overlayfs.image.staging import remove_tree
+from overlayfs.image.layer.pack import LayerSummary, write_layer
+from overlayfs.image.oci.errors import InvalidError, LimitError
+from overlayfs.image.oci.limits import Limits
+from overlayfs.image.store.staging import remove_tree
 from overlayfs.overlay.changes import ChangeKind, Comparison
 from tests.contract.tree import (
     EPOCH,

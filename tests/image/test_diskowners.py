@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from overlayfs.image.diskowners import DiskOwners
-from overlayfs.image.namespaces import Subordinate
+from overlayfs.image.layer.owners import DiskOwners
+from overlayfs.image.layer.subordinate_ids import Subordinate
 from overlayfs.overlay.changes import Version
 from overlayfs.overlay.inodes import Attributes
 from overlayfs.overlay.layer import Location

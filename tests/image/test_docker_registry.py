@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from overlayfs.image.credentials import Credential, keep_credential
-from overlayfs.image.errors import NotFoundError, RegistryError
-from overlayfs.image.reference import Reference
-from overlayfs.image.registries import Registries, Section
-from overlayfs.image.registry import check_login
-from overlayfs.image.store import Image, Store
-from overlayfs.image.transfer import Access, pull, push, tags
+from overlayfs.image.oci.errors import NotFoundError, RegistryError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.registry.credentials import Credential, keep_credential
+from overlayfs.image.registry.endpoints import Registries, Section
+from overlayfs.image.registry.repository import check_login
+from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.store.store import Image, Store
 from tests.image.docker_registry import (
     PASSWORD,
     USER,

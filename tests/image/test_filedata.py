@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from overlayfs.image.errors import LimitError
-from overlayfs.image.filedata import pieces, size_on_disk, write_data
-from overlayfs.image.limits import DEFAULT_LIMITS, Limits
-from overlayfs.image.tally import Room
-from overlayfs.image.tarentry import Entry
+from overlayfs.image.oci.errors import LimitError
+from overlayfs.image.oci.limits import DEFAULT_LIMITS, Limits
+from overlayfs.image.tar.file_data import pieces, size_on_disk, write_data
+from overlayfs.image.tar.reader import Entry
+from overlayfs.image.tar.tally import Room
 
 BLOCK = 64 << 10
 NOISE = random.Random(7).randbytes(200_000)

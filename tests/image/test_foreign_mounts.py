@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.foreign_mounts import Needed, foreign_mounts
+from overlayfs.container.foreign_mounts import Needed, foreign_mounts
 from overlayfs.tree.mount_table import MountEntry
 
 NEEDED = Needed(

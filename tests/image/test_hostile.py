@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.disk_format import Format, OverrideFormat, RealFormat
-from overlayfs.image.index import VERSION, LayerIndex, Record
-from overlayfs.image.tarentry import TarReader
-from overlayfs.image.unpack import NeedsLowerLayersError, Unpacked, Unpacker
-from overlayfs.image.verify import differences
+from overlayfs.image.layer.disk_format import Format, OverrideFormat, RealFormat
+from overlayfs.image.layer.file_index import VERSION, LayerIndex, Record
+from overlayfs.image.layer.tampering import differences
+from overlayfs.image.layer.unpack import NeedsLowerLayersError, Unpacked, Unpacker
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.tar.reader import TarReader
 from overlayfs.tree import marks
 from tests.image.hostile import headers, links, paths, whiteouts
 from tests.image.hostile.case import SMALL, Case

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import ImageError, InvalidError
-from overlayfs.image.model import (
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_DOCUMENT,
@@ -24,10 +23,11 @@ from overlayfs.image.model import (
     OCI_MANIFEST,
     Manifest,
 )
-from overlayfs.image.reference import Reference
-from overlayfs.image.retrying import Retrying
-from overlayfs.image.store import Image, Store
-from overlayfs.image.transfer import Access, pull, push, tags
+from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.registry.retrying import Retrying
+from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.store.store import Image, Store
 from tests.image.fake_registry import FakeRegistry, Reply, on, once, serving, store_in_memory
 from tests.image.making import put, tar
 

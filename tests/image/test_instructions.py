@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.instructions import apply_changes
-from overlayfs.image.model import RunConfig
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.instructions import apply_changes
 
 START = RunConfig(env=["PATH=/bin", "A=x y"], cmd=["old"], working_dir="/srv", labels={"l": "1"})
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.mutate import Making, append, commit, squash
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Store
+from overlayfs.image.make.commit import Making, append, commit, squash
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
 from overlayfs.tree.syscalls import mount, unmount
 from tests.contract.tree import (
@@ -154,7 +154,7 @@ def test_our_own_unpacking_of_what_we_commit(tmp_path: Path) -> None:
     site = Site(tmp_path, {**UPPER, **BEFORE_1970})
     site.commit("zstd")
     with site.store() as store:
-        lowers = [os.fsencode(path) for path in LayerStore(store).lower_directories(store.find("app:1"))]
+        lowers = [os.fsencode(path) for path in lower_directories(store, store.find("app:1"))]
     point = os.fsencode(tmp_path / "unpacked")
     os.mkdir(point)
     mount(b"overlay", point, b"overlay", 1, b"lowerdir=" + b":".join(lowers))

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.mutate import Making, append, commit
-from overlayfs.image.store import Store
+from overlayfs.image.make.commit import Making, append, commit
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
 from overlayfs.tree.syscalls import mount, unmount
 from tests.contract.tree import (
@@ -123,7 +123,7 @@ def check(lower: Tree, upper: Tree) -> None:
             base = append(store, None, top / "lower", None, Making(compression=None)).image
             with Comparison.open(above, [below]) as comparison:
                 image = commit(store, base, comparison, None, Making()).image
-            lowers = [os.fsencode(path) for path in LayerStore(store).lower_directories(image)]
+            lowers = [os.fsencode(path) for path in lower_directories(store, image)]
         assert differences(shown(top, lowers), expected) == []
 
 

@@ -13,13 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from overlayfs.image.digest import chain_ids, digest_of, hex_of
-from overlayfs.image.disk_format import storable_times
-from overlayfs.image.errors import DigestError, InvalidError, LimitError, NotFoundError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.limits import Limits
-from overlayfs.image.model import OCI_LAYER, Manifest
-from overlayfs.image.store import Image, Store
+from overlayfs.image.layer.disk_format import storable_times
+from overlayfs.image.oci.digest import chain_ids, digest_of, hex_of
+from overlayfs.image.oci.documents import OCI_LAYER, Manifest
+from overlayfs.image.oci.errors import DigestError, InvalidError, LimitError, NotFoundError
+from overlayfs.image.oci.limits import Limits
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.layer import open_layer
 from overlayfs.overlay.view import View
 from tests.image import tars
@@ -44,7 +46,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def merged(store: Store, image: Image) -> dict[bytes, tuple[int, int, int, int, bytes, int]]:
     """What the layers show together: mode, owner, time, content or target, links."""
-    directories = LayerStore(store).lower_directories(image)
+    directories = lower_directories(store, image)
     layers = [open_layer(number, os.fsencode(path)) for number, path in enumerate(directories)]
     view, shown = View(layers), {}
     pending = [view.root()]
@@ -77,7 +79,7 @@ def test_layers_are_unpacked_under_their_diff_ids(store: Store, kind: str | None
     image = put(store, "a", BASE, tar(file(b"etc/.wh.passwd"), file(b"new", b"1")), kind=kind)
     layers = LayerStore(store)
     assert layers.keys(image) is None
-    keys = layers.unpack_image(image)
+    keys = unpack_image(store, image)
     assert layers.keys(image) == keys
     assert keys[0] == image.config.rootfs.diff_ids[0]
     assert [layers.verify(key) for key in keys] == [[], []]
@@ -90,9 +92,9 @@ def test_layer_is_unpacked_once_for_all_images(store: Store) -> None:
     layers = LayerStore(store)
     first = put(store, "a", BASE, tar(directory(b"./"), file(b"x")))
     second = put(store, "b", BASE, tar(directory(b"./"), file(b"y")))
-    layers.unpack_image(first)
+    unpack_image(store, first)
     inode = layers.path(image_key(first)).stat().st_ino
-    layers.unpack_image(second)
+    unpack_image(store, second)
     assert layers.path(image_key(second)).stat().st_ino == inode
     assert len(os.listdir(store.path / "layers")) == 3
 
@@ -104,7 +106,7 @@ def image_key(image: Image):  # type: ignore[no-untyped-def]
 def test_same_layer_twice_in_an_image(store: Store) -> None:
     layer = tar(directory(b"./"), file(b"x", b"1"))
     image = put(store, "a", layer, layer)
-    assert len(LayerStore(store).unpack_image(image)) == 2
+    assert len(unpack_image(store, image)) == 2
     assert len(os.listdir(store.path / "layers")) == 1
 
 
@@ -114,7 +116,7 @@ def test_wrong_diff_id_is_not_published(store: Store) -> None:
     other = put(store, "b", tar(file(b"evil")))
     os.replace(store.blob_path(other.manifest.layers[0].digest), store.blob_path(blob.digest))
     with pytest.raises(DigestError, match="another digest"):
-        LayerStore(store).unpack_image(image)
+        unpack_image(store, image)
     assert is_empty(store)
 
 
@@ -122,7 +124,7 @@ def test_missing_blob_says_what_to_do(store: Store) -> None:
     image = put(store, "a", BASE)
     store.blob_path(image.manifest.layers[0].digest).unlink()
     with pytest.raises(NotFoundError, match="load or pull"):
-        LayerStore(store).unpack_image(image)
+        unpack_image(store, image)
 
 
 def test_foreign_layer_is_refused(store: Store) -> None:
@@ -130,13 +132,13 @@ def test_foreign_layer_is_refused(store: Store) -> None:
     blob = store.add_blob(BASE, foreign)
     image = store.put_image(Manifest(2, blob, [blob]), config_of([digest_of(BASE)]), None)
     with pytest.raises(InvalidError, match="cannot be used"):
-        LayerStore(store).unpack_image(image)
+        unpack_image(store, image)
 
 
 def test_one_bad_layer_leaves_nothing_of_itself(store: Store) -> None:
     image = put(store, "a", BASE, tar(file(b"../evil")), tar(file(b"x")))
     with pytest.raises(InvalidError, match="leads out"):
-        LayerStore(store).unpack_image(image)
+        unpack_image(store, image)
     assert hex_of(image.config.rootfs.diff_ids[1]) not in os.listdir(store.path / "layers")
     assert not os.listdir(store.path / "tmp")
 
@@ -144,17 +146,17 @@ def test_one_bad_layer_leaves_nothing_of_itself(store: Store) -> None:
 def test_limits_are_the_callers(store: Store) -> None:
     image = put(store, "a", tar(file(b"zeros", bytes(1 << 20)), file(b"bomb", b"bomb" * (1 << 18))))
     with pytest.raises(LimitError, match="'zeros' makes it larger than"):
-        LayerStore(store).unpack_image(image, limits=Limits(full_size=1 << 16))
+        unpack_image(store, image, limits=Limits(full_size=1 << 16))
     with pytest.raises(LimitError, match="'bomb' makes it take more than"):
-        LayerStore(store).unpack_image(image, limits=Limits(disk_size=1 << 16))
+        unpack_image(store, image, limits=Limits(disk_size=1 << 16))
     assert is_empty(store)
-    assert LayerStore(store).unpack_image(image)
+    assert unpack_image(store, image)
 
 
 def test_hard_link_into_a_lower_layer_is_one_file_again(store: Store) -> None:
     upper = tar(directory(b"./"), directory(b"etc"), link(b"etc/shadow", b"etc/passwd"), link(b"etc/l", b"etc/mtab"))
     image = put(store, "a", BASE, upper)
-    keys = LayerStore(store).unpack_image(image)
+    keys = unpack_image(store, image)
     assert keys[1] == chain_ids(image.config.rootfs.diff_ids)[1] != image.config.rootfs.diff_ids[1]
     assert LayerStore(store).keys(image) == keys
     tree = merged(store, image)
@@ -168,18 +170,18 @@ def test_hard_link_to_what_the_layer_deletes_keeps_the_bytes(store: Store) -> No
     tree = merged(store, image)
     assert b"etc/passwd" not in tree
     assert tree[b"kept"][4:] == (b"root\n", 1)
-    assert LayerStore(store).verify(LayerStore(store).unpack_image(image)[1]) == []
+    assert LayerStore(store).verify(unpack_image(store, image)[1]) == []
 
 
 @pytest.mark.parametrize("target", [b"etc/nothing", b"etc"])
 def test_hard_link_to_nothing_below_is_refused(store: Store, target: bytes) -> None:
     with pytest.raises(InvalidError, match="hard link"):
-        LayerStore(store).unpack_image(put(store, "a", BASE, tar(link(b"h", target))))
+        unpack_image(store, put(store, "a", BASE, tar(link(b"h", target))))
 
 
 def test_hard_link_out_of_the_bottom_layer_is_refused(store: Store) -> None:
     with pytest.raises(InvalidError, match="no layer is below"):
-        LayerStore(store).unpack_image(put(store, "a", tar(link(b"h", b"etc/passwd"))))
+        unpack_image(store, put(store, "a", tar(link(b"h", b"etc/passwd"))))
 
 
 def test_directories_that_a_layer_does_not_describe_stay_as_they_are(store: Store) -> None:
@@ -231,7 +233,7 @@ def test_layer_fits_only_where_it_was_unpacked_for(store: Store) -> None:
     layer = tar(file(b"tmp/x", b"1"))
     other = tar(directory(b"tmp", 0o700, uid=1))
     first, second, third = put(store, "a", BASE, layer), put(store, "b", other, layer), put(store, "c", layer)
-    keys = [LayerStore(store).unpack_image(image)[-1] for image in (first, second, third)]
+    keys = [unpack_image(store, image)[-1] for image in (first, second, third)]
     assert len(set(keys)) == 3
     assert [merged(store, image)[b"tmp"][1] for image in (first, second, third)] == [5, 1, 0]
 
@@ -248,7 +250,7 @@ def test_threads_and_stores_may_unpack_the_same_image(store: Store, tmp_path: Pa
     def work() -> None:
         try:
             with Store.open(tmp_path / "store") as other:
-                LayerStore(other).unpack_image(image)
+                unpack_image(other, image)
         except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
@@ -279,7 +281,7 @@ def test_progress_counts_the_compressed_bytes(store: Store) -> None:
             self.notes.append(note)
 
     seen = Seen()
-    LayerStore(store).unpack_image(image, seen)
+    unpack_image(store, image, seen)
     assert seen.count == image.manifest.layers[0].size and seen.notes == [""]
 
 
@@ -292,7 +294,7 @@ def test_attributes_that_cannot_be_kept_are_counted(store: Store) -> None:
     }
     image = put(store, "a", tar(xattrs(given), directory(b"d"), file(b"f")))
     layers = LayerStore(store)
-    (key,) = layers.unpack_image(image)
+    (key,) = unpack_image(store, image)
     assert layers.info(key).warnings == {
         "xattr os2.x not stored: Operation not supported": 1,
         "xattr user.overlay.opaque not stored: reserved": 1,
@@ -315,14 +317,14 @@ def test_attributes_that_cannot_be_kept_are_counted(store: Store) -> None:
 )
 def test_verify_finds_what_was_changed(store: Store, damage, words: str) -> None:  # type: ignore[no-untyped-def]
     layers = LayerStore(store)
-    (key,) = layers.unpack_image(put(store, "a", BASE))
+    (key,) = unpack_image(store, put(store, "a", BASE))
     damage(layers.path(key))
     assert words in layers.verify(key)
 
 
 def test_damaged_index_is_an_error(store: Store) -> None:
     layers = LayerStore(store)
-    (key,) = layers.unpack_image(put(store, "a", BASE))
+    (key,) = unpack_image(store, put(store, "a", BASE))
     (layers.path(key).parent / "index").write_bytes(b"rubbish")
     with pytest.raises(InvalidError, match="damaged"):
         layers.index(key)
@@ -347,7 +349,7 @@ def test_time_that_the_disk_cannot_hold_is_the_nearest(store: Store, years: int)
             file(b"g", b"1", mtime=5),
         ),
     )
-    (key,) = LayerStore(store).unpack_image(image)
+    (key,) = unpack_image(store, image)
     place = LayerStore(store).path(key)
     probe = store.path / "probe"
     probe.touch()
@@ -384,7 +386,7 @@ def test_disk_that_wraps_or_refuses_times_keeps_those_of_today(code: int | None,
 def test_time_after_2262_is_exact(store: Store) -> None:
     """The disks of today hold times up to 2446 (ext4) and 2486 (XFS)."""
     layer = tar(pax({b"mtime": b"13000000000"}), file(b"f", b"1"))
-    (key,) = LayerStore(store).unpack_image(put(store, "a", layer))
+    (key,) = unpack_image(store, put(store, "a", layer))
     assert (LayerStore(store).path(key) / "f").stat().st_mtime == 13_000_000_000
     assert LayerStore(store).info(key).warnings == {}
     assert LayerStore(store).verify(key) == []
@@ -405,7 +407,7 @@ def test_exact_times_owners_and_xattrs(store: Store) -> None:
         kind=None,
     )
     assert image.manifest.layers[0].media_type == OCI_LAYER
-    (key,) = LayerStore(store).unpack_image(image)
+    (key,) = unpack_image(store, image)
     diff = LayerStore(store).path(key)
     a, null = (diff / "a").stat(), (diff / "null").stat()
     assert (a.st_mtime_ns, a.st_uid, stat.S_IMODE(a.st_mode)) == (1_000_000_001, 3_000_000_000, 0o6711)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.archive import load
-from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import ImageError, LimitError
-from overlayfs.image.limits import DEFAULT_LIMITS
-from overlayfs.image.store import Store
+from overlayfs.image.archive.load import load
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.errors import ImageError, LimitError
+from overlayfs.image.oci.limits import DEFAULT_LIMITS
+from overlayfs.image.store.store import Store
 from tests.image.making import docker_files, tar, whole
 from tests.image.test_archive import is_untouched, layout, names, spread, tampered_blobs
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import InvalidError, NotFoundError
-from overlayfs.image.inside import Inside
-from overlayfs.image.mountpoints import Mountpoints, Volume, check_distinct
+from overlayfs.container.mountpoints import Mountpoints, Volume, check_distinct
+from overlayfs.container.root_paths import Inside
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import InvalidError, LimitError
-from overlayfs.image.limits import Limits
-from overlayfs.image.model import (
+from overlayfs.image.make.commit import Made, Making, append, commit, squash
+from overlayfs.image.make.verbatim import copy_layer
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
@@ -25,10 +25,10 @@ from overlayfs.image.model import (
     Manifest,
     dump,
 )
-from overlayfs.image.mutate import Made, Making, append, commit, squash
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Image, Store
-from overlayfs.image.verbatim import copy_layer
+from overlayfs.image.oci.errors import InvalidError, LimitError
+from overlayfs.image.oci.limits import Limits
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.changes import Comparison
 from tests.contract.tree import Tree, build, directory, file, whiteout
 
@@ -161,7 +161,7 @@ def test_failed_commit_leaves_nothing(site: Site) -> None:
 
 
 def test_disk_that_is_full_is_said_and_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from overlayfs.image.blobs import BlobWriter
+    from overlayfs.image.store.blobs import BlobWriter
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from overlayfs.image.archive import load
-from overlayfs.image.digest import digest_of
-from overlayfs.image.docker_archive import DockerImage
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.model import (
+from overlayfs.image.archive.docker import DockerImage
+from overlayfs.image.archive.load import load
+from overlayfs.image.make.commit import Making, append
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import (
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -25,9 +25,9 @@ from overlayfs.image.model import (
     dump,
     parse,
 )
-from overlayfs.image.mutate import Making, append
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Store
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Store
 from tests.image.making import LayoutFiles, tar
 
 DIGEST = digest_of(b"x")

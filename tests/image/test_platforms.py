@@ -8,11 +8,11 @@ import subprocess
 
 import pytest
 
-from overlayfs.image import platforms
-from overlayfs.image.digest import digest_of
-from overlayfs.image.errors import NotFoundError
-from overlayfs.image.model import OCI_MANIFEST, Descriptor, Platform
-from overlayfs.image.platforms import acceptable, amd64_level, choose, normal, parse_platform, platform_name
+from overlayfs.image.oci import platforms
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import OCI_MANIFEST, Descriptor, Platform
+from overlayfs.image.oci.errors import NotFoundError
+from overlayfs.image.oci.platforms import acceptable, amd64_level, choose, normal, parse_platform, platform_name
 
 V1 = frozenset({"lm", "cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse2"})
 V2 = V1 | {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}

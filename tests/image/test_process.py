@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.inside import Inside
-from overlayfs.image.model import RunConfig
-from overlayfs.image.process import (
+from overlayfs.container.process import (
     DEFAULT_PATH,
     CannotRunError,
     NotThereError,
@@ -22,6 +19,9 @@ from overlayfs.image.process import (
     find_program,
     process_of,
 )
+from overlayfs.container.root_paths import Inside
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InvalidError
 
 CONFIG = RunConfig(entrypoint=["/entry", "-x"], cmd=["a", "b"], env=["A=1", "PATH=/p:/bin"], working_dir="/work")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.reference import Reference
-from overlayfs.image.registries import Endpoint, Registries, is_loopback
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.registry.endpoints import Endpoint, Registries, is_loopback
 
 DEBIAN = Reference.parse("debian")
 

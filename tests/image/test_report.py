@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from overlayfs.cli.output import printable
-from overlayfs.image.browse import merged_tree, walk
-from overlayfs.image.columns import names_column, repeats
-from overlayfs.image.digest import digest_of
-from overlayfs.image.index import LayerIndex, Record
-from overlayfs.image.model import (
+from overlayfs.image.inspect.browse import merged_tree, walk
+from overlayfs.image.inspect.report import embedded, report_page
+from overlayfs.image.inspect.report_tree import names_column, repeats
+from overlayfs.image.layer.file_index import LayerIndex, Record
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import (
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -24,9 +25,8 @@ from overlayfs.image.model import (
     Manifest,
     RootFS,
 )
-from overlayfs.image.reference import Reference
-from overlayfs.image.report import embedded, report_page
-from overlayfs.image.store import Image
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image
 from tests.image.browser import Visit, document_after_load, outcomes
 from tests.image.indexes import EPOCH, SECOND, directory, file, hard_link, index, symlink, whiteout
 
@@ -100,7 +100,7 @@ def test_data_cannot_end_its_element() -> None:
 
 
 def test_page_refers_to_nothing_outside() -> None:
-    sources = [path.read_text() for path in files("overlayfs.image").joinpath("page").iterdir()]
+    sources = [path.read_text() for path in files("overlayfs.image.inspect").joinpath("page").iterdir()]
     assert len(sources) == 3
     for text in sources:
         for mark in ("http:", "https:", "//cdn", "url(", "@import", "src=", "href=", "innerHTML", "insertAdjacent"):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.reference import Reference
-from overlayfs.image.rootfs import export_image, export_rootfs, import_rootfs
-from overlayfs.image.store import Store
+from overlayfs.image.archive.rootfs import export_image, export_rootfs, import_rootfs
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.store import Store
 from tests.contract.tree import acl, build, char, directory, fifo, file, hardlink, symlink
 from tests.image import tars
 from tests.image.making import packed, put
@@ -52,7 +52,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_directory_comes_in_and_goes_out_as_it_is(store: Store, tree: Path, tmp_path: Path) -> None:
     image = import_rootfs(store, tree, NAME)
-    (layer,) = LayerStore(store).lower_directories(image)
+    (layer,) = lower_directories(store, image)
     assert snapshot(layer) == snapshot(tree)
     with open(tmp_path / "out.tar", "wb") as out:
         export_image(store, image, out)
@@ -79,7 +79,7 @@ def test_tar_comes_in_as_it_is(store: Store, tree: Path, tmp_path: Path, kind: s
             image = import_rootfs(store, cat.stdout, NAME)  # type: ignore[arg-type]
     else:
         image = import_rootfs(store, archive, NAME)
-    (layer,) = LayerStore(store).lower_directories(image)
+    (layer,) = lower_directories(store, image)
     assert snapshot(layer) == snapshot(tree)
 
 
@@ -95,6 +95,6 @@ def test_export_shows_the_layers_together(store: Store, tmp_path: Path) -> None:
     upper = tars.tar(tars.directory(b"./"), tars.file(b".wh.gone"), tars.file(b"new", b"3"))
     image = put(store, "a", lower, upper)
     out = io.BytesIO()
-    export_rootfs(LayerStore(store).lower_directories(image), out)
+    export_rootfs(lower_directories(store, image), out)
     listed = subprocess.run(["tar", "tf", "-"], input=out.getvalue(), check=True, capture_output=True).stdout
     assert listed.split() == [b"./", b"kept", b"new"]

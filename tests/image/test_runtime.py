@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import NotFoundError
-from overlayfs.image.process import Process
-from overlayfs.image.runtime import (
+from overlayfs.container.process import Process
+from overlayfs.container.runtime import (
     Bind,
     Kind,
     Launch,
@@ -19,7 +18,8 @@ from overlayfs.image.runtime import (
     runc_specification,
     terminal_filter,
 )
-from overlayfs.image.users import User
+from overlayfs.container.users import User
+from overlayfs.image.oci.errors import NotFoundError
 
 BOB = User(33, 44, (50,), "bob", "/home/bob")
 BINDS = (Bind("/host/a", "/a"), Bind("/host/b", "/b", is_read_only=True))

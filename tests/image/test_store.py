@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from overlayfs.image import layout
-from overlayfs.image.blobs import verified
-from overlayfs.image.digest import chain_ids, digest_of, hex_of
-from overlayfs.image.errors import DigestError, InUseError, InvalidError, LimitError, NotFoundError
-from overlayfs.image.model import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, Descriptor, Index, Platform, dump
-from overlayfs.image.pruning import remove_image
-from overlayfs.image.reference import Reference
-from overlayfs.image.staging import occupied, remove_tree
-from overlayfs.image.store import Image, Store
-from overlayfs.image.uses import Process, Use
+from overlayfs.image.oci.digest import chain_ids, digest_of, hex_of
+from overlayfs.image.oci.documents import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, Descriptor, Index, Platform, dump
+from overlayfs.image.oci.errors import DigestError, InUseError, InvalidError, LimitError, NotFoundError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store import names as layout
+from overlayfs.image.store.blobs import verified
+from overlayfs.image.store.pruning import prune, remove_image
+from overlayfs.image.store.staging import occupied, remove_tree
+from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.uses import Process, Use
 from tests.image.making import packed, put, tar
 
 A, B = tar({"a": b"a"}), tar({"b": b"b"})
@@ -213,7 +213,7 @@ def test_similar_names_are_offered(store: Store) -> None:
 
 def test_start_of_several_ids_is_ambiguous(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [put(store, f"x:{number}", A, author=str(number)) for number in range(2)]
-    monkeypatch.setattr("overlayfs.image.store.is_start_of", lambda text, digests: True)
+    monkeypatch.setattr("overlayfs.image.store.store.is_start_of", lambda text, digests: True)
     with pytest.raises(InvalidError, match="several images"):
         store.find("abcd")
     assert images[0].id != images[1].id
@@ -255,13 +255,13 @@ def test_index_stands_for_this_machines_image(store: Store, monkeypatch: pytest.
     ]
     root = store.add_blob(dump(Index(2, [absent, *members], OCI_INDEX)), OCI_INDEX)
     store.tag(root, Reference.parse("multi"))
-    monkeypatch.setattr("overlayfs.image.platforms.this_platform", lambda: Platform("amd64", "linux"))
+    monkeypatch.setattr("overlayfs.image.oci.platforms.this_platform", lambda: Platform("amd64", "linux"))
     image = store.find("multi")
     assert (image.id, image.digest, image.root) == (amd64.id, root.digest, root)
     assert store.load_image(root, platform=Platform("arm64", "linux")).id == arm64.id
     with pytest.raises(NotFoundError, match="no image for linux/s390x"):
         store.load_image(root, platform=Platform("s390x", "linux"))
-    monkeypatch.setattr("overlayfs.image.platforms.this_platform", lambda: Platform("riscv64", "linux"))
+    monkeypatch.setattr("overlayfs.image.oci.platforms.this_platform", lambda: Platform("riscv64", "linux"))
     assert store.find("multi").id == arm64.id  # what was pulled for another platform is to be seen
 
 
@@ -279,7 +279,7 @@ def test_names_written_by_other_programs_are_understood(store: Store) -> None:
 def test_concurrent_names_are_all_kept(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from overlayfs.image.store import Store; from overlayfs.image.reference import Reference\n"
+        "from overlayfs.image.store.store import Store; from overlayfs.image.oci.reference import Reference\n"
         "with Store.open(Path(sys.argv[1])) as store:\n"
         "    image = store.find('x')\n"
         "    for number in range(10): store.tag(image.descriptor, Reference.parse(f'{sys.argv[2]}:{number}'))\n"
@@ -312,10 +312,10 @@ def test_prune_removes_what_nothing_refers_to(store: Store) -> None:
     (store.path / "tmp" / "left").mkdir()
     (store.path / "layers" / hex_of(digest_of(B)) / "diff").mkdir(parents=True)
     (store.path / "layers" / hex_of(digest_of(A)) / "diff").mkdir(parents=True)
-    report = store.prune(dry_run=True)
+    report = prune(store, dry_run=True)
     assert (report.images, report.blobs, report.layers, report.leftovers) == ((unnamed.digest,), 4, 1, 1)
     assert len(blobs(store)) == 7
-    done = store.prune()
+    done = prune(store)
     assert (done.images, done.blobs, done.layers, done.leftovers) == ((unnamed.digest,), 4, 1, 1)
     assert done.freed > 0
     assert [image.id for image in store.images()] == [kept.id]
@@ -329,7 +329,7 @@ def test_prune_of_named_images_spares_those_of_containers(store: Store) -> None:
     container = store.path / "containers" / "c"
     container.mkdir()
     (container / "container.json").write_text(json.dumps({"any": [{"shape": used.digest}]}))
-    assert store.prune(named=True).images == ("unused:latest",)
+    assert prune(store, named=True).images == ("unused:latest",)
     assert [image.id for image in store.images()] == [used.id]
     assert not store.has_blob(unused.id)
 
@@ -342,10 +342,10 @@ def test_layers_of_live_mounts_stay_when_their_image_goes(store: Store) -> None:
     record = store.record_mount(Use(Process.of(os.getpid()), keys, mountpoint="/m"))
     store.untag(Reference.parse("x"))
     assert store.uses() == set(keys)
-    store.prune(named=True)
+    prune(store, named=True)
     assert len(os.listdir(store.path / "layers")) == 2
     store.forget_mount(record)
-    store.prune(named=True)
+    prune(store, named=True)
     assert os.listdir(store.path / "layers") == []
 
 
@@ -355,7 +355,7 @@ def test_record_of_a_process_that_ended_keeps_nothing(store: Store) -> None:
         assert store.uses() == {digest_of(b"x")}
         child.kill()
     assert store.uses() == set()
-    store.prune()
+    prune(store)
     assert os.listdir(store.path / "mounts") == []
 
 
@@ -369,7 +369,7 @@ def test_record_of_another_pid_namespace_or_boot() -> None:
 
 def test_prune_waits_for_nobody_who_stays(store: Store) -> None:
     code = (
-        "import sys; from pathlib import Path\nfrom overlayfs.image.store import Store\n"
+        "import sys; from pathlib import Path\nfrom overlayfs.image.store.store import Store\n"
         "with Store.open(Path(sys.argv[1])): print('open', flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -394,7 +394,7 @@ def test_remains_of_interrupted_work_are_swept_where_nobody_works(store: Store) 
         assert len(os.listdir(store.path / "tmp")) == 2
     store.sweep()
     assert os.listdir(store.path / "tmp") == ["partial-x"]
-    assert store.prune().leftovers == 1
+    assert prune(store).leftovers == 1
     assert os.listdir(store.path / "tmp") == []
 
 
@@ -403,16 +403,16 @@ def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> 
     put(store, None, B)
     store.blob_path(image.digest).write_bytes(b"{}")
     with pytest.raises(InvalidError, match=r"x:latest is damaged.*rmi"):
-        store.prune()
+        prune(store)
     assert len(blobs(store)) == 6
     assert remove_image(store, "x") == ["x:latest"]
-    assert store.prune().blobs == 6
+    assert prune(store).blobs == 6
 
 
 def test_damaged_record_of_use_stops_pruning(store: Store) -> None:
     (store.path / "mounts" / "x.json").write_text("{")
     with pytest.raises(InvalidError, match=r"x\.json is damaged"):
-        store.prune()
+        prune(store)
 
 
 def test_removing_an_image_by_name_and_by_id(store: Store) -> None:
@@ -433,7 +433,7 @@ def test_image_of_a_container_is_removed_by_force_only(store: Store) -> None:
     with pytest.raises(InUseError, match="remove it first"):
         remove_image(store, "x")
     assert remove_image(store, "x", force=True) == ["x:latest"]
-    store.prune(named=True)
+    prune(store, named=True)
     assert store.load_image(image.descriptor).id == image.id
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image import pruning
-from overlayfs.image.archive import load
-from overlayfs.image.errors import InUseError, NotFoundError
-from overlayfs.image.pruning import remove_image
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Store
-from overlayfs.image.verifying import verify
+from overlayfs.image.archive.load import load
+from overlayfs.image.oci.errors import InUseError, NotFoundError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store import pruning
+from overlayfs.image.store.pruning import prune, remove_image
+from overlayfs.image.store.store import Store
+from overlayfs.image.store.verify import verify
 from overlayfs.tree.syscalls import unmount
 from tests.image.making import LayoutFiles, docker_files, put, tar, whole
 
@@ -111,13 +111,13 @@ def test_load_killed_at_any_step(tmp_path: Path, request: pytest.FixtureRequest,
         after = check_is_sound(path)
         assert set(after) >= set(before), step
         with Store.open(path) as store:
-            store.prune()
+            prune(store)
             assert os.listdir(store.path / "tmp") == []
             for name in ("x:1", "y:1"):
                 if str(Reference.parse(name)) in after:
                     store.untag(Reference.parse(name))
             put(store, "x:1", B, author="whose name is taken")
-            store.prune()
+            prune(store)
 
     points = sweep(work, stride_of(request, 9), check)
     assert points > 5
@@ -130,7 +130,7 @@ def test_removal_killed_at_any_step(tmp_path: Path, request: pytest.FixtureReque
     def work() -> None:
         with Store.open(path) as store:
             remove_image(store, "y:1")
-            store.prune()
+            prune(store)
 
     def refill(step: int) -> None:
         assert "docker.io/library/x:1" in check_is_sound(path)
@@ -157,7 +157,7 @@ def test_loading_removing_and_pruning_at_once(tmp_path: Path) -> None:
     def prune() -> None:
         for _ in range(10):
             with Store.open(path) as store, suppress(InUseError), store.alone(patience_s=0.5):
-                pruning.prune(store)
+                pruning.prune_held(store)
 
     children = [in_child(work) for work in (load_and_remove, load_and_remove, load_and_remove, prune)]
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4

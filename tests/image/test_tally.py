@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from overlayfs.image.errors import InvalidError, LimitError
-from overlayfs.image.limits import DEFAULT_LIMITS, VARIABLE, Limits, limits_of_environment
-from overlayfs.image.tally import Room, Tally
+from overlayfs.image.oci.errors import InvalidError, LimitError
+from overlayfs.image.oci.limits import DEFAULT_LIMITS, VARIABLE, Limits, limits_of_environment
+from overlayfs.image.tar.tally import Room, Tally
 
 
 class Disk(NamedTuple):

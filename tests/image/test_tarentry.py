@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlayfs.image.disk_format import RealFormat
-from overlayfs.image.errors import ImageError
-from overlayfs.image.staging import remove_tree
-from overlayfs.image.tarentry import Entry, TarReader
-from overlayfs.image.unpack import Unpacker
+from overlayfs.image.layer.disk_format import RealFormat
+from overlayfs.image.layer.unpack import Unpacker
+from overlayfs.image.oci.errors import ImageError
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.tar.reader import Entry, TarReader
 from tests.image.hostile.case import SMALL
 from tests.image.tars import directory, file, gnu_long, link, pax, symlink, tar, xattrs
 

@@ -7,9 +7,9 @@ import tarfile
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.tarentry import Entry
-from overlayfs.image.tarwriter import END, header_blocks
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.tar.reader import Entry
+from overlayfs.image.tar.writer import END, header_blocks
 
 S = 1_000_000_000
 

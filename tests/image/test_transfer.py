@@ -12,14 +12,14 @@ import msgspec
 import pytest
 import trio
 
-from overlayfs.image.digest import digest_of, hex_of
-from overlayfs.image.errors import DigestError, ImageError, NotFoundError, RegistryError
-from overlayfs.image.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform, dump
-from overlayfs.image.reference import Reference
-from overlayfs.image.registries import Registries, Section
-from overlayfs.image.retrying import Retrying
-from overlayfs.image.store import Image, Store
-from overlayfs.image.transfer import Access, pull, push, tags
+from overlayfs.image.oci.digest import digest_of, hex_of
+from overlayfs.image.oci.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform, dump
+from overlayfs.image.oci.errors import DigestError, ImageError, NotFoundError, RegistryError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.registry.endpoints import Registries, Section
+from overlayfs.image.registry.retrying import Retrying
+from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.store.store import Image, Store
 from tests.image.fake_registry import FakeRegistry, Reply, Request, error, on, once, serving, store_in_memory, times
 from tests.image.making import put, tar, whole
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.digest import parse_digest
-from overlayfs.image.errors import ImageError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.staging import remove_tree
-from overlayfs.image.store import Image, Store
+from overlayfs.image.oci.digest import parse_digest
+from overlayfs.image.oci.errors import ImageError
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Image, Store
 from overlayfs.tree.syscalls import mount, unmount
 from tests.crash.supervisor import Call, Ending, Fail, Fault, Gate, Kill, Run, supervise
 from tests.crash.sweep import sampled
@@ -47,7 +49,7 @@ def check_is_whole(path: Path) -> bool:
         layers, image = LayerStore(store), store.find("faulty")
         was_complete = layers.keys(image) is not None
         assert all(layers.verify(parse_digest(f"sha256:{name}")) == [] for name in os.listdir(path / "layers"))
-        keys = layers.unpack_image(image)
+        keys = unpack_image(store, image)
         assert [layers.verify(key) for key in keys] == [[], []]
         return was_complete
 
@@ -58,7 +60,7 @@ def unpack(path: Path, gate: Gate) -> str:
         image = store.find("faulty")
         gate.arm()
         try:
-            LayerStore(store).unpack_image(image)
+            unpack_image(store, image)
         except (OSError, ImageError) as error:
             return f"{type(error).__name__}: {error}"
         finally:
@@ -73,10 +75,10 @@ def test_layer_that_is_cut_short_is_not_published(tmp_path: Path, size: int) -> 
         blob = store.blob_path(image.manifest.layers[0].digest)
         blob.write_bytes(BOTTOM[:size])
         with pytest.raises(ImageError):
-            LayerStore(store).unpack_image(image)
+            unpack_image(store, image)
         assert not os.listdir(store.path / "layers") and not os.listdir(store.path / "tmp")
         blob.write_bytes(BOTTOM)
-        assert LayerStore(store).unpack_image(image)
+        assert unpack_image(store, image)
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     layer = tars.tar(tars.file(b"f", bytes(range(250)) * 40), sparse, tars.file(b"s", bytes(range(250)) * 20))
     with Store.open(tmp_path / "store") as store:
         layers = LayerStore(store)
-        (key,) = layers.unpack_image(put(store, "faulty", layer))
+        (key,) = unpack_image(store, put(store, "faulty", layer))
         assert layers.verify(key) == []
         assert (layers.path(key) / "f").read_bytes() == bytes(range(250)) * 40
 
@@ -113,11 +115,11 @@ def test_full_disk_is_an_error_that_leaves_nothing(small_disk: Path, layer: byte
     with Store.open(small_disk / "store") as store:
         image = put(store, "faulty", layer)
         with pytest.raises(OSError, match="No space left") as raised:
-            LayerStore(store).unpack_image(image)
+            unpack_image(store, image)
         assert raised.value.errno == errno.ENOSPC
         assert not os.listdir(store.path / "layers") and not os.listdir(store.path / "tmp")
         other: Image = put(store, "small", BOTTOM)
-        assert LayerStore(store).unpack_image(other)
+        assert unpack_image(store, other)
 
 
 def struck(path: Path, limit: int | None, actions: Callable[[Call], Iterable[Kill | Fail]]) -> Iterator[Run]:
@@ -138,7 +140,7 @@ def check_kills(path: Path, limit: int | None) -> None:
         check_is_whole(path)
         runs += 1
         with Store.open(path) as store:
-            store.prune()
+            prune(store)
         assert not os.listdir(path / "tmp")
     assert runs >= SAMPLE
 

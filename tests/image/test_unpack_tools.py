@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.disk_format import OverrideFormat, RealFormat
-from overlayfs.image.index import VERSION, LayerIndex
-from overlayfs.image.tarentry import TarReader
-from overlayfs.image.unpack import Unpacker
-from overlayfs.image.verify import differences
+from overlayfs.image.layer.disk_format import OverrideFormat, RealFormat
+from overlayfs.image.layer.file_index import VERSION, LayerIndex
+from overlayfs.image.layer.tampering import differences
+from overlayfs.image.layer.unpack import Unpacker
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.tar.reader import TarReader
 from overlayfs.overlay.layer import open_layer
 from overlayfs.overlay.view import View
 from tests.contract.tree import Tree, acl, build, char, directory, fifo, file, hardlink, symlink

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.image.errors import ImageError, InvalidError, LimitError, NotFoundError
-from overlayfs.image.inside import Inside
-from overlayfs.image.users import MAX_FILE, User, find_user
+from overlayfs.container.root_paths import Inside
+from overlayfs.container.users import MAX_FILE, User, find_user
+from overlayfs.image.oci.errors import ImageError, InvalidError, LimitError, NotFoundError
 from tests.image.small import GROUPS, USERS
 
 

@@ -10,11 +10,12 @@ from typing import BinaryIO
 
 import pytest
 
-from overlayfs.image.errors import InvalidError
-from overlayfs.image.layers import LayerStore
-from overlayfs.image.model import Descriptor
-from overlayfs.image.store import Image, Store
-from overlayfs.image.verifying import mend, verify
+from overlayfs.image.oci.documents import Descriptor
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.verify import mend, verify
 from tests.image.making import put, tar
 
 
@@ -52,20 +53,20 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_damaged_layer_is_found_and_unpacked_again(
     store: Store, image: Image, damage: Callable[[Path], object]
 ) -> None:
-    (key,) = LayerStore(store).unpack_image(image)
+    (key,) = unpack_image(store, image)
     damage(LayerStore(store).path(key).parent)
     findings = verify(store)
     assert [finding.what for finding in findings] == [f"layer {key}"]
     assert mend(store, findings) == findings
-    LayerStore(store).unpack_image(image)
+    unpack_image(store, image)
     assert verify(store) == []
 
 
 def test_layer_that_is_in_the_way_says_what_to_do(store: Store, image: Image) -> None:
-    (key,) = LayerStore(store).unpack_image(image)
+    (key,) = unpack_image(store, image)
     (LayerStore(store).path(key).parent / "layer.json").unlink()
     with pytest.raises(InvalidError, match="run overlayfs verify --repair"):
-        LayerStore(store).unpack_image(image)
+        unpack_image(store, image)
 
 
 def test_disk_that_fails_to_read_one_blob_does_not_hide_what_else_is_damaged(

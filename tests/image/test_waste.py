@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from overlayfs.image.browse import merged_trees
-from overlayfs.image.index import Record
-from overlayfs.image.waste import Hidden, Reason, Waste, find_waste
+from overlayfs.image.inspect.browse import merged_trees
+from overlayfs.image.inspect.waste import Hidden, Reason, Waste, find_waste
+from overlayfs.image.layer.file_index import Record
 from tests.image.indexes import EPOCH, directory, file, hard_link, index, symlink, whiteout
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from overlayfs.image.errors import ImageError, InvalidError, LimitError
-from overlayfs.image.limits import Limits
+from overlayfs.image.oci.errors import ImageError, InvalidError, LimitError
+from overlayfs.image.oci.limits import Limits
 from tests.image.tars import tar
 
 SMALL = Limits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlayfs.image.errors import InvalidError, LimitError
+from overlayfs.image.oci.errors import InvalidError, LimitError
 from tests.image.tars import (
     CHAR,
     END,

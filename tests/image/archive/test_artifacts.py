@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from tests.image.archive.test_load_save import is_untouched, layout, names
 from tests.image.making import LayoutFiles, tar
 
 A, B = tar({"a": b"a" * 5000}), tar({"b": b"b"})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
 
 
 def artifact(files: LayoutFiles, *layers: str, config: str = OCI_CONFIG, **members: Any) -> dict[str, Any]:

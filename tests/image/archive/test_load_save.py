@@ -28,12 +28,6 @@ A, B = tar({"a": b"a" * 5000}), tar({"b": b"b"})
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
 def other(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "other") as opened:
         yield opened

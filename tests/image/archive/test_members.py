@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ from tests.image.archive.test_load_save import is_untouched, layout, names, spre
 from tests.image.making import docker_files, tar, whole
 
 A, B = tar({"a": b"a" * 5000}), tar({"b": b"b"})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
 
 
 def test_of_several_members_of_one_name_the_last_counts(store: Store) -> None:

@@ -15,7 +15,7 @@ from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
-from overlayfs.tree.syscalls import mount, unmount
+from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import (
     EPOCH,
     SECOND,
@@ -32,7 +32,7 @@ from tests.contract.tree import (
     symlink,
     whiteout,
 )
-from tests.image.snapshots import Snapshot, differences, snapshot
+from tests.image.snapshots import Snapshot, differences, kernel_snapshot, snapshot
 
 CAPABILITY = bytes.fromhex("0100000200000000000000000000000000000000")
 ROOT = {"": directory(0o755, mtime=EPOCH + 5)}
@@ -100,18 +100,8 @@ class Site:
         self.paths = [top / "lower", top / "upper"]
         for path, tree in zip(self.paths, (LOWER, upper), strict=True):
             build(os.fsencode(path), tree)
-        self.expected = self._as_the_kernel_shows()
-
-    def _as_the_kernel_shows(self) -> Snapshot:
-        lower, upper = map(os.fsencode, self.paths)
-        work, point = os.fsencode(self.top / "work"), os.fsencode(self.top / "kernel")
-        os.mkdir(work)
-        os.mkdir(point)
-        mount(b"overlay", point, b"overlay", 0, b"lowerdir=%s,upperdir=%s,workdir=%s" % (lower, upper, work))
-        try:
-            return snapshot(Path(os.fsdecode(point)))
-        finally:
-            unmount(point)
+        below, above = map(os.fsencode, self.paths)
+        self.expected = kernel_snapshot(top / "kernel", [below], above)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
@@ -155,13 +145,7 @@ def test_our_own_unpacking_of_what_we_commit(tmp_path: Path) -> None:
     site.commit("zstd")
     with site.store() as store:
         lowers = [os.fsencode(path) for path in lower_directories(store, store.find("app:1"))]
-    point = os.fsencode(tmp_path / "unpacked")
-    os.mkdir(point)
-    mount(b"overlay", point, b"overlay", 1, b"lowerdir=" + b":".join(lowers))
-    try:
-        assert differences(snapshot(tmp_path / "unpacked"), site.expected) == []
-    finally:
-        unmount(point)
+    assert differences(kernel_snapshot(tmp_path / "unpacked", lowers), site.expected) == []
 
 
 def test_podman_loads_what_the_kernel_shows(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from overlayfs.image.make.commit import Making, append, commit
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
-from overlayfs.tree.syscalls import mount, unmount
 from tests.contract.tree import (
     EPOCH,
     Kind,
@@ -34,7 +33,7 @@ from tests.contract.tree import (
     symlink,
     whiteout,
 )
-from tests.image.snapshots import Snapshot, differences, snapshot
+from tests.image.snapshots import differences, kernel_snapshot
 
 NAMES = st.sampled_from(["a", "b", "c", "ü\udcff", "long" * 40])
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
@@ -98,33 +97,18 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(top)
 
 
-def shown(top: Path, lowers: list[bytes], upper: bytes | None = None) -> Snapshot:
-    """What the kernel's overlayfs makes of the layers; it wants at least two."""
-    point, work, nothing = (os.fsencode(top / name) for name in ("point", "work", "nothing"))
-    for path in (point, work, nothing):
-        os.makedirs(path, exist_ok=True)
-    options = b"lowerdir=" + b":".join([*lowers, nothing])
-    if upper is not None:
-        options += b",upperdir=%s,workdir=%s" % (upper, work)
-    mount(b"overlay", point, b"overlay", 0, options)
-    try:
-        return snapshot(top / "point")
-    finally:
-        unmount(point)
-
-
 def check(lower: Tree, upper: Tree) -> None:
     with scratch() as top:
         below, above = os.fsencode(top / "lower"), os.fsencode(top / "upper")
         build(below, lower)
         build(above, meaningful(upper, lower))
-        expected = shown(top, [below], above)
+        expected = kernel_snapshot(top / "before", [below], above)
         with Store.open(top / "store") as store:
             base = append(store, None, top / "lower", None, Making(compression=None)).image
             with Comparison.open(above, [below]) as comparison:
                 image = commit(store, base, comparison, None, Making()).image
             lowers = [os.fsencode(path) for path in lower_directories(store, image)]
-        assert differences(shown(top, lowers), expected) == []
+        assert differences(kernel_snapshot(top / "after", lowers), expected) == []
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
+
+import trio
 
 from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.oci.documents import Manifest, parse
+from overlayfs.image.registry.retrying import Retrying
+from overlayfs.image.registry.transfer import Access
 from overlayfs.image.store.store import Image, Store
 
 
@@ -38,6 +42,14 @@ class Reply:
     body: bytes = b""
     cut: int | None = None
 
+
+async def at_once(seconds: float) -> None:
+    """Stands in for the clock: nothing is waited for."""
+    await trio.lowlevel.checkpoint()
+
+
+ACCESS: Final = Access(insecure=True, retrying=Retrying(sleep=at_once))
+"""How tests reach a registry of this process: without TLS, and with retries that follow at once."""
 
 Rule = Callable[[Request], Reply | None]
 """Answers a request in place of the registry, or leaves it (None)."""

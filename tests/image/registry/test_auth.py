@@ -19,22 +19,23 @@ from overlayfs.image.registry.connection import Connection
 from overlayfs.image.registry.credentials import Credential
 from overlayfs.image.registry.endpoints import Endpoint
 from overlayfs.image.registry.repository import check_login
-from overlayfs.image.registry.retrying import Retrying
-from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.registry.transfer import pull, push, tags
 from overlayfs.image.store.store import Store
 from tests.image.making import put, tar, whole
-from tests.image.registry.fake_registry import FakeRegistry, Reply, Request, Rule, on, once, serving, store_in_memory
+from tests.image.registry.fake_registry import (
+    ACCESS,
+    FakeRegistry,
+    Reply,
+    Request,
+    Rule,
+    on,
+    once,
+    serving,
+)
 
 SECRET = "hunter2"
 BASIC = f"Basic {base64.b64encode(f'us:{SECRET}'.encode()).decode()}"
 LAYERS = (tar({"a": b"b"}), tar({"c": b"d"}))
-
-
-async def at_once(seconds: float) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-ACCESS = Access(insecure=True, retrying=Retrying(sleep=at_once))
 
 
 def needs_basic(request: Request) -> Reply | None:
@@ -70,22 +71,9 @@ class TokenServer:
         return Reply(401, {"WWW-Authenticate": challenge})
 
 
-@pytest.fixture(autouse=True)
-def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "auth.json"
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
-    return path
-
-
 def log_in(path: Path, *registries: str) -> None:
     entry = {"auth": base64.b64encode(f"us:{SECRET}".encode()).decode()}
     path.write_text(json.dumps({"auths": dict.fromkeys(registries, entry)}))
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with serving() as registry:
-        yield registry
 
 
 @pytest.fixture
@@ -95,17 +83,10 @@ def other() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def store() -> Iterator[Store]:
-    with store_in_memory() as opened:
-        yield opened
-
-
-@pytest.fixture
-def theirs(fake: FakeRegistry) -> Iterator[Store]:
-    """A store with an image, which the fake registry has as app:1."""
-    with store_in_memory() as opened:
-        fake.publish(opened, put(opened, "x:1", *LAYERS), "app", "1")
-        yield opened
+def theirs(fake: FakeRegistry, theirs: Store) -> Store:
+    """With an image, which the fake registry has as app:1."""
+    fake.publish(theirs, put(theirs, "x:1", *LAYERS), "app", "1")
+    return theirs
 
 
 def name(fake: FakeRegistry, text: str = "app:1") -> Reference:
@@ -162,23 +143,25 @@ def test_challenge_of_any_shape_ends() -> None:
         parse_challenges([text])
 
 
-def test_anonymous_pull_looks_for_no_credential(store: Store, theirs: Store, fake: FakeRegistry, keep: Path) -> None:
-    keep.write_text("damaged")
+def test_anonymous_pull_looks_for_no_credential(
+    store: Store, theirs: Store, fake: FakeRegistry, credentials_file: Path
+) -> None:
+    credentials_file.write_text("damaged")
     trio.run(pull, store, name(fake), None, ACCESS)
     assert all("authorization" not in seen.headers for seen in fake.requests)
 
 
-def test_basic(store: Store, theirs: Store, fake: FakeRegistry, keep: Path) -> None:
+def test_basic(store: Store, theirs: Store, fake: FakeRegistry, credentials_file: Path) -> None:
     fake.rules.append(needs_basic)
     with pytest.raises(RegistryError, match=f"overlayfs login {fake.name}") as raised:
         trio.run(pull, store, name(fake), None, ACCESS)
     assert raised.value.status == 401
-    log_in(keep, fake.name)
+    log_in(credentials_file, fake.name)
     trio.run(pull, store, name(fake), None, ACCESS)
 
 
-def test_wrong_password_is_sent_once(store: Store, fake: FakeRegistry, keep: Path) -> None:
-    log_in(keep, fake.name)
+def test_wrong_password_is_sent_once(store: Store, fake: FakeRegistry, credentials_file: Path) -> None:
+    log_in(credentials_file, fake.name)
     fake.rules.append(on("GET", "", Reply(401, {"WWW-Authenticate": "Basic realm=x"})))
     with pytest.raises(RegistryError, match="access denied"):
         trio.run(pull, store, name(fake), None, ACCESS)
@@ -186,12 +169,12 @@ def test_wrong_password_is_sent_once(store: Store, fake: FakeRegistry, keep: Pat
 
 
 def test_tokens_of_a_token_server(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
     tokens = TokenServer(other.url)
     fake.rules.append(tokens.wanted)
     other.rules.append(tokens)
-    log_in(keep, fake.name)
+    log_in(credentials_file, fake.name)
     trio.run(pull, store, name(fake), None, ACCESS)
     assert tokens.given == [(BASIC, "repository:app:pull")]
     assert other.requests[0].query["service"] == "s"
@@ -210,9 +193,9 @@ def test_anonymous_token(store: Store, theirs: Store, fake: FakeRegistry, other:
 
 
 def test_identity_token_is_exchanged(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
-    keep.write_text(json.dumps({"auths": {fake.name: {"identitytoken": "it&1"}}}))
+    credentials_file.write_text(json.dumps({"auths": {fake.name: {"identitytoken": "it&1"}}}))
     tokens = TokenServer(other.url)
     fake.rules.append(tokens.wanted)
     other.rules.append(tokens)
@@ -223,8 +206,10 @@ def test_identity_token_is_exchanged(
     assert "it" not in str([seen.headers.get("authorization") for seen in fake.requests]).replace("repository", "")
 
 
-def test_registry_token_is_sent_as_it_is(store: Store, theirs: Store, fake: FakeRegistry, keep: Path) -> None:
-    keep.write_text(json.dumps({"auths": {fake.name: {"registrytoken": "t0"}}}))
+def test_registry_token_is_sent_as_it_is(
+    store: Store, theirs: Store, fake: FakeRegistry, credentials_file: Path
+) -> None:
+    credentials_file.write_text(json.dumps({"auths": {fake.name: {"registrytoken": "t0"}}}))
     fake.rules.append(TokenServer("http://127.0.0.1:1").wanted)
     trio.run(pull, store, name(fake), None, ACCESS)
 
@@ -297,8 +282,10 @@ def test_token_that_is_none(store: Store, fake: FakeRegistry, other: FakeRegistr
     assert "image.oci.errors" in type(raised.value).__module__
 
 
-def test_token_server_that_refuses(store: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path) -> None:
-    log_in(keep, fake.name)
+def test_token_server_that_refuses(
+    store: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
+) -> None:
+    log_in(credentials_file, fake.name)
     fake.rules.append(TokenServer(other.url).wanted)
     other.rules.append(on("GET", "/token", Reply(401, {}, b'{"errors":[{"message":"incorrect\\u001b[31m password"}]}')))
     with pytest.raises(RegistryError, match=r"incorrect\\x1b\[31m password"):
@@ -324,9 +311,9 @@ def test_login_is_checked(fake: FakeRegistry, other: FakeRegistry) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirect_to_another_host_takes_no_credential(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path, status: int
+    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path, status: int
 ) -> None:
-    log_in(keep, fake.name, other.name)
+    log_in(credentials_file, fake.name, other.name)
     other.blobs, other.repositories = fake.blobs, fake.repositories
     fake.rules.append(needs_basic)
 
@@ -341,9 +328,9 @@ def test_redirect_to_another_host_takes_no_credential(
 
 
 def test_challenge_of_another_host_is_not_answered(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
-    log_in(keep, fake.name, other.name)
+    log_in(credentials_file, fake.name, other.name)
     other.rules.append(needs_basic)
     fake.rules.append(on("GET", "/blobs/", Reply(307, {"Location": f"{other.url}/v2/app/blobs/x"})))
     with pytest.raises(RegistryError, match="access denied"):
@@ -352,9 +339,9 @@ def test_challenge_of_another_host_is_not_answered(
 
 
 def test_upload_elsewhere_takes_no_credential(
-    theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
-    log_in(keep, fake.name, other.name)
+    log_in(credentials_file, fake.name, other.name)
     other.uploads["s"] = b""
     fake.blobs.clear()
     fake.repositories.clear()
@@ -370,11 +357,11 @@ def test_upload_elsewhere_takes_no_credential(
 
 
 def test_mirror_gets_its_own_credential_only(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
     from overlayfs.image.registry.endpoints import Registries, Section
 
-    log_in(keep, fake.name)
+    log_in(credentials_file, fake.name)
     fake.rules.append(needs_basic)
     other.rules.append(needs_basic)
     registries = Registries({fake.name: Section(mirrors=[other.url], insecure=True)})
@@ -383,8 +370,10 @@ def test_mirror_gets_its_own_credential_only(
     assert secrets_in(other) == []
 
 
-def test_next_page_elsewhere_takes_no_credential(fake: FakeRegistry, other: FakeRegistry, keep: Path) -> None:
-    log_in(keep, fake.name, other.name)
+def test_next_page_elsewhere_takes_no_credential(
+    fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
+) -> None:
+    log_in(credentials_file, fake.name, other.name)
     more = {"Link": f'<{other.url}/v2/app/tags/list>; rel="next"'}
     fake.rules += [needs_basic, on("GET", "tags", Reply(200, more, b'{"tags": ["a"]}'))]
     trio.run(lambda: tags(name(fake), ACCESS))
@@ -392,9 +381,9 @@ def test_next_page_elsewhere_takes_no_credential(fake: FakeRegistry, other: Fake
 
 
 def test_token_server_is_not_followed_elsewhere(
-    store: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path
+    store: Store, fake: FakeRegistry, other: FakeRegistry, credentials_file: Path
 ) -> None:
-    log_in(keep, fake.name)
+    log_in(credentials_file, fake.name)
     tokens = TokenServer(fake.url)
     fake.rules += [on("GET", "/token", Reply(307, {"Location": f"{other.url}/token"})), tokens.wanted]
     with pytest.raises(RegistryError, match="token server"):
@@ -420,8 +409,10 @@ def elsewhere(to: str) -> Rule:
         "https://user:pass@auth.example.com/token",
     ],
 )
-def test_realm_that_is_no_place_for_a_password(store: Store, fake: FakeRegistry, keep: Path, realm: str) -> None:
-    log_in(keep, fake.name)
+def test_realm_that_is_no_place_for_a_password(
+    store: Store, fake: FakeRegistry, credentials_file: Path, realm: str
+) -> None:
+    log_in(credentials_file, fake.name)
     fake.rules.append(elsewhere(realm))
     with pytest.raises(RegistryError, match="sends us to"):
         trio.run(pull, store, name(fake), None, ACCESS)
@@ -456,9 +447,14 @@ def test_where_a_registry_elsewhere_may_send_us(location: str, allowed: bool) ->
 
 
 def test_proxy_is_not_asked_for_loopback(
-    store: Store, theirs: Store, fake: FakeRegistry, other: FakeRegistry, keep: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    theirs: Store,
+    fake: FakeRegistry,
+    other: FakeRegistry,
+    credentials_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log_in(keep, fake.name)
+    log_in(credentials_file, fake.name)
     fake.rules.append(needs_basic)
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(variable, other.url)

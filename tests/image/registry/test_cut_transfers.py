@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.store.store import Image, Store
 from tests.cli.people import COMMAND, run
 from tests.image.making import put, tar, whole
-from tests.image.registry.fake_registry import FakeRegistry, serving, store_in_memory
+from tests.image.registry.fake_registry import FakeRegistry
 
 LAYERS = [tar({f"noise{number}": random.Random(number).randbytes(2_000_000)}) for number in range(2)]
 RENAMES = "rename,renameat,renameat2"
@@ -26,19 +25,12 @@ CALLS = {"pwrite64": 5, "fsync": 10, RENAMES: 6, "write": 30, "flock": 7, "ftrun
 
 
 @pytest.fixture
-def theirs() -> Iterator[Store]:
-    with store_in_memory() as store:
-        yield store
-
-
-@pytest.fixture
-def fake(theirs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRegistry]:
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
-    with serving() as registry:
-        registry.publish(theirs, put(theirs, "here", *LAYERS), "app", "1")
-        (tmp_path / "registries.toml").write_text(f'[registry."{registry.name}"]\nconnections = 1\n')
-        monkeypatch.setenv("OVERLAYFS_REGISTRIES", str(tmp_path / "registries.toml"))
-        yield registry
+def fake(fake: FakeRegistry, theirs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
+    """With the image app:1, asked through one connection at a time."""
+    fake.publish(theirs, put(theirs, "here", *LAYERS), "app", "1")
+    (tmp_path / "registries.toml").write_text(f'[registry."{fake.name}"]\nconnections = 1\n')
+    monkeypatch.setenv("OVERLAYFS_REGISTRIES", str(tmp_path / "registries.toml"))
+    return fake
 
 
 def disturbed(directory: Path, inject: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -32,34 +32,17 @@ from tests.image.registry.docker_registry import (
     token_section,
     token_server,
 )
-from tests.image.registry.fake_registry import serving, store_in_memory
+from tests.image.registry.fake_registry import serving
 
 NOISE = random.Random(7).randbytes(700_000)
 LAYERS = (tar({"etc/os": b"debian", "noise": NOISE}), tar({"etc/os": b"ours"}))
 ACCESS = Access(insecure=True)
 
 
-@pytest.fixture(autouse=True)
-def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with docker_registry(tmp_path_factory.mktemp("plain")) as running:
         yield running
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    with store_in_memory() as opened:
-        yield opened
-
-
-@pytest.fixture
-def other() -> Iterator[Store]:
-    with store_in_memory() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -75,17 +58,17 @@ def skopeo(*words: str | Path) -> str:
     return subprocess.run(["skopeo", *words], capture_output=True, text=True, check=True).stdout
 
 
-def there_and_back(store: Store, other: Store, image: Image, reference: Reference, access: Access) -> None:
+def there_and_back(store: Store, theirs: Store, image: Image, reference: Reference, access: Access) -> None:
     trio.run(push, store, image, reference, access)
-    assert whole(other, trio.run(pull, other, reference, None, access)) == whole(store, image)
+    assert whole(theirs, trio.run(pull, theirs, reference, None, access)) == whole(store, image)
 
 
-def test_push_and_pull_keep_the_bytes(plain: Running, store: Store, other: Store, image: Image) -> None:
-    there_and_back(store, other, image, name(plain, "a/there:1"), ACCESS)
+def test_push_and_pull_keep_the_bytes(plain: Running, store: Store, theirs: Store, image: Image) -> None:
+    there_and_back(store, theirs, image, name(plain, "a/there:1"), ACCESS)
 
 
-def test_chunks(plain: Running, store: Store, other: Store, image: Image) -> None:
-    there_and_back(store, other, image, name(plain, "chunks:1"), replace(ACCESS, chunk=100_000))
+def test_chunks(plain: Running, store: Store, theirs: Store, image: Image) -> None:
+    there_and_back(store, theirs, image, name(plain, "chunks:1"), replace(ACCESS, chunk=100_000))
     assert plain.log.read_text().count("PATCH /v2/chunks/") == 7
 
 
@@ -98,7 +81,7 @@ def test_what_is_there_is_skipped_and_what_is_beside_is_mounted(plain: Running, 
 
 
 def test_skopeo_pulls_what_we_push_and_back(
-    plain: Running, store: Store, other: Store, image: Image, tmp_path: Path
+    plain: Running, store: Store, theirs: Store, image: Image, tmp_path: Path
 ) -> None:
     trio.run(push, store, image, name(plain, "ours:1"), ACCESS)
     inspected = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{plain.name}/ours:1"))
@@ -106,27 +89,27 @@ def test_skopeo_pulls_what_we_push_and_back(
     copy = ("copy", "--src-tls-verify=false", "--dest-tls-verify=false")
     skopeo(*copy, f"docker://{plain.name}/ours:1", f"oci:{tmp_path}/layout:1")
     skopeo(*copy, f"oci:{tmp_path}/layout:1", f"docker://{plain.name}/theirs:1")
-    assert whole(other, trio.run(pull, other, name(plain, "theirs:1"), None, ACCESS)) == whole(store, image)
+    assert whole(theirs, trio.run(pull, theirs, name(plain, "theirs:1"), None, ACCESS)) == whole(store, image)
 
 
-def test_docker_media_types(plain: Running, store: Store, other: Store, image: Image) -> None:
+def test_docker_media_types(plain: Running, store: Store, theirs: Store, image: Image) -> None:
     trio.run(push, store, image, name(plain, "oci:1"), ACCESS)
     verify = ("--src-tls-verify=false", "--dest-tls-verify=false")
     skopeo("copy", "--format", "v2s2", *verify, f"docker://{plain.name}/oci:1", f"docker://{plain.name}/docker:1")
-    pulled = trio.run(pull, other, name(plain, "docker:1"), None, ACCESS)
+    pulled = trio.run(pull, theirs, name(plain, "docker:1"), None, ACCESS)
     assert pulled.descriptor.media_type == "application/vnd.docker.distribution.manifest.v2+json"
     assert pulled.config.rootfs == image.config.rootfs
-    there_and_back(other, store, pulled, name(plain, "again:1"), ACCESS)
+    there_and_back(theirs, store, pulled, name(plain, "again:1"), ACCESS)
     inspected = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{plain.name}/again:1"))
     assert inspected["Digest"] == pulled.digest
 
 
-def test_resumed_download(plain: Running, store: Store, other: Store, image: Image) -> None:
+def test_resumed_download(plain: Running, store: Store, theirs: Store, image: Image) -> None:
     trio.run(push, store, image, name(plain, "resume:1"), ACCESS)
     layer = image.manifest.layers[0]
     data = store.read_blob(layer)
-    (other.path / "tmp" / f"partial-{layer.digest.removeprefix('sha256:')}").write_bytes(data[:500_000])
-    assert whole(other, trio.run(pull, other, name(plain, "resume:1"), None, ACCESS)) == whole(store, image)
+    (theirs.path / "tmp" / f"partial-{layer.digest.removeprefix('sha256:')}").write_bytes(data[:500_000])
+    assert whole(theirs, trio.run(pull, theirs, name(plain, "resume:1"), None, ACCESS)) == whole(store, image)
     assert f"blobs/{layer.digest}" in plain.log.read_text()
 
 
@@ -138,12 +121,12 @@ def test_tags(plain: Running, store: Store, image: Image) -> None:
         trio.run(tags, name(plain, "nothing"), ACCESS)
 
 
-def test_pull_by_digest(plain: Running, store: Store, other: Store, image: Image) -> None:
+def test_pull_by_digest(plain: Running, store: Store, theirs: Store, image: Image) -> None:
     trio.run(push, store, image, name(plain, f"bydigest@{image.digest}"), ACCESS)
-    assert trio.run(pull, other, name(plain, f"bydigest@{image.digest}"), None, ACCESS).digest == image.digest
+    assert trio.run(pull, theirs, name(plain, f"bydigest@{image.digest}"), None, ACCESS).digest == image.digest
 
 
-def test_cut_connections(plain: Running, store: Store, other: Store, image: Image) -> None:
+def test_cut_connections(plain: Running, store: Store, theirs: Store, image: Image) -> None:
     """A man in the middle who cuts each connection after so many bytes."""
     trio.run(push, store, image, name(plain, "cut:1"), ACCESS)
     cuts = 0
@@ -176,14 +159,14 @@ def test_cut_connections(plain: Running, store: Store, other: Store, image: Imag
             (listener,) = await nursery.start(partial(trio.serve_tcp, relay, 0, host="127.0.0.1"))
             port = listener.socket.getsockname()[1]
             reference = Reference.parse(f"127.0.0.1:{port}/cut:1")
-            assert whole(other, await pull(other, reference, None, ACCESS)) == whole(store, image)
+            assert whole(theirs, await pull(theirs, reference, None, ACCESS)) == whole(store, image)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
     assert cuts >= 3
 
 
-def test_passwords(tmp_path: Path, store: Store, other: Store, image: Image) -> None:
+def test_passwords(tmp_path: Path, store: Store, theirs: Store, image: Image) -> None:
     with docker_registry(tmp_path, auth=htpasswd(tmp_path)) as running:
         reference = name(running, "app:1")
         with pytest.raises(RegistryError, match=f"overlayfs login {running.name}"):
@@ -193,7 +176,7 @@ def test_passwords(tmp_path: Path, store: Store, other: Store, image: Image) -> 
             trio.run(check_login, endpoint, Credential(USER, "wrong"))
         trio.run(check_login, endpoint, Credential(USER, PASSWORD))
         keep_credential(running.name, Credential(USER, PASSWORD))
-        there_and_back(store, other, image, reference, ACCESS)
+        there_and_back(store, theirs, image, reference, ACCESS)
         # what we keep, skopeo reads; and the other way round
         skopeo("inspect", "--tls-verify=false", f"docker://{running.name}/app:1")
         skopeo("logout", running.name)
@@ -203,13 +186,13 @@ def test_passwords(tmp_path: Path, store: Store, other: Store, image: Image) -> 
         assert trio.run(tags, reference, ACCESS) == ["1"]
 
 
-def test_tls_of_an_authority_of_ones_own(tmp_path: Path, store: Store, other: Store, image: Image) -> None:
+def test_tls_of_an_authority_of_ones_own(tmp_path: Path, store: Store, theirs: Store, image: Image) -> None:
     cert, key = certificate(tmp_path)
     with docker_registry(tmp_path, http=f", tls: {{certificate: {cert}, key: {key}}}") as running:
         reference = name(running, "app:1")
         with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; name its authority with --ca"):
             trio.run(push, store, image, reference, Access())
-        there_and_back(store, other, image, reference, Access(ca=cert))
+        there_and_back(store, theirs, image, reference, Access(ca=cert))
         configured = Registries({running.name: Section(ca=str(cert))})
         assert trio.run(tags, reference, Access(configured)) == ["1"]
         assert trio.run(tags, reference, ACCESS) == ["1"]  # insecure: nobody vouches for it
@@ -220,7 +203,7 @@ def test_tls_where_there_is_none(plain: Running) -> None:
         trio.run(tags, name(plain, "app"), Access())
 
 
-def test_tokens(tmp_path: Path, store: Store, other: Store, image: Image) -> None:
+def test_tokens(tmp_path: Path, store: Store, theirs: Store, image: Image) -> None:
     with serving("localhost") as server:
         section = token_section(tmp_path, f"{server.url}/token")
         token_server(tmp_path, server)
@@ -229,7 +212,7 @@ def test_tokens(tmp_path: Path, store: Store, other: Store, image: Image) -> Non
             with pytest.raises(RegistryError, match="token server"):
                 trio.run(push, store, image, reference, ACCESS)
             keep_credential(running.name, Credential(USER, PASSWORD))
-            there_and_back(store, other, image, reference, ACCESS)
+            there_and_back(store, theirs, image, reference, ACCESS)
             store.tag(image.descriptor, reference)
             more = put(store, None, *LAYERS, tar({"more": b"more"}))
             pushed = trio.run(push, store, more, name(running, "team/more:1"), ACCESS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,45 +24,20 @@ from overlayfs.image.oci.documents import (
 )
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.oci.reference import Reference
-from overlayfs.image.registry.retrying import Retrying
-from overlayfs.image.registry.transfer import Access, pull, push, tags
+from overlayfs.image.registry.transfer import pull, push, tags
 from overlayfs.image.store.store import Image, Store
 from tests.image.making import put, tar
-from tests.image.registry.fake_registry import FakeRegistry, Reply, on, once, serving, store_in_memory
+from tests.image.registry.fake_registry import ACCESS, FakeRegistry, Reply, on, once, serving
 
-
-async def at_once(seconds: float) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-ACCESS = Access(insecure=True, retrying=Retrying(sleep=at_once))
 LAYER = tar({"etc/os": b"debian"})
 
 
-@pytest.fixture(autouse=True)
-def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
-
-
 @pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with serving() as registry:
-        yield registry
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    with store_in_memory() as opened:
-        yield opened
-
-
-@pytest.fixture
-def image(fake: FakeRegistry) -> Iterator[Image]:
+def image(fake: FakeRegistry, theirs: Store) -> Image:
     """An image that the registry has as app:1."""
-    with store_in_memory() as theirs:
-        made = put(theirs, None, LAYER)
-        fake.publish(theirs, made, "app", "1")
-        yield made
+    made = put(theirs, None, LAYER)
+    fake.publish(theirs, made, "app", "1")
+    return made
 
 
 def refused(store: Store, fake: FakeRegistry, version: str = ":1", match: str = ".") -> ImageError:

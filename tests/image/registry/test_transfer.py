@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -29,7 +27,6 @@ from tests.image.registry.fake_registry import (
     on,
     once,
     serving,
-    store_in_memory,
     times,
 )
 
@@ -71,29 +68,6 @@ class Waits:
         await trio.lowlevel.checkpoint()
 
 
-@pytest.fixture(autouse=True)
-def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with serving() as registry:
-        yield registry
-
-
-@pytest.fixture
-def ours() -> Iterator[Store]:
-    with store_in_memory() as store:
-        yield store
-
-
-@pytest.fixture
-def theirs() -> Iterator[Store]:
-    with store_in_memory() as store:
-        yield store
-
-
 @pytest.fixture
 def waits() -> Waits:
     return Waits()
@@ -119,54 +93,54 @@ def staged(store: Store) -> list[str]:
 # pull
 
 
-def test_pull_brings_same_bytes_and_name_last(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_pull_brings_same_bytes_and_name_last(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
-    got = pulled(ours, name(fake), access)
-    assert whole(ours, got) == whole(theirs, image)
+    got = pulled(store, name(fake), access)
+    assert whole(store, got) == whole(theirs, image)
     assert got.reference == name(fake)
-    assert ours.find(f"{fake.name}/app:1").digest == image.digest
-    assert staged(ours) == []
+    assert store.find(f"{fake.name}/app:1").digest == image.digest
+    assert staged(store) == []
 
 
-def test_second_pull_fetches_no_blob(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_second_pull_fetches_no_blob(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     fake.publish(theirs, put(theirs, None, *LAYERS), "app", "1")
-    pulled(ours, name(fake), access)
+    pulled(store, name(fake), access)
     before = len(fake.sent("GET", "/blobs/"))
-    pulled(ours, name(fake), access)
+    pulled(store, name(fake), access)
     assert len(fake.sent("GET", "/blobs/")) == before == 4
 
 
-def test_same_layer_twice_is_fetched_once(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_same_layer_twice_is_fetched_once(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     fake.publish(theirs, put(theirs, None, LAYERS[1], LAYERS[1]), "app", "1")
-    got = pulled(ours, name(fake), access)
+    got = pulled(store, name(fake), access)
     assert len(got.manifest.layers) == 2
     assert len(fake.sent("GET", "/blobs/")) == 2
 
 
-def test_pull_by_digest(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_pull_by_digest(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app")
     reference = name(fake, f"app@{image.digest}")
-    assert pulled(ours, reference, access).digest == image.digest
-    assert ours.find(str(reference)).digest == image.digest
+    assert pulled(store, reference, access).digest == image.digest
+    assert store.find(str(reference)).digest == image.digest
 
 
 def test_blob_that_breaks_off_is_continued(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
     layer = image.manifest.layers[0]
     data = fake.blobs[layer.digest]
     fake.rules.append(once(on("GET", layer.digest, Reply(200, {}, data, cut=100_000))))
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
     assert [seen.headers.get("range") for seen in fake.sent("GET", layer.digest)] == [None, "bytes=100000-"]
     assert len(waits.asked) == 1
 
 
 def test_blob_that_always_breaks_off_comes_in_many_parts(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
@@ -176,35 +150,35 @@ def test_blob_that_always_breaks_off_comes_in_many_parts(
         return replace(reply, cut=20_000) if request.path.endswith(image.manifest.layers[0].digest) else None
 
     fake.rules.append(cut)
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
     assert len(fake.sent("GET", image.manifest.layers[0].digest)) > 10
 
 
 def test_what_an_earlier_process_got_is_not_fetched_again(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
     layer = image.manifest.layers[0]
-    (ours.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(fake.blobs[layer.digest][:77_777])
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    (store.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(fake.blobs[layer.digest][:77_777])
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
     assert [seen.headers.get("range") for seen in fake.sent("GET", layer.digest)] == ["bytes=77777-"]
-    assert staged(ours) == []
+    assert staged(store) == []
 
 
 @pytest.mark.parametrize("left", [b"wrong" * 1000, b"x" * 10_000_000, NOISE])
 def test_wrong_bytes_of_an_earlier_process_are_replaced(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access, left: bytes
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, left: bytes
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
     layer = image.manifest.layers[0]
-    (ours.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(left[: layer.size + 1])
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    (store.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(left[: layer.size + 1])
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
 
 
 def test_registry_without_ranges_sends_all_again(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
@@ -212,7 +186,7 @@ def test_registry_without_ranges_sends_all_again(
     data = fake.blobs[layer.digest]
     fake.rules.append(once(on("GET", layer.digest, Reply(200, {}, data, cut=100_000))))
     fake.rules.append(on("GET", layer.digest, Reply(200, {}, data)))
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
 
 
 @pytest.mark.parametrize(
@@ -225,18 +199,18 @@ def test_registry_without_ranges_sends_all_again(
     ],
 )
 def test_wrong_answer_to_a_range_begins_anew(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access, reply: Reply
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, reply: Reply
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
     layer = image.manifest.layers[0]
-    (ours.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(fake.blobs[layer.digest][:1000])
+    (store.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(fake.blobs[layer.digest][:1000])
     fake.rules.append(once(on("GET", layer.digest, reply)))
-    assert whole(ours, pulled(ours, name(fake), access)) == whole(theirs, image)
+    assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
 
 
 def test_blob_that_never_comes_is_given_up_and_kept_for_later(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
@@ -247,71 +221,71 @@ def test_blob_that_never_comes_is_given_up_and_kept_for_later(
     never = Reply(206, {"Content-Range": f"bytes 1000-9/{layer.size}", "Connection": "close"}, b"", cut=0)
     fake.rules.append(on("GET", layer.digest, never))
     with pytest.raises(RegistryError, match=layer.digest):
-        pulled(ours, name(fake), access)
-    assert staged(ours) == [f"partial-{hex_of(layer.digest)}"]
-    assert ours.images() == []
+        pulled(store, name(fake), access)
+    assert staged(store) == [f"partial-{hex_of(layer.digest)}"]
+    assert store.images() == []
     assert len(waits.asked) == 4
 
 
 def test_busy_registry_is_asked_again(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, waits: Waits
 ) -> None:
     image = put(theirs, None, LAYERS[1])
     fake.publish(theirs, image, "app", "1")
     fake.rules.append(once(on("GET", "manifests", Reply(429, {"Retry-After": "7"}))))
     fake.rules.append(times(2, on("GET", image.id, Reply(503))))
     fake.rules.append(once(on("GET", image.manifest.layers[0].digest, Reply(500))))
-    assert pulled(ours, name(fake), access).id == image.id
+    assert pulled(store, name(fake), access).id == image.id
     assert waits.asked[0] == 7
     assert len(waits.asked) == 4
 
 
-def test_busy_registry_is_not_asked_for_ever(ours: Store, fake: FakeRegistry, access: Access, waits: Waits) -> None:
+def test_busy_registry_is_not_asked_for_ever(store: Store, fake: FakeRegistry, access: Access, waits: Waits) -> None:
     fake.rules.append(on("GET", "manifests", error(503, "UNAVAILABLE", "out for lunch")))
     with pytest.raises(RegistryError, match="out for lunch") as raised:
-        pulled(ours, name(fake), access)
+        pulled(store, name(fake), access)
     assert raised.value.status == 503
     assert len(waits.asked) == 4
     assert waits.asked == sorted(waits.asked)
 
 
 def test_registry_that_wants_an_hour_is_left_alone(
-    ours: Store, fake: FakeRegistry, access: Access, waits: Waits
+    store: Store, fake: FakeRegistry, access: Access, waits: Waits
 ) -> None:
     fake.rules.append(on("GET", "manifests", Reply(429, {"Retry-After": "3600"})))
     with pytest.raises(RegistryError, match="try again in 3600 s"):
-        pulled(ours, name(fake), access)
+        pulled(store, name(fake), access)
     assert waits.asked == []
 
 
-def test_at_most_so_many_connections(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_at_most_so_many_connections(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     layers = [tar({f"file{number}": NOISE}) for number in range(12)]
     fake.publish(theirs, put(theirs, None, *layers), "app", "1")
     registries = Registries({fake.name: Section(insecure=True, connections=3)})
-    assert len(pulled(ours, name(fake), replace(access, registries=registries)).manifest.layers) == 12
+    assert len(pulled(store, name(fake), replace(access, registries=registries)).manifest.layers) == 12
     assert 1 <= fake.most_under_way <= 3
 
 
-def test_first_failure_ends_the_pull(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_first_failure_ends_the_pull(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
     del fake.blobs[image.manifest.layers[1].digest]
     fake.repositories["app"].remove(image.manifest.layers[1].digest)
     with pytest.raises(NotFoundError, match=image.manifest.layers[1].digest):
-        pulled(ours, name(fake), access)
-    assert ours.images() == []
+        pulled(store, name(fake), access)
+    assert store.images() == []
 
 
-def test_unknown_tag_is_said(ours: Store, fake: FakeRegistry, access: Access) -> None:
+def test_unknown_tag_is_said(store: Store, fake: FakeRegistry, access: Access) -> None:
     with pytest.raises(NotFoundError, match=f"{fake.name}/app:1 is not there: manifest unknown"):
-        pulled(ours, name(fake), access)
+        pulled(store, name(fake), access)
 
 
-def test_nobody_listens(ours: Store, access: Access, waits: Waits) -> None:
+def test_nobody_listens(store: Store, access: Access, waits: Waits) -> None:
     with serving() as gone:
         reference = name(gone)
     with pytest.raises(RegistryError, match="Connection refused"):
-        pulled(ours, reference, access)
+        pulled(store, reference, access)
     assert waits.asked == []
 
 
@@ -333,35 +307,35 @@ def make_index(theirs: Store, fake: FakeRegistry, *platforms: Platform) -> dict[
 AMD, ARM = Platform("amd64", "linux"), Platform("arm64", "linux", "v8")
 
 
-def test_index_gives_this_machines_image(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_index_gives_this_machines_image(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     images = make_index(theirs, fake, ARM, AMD)
     machine = {"x86_64": AMD, "aarch64": ARM}[os.uname().machine]
-    assert pulled(ours, name(fake), access).id == images[machine].id
+    assert pulled(store, name(fake), access).id == images[machine].id
 
 
-def test_index_gives_the_platform_asked_for(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_index_gives_the_platform_asked_for(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     images = make_index(theirs, fake, ARM, AMD)
-    assert pulled(ours, name(fake), access, platform=Platform("arm64", "linux")).id == images[ARM].id
+    assert pulled(store, name(fake), access, platform=Platform("arm64", "linux")).id == images[ARM].id
     with pytest.raises(NotFoundError, match="linux/s390x; there is linux/arm64/v8, linux/amd64"):
-        pulled(ours, name(fake), access, platform=Platform("s390x", "linux"))
+        pulled(store, name(fake), access, platform=Platform("s390x", "linux"))
 
 
-def test_whole_index_is_pulled_and_pushed(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_whole_index_is_pulled_and_pushed(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     images = make_index(theirs, fake, ARM, AMD)
     index = msgspec.json.decode(fake.manifests["app", "1"][1], type=Index)
     data = dump(msgspec.structs.replace(index, manifests=index.manifests[:2]))
     fake.manifests["app", "1"] = (OCI_INDEX, data)
-    image = pulled(ours, name(fake), access, all=True)
+    image = pulled(store, name(fake), access, all=True)
     assert image.digest == digest_of(data)
     with serving() as other:
-        pushed = trio.run(push, ours, image, name(other, "copy:2"), access)
+        pushed = trio.run(push, store, image, name(other, "copy:2"), access)
         assert pushed.descriptor.digest == digest_of(data)
         assert other.manifests["copy", "2"] == (OCI_INDEX, data)
         assert {("copy", image.digest) for image in images.values()} <= other.manifests.keys()
 
 
 def test_mirror_is_asked_first_and_the_registry_for_what_it_lacks(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
 ) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
@@ -370,12 +344,12 @@ def test_mirror_is_asked_first_and_the_registry_for_what_it_lacks(
         lacking = image.manifest.layers[0].digest
         mirror.repositories["cache/app"].remove(lacking)
         mirrors = Registries({fake.name: Section(mirrors=[f"{mirror.url}/cache"], insecure=True)})
-        got = pulled(ours, name(fake), replace(access, registries=mirrors))
-    assert whole(ours, got) == whole(theirs, image)
+        got = pulled(store, name(fake), replace(access, registries=mirrors))
+    assert whole(store, got) == whole(theirs, image)
     assert [seen.path for seen in fake.sent("GET", "/app/")] == [f"/v2/app/blobs/{lacking}"]
 
 
-def test_dead_or_lying_mirror_is_passed_over(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_dead_or_lying_mirror_is_passed_over(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
     with serving() as gone:
@@ -384,25 +358,27 @@ def test_dead_or_lying_mirror_is_passed_over(ours: Store, theirs: Store, fake: F
         liar.publish(theirs, image, "app", "1")
         liar.blobs = {digest: bytes(len(data)) for digest, data in liar.blobs.items()}
         mirrors = Registries({fake.name: Section(mirrors=[dead, liar.url], insecure=True)})
-        got = pulled(ours, name(fake), replace(access, registries=mirrors))
-    assert whole(ours, got) == whole(theirs, image)
+        got = pulled(store, name(fake), replace(access, registries=mirrors))
+    assert whole(store, got) == whole(theirs, image)
 
 
-def test_two_pulls_at_once_fetch_each_blob_once(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_two_pulls_at_once_fetch_each_blob_once(
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
+) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
 
     async def both() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
-                nursery.start_soon(pull, ours, name(fake), None, replace(access, retrying=Retrying()))
+                nursery.start_soon(pull, store, name(fake), None, replace(access, retrying=Retrying()))
 
     trio.run(both)
     assert len(fake.sent("GET", "/blobs/")) == 4
-    assert staged(ours) == []
+    assert staged(store) == []
 
 
-def test_progress_counts_each_byte_once(ours: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
+def test_progress_counts_each_byte_once(store: Store, theirs: Store, fake: FakeRegistry, access: Access) -> None:
     image = put(theirs, None, *LAYERS)
     fake.publish(theirs, image, "app", "1")
     layer = image.manifest.layers[0]
@@ -412,59 +388,59 @@ def test_progress_counts_each_byte_once(ours: Store, theirs: Store, fake: FakeRe
         registries = Registries({fake.name: Section(mirrors=[mirror.url], insecure=True)})
         counting = Counting()
         how = replace(access, registries=registries)
-        got = trio.run(lambda: pull(ours, name(fake), None, how, progress=counting))
+        got = trio.run(lambda: pull(store, name(fake), None, how, progress=counting))
         assert counting.done_of == counting.size_of
         assert len(counting.size_of) == 4
     with serving() as other:
         other.rules.append(lambda request: keep_half(other, request))
         counting = Counting()
-        trio.run(push, ours, got, name(other), replace(access, chunk=100_000), counting)
+        trio.run(push, store, got, name(other), replace(access, chunk=100_000), counting)
         assert counting.done_of == counting.size_of
 
 
 # push
 
 
-def test_push_sends_same_bytes(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, *LAYERS)
-    pushed = trio.run(push, ours, image, name(fake), access)
-    assert fake.manifests["app", "1"][1] == ours.read_blob(image.descriptor)
-    assert fake.blobs == {digest: data for digest, data in whole(ours, image).items() if digest != image.digest}
+def test_push_sends_same_bytes(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, *LAYERS)
+    pushed = trio.run(push, store, image, name(fake), access)
+    assert fake.manifests["app", "1"][1] == store.read_blob(image.descriptor)
+    assert fake.blobs == {digest: data for digest, data in whole(store, image).items() if digest != image.digest}
     assert pushed.counts == {"sent": 4, "mounted": 0, "exists": 0}
     assert fake.sent("PUT")[-1].path == "/v2/app/manifests/1"
 
 
-def test_what_is_there_is_not_sent(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    trio.run(push, ours, put(ours, None, *LAYERS[:2]), name(fake), access)
-    pushed = trio.run(push, ours, put(ours, None, *LAYERS), name(fake, "app:2"), access)
+def test_what_is_there_is_not_sent(store: Store, fake: FakeRegistry, access: Access) -> None:
+    trio.run(push, store, put(store, None, *LAYERS[:2]), name(fake), access)
+    pushed = trio.run(push, store, put(store, None, *LAYERS), name(fake, "app:2"), access)
     assert pushed.counts == {"sent": 2, "mounted": 0, "exists": 2}
 
 
-def test_layers_of_another_repository_are_mounted(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    base = put(ours, f"{fake.name}/base:1", *LAYERS[:2])
-    trio.run(push, ours, base, name(fake, "base:1"), access)
-    pushed = trio.run(push, ours, put(ours, None, *LAYERS), name(fake), access)
+def test_layers_of_another_repository_are_mounted(store: Store, fake: FakeRegistry, access: Access) -> None:
+    base = put(store, f"{fake.name}/base:1", *LAYERS[:2])
+    trio.run(push, store, base, name(fake, "base:1"), access)
+    pushed = trio.run(push, store, put(store, None, *LAYERS), name(fake), access)
     assert pushed.counts == {"sent": 2, "mounted": 2, "exists": 0}
 
 
-def test_refused_mount_becomes_an_upload(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    put(ours, f"{fake.name}/base:1", *LAYERS[:2])  # named so, but never pushed
-    pushed = trio.run(push, ours, put(ours, None, *LAYERS), name(fake), access)
+def test_refused_mount_becomes_an_upload(store: Store, fake: FakeRegistry, access: Access) -> None:
+    put(store, f"{fake.name}/base:1", *LAYERS[:2])  # named so, but never pushed
+    pushed = trio.run(push, store, put(store, None, *LAYERS), name(fake), access)
     assert pushed.counts == {"sent": 4, "mounted": 0, "exists": 0}
     assert len(fake.sent("POST")) == 4
 
 
-def test_mount_that_is_forbidden_becomes_an_upload(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    put(ours, f"{fake.name}/private:1", *LAYERS[:2])
+def test_mount_that_is_forbidden_becomes_an_upload(store: Store, fake: FakeRegistry, access: Access) -> None:
+    put(store, f"{fake.name}/private:1", *LAYERS[:2])
     fake.rules.append(lambda request: error(403, "DENIED", "not yours") if "mount" in request.query else None)
-    pushed = trio.run(push, ours, put(ours, None, *LAYERS), name(fake), access)
+    pushed = trio.run(push, store, put(store, None, *LAYERS), name(fake), access)
     assert pushed.counts == {"sent": 4, "mounted": 0, "exists": 0}
 
 
-def test_large_blob_goes_in_chunks(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, LAYERS[0])
-    trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
-    assert fake.blobs[image.manifest.layers[0].digest] == ours.read_blob(image.manifest.layers[0])
+def test_large_blob_goes_in_chunks(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, LAYERS[0])
+    trio.run(push, store, image, name(fake), replace(access, chunk=100_000))
+    assert fake.blobs[image.manifest.layers[0].digest] == store.read_blob(image.manifest.layers[0])
     assert [len(seen.body) for seen in fake.sent("PATCH")] == [100_000] * 3
     assert [seen.headers["content-range"] for seen in fake.sent("PATCH")][1] == "100000-199999"
 
@@ -479,28 +455,28 @@ def keep_half(fake: FakeRegistry, request: Request) -> Reply | None:
 
 
 def test_upload_goes_on_where_the_registry_has_it(
-    ours: Store, fake: FakeRegistry, access: Access, waits: Waits
+    store: Store, fake: FakeRegistry, access: Access, waits: Waits
 ) -> None:
-    image = put(ours, None, LAYERS[0])
+    image = put(store, None, LAYERS[0])
     fake.rules.append(lambda request: keep_half(fake, request))
-    trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
-    assert fake.blobs[image.manifest.layers[0].digest] == ours.read_blob(image.manifest.layers[0])
+    trio.run(push, store, image, name(fake), replace(access, chunk=100_000))
+    assert fake.blobs[image.manifest.layers[0].digest] == store.read_blob(image.manifest.layers[0])
     assert [seen.headers["content-range"] for seen in fake.sent("PATCH")][2] == "140000-239999"
     assert len(waits.asked) == 1
 
 
 @pytest.mark.parametrize("reply", [Reply(202, {"Range": "0-5"}), Reply(416), Reply(500), Reply(404), Reply(202)])
 def test_chunk_that_is_answered_wrongly_is_asked_about(
-    ours: Store, fake: FakeRegistry, access: Access, reply: Reply
+    store: Store, fake: FakeRegistry, access: Access, reply: Reply
 ) -> None:
-    image = put(ours, None, LAYERS[0])
+    image = put(store, None, LAYERS[0])
     fake.rules.append(once(on("PATCH", "", reply)))
-    trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
-    assert fake.blobs[image.manifest.layers[0].digest] == ours.read_blob(image.manifest.layers[0])
+    trio.run(push, store, image, name(fake), replace(access, chunk=100_000))
+    assert fake.blobs[image.manifest.layers[0].digest] == store.read_blob(image.manifest.layers[0])
 
 
-def test_lost_session_begins_anew(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, LAYERS[0])
+def test_lost_session_begins_anew(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, LAYERS[0])
 
     def forget(request: Request) -> Reply | None:
         if request.method != "PATCH" or not request.headers["content-range"].startswith("100000"):
@@ -509,11 +485,11 @@ def test_lost_session_begins_anew(ours: Store, fake: FakeRegistry, access: Acces
         return Reply(404)
 
     fake.rules.append(once(forget))
-    trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
-    assert fake.blobs[image.manifest.layers[0].digest] == ours.read_blob(image.manifest.layers[0])
+    trio.run(push, store, image, name(fake), replace(access, chunk=100_000))
+    assert fake.blobs[image.manifest.layers[0].digest] == store.read_blob(image.manifest.layers[0])
 
 
-def test_registry_that_always_loses_the_session_is_given_up(ours: Store, fake: FakeRegistry, access: Access) -> None:
+def test_registry_that_always_loses_the_session_is_given_up(store: Store, fake: FakeRegistry, access: Access) -> None:
     def forget(request: Request) -> Reply | None:
         if request.method == "PATCH" and request.headers["content-range"].startswith("100000"):
             fake.uploads.clear()
@@ -521,11 +497,11 @@ def test_registry_that_always_loses_the_session_is_given_up(ours: Store, fake: F
 
     fake.rules.append(forget)
     with pytest.raises(ImageError, match="upload unknown"):
-        trio.run(push, ours, put(ours, None, LAYERS[0]), name(fake), replace(access, chunk=100_000))
+        trio.run(push, store, put(store, None, LAYERS[0]), name(fake), replace(access, chunk=100_000))
 
 
 def test_blob_that_never_gets_further_is_given_up(
-    ours: Store, theirs: Store, fake: FakeRegistry, access: Access
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access
 ) -> None:
     image = put(theirs, None, LAYERS[0])
     fake.publish(theirs, image, "app", "1")
@@ -539,20 +515,20 @@ def test_blob_that_never_gets_further_is_given_up(
 
     fake.rules.append(only_the_start)
     with pytest.raises(RegistryError, match=layer.digest):
-        pulled(ours, name(fake), access)
+        pulled(store, name(fake), access)
 
 
-def test_upload_that_always_fails_is_given_up(ours: Store, fake: FakeRegistry, access: Access, waits: Waits) -> None:
-    image = put(ours, None, LAYERS[0])
+def test_upload_that_always_fails_is_given_up(store: Store, fake: FakeRegistry, access: Access, waits: Waits) -> None:
+    image = put(store, None, LAYERS[0])
     fake.rules.append(on("PATCH", "", error(500, "UNKNOWN", "disk full")))
     with pytest.raises(RegistryError, match="disk full"):
-        trio.run(push, ours, image, name(fake), replace(access, chunk=100_000))
+        trio.run(push, store, image, name(fake), replace(access, chunk=100_000))
     assert not fake.sent("PUT", "manifests")
     assert waits.asked
 
 
-def test_answer_lost_after_the_last_byte_is_no_failure(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, LAYERS[0])
+def test_answer_lost_after_the_last_byte_is_no_failure(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, LAYERS[0])
     layer = image.manifest.layers[0]
 
     def take_and_hang_up(request: Request) -> Reply | None:
@@ -562,34 +538,34 @@ def test_answer_lost_after_the_last_byte_is_no_failure(ours: Store, fake: FakeRe
         return None
 
     fake.rules.append(take_and_hang_up)
-    trio.run(push, ours, image, name(fake), access)
+    trio.run(push, store, image, name(fake), access)
     assert len(fake.sent("PUT", "uploads")) == 2
 
 
-def test_damaged_blob_of_the_store_is_not_published(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, LAYERS[1])
+def test_damaged_blob_of_the_store_is_not_published(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, LAYERS[1])
     layer = image.manifest.layers[0]
-    ours.blob_path(layer.digest).write_bytes(b"x" * layer.size)
+    store.blob_path(layer.digest).write_bytes(b"x" * layer.size)
     with pytest.raises(ImageError, match=layer.digest):
-        trio.run(push, ours, image, name(fake), access)
-    ours.blob_path(layer.digest).write_bytes(b"x")
+        trio.run(push, store, image, name(fake), access)
+    store.blob_path(layer.digest).write_bytes(b"x")
     with pytest.raises(DigestError, match=layer.digest):
-        trio.run(push, ours, image, name(fake), access)
+        trio.run(push, store, image, name(fake), access)
     assert fake.manifests == {}
 
 
-def test_push_under_a_wrong_digest_is_refused(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    image = put(ours, None, LAYERS[1])
+def test_push_under_a_wrong_digest_is_refused(store: Store, fake: FakeRegistry, access: Access) -> None:
+    image = put(store, None, LAYERS[1])
     with pytest.raises(ImageError, match=image.digest):
-        trio.run(push, ours, image, name(fake, f"app@{digest_of(b'')}"), access)
+        trio.run(push, store, image, name(fake, f"app@{digest_of(b'')}"), access)
     assert fake.requests == [] or fake.sent("PUT") == []
 
 
 # tags
 
 
-def test_tags_of_all_pages(ours: Store, fake: FakeRegistry, access: Access) -> None:
-    fake.publish(ours, put(ours, None, LAYERS[1]), "app", *"edcba")
+def test_tags_of_all_pages(store: Store, fake: FakeRegistry, access: Access) -> None:
+    fake.publish(store, put(store, None, LAYERS[1]), "app", *"edcba")
     assert trio.run(tags, name(fake), access) == ["a", "b", "c", "d", "e"]
 
 

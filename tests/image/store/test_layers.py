@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,12 +35,6 @@ BASE = tar(
     file(b"etc/passwd", b"root\n", mode=0o640, uid=7, gid=8, mtime=77),
     symlink(b"etc/mtab", b"/proc/mounts"),
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 def merged(store: Store, image: Image) -> dict[bytes, tuple[int, int, int, int, bytes, int]]:

@@ -30,12 +30,6 @@ def layers_of(store: Store) -> list[Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
-
-
-@pytest.fixture
 def disk_with_reflinks(tmp_path: Path) -> Iterator[Path]:
     image, top = tmp_path / "disk", tmp_path / "mnt"
     top.mkdir()

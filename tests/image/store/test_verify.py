@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +17,6 @@ from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.verify import mend, verify
 from tests.image.making import put, tar
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.pruning import prune
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.changes import Comparison
-from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import build, directory, file, whiteout
 from tests.image.store.test_store_faults import check_is_sound, stride_of, sweep
 
@@ -62,15 +61,6 @@ def test_commit_killed_at_any_step(tmp_path: Path, request: pytest.FixtureReques
     assert check_is_sound(path)[APP] == site.commit(path)
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", place], check=True)
-    yield place
-    unmount(os.fsencode(place), lazy=True)
-
-
 def committed_if_it_fits(site: Site, path: Path) -> str | None:
     try:
         return site.commit(path)
@@ -80,7 +70,10 @@ def committed_if_it_fits(site: Site, path: Path) -> str | None:
     return None
 
 
-def test_commit_out_of_space_leaves_nothing(tmp_path: Path, small: Path, request: pytest.FixtureRequest) -> None:
+def test_commit_out_of_space_leaves_nothing(
+    tmp_path: Path, small_disk: Callable[[str], Path], request: pytest.FixtureRequest
+) -> None:
+    small = small_disk("size=4m,mode=0700")
     site, path = Site(tmp_path), small / "store"
     site.prepare(path)
     before, expected = check_is_sound(path), None

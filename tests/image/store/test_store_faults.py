@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from overlayfs.image.store import pruning
 from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.store import Store
 from overlayfs.image.store.verify import verify
-from overlayfs.tree.syscalls import unmount
 from tests.image.making import LayoutFiles, docker_files, put, tar, whole
 
 A, B = tar({"etc/a": b"a" * 50_000, "etc/b": b"b"}), tar({"etc/b": b"c"})
@@ -182,23 +181,6 @@ def in_child(work: Callable[[], object]) -> int:
 # out of space
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Filesystems of a few pages; only root can mount them."""
-    place = tmp_path / "small"
-    place.mkdir()
-
-    def make(pages: int) -> Path:
-        if os.path.ismount(place):
-            unmount(os.fsencode(place), lazy=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages * 4}k,mode=0700", "tmpfs", place], check=True)
-        return place
-
-    yield make
-    if os.path.ismount(place):
-        unmount(os.fsencode(place), lazy=True)
-
-
 def failed_for(reason: int, path: Path, archive: bytes) -> bool:
     """Load an archive; whether that failed for this reason."""
     try:
@@ -213,11 +195,11 @@ def failed_for(reason: int, path: Path, archive: bytes) -> bool:
 
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_load_out_of_space_leaves_nothing(
-    small: Callable[[int], Path], request: pytest.FixtureRequest, kind: str
+    small_disk: Callable[[str], Path], request: pytest.FixtureRequest, kind: str
 ) -> None:
     failures = 0
     for pages in range(2, 80, stride_of(request, 9)):
-        place = small(pages)
+        place = small_disk(f"size={pages * 4}k,mode=0700")
         if failed_for(errno.ENOSPC, place / "store", ARCHIVES[kind]):
             failures += 1
             subprocess.run(["mount", "-o", "remount,size=4m", place], check=True)

@@ -16,7 +16,6 @@ from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.pruning import prune
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Image, Store
-from overlayfs.tree.syscalls import mount, unmount
 from tests.crash.supervisor import Call, Ending, Fail, Fault, Gate, Kill, Run, supervise
 from tests.crash.sweep import sampled
 from tests.crash.syscall_table import plausible_errors
@@ -93,17 +92,6 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (layers.path(key) / "f").read_bytes() == bytes(range(250)) * 40
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, b"size=3m,nr_inodes=60")
-    try:
-        yield path
-    finally:
-        unmount(os.fsencode(path), lazy=True)
-
-
 @pytest.mark.parametrize(
     "layer",
     [
@@ -111,8 +99,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.param(tars.tar(*(tars.file(b"%d" % number) for number in range(100))), id="inodes"),
     ],
 )
-def test_full_disk_is_an_error_that_leaves_nothing(small_disk: Path, layer: bytes) -> None:
-    with Store.open(small_disk / "store") as store:
+def test_full_disk_is_an_error_that_leaves_nothing(small_disk: Callable[[str], Path], layer: bytes) -> None:
+    with Store.open(small_disk("size=3m,nr_inodes=60") / "store") as store:
         image = put(store, "faulty", layer)
         with pytest.raises(OSError, match="No space left") as raised:
             unpack_image(store, image)

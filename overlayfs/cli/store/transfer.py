@@ -1,4 +1,4 @@
-"""What do the commands that talk to registries say and ask? The work is `image.transfer`'s."""
+"""`pull`, `push`, `login`, `logout` and `search-tags`, in words for the user; `image.registry` does the work."""
 
 from __future__ import annotations
 

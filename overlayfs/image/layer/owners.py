@@ -2,7 +2,7 @@
 
 The owner of regular files and directories is in their override xattr, which the layers' reader applies already. What
 can have none (symlinks, fifos) shows the user's own ids and subordinate ones (subuid(5)), which stand for root and the
-ids from 1, as in the user namespace that containers of the user run in (namespaces.py).
+ids from 1, as in the user namespace that containers of the user run in (container/namespaces.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rules, which every reader of layers can live with: each path once; the parents of all that is in it; hard links
 only to what is in this layer; deletions as `.wh.NAME`, opaque directories with a `.wh..wh..opq` (OCI image
-specification, layer.md). tarwriter.py knows how a member is spelled, overlay/changes.py what changed.
+specification, layer.md). tar/writer.py spells the members, overlay/changes.py finds the changes.
 """
 
 from __future__ import annotations

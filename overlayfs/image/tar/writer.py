@@ -1,7 +1,7 @@
 """How does one member of a layer look as tar blocks?
 
 POSIX.1-2001 pax (`pax` utility, "pax Interchange Format") over the ustar header, as Go's archive/tar, GNU tar and
-libarchive read it. Deterministic: equal entries give equal bytes. No I/O; tarentry.py reads what is written here.
+libarchive read it. Deterministic: equal entries give equal bytes. No I/O; reader.py reads what is written here.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ const tree = readTree(report.tree);
 const view = { layer: null, root: 0, order: "name", query: "", open: new Set([0]), rows: [], depths: [], selected: -1 };
 let totals = sumSizes(null);
 
-// -- the data: columns.py is the other side --------------------------------------------------------------------------
+// -- the data: report_tree.py is the other side ----------------------------------------------------------------------
 
 function* spread(column) {
   let last = 0;

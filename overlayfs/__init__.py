@@ -10,6 +10,8 @@ The package, from the bottom up; each floor imports only from those before it:
 - `tree`: one directory tree on disk: system calls, marks (whiteouts and their kin), metadata.
 - `overlay`: the merged tree: lookup, listing, copy-up, rename. Synchronous; testable without a mount.
 - `fuse`: transport: pyfuse3 handlers over the engine, mounting, the daemon.
+- `image`: OCI images, in rooms: `oci`, `tar`, `layer`, `store`, `make`, `registry`, `archive`, `inspect`.
+- `container`: writable layers on images, and the programs that run in them.
 - `cli`: the programs `overlayfs` and `overlayfs-mount`.
 
 Glossary: a *lower* layer is read-only, the *upper* takes all changes, the *work* directory is where they are built

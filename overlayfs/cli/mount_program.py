@@ -160,7 +160,7 @@ def _mount(line: CommandLine) -> int:
         if changed_flags(line.option_texts, 0) is None:
             _serve(line, target)
         else:
-            from overlayfs.cli.remounting import remount
+            from overlayfs.cli.mounts.remount import remount
 
             remount(target, line.option_texts)
     except MountError as error:

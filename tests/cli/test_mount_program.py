@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from overlayfs._version import __version__
-from overlayfs.cli import mount_program, mounting
+from overlayfs.cli import mount_program
+from overlayfs.cli.mounts import mount as mounting
 from overlayfs.fuse import session
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions

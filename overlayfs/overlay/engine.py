@@ -412,8 +412,10 @@ class Overlay:
 
     def readdir(self, ino: int, offset: int) -> list[DirectoryEntry]:
         """All entries after `offset`; raises no nlookup."""
-        entries = _Entries()
-        self.fill(ino, offset, entries)
+        entries, count = _Entries(), -1
+        while len(entries.found) > count:  # an error comes with the second call, after what could be read
+            count = len(entries.found)
+            self.fill(ino, entries.found[-1].offset if count else offset, entries)
         return entries.found
 
     def releasedir(self, ino: int) -> None:

@@ -67,7 +67,11 @@ def _update(listing: Listing, current: list[bytes]) -> None:
 
 
 def fill(state: State, directory: Directory, offset: int, sink: Sink) -> None:
-    """Put the entries after `offset` into the sink as long as it has room. Inodes that nobody takes are dropped."""
+    """Put the entries after `offset` into the sink as long as it has room. Inodes that nobody takes are dropped.
+
+    An entry that cannot be described is an error, but not in the place of others that were already taken: the reader
+    gets those, and the error when it asks for the next.
+    """
     listing = directory.listing
     if not offset or listing is None:
         listing = _refreshed(state, directory)
@@ -76,16 +80,20 @@ def fill(state: State, directory: Directory, offset: int, sink: Sink) -> None:
     if first == len(names) and offset >= _DOT_DOT:
         return
     own = attributes.attributes_of(state, directory)
+    above = directory.parent
+    of_parent = own if above is None else attributes.attributes_of(state, above)
     if offset < _DOT and not sink.put(b".", _DOT, own, False):
         return
-    if offset < _DOT_DOT:
-        above = directory.parent
-        shown = own if above is None else attributes.attributes_of(state, above)
-        if not sink.put(b"..", _DOT_DOT, shown, False):
-            return
+    if offset < _DOT_DOT and not sink.put(b"..", _DOT_DOT, of_parent, False):
+        return
     finder = lookup.Finder(state, directory)
     for index in range(first, len(names)):
-        if not _put(state, directory, finder, names[index], offsets[index], sink):
+        try:
+            if not _put(state, directory, finder, names[index], offsets[index], sink):
+                return
+        except OSError:
+            if index == first and offset >= _DOT_DOT:
+                raise
             return
 
 

@@ -15,10 +15,9 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memset
 from posix.fcntl cimport O_APPEND
-from posix.stdlib cimport posix_memalign
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport S_ISGID, S_ISUID
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport read, write
@@ -67,7 +66,6 @@ cdef enum:
 
 cdef enum:
     _LIMIT = 64  # abi.OPCODE_LIMIT
-    _ALIGNMENT = 4096
     _NO_REPLY = -1  # was sent already, comes later, or never
 
 cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
@@ -87,6 +85,14 @@ cdef uint64_t _now_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef char *_pages() except NULL:
+    """Room for the longest message. Memory is taken as messages of that length come."""
+    found = mmap(NULL, _LONGEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if found == MAP_FAILED:
+        raise MemoryError
+    return <char *>found
 
 
 cdef class _Listing(Sink)
@@ -116,16 +122,12 @@ cdef class Lane:
     cdef public Py_ssize_t pending  # requests that are answered later
 
     def __cinit__(self):
-        if posix_memalign(<void **>&self._in, _ALIGNMENT, _LONGEST) or \
-                posix_memalign(<void **>&self._out, _ALIGNMENT, _LONGEST):
-            raise MemoryError
-        memset(self._in, 0, _LONGEST)
-        memset(self._out, 0, _LONGEST)
+        self._in, self._out = _pages(), _pages()
         self._header = <fuse_in_header *>self._in
 
     def __dealloc__(self):
-        free(self._in)
-        free(self._out)
+        munmap(self._in, _LONGEST)
+        munmap(self._out, _LONGEST)
 
     def __init__(self, overlay, copy_ups, tasks, channel, poll_us, timeout_s):
         self._overlay, self._copy_ups, self._tasks, self._channel = overlay, copy_ups, tasks, channel

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from overlayfs._typing import TYPE_CHECKING, Final
 
-from ..overlay.copyup import CopyUp, Need
+from ..overlay.copyup import Need
+from ..overlay.copyup_file import CopyUp
 from ..overlay.engine import Overlay
 from .syncing import Syncs
 from .tasks import in_thread
@@ -29,7 +30,7 @@ class CopyUps:
         self._running: dict[int, trio.Event] = {}
 
     def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:
-        """True where an operation has to call `finish` first."""
+        """True where an operation has to call `finish` first; never where `copyup.is_whole_in_upper` says so."""
         return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > self._inline_bytes
 
     async def finish(self, inode: int, need: Need, size: int | None = None) -> None:

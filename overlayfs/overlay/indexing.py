@@ -16,7 +16,7 @@ from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from ..tree.syscalls import Stat, stat_of
-from . import attributes, copyup, impure, lookup
+from . import attributes, copyup, impure, lookup, publishing
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
@@ -83,7 +83,7 @@ def _forget_number(state: State, draft: Draft) -> None:
 def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:
     (parent, name), *others = inode.names()
     copyup.ensure_upper_directory(state, parent)
-    copyup.publish_name(state, draft, parent, name)
+    publishing.publish_name(state, draft, parent, name)
     state.unshare(inode)  # names that are not known go on naming the lower file
     for other_parent, other in others:
         try:

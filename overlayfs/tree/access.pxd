@@ -14,6 +14,7 @@ cpdef mknod(int dir_fd, bytes name, unsigned int mode, unsigned long long device
 cpdef link(int src_dir_fd, bytes src, int dst_dir_fd, bytes dst)
 cpdef link_descriptor(int fd, int dst_dir_fd, bytes dst)
 cpdef rename(int src_dir_fd, bytes src, int dst_dir_fd, bytes dst, unsigned int flags=*)
+cpdef list list_xattrs(int fd)
 cpdef bytes getxattr(int fd, bytes name)
 cpdef setxattr(int fd, bytes name, object value, int flags=*)
 cpdef removexattr(int fd, bytes name)

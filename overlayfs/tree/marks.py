@@ -223,12 +223,7 @@ def list_xattrs(dir_fd: int, name: bytes) -> list[bytes]:
 
 def list_xattrs_of_descriptor(fd: int) -> list[bytes]:
     """As `list_xattrs`, of what the descriptor (O_PATH is enough) refers to."""
-    try:
-        return [os.fsencode(name) for name in os.listxattr(descriptor_path(fd))]
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            return []
-        raise
+    return access.list_xattrs(fd)
 
 
 def read_xattr(dir_fd: int, name: bytes, xattr: bytes) -> bytes | None:

@@ -137,21 +137,24 @@ def copy_metadata(
     st: Stat | os.stat_result,
     spelled: marks.Spelling,
     without: bytes = b"",
+    present: tuple[bytes, ...] | None = None,
 ) -> None:
     """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
 
+    `present` are the names of all xattrs of `source`, None where they are to be read.
     Overlay marks, as the layer of `source` is `spelled`, are not copied, nor is the xattr `without`. To be called after
     the data is written: writing clears capabilities.
     """
+    names = marks.list_xattrs_of_descriptor(source) if present is None else present
     set_owner(target, uid, gid)
-    copy_xattrs(source, target, spelled, without)
+    copy_xattrs(source, target, spelled, without, names)
     set_mode(target, mode)
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 
-def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes = b"") -> None:
-    """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
-    for name in marks.list_xattrs_of_descriptor(source):
+def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes, present: Iterable[bytes]) -> None:
+    """Copy every xattr of those that are `present` that is not an overlay mark; escaped ones stay escaped."""
+    for name in present:
         if name == without or (marks.shown_xattr(name, spelled) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:

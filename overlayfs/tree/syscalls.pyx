@@ -11,7 +11,7 @@ modules, without exceptions.
 cimport cython
 from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
 from libc.string cimport memset
 
 import errno as errors
@@ -501,9 +501,9 @@ cdef int _to_timespec(timespec *time, object time_ns) except -1:
 
 cdef int try_set_times(int fd, const timespec *times) noexcept nogil:
     cdef char path[DESCRIPTOR_PATH_SIZE]
-    if futimens(fd, times) == 0:
+    if utimensat(fd, b"", times, AT_EMPTY_PATH) == 0:
         return 0
-    if errno != EBADF:
+    if errno != EINVAL:  # before Linux 5.8
         return errno
     write_descriptor_path(path, fd)  # futimens takes no O_PATH
     return outcome(utimensat(AT_FDCWD, path, times, 0))

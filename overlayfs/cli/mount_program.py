@@ -45,12 +45,12 @@ Unmount with umount TARGET or fusermount3 -u TARGET.
 
 
 class UsageError(Exception):
-    """A command line that is neither of the two."""
+    """A command line that has neither of the two forms."""
 
 
 @dataclass(slots=True)
 class CommandLine:
-    """The arguments, taken apart; option texts still as written."""
+    """The parsed arguments; option texts are not parsed yet."""
 
     option_texts: list[str] = field(default_factory=list)
     positionals: list[str] = field(default_factory=list)

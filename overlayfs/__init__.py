@@ -10,6 +10,8 @@ The package, from the bottom up; each floor imports only from those before it:
 - `tree`: one directory tree on disk: system calls, marks (whiteouts and their kin), metadata.
 - `overlay`: the merged tree: lookup, listing, copy-up, rename. Synchronous; testable without a mount.
 - `fuse`: transport: pyfuse3 handlers over the engine, mounting, the daemon.
+- `image`: OCI images, in rooms: `oci`, `tar`, `layer`, `store`, `make`, `registry`, `archive`, `inspect`.
+- `container`: writable layers on images, and the programs that run in them.
 - `cli`: the programs `overlayfs` and `overlayfs-mount`.
 
 Glossary: a *lower* layer is read-only, the *upper* takes all changes, the *work* directory is where they are built
@@ -18,9 +20,9 @@ they have in it. *Copy-up* brings a lower file into the upper before it changes;
 A *redirect* says where in the lower layers a renamed directory's contents are; an *origin* which lower file was copied.
 """
 
-from typing import TYPE_CHECKING
-
 from ._version import __version__
+
+TYPE_CHECKING = False  # importing typing takes a tenth of a start
 
 if TYPE_CHECKING:
     from .api import Mount, mount

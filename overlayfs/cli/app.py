@@ -1,7 +1,7 @@
 """The typer application: what all commands share, and how the help groups them.
 
-The commands are registered by `main` and the modules `*_commands`; what they do is in other modules, imported when a
-command is called.
+The modules in `commands` register the commands; the work of a command is in a module of another room, imported when
+the command is called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typer.core import TyperGroup
 from typer.models import CommandInfo
 
 from overlayfs._version import __version__
+
+OK, ERROR, USAGE, FINDINGS = 0, 1, 2, 3
+"""The exit statuses."""
 
 HELP: Final = "Mount stacks of layers and images, see what is in them, keep what changed."
 EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says more."

@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable
 
-from overlayfs.cli.live import wait_until_ended
+from overlayfs.cli.mounts.live import wait_until_ended
 
 
 def leave_behind(work: Callable[[], None], after: int | None = None) -> None:

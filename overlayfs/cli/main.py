@@ -1,232 +1,18 @@
-"""`overlayfs`: the program for people. What the commands are, and how an error ends them.
+"""`overlayfs`: the program for people. Runs the command that is named, and turns an error into one line.
 
-The commands themselves are in the modules beside this one, imported when they are called: a completion or a
-`--help` waits for none of them.
+The commands' arguments are declared in `commands`; their work is in modules that are imported when a command is called,
+so completion and `--help` wait for none of it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
 
-import typer
+from overlayfs.cli.app import ERROR, OK, USAGE, app, program_for
+from overlayfs.cli.commands import change, container, inspect, mounts, registry, store
 
-from overlayfs.cli import change_commands, look_commands, registry_commands, run_commands, store_commands
-from overlayfs.cli.app import AsJson, UserXattr, app, program_for, store_directory
-
-__all__ = ["app", "change_commands", "look_commands", "main", "registry_commands", "run_commands", "store_commands"]
-
-OK, ERROR, USAGE, FINDINGS = 0, 1, 2, 3
-
-Mountpoint = Annotated[str, typer.Argument(metavar="MNT", help="Where it is mounted.")]
-Lowers = Annotated[
-    list[str] | None, typer.Option("--lower", "-l", metavar="DIR", help="A lower layer; repeat, top first.")
-]
-
-
-@app.command(short_help="Mount layers, or an image.")
-def mount(
-    words: Annotated[
-        list[str], typer.Argument(metavar="[IMAGE] MNT", help="An image, unless --lower says what; the mountpoint.")
-    ],
-    lower: Lowers = None,
-    upper: Annotated[
-        str | None, typer.Option("--upper", "-u", metavar="DIR", help="Takes all changes; needs --work.")
-    ] = None,
-    work: Annotated[
-        str | None,
-        typer.Option("--work", "-w", metavar="DIR", help="Empty directory on the upper's filesystem."),
-    ] = None,
-    ephemeral: Annotated[
-        bool, typer.Option("--ephemeral", "-e", help="Writable; changes are thrown away at the unmount.")
-    ] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Nothing can be written.")] = False,
-    writable: Annotated[
-        bool, typer.Option("--rw", help="Of an image: changes go to a container; without --name to a passing one.")
-    ] = False,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="With --rw: the container, made if it is not there.")
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
-    ] = None,
-    foreground: Annotated[bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")] = False,
-    no_fast_lane: Annotated[
-        bool, typer.Option("--no-fast-lane", help="Let pyfuse3 answer every request; slower.")
-    ] = False,
-    poll: Annotated[
-        int | None,
-        typer.Option(
-            "--poll", metavar="US", min=0, max=10_000, help="Await the next request for so many µs before sleeping."
-        ),
-    ] = None,
-) -> None:
-    """Mount lower layers, and an upper that takes the changes, as one tree on MNT; or the layers of an image.
-
-    Without --upper, --ephemeral and --rw the mount is read-only.
-
-    Exit status: 0 the mount is live, 1 it could not be made, 2 wrong usage.
-    """
-    from overlayfs.cli.mounting import Request
-    from overlayfs.cli.mounting import mount as make
-
-    request = Request(
-        words=tuple(words),
-        lowers=tuple(lower or ()),
-        upper=upper,
-        work=work,
-        ephemeral=ephemeral,
-        read_only=read_only,
-        options=tuple(options or ()),
-        foreground=foreground,
-        lane=not no_fast_lane,
-        poll_us=poll,
-    )
-    if (len(words) == 2 and not lower) or writable or name is not None:
-        from overlayfs.cli.image_mounting import mount_image
-
-        mount_image(request, writable, name, store_directory())
-    else:
-        make(request)
-
-
-@app.command(short_help="Unmount, and wait until all is written.")
-def umount(
-    mountpoint: Mountpoint,
-    lazy: Annotated[
-        bool, typer.Option("--lazy", help="Detach now; those who use the mount keep it until they end.")
-    ] = False,
-) -> None:
-    """Unmount MNT; return when the daemon has written everything and ended.
-
-    Exit status: 0 unmounted, 1 it is in use (by whom is said) or not ours.
-    """
-    from overlayfs.cli.unmounting import take_down
-
-    take_down(mountpoint, lazy)
-
-
-@app.command(short_help="List what is mounted.")
-def mounts(as_json: AsJson = False) -> None:
-    """List the overlayfs mounts: layers, upper, how long they have been up."""
-    from overlayfs.cli.mounts import show_mounts
-
-    show_mounts(as_json)
-
-
-@app.command(short_help="List the layers of an image or a mount.")
-def layers(
-    name: Annotated[str, typer.Argument(metavar="IMAGE|MNT", help="An image, or where something is mounted.")],
-    as_json: AsJson = False,
-) -> None:
-    """List the layers of an image, bottom first, with what each changed; or those of a mount.
-
-    The layers of a mount are listed top first; `which` uses the same numbers.
-
-    Exit status: 0 listed, 1 an error.
-    """
-    from overlayfs.cli.mounts import is_mountpoint, show_layers
-
-    if is_mountpoint(name):
-        show_layers(name, as_json)
-    else:
-        from overlayfs.cli.image_layers import show_image_layers
-
-        show_image_layers(name, as_json, store_directory())
-
-
-@app.command(short_help="Count the requests of a mount.")
-def stats(
-    mountpoint: Mountpoint,
-    as_json: AsJson = False,
-    watch: Annotated[
-        float | None, typer.Option("--watch", metavar="SECONDS", min=0.1, help="Again and again, until Ctrl-C.")
-    ] = None,
-) -> None:
-    """Show how many requests of each kind a mount has had and who answered them, and what its daemon holds.
-
-    Exit status: 0 shown, 1 an error, also where its daemon is of a version that counts nothing.
-    """
-    from overlayfs.cli.stats import show_stats
-
-    if as_json and watch is not None:
-        raise typer.BadParameter("--json and --watch exclude each other")
-    show_stats(mountpoint, as_json, watch)
-
-
-@app.command(short_help="Say which layer a file comes from.")
-def which(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="In a mount; may be deleted.")],
-    as_json: AsJson = False,
-) -> None:
-    """Say which layer provides a file, which layers hold hidden versions, and what deletes it.
-
-    Exit status: 0 all paths are there, 1 one is not (or an error).
-    """
-    from overlayfs.cli.which import show_provenance
-
-    if not show_provenance(paths, as_json):
-        raise typer.Exit(ERROR)
-
-
-@app.command(short_help="Show what changed.")
-def diff(
-    tree: Annotated[str, typer.Argument(metavar="TREE", help="A mount, an upper, a container, or an image.")],
-    other: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The image to compare the first with.")] = None,
-    lower: Lowers = None,
-    stat: Annotated[bool, typer.Option("--stat", help="With sizes, and a sum at the end.")] = False,
-    patch: Annotated[bool, typer.Option("--patch", "-p", help="As a patch, for text files.")] = False,
-    everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also directories of which only the times changed.")
-    ] = False,
-    user_xattr: UserXattr = False,
-    as_json: AsJson = False,
-) -> None:
-    """List what was added (A), modified (M) and deleted (D) against the lower layers.
-
-    A container's name (./NAME is a directory) tells what it changed in its image; two images: from the first to the
-    second. Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
-    them only the upper's own marks can tell A from M. It is read as if you had mounted it: root names one of an
-    ordinary user, or mounted with `-o userxattr`, with --userxattr.
-
-    Exit status: 0 whether there are changes or not, 1 an error.
-    """
-    from overlayfs.cli.diff import Form, show_changes
-
-    if stat + patch + as_json > 1:
-        raise typer.BadParameter("--stat, --patch and --json exclude each other")
-    form = Form.STAT if stat else Form.PATCH if patch else Form.JSON if as_json else Form.NAMES
-    if other is None:
-        show_changes(tree, lower, form, everything, user_xattr=user_xattr)
-        return
-    if lower or user_xattr:
-        raise typer.BadParameter("--lower and --userxattr are for an upper, not for images")
-    from overlayfs.cli.image_diff import show_image_changes
-
-    show_image_changes(tree, other, form, everything, store_directory())
-
-
-@app.command(short_help="Find and mend what a crash left.")
-def check(
-    upper: Annotated[str, typer.Argument(metavar="UPPER", help="An upper directory that is not mounted.")],
-    work: Annotated[str, typer.Argument(metavar="WORK", help="Its workdir.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be; user data is kept.")] = False,
-    user_xattr: UserXattr = False,
-    as_json: AsJson = False,
-) -> None:
-    """Find what a crash or tampering left in an upper and its workdir.
-
-    The upper is read as if you had mounted it: root names one of an ordinary user, or mounted with `-o userxattr`,
-    with --userxattr.
-
-    Exit status: 0 nothing found or all mended, 1 an error, 3 something is left to mend.
-    """
-    from overlayfs.cli.check import show_findings
-
-    if not show_findings(upper, work, repair, as_json, user_xattr=user_xattr):
-        raise typer.Exit(FINDINGS)
+__all__ = ["app", "change", "container", "inspect", "main", "mounts", "registry", "store"]
 
 
 def main() -> int:
@@ -275,10 +61,10 @@ def _fail(error: Exception) -> int:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    from overlayfs.cli.live import CommandError
     from overlayfs.cli.mount_program import UsageError
+    from overlayfs.cli.mounts.live import CommandError
     from overlayfs.cli.output import explain, safe
-    from overlayfs.image.errors import ImageError
+    from overlayfs.image.oci.errors import ImageError
     from overlayfs.overlay.options import MountError
 
     if hasattr(error, "format_message"):  # the parser's own, whose class has no public name in all versions

@@ -8,12 +8,12 @@ wait for it, and every container's start waits for this program's own.
 
 from __future__ import annotations
 
-import getopt
+import gc
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
+from overlayfs._typing import TYPE_CHECKING, NoReturn
 from overlayfs._version import __version__
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOSUID
 from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from overlayfs.fuse.session import MountOptions
 
 PROGRAM = "overlayfs-mount"
+_WORDS = {"debug": "d", "help": "h", "version": "V"}
 _IONBF = 2  # <stdio.h>
 
 USAGE = f"""\
@@ -48,16 +49,16 @@ class UsageError(Exception):
     """A command line that is neither of the two."""
 
 
-@dataclass(slots=True)
 class CommandLine:
     """The arguments, taken apart; option texts still as written."""
 
-    option_texts: list[str] = field(default_factory=list)
-    positionals: list[str] = field(default_factory=list)
-    foreground: bool = False
-    debug: bool = False
-    asks_help: bool = False
-    asks_version: bool = False
+    def __init__(self) -> None:
+        self.option_texts: list[str] = []
+        self.positionals: list[str] = []
+        self.foreground = False
+        self.debug = False
+        self.asks_help = False
+        self.asks_version = False
 
     @property
     def source(self) -> str | None:
@@ -74,44 +75,74 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit status, 0 or 1."""
     try:
         return _run(read_command_line(sys.argv[1:] if argv is None else argv))
-    except (UsageError, getopt.GetoptError) as error:
+    except UsageError as error:
         return _fail(f"{error} (see {PROGRAM} --help)")
 
 
+def end() -> NoReturn:
+    """Run the program and end the process. The interpreter is not taken down, as the caller would wait for that."""
+    gc.disable()  # what is imported is no garbage; it is enabled when the mount is served
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)
+
+
 def read_command_line(arguments: list[str]) -> CommandLine:
-    """Take arguments apart, options and positionals in any order whatever POSIXLY_CORRECT says."""
+    """Take arguments apart, options and positionals in any order whatever POSIXLY_CORRECT says.
+
+    Done here as getopt's import takes longer than all the rest of reading them.
+    """
     line = CommandLine()
-    rest = arguments
-    while rest:
-        options, after = getopt.getopt(rest, "o:fdhV", ["debug", "help", "version"])
-        for name, value in options:
-            _take_option(line, name, value)
-        if _ended_by_dashes(rest, after):
-            line.positionals += after
-            break
-        line.positionals += after[:1]
-        rest = after[1:]
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            line.positionals += rest
+        elif argument.startswith("--"):
+            _take_word(line, argument[2:])
+        elif argument.startswith("-") and argument != "-":
+            _take_letters(line, argument[1:], rest)
+        else:
+            line.positionals.append(argument)
     return line
 
 
-def _ended_by_dashes(before: list[str], after: list[str]) -> bool:
-    position = len(before) - len(after) - 1
-    # `-o --` has them as a value.
-    return position >= 0 and before[position] == "--" and (position == 0 or before[position - 1] != "-o")
-
-
-def _take_option(line: CommandLine, name: str, value: str) -> None:
-    match name:
-        case "-o":
+def _take_letters(line: CommandLine, letters: str, rest: Iterator[str]) -> None:
+    """Options of one letter, any number of them in one argument; the value of `o` is what follows."""
+    for position, letter in enumerate(letters, 1):
+        if letter == "o":
+            value = letters[position:] or next(rest, None)
+            if value is None:
+                raise UsageError("option -o requires argument")
             line.option_texts.append(value)
-        case "-f":
+            return
+        _take_flag(line, letter)
+
+
+def _take_word(line: CommandLine, text: str) -> None:
+    """An option that is a word, or the beginning of just one."""
+    start, equals, _ = text.partition("=")
+    words = [word for word in _WORDS if word.startswith(start)]
+    if len(words) != 1:
+        raise UsageError(f"option --{start} not {'a unique prefix' if words else 'recognized'}")
+    if equals:
+        raise UsageError(f"option --{words[0]} must not have an argument")
+    _take_flag(line, _WORDS[words[0]])
+
+
+def _take_flag(line: CommandLine, letter: str) -> None:
+    match letter:
+        case "f":
             line.foreground = True
-        case "-d" | "--debug":
+        case "d":
             line.debug = True
-        case "-V" | "--version":
+        case "V":
             line.asks_version = True
-        case _:
+        case "h":
             line.asks_help = True
+        case _:
+            raise UsageError(f"option -{letter} not recognized")
 
 
 def _run(line: CommandLine) -> int:
@@ -129,7 +160,7 @@ def _mount(line: CommandLine) -> int:
         if changed_flags(line.option_texts, 0) is None:
             _serve(line, target)
         else:
-            from overlayfs.cli.remounting import remount
+            from overlayfs.cli.mounts.remount import remount
 
             remount(target, line.option_texts)
     except MountError as error:
@@ -208,4 +239,4 @@ def _fail(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from overlayfs.image.progress import NO_PROGRESS, Progress, Task
+from overlayfs.image.oci.progress import NO_PROGRESS, Progress, Task
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

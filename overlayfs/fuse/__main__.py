@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..overlay.mount_flags import MS_NODEV, MS_NOSUID, MS_RDONLY
 from ..overlay.options import MountError, OverlayOptions

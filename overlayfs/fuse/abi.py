@@ -6,9 +6,11 @@ struct that it is.
 
 from __future__ import annotations
 
+import errno
 import struct
 from enum import IntEnum
-from typing import Final
+
+from overlayfs._typing import Final
 
 
 class Opcode(IntEnum):
@@ -174,6 +176,28 @@ FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
 _NOTIFY_INVAL_INODE: Final = 2  # enum fuse_notify_code
 _NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")  # ino, off, len
+
+
+def texts(body: memoryview, count: int) -> list[bytes]:
+    """The strings that a message ends with, each with its NUL; OSError with EIO where they are not so many."""
+    *found, after = bytes(body).split(b"\0")
+    if len(found) != count or after:
+        raise OSError(errno.EIO, "a message ends without a name")
+    return found
+
+
+def names(body: memoryview, count: int) -> list[bytes]:
+    """The same for names of directory entries."""
+    found = texts(body, count)
+    for name in found:
+        refuse_path(name)
+    return found
+
+
+def refuse_path(name: bytes) -> None:
+    """A path would lead out of the layer."""
+    if not name or b"/" in name:
+        raise OSError(errno.EIO, "a message with a path for a name")
 
 
 def invalidation(node: int) -> bytes:

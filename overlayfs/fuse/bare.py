@@ -7,14 +7,15 @@ request was forwarded, or became a task: `looping` then goes on where it stopped
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Final, Self
+
+from overlayfs._log import Log
+from overlayfs._typing import Final, Self
 
 from ..overlay.claim import Claim
 from .channel import Channel
@@ -23,7 +24,7 @@ from .mounting import ENDING_SIGNALS, HANDLED_SIGNALS
 from .syncing import Syncs
 from .tasks import Tasks
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How the bare loop ends.
 MOUNT_ENDED, TOLD_TO_END, NEEDS_LOOP = range(3)

@@ -8,15 +8,18 @@ and nothing needs an event loop.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import socket
 from collections import deque
-from typing import Final
+
+from overlayfs._log import Log
+from overlayfs._typing import TYPE_CHECKING, Final
 
 from . import abi
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import socket
+
+log = Log(__name__)
 
 # What the kernel says to an answer that nobody waits for any more, and to anything once the mount is gone.
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPERM)

@@ -7,7 +7,7 @@ they are copied here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from overlayfs._typing import TYPE_CHECKING, Final
 
 from ..overlay.copyup import CopyUp, Need
 from ..overlay.engine import Overlay

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..overlay.copyup import Need
 from ..overlay.engine import Overlay
@@ -25,7 +26,7 @@ from .copying import INLINE_BYTES, CopyUps
 from .lane import Forwarded, Lane
 from .passthrough import Passthrough
 from .patience import Patience
-from .setattr import SET_IDS, Asker, changes_of, takes_privileges, touches_privileges, unprivileged
+from .setattr import SET_IDS, Asker, takes_privileges, unprivileged
 from .status import Status
 from .syncing import Sync, Syncs, sync_of_directory, sync_of_file
 from .tasks import Tasks, in_thread
@@ -86,31 +87,22 @@ class FastLane(Lane):
     def _interrupt(self, _node: int, _body: memoryview, _: Asker) -> None:
         """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
 
-    def _setattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
-        changes = changes_of(body)
-        need = Need.METADATA if changes.size is None else Need.DATA
-        if not self._copy_ups.must_wait(node, need, changes.size):
-            return self._change_attributes(node, body, changes, asker)
-        asked = memoryview(bytes(body))  # the buffer is another request's by then
-
+    def _setattr_after_copy_up(
+        self, node: int, changes: AttributeChanges, need: Need, valid: int, asker: Asker
+    ) -> None:
         async def work() -> bytes:
             await self._copy_ups.finish(node, need, changes.size)
-            return self._change_attributes(node, asked, changes, asker)
+            return self._attr(node, self._change_attributes(node, changes, valid, asker))
 
         self._later(work)
-        return None
 
-    def _change_attributes(self, node: int, body: memoryview, changes: AttributeChanges, asker: Asker) -> bytes:
-        groups_count = False
-        if changes.mode is None and touches_privileges(changes):
-            before = self._overlay.getattr(node)
-            if before.mode & SET_IDS and takes_privileges(body, asker, before):
-                announced = changes.is_nothing
-                changes = changes.with_mode(unprivileged(before, asker), announced)
-            else:
-                groups_count = bool(before.mode & stat.S_ISGID)
-        asks = caller_with_groups(*asker) if groups_count else caller(*asker)
-        return self._attr(node, self._overlay.setattr(node, changes, asks))
+    def _without_privileges(
+        self, changes: AttributeChanges, before: Attributes, valid: int, asker: Asker
+    ) -> AttributeChanges:
+        """The changes, and with them setuid and setgid taken from a file that has one of them."""
+        if takes_privileges(valid, asker, before):
+            return changes.with_mode(unprivileged(before, asker), changes.is_nothing)
+        return changes
 
     def _drop_privileges(self, node: int, asker: Asker) -> None:
         """Before the content of a file changes."""
@@ -144,31 +136,28 @@ class FastLane(Lane):
 
     # -- names
 
-    def _symlink(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        name, target = bytes(body[:-1]).split(b"\0")
-        return self._entry(self._overlay.symlink(node, name, target, caller(*asker)))
-
     def _mknod(self, node: int, body: memoryview, asker: Asker) -> bytes:
         mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
-        name = bytes(body[abi.MKNOD_IN.size : -1])
+        (name,) = abi.names(body[abi.MKNOD_IN.size :], 1)
         return self._entry(self._overlay.mknod(node, name, mode, decode_device(rdev), caller(*asker, umask)))
 
     def _link(self, node: int, body: memoryview, _: Asker) -> bytes:
         (old,) = abi.LINK_IN.unpack_from(body)
+        (name,) = abi.names(body[abi.LINK_IN.size :], 1)
         if self._copy_ups.must_wait(old, Need.DATA):
             raise Forwarded
-        return self._entry(self._overlay.link(old, node, bytes(body[abi.LINK_IN.size : -1])))
+        return self._entry(self._overlay.link(old, node, name))
 
     def _rename(self, node: int, body: memoryview, _: Asker) -> bytes:
         (new,) = abi.RENAME_IN.unpack_from(body)
-        return self._move(node, new, bytes(body[abi.RENAME_IN.size : -1]), 0)
+        return self._move(node, new, body[abi.RENAME_IN.size :], 0)
 
     def _rename2(self, node: int, body: memoryview, _: Asker) -> bytes:
         new, flags, _padding = abi.RENAME2_IN.unpack_from(body)
-        return self._move(node, new, bytes(body[abi.RENAME2_IN.size : -1]), flags)
+        return self._move(node, new, body[abi.RENAME2_IN.size :], flags)
 
-    def _move(self, node: int, new: int, names: bytes, flags: int) -> bytes:
-        old_name, new_name = names.split(b"\0")
+    def _move(self, node: int, new: int, rest: memoryview, flags: int) -> bytes:
+        old_name, new_name = abi.names(rest, 2)
         for inode in self._overlay.moved_by_rename(node, old_name, new, new_name, flags):
             # A directory may have to be copied up with all that is in it.
             if self._overlay.is_directory(inode) or self._copy_ups.must_wait(inode, Need.METADATA):
@@ -316,6 +305,8 @@ class FastLane(Lane):
         _fh, _flags, command, _argument, in_size, out_size = abi.IOCTL_IN.unpack_from(body)
         if command not in FLAG_COMMANDS:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        if len(body) < abi.IOCTL_IN.size + in_size:
+            raise OSError(errno.EIO, "a message ends early")
         argument = bytes(body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]) or bytes(FLAG_COMMANDS[command])
 
         def run() -> bytes:
@@ -388,37 +379,25 @@ class FastLane(Lane):
 
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
         size, flags = abi.SETXATTR_IN.unpack_from(body)
-        name, _, rest = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
+        name, _, value = bytes(body[abi.SETXATTR_IN.size :]).partition(b"\0")
+        if len(value) < size:
+            raise OSError(errno.EIO, "a message ends early")
         if self._status.has(node, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
 
         def change() -> bytes:
             groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)
             asks = caller_with_groups(*asker) if groups_count else caller(*asker)
-            self._overlay.setxattr(node, name, rest[:size], flags, asks)
+            self._overlay.setxattr(node, name, value[:size], flags, asks)
             return _DONE
 
         return self._after_copy_up(node, change, Need.METADATA)
 
     def _removexattr(self, node: int, body: memoryview, _: Asker) -> bytes | None:
-        name = bytes(body[:-1])
+        (name,) = abi.texts(body, 1)
 
         def change() -> bytes:
             self._overlay.removexattr(node, name)
             return _DONE
 
         return self._after_copy_up(node, change, Need.METADATA)
-
-    def _listxattr(self, node: int, body: memoryview, asker: Asker) -> bytes:
-        size, _padding = abi.GETXATTR_IN.unpack_from(body)
-        names = self._overlay.listxattr(node, with_trusted=asker[0] == 0)
-        return _sized(b"".join(name + b"\0" for name in names), size)
-
-
-def _sized(value: bytes, size: int) -> bytes:
-    """The reply to a request for an xattr: its length where that is asked, ERANGE where it has no room."""
-    if not size:
-        return abi.GETXATTR_OUT.pack(len(value), 0)
-    if len(value) > size:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
-    return value

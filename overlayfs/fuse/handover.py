@@ -7,7 +7,6 @@ gathered, and what was written is in the upper.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -15,12 +14,14 @@ from typing import Final
 
 import trio
 
+from overlayfs._log import Log
+
 from ..overlay.claim import LET_GO, Claim, Standing
 from ..overlay.engine import Overlay
 from . import abi
 from .mounting import LiveMount
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _ASKS_WITHIN_S: Final = 30.0
 _KEPT: Final = b"files of a former mount are open, which the kernel writes to by itself (passthrough=on)\n"
@@ -49,7 +50,7 @@ class Handover:
         while True:
             try:
                 await trio.lowlevel.wait_readable(listener)
-                connection, _ = listener.accept()
+                connection = self._claim.accept()
             except trio.ClosedResourceError:
                 log.warning("too few descriptors: nobody is told any more whose the upper is")
                 return

@@ -14,30 +14,49 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memset
 from posix.fcntl cimport O_APPEND
 from posix.stdlib cimport posix_memalign
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.stat cimport S_ISGID, S_ISUID
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
 from overlayfs.overlay.listing cimport Sink
-from overlayfs.overlay.values cimport Attributes
+from overlayfs.overlay.values cimport (
+    ASKED_ATIME, ASKED_CTIME, ASKED_GID, ASKED_MODE, ASKED_MTIME, ASKED_SIZE, ASKED_UID, AttributeChanges, Attributes,
+    Caller,
+)
 
-import logging
+from overlayfs._log import Log
 import os
 
 from overlayfs.fuse import abi
 from overlayfs.fuse.abi import Opcode
-from overlayfs.fuse.callers import caller
+from overlayfs.fuse.callers import caller_with_groups
 from overlayfs.overlay.copyup import Need
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-log = logging.getLogger(__name__)
+# In a build with AddressSanitizer nobody may read behind a message, nor keep a view of it for later.
+cdef extern from * nogil:
+    """
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #define forbid_access(start, size) ASAN_POISON_MEMORY_REGION(start, size)
+    #define allow_access(start, size) ASAN_UNPOISON_MEMORY_REGION(start, size)
+    #else
+    #define forbid_access(start, size) ((void)0)
+    #define allow_access(start, size) ((void)0)
+    #endif
+    """
+    void forbid_access(void *start, size_t size)
+    void allow_access(void *start, size_t size)
+
+log = Log(__name__)
 
 RETRY_S = 0.05  # after the kernel or pyfuse3 did not take or give a message
 
@@ -53,6 +72,10 @@ cdef enum:
 
 cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
 cdef object _DATA = Need.DATA
+cdef object _METADATA = Need.METADATA
+cdef uint32_t _SETTABLE = (
+    ASKED_MODE | ASKED_UID | ASKED_GID | ASKED_SIZE | ASKED_ATIME | ASKED_MTIME | ASKED_CTIME
+)
 cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
 
 
@@ -148,6 +171,7 @@ cdef class Lane:
         cdef int failure
         while True:
             with nogil:
+                allow_access(self._in, _LONGEST)
                 while True:
                     got = read(self._device_fd, self._in, _LONGEST)
                     failure = errno if got < 0 else 0
@@ -165,7 +189,9 @@ cdef class Lane:
             self._expects_event = False
             if not failure:
                 self._length = got
+                forbid_access(self._in + got, _LONGEST - got)
                 self._handle()
+                forbid_access(self._in, _LONGEST)
                 now = _now_ns()
             last = now
             if self._expects_event or now - started >= turn_ns:
@@ -208,6 +234,8 @@ cdef class Lane:
             return self._write()
         if opcode == FUSE_GETXATTR:
             return self._getxattr()
+        if opcode == FUSE_SETATTR:
+            return self._setattr()
         if opcode == FUSE_CREATE:
             return self._create()
         if opcode == FUSE_READDIRPLUS:
@@ -220,6 +248,10 @@ cdef class Lane:
             return self._batch_forget()
         if opcode == FUSE_MKDIR:
             return self._mkdir()
+        if opcode == FUSE_LISTXATTR:
+            return self._listxattr()
+        if opcode == FUSE_SYMLINK:
+            return self._symlink()
         if opcode == FUSE_UNLINK:
             self._overlay.unlink(self._header.nodeid, self._name(0))
             return 0
@@ -248,13 +280,17 @@ cdef class Lane:
             raise OSError(EIO, "a message ends early")
         return self._in + sizeof(fuse_in_header)
 
-    cdef bytes _name(self, size_t offset):
-        """The name that the message ends with, after a struct of `offset` bytes; EIO where it does not."""
+    cdef bytes _text(self, size_t offset):
+        """The string that the message ends with, after a struct of `offset` bytes; EIO where it does not."""
         cdef char *start = self._in + sizeof(fuse_in_header) + offset
         cdef Py_ssize_t size = self._length - <Py_ssize_t>(sizeof(fuse_in_header) + offset) - 1
         if size < 0 or memchr(start, 0, size + 1) != start + size:
             raise OSError(EIO, "a message ends without a name")
         return PyBytes_FromStringAndSize(start, size)
+
+    cdef bytes _name(self, size_t offset):
+        """The same for the name of a directory entry: EIO for a path, which would lead out of the layer."""
+        return _checked(self._text(offset))
 
     # -- encoding
 
@@ -351,12 +387,40 @@ cdef class Lane:
         return sizeof(fuse_entry_out)
 
     cdef Py_ssize_t _getattr(self) except -2:
+        return self._put_attr(self._overlay.getattr(self._header.nodeid))
+
+    cdef Py_ssize_t _put_attr(self, Attributes found) except -2:
         cdef fuse_attr_out *reply = <fuse_attr_out *>self._body()
-        reply.attr = (<Attributes?>self._overlay.getattr(self._header.nodeid)).attr
+        reply.attr = found.attr
         reply.attr_valid, reply.attr_valid_nsec, reply.dummy = self._whole_s, self._rest_ns, 0
         if self._unseen and self._header.nodeid in self._unseen:
             reply.attr_valid = reply.attr_valid_nsec = 0
         return sizeof(fuse_attr_out)
+
+    cdef Py_ssize_t _setattr(self) except -2:
+        """utimes(2) without times asks for both as of now; with writeback=1 the kernel sends its own mtime, and a
+        ctime."""
+        asked = <fuse_setattr_in *>self._struct(sizeof(fuse_setattr_in))
+        node, valid = self._header.nodeid, asked.valid
+        changes = _changes_of(asked)
+        need = _DATA if valid & ASKED_SIZE else _METADATA
+        if self._copy_ups.must_wait(node, need, changes.size):
+            self._setattr_after_copy_up(node, changes, need, valid, self._asker())
+            return _NO_REPLY
+        return self._put_attr(self._change_attributes(node, changes, valid, self._asker()))
+
+    cpdef Attributes _change_attributes(self, uint64_t node, AttributeChanges changes, uint32_t valid, tuple asker):
+        """What a SETATTR asks for, and the privileges that it takes; `valid` are its FATTR_* bits."""
+        cdef Attributes before
+        cdef bint groups_count = False
+        touches = ASKED_UID | ASKED_GID | ASKED_SIZE
+        if not changes.asked & ASKED_MODE and (changes.asked & touches or not changes.asked):
+            before = self._overlay.getattr(node)
+            if before.attr.mode & (S_ISUID | S_ISGID):
+                changes = self._without_privileges(changes, before, valid, asker)
+                groups_count = before.attr.mode & S_ISGID and not changes.asked & ASKED_MODE
+        asks = caller_with_groups(*asker) if groups_count else Caller(asker[0], asker[1], asker[2])
+        return self._overlay.setattr(node, changes, asks)
 
     cdef Py_ssize_t _forget(self) except -2:
         asked = <fuse_forget_in *>self._struct(sizeof(fuse_forget_in))
@@ -375,8 +439,8 @@ cdef class Lane:
 
     # -- names
 
-    cdef object _caller(self, uint32_t umask):
-        return caller(self._header.uid, self._header.gid, self._header.pid, umask)
+    cdef Caller _caller(self, uint32_t umask):
+        return Caller(self._header.uid, self._header.gid, self._header.pid, umask)
 
     cdef Py_ssize_t _create(self) except -2:
         cdef Py_ssize_t size
@@ -394,6 +458,16 @@ cdef class Lane:
         asked = <fuse_mkdir_in *>self._struct(sizeof(fuse_mkdir_in))
         name = self._name(sizeof(fuse_mkdir_in))
         found = self._overlay.mkdir(self._header.nodeid, name, asked.mode, self._caller(asked.umask))
+        return self._put_entry(<fuse_entry_out *>self._body(), found)
+
+    cdef Py_ssize_t _symlink(self) except -2:
+        cdef char *name = self._in + sizeof(fuse_in_header)
+        cdef Py_ssize_t size = self._length - <Py_ssize_t>sizeof(fuse_in_header)
+        cdef char *end = <char *>memchr(name, 0, size) if size > 0 else NULL
+        if end is NULL:
+            raise OSError(EIO, "a message ends without a name")
+        target = self._text(end + 1 - name)
+        found = self._overlay.symlink(self._header.nodeid, _checked(name[:end - name]), target, self._caller(0))
         return self._put_entry(<fuse_entry_out *>self._body(), found)
 
     # -- files
@@ -458,12 +532,17 @@ cdef class Lane:
 
     cdef Py_ssize_t _getxattr(self) except -2:
         asked = <fuse_getxattr_in *>self._struct(sizeof(fuse_getxattr_in))
-        name = self._name(sizeof(fuse_getxattr_in))
+        name = self._text(sizeof(fuse_getxattr_in))
         value = self._xattr(self._header.nodeid, name, asked.size)
         if value is None:
             self._refuse_this(FUSE_GETXATTR, ENODATA)
             return _NO_REPLY
         return self._sized(value, asked.size)
+
+    cdef Py_ssize_t _listxattr(self) except -2:
+        asked = <fuse_getxattr_in *>self._struct(sizeof(fuse_getxattr_in))
+        names = self._overlay.listxattr(self._header.nodeid, with_trusted=self._header.uid == 0)
+        return self._sized(b"".join([name + b"\0" for name in names]) if names else b"", asked.size)
 
     cdef Py_ssize_t _sized(self, bytes value, uint32_t size) except -2:
         """The reply to a request for an xattr: its length where that is asked, ERANGE where it has no room."""
@@ -512,6 +591,31 @@ cdef class _ListingWithEntries(_Listing):
         _put_name(&place.dirent, size - <Py_ssize_t>sizeof(fuse_direntplus), name, offset, found)
         self.used += size
         return True
+
+
+cdef bytes _checked(bytes name):
+    """The name of a directory entry: EIO for a path."""
+    if not PyBytes_GET_SIZE(name) or memchr(PyBytes_AS_STRING(name), c'/', PyBytes_GET_SIZE(name)):
+        raise OSError(EIO, "a message with a path for a name")
+    return name
+
+
+cdef AttributeChanges _changes_of(fuse_setattr_in *asked):
+    cdef AttributeChanges changes = AttributeChanges.__new__(AttributeChanges)
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    changes.asked = asked.valid & _SETTABLE
+    changes.asked_mode, changes.asked_uid, changes.asked_gid = asked.mode, asked.uid, asked.gid
+    changes.asked_size = asked.size
+    is_now = asked.valid & FATTR_ATIME_NOW
+    changes.asked_atime = now.tv_sec if is_now else <int64_t>asked.atime
+    changes.asked_atimensec = now.tv_nsec if is_now else asked.atimensec
+    is_now = asked.valid & FATTR_MTIME_NOW
+    changes.asked_mtime = now.tv_sec if is_now else <int64_t>asked.mtime
+    changes.asked_mtimensec = now.tv_nsec if is_now else asked.mtimensec
+    changes.asked_ctime, changes.asked_ctimensec = <int64_t>asked.ctime, asked.ctimensec
+    changes.by_writing = asked.valid & FATTR_ATIME_NOW and asked.valid & (FATTR_MTIME_NOW | FATTR_CTIME)
+    return changes
 
 
 cdef inline Py_ssize_t _padded(Py_ssize_t size) noexcept:

@@ -17,6 +17,8 @@ from typing import Final
 import pyfuse3
 import trio
 
+from overlayfs._log import DEBUG, ERROR, Log, write
+
 from ..overlay.engine import Overlay
 from . import abi
 from .channel import Channel
@@ -29,7 +31,7 @@ from .status import Status
 from .syncing import Syncs
 from .tasks import Tasks
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _TURN_NS: Final = 300_000  # how long tasks and pyfuse3 wait for the thread while they have something to do
 _LONG_TURN_NS: Final = 20_000_000  # how long signals wait for it
@@ -52,6 +54,7 @@ class Loop:
         init_request: bytes,
         lifeline_fd: int | None,
     ) -> None:
+        _take_over_logging()
         self._handlers = Handlers(overlay, status, copy_ups, syncs)
         self._overlay, self._claim = overlay, overlay.claim
         self._syncs, self._tasks, self._status = syncs, tasks, status
@@ -187,3 +190,17 @@ async def _end_with_parent(lifeline_fd: int, scope: trio.CancelScope) -> None:
         if not os.read(lifeline_fd, 4096):
             scope.cancel()
             return
+
+
+class _Forwarding(logging.Handler):
+    """pyfuse3 and trio use `logging`; what they log goes where ours goes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        level = min(max(record.levelno // 10 * 10, DEBUG), ERROR)  # those that we have
+        write(level, record.name, record.getMessage(), (), error)
+
+
+def _take_over_logging() -> None:
+    logging.basicConfig(level=logging.INFO, handlers=[_Forwarding()], force=True)
+    logging.getLogger("pyfuse3").setLevel(logging.WARNING)

@@ -9,6 +9,7 @@ cdef extern from "<linux/fuse.h>" nogil:
     cdef enum:
         FUSE_LOOKUP, FUSE_FORGET, FUSE_GETATTR, FUSE_SETATTR, FUSE_READLINK, FUSE_MKDIR, FUSE_UNLINK, FUSE_RMDIR
         FUSE_READ, FUSE_WRITE, FUSE_GETXATTR, FUSE_LISTXATTR, FUSE_READDIR, FUSE_READDIRPLUS, FUSE_CREATE
+        FUSE_SYMLINK, FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_CTIME
         FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_NOTIFY_REPLY, FUSE_WRITE_KILL_SUIDGID, FUSE_WRITE_CACHE
 
     struct fuse_entry_out:
@@ -80,6 +81,19 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_write_out:
         uint32_t size
         uint32_t padding
+
+    struct fuse_setattr_in:
+        uint32_t valid
+        uint64_t size
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint32_t atimensec
+        uint32_t mtimensec
+        uint32_t ctimensec
+        uint32_t mode
+        uint32_t uid
+        uint32_t gid
 
     struct fuse_getxattr_in:
         uint32_t size

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import array
 import errno
-import logging
 import os
-import shutil
 import signal
-import socket
 import stat
-import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+
+from overlayfs._log import Log
+from overlayfs._typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ..overlay.mount_flags import (
     MS_DIRSYNC,
@@ -30,7 +26,10 @@ from ..overlay.options import MountError
 from ..tree import syscalls
 from ..tree.mount_table import MountEntry, mount_entries
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import socket
+
+log = Log(__name__)
 
 DEFAULT_POLL_US: Final = 100
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -60,8 +59,7 @@ _KERNEL_OPTIONS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """Where and how an overlay is mounted and served.
 
     `flags` are MS_* bits, `fuse_options` go to the kernel or fusermount3. `lane` False has pyfuse3 answer everything;
@@ -201,6 +199,8 @@ def _mount_arguments(options: MountOptions, fd: int) -> tuple[bytes, bytes, byte
 
 
 def _find_helper() -> str:
+    import shutil
+
     for name in _HELPERS:
         found = shutil.which(name) or shutil.which(name, path=_PATH)
         if found:
@@ -210,6 +210,9 @@ def _find_helper() -> str:
 
 def _mount_by_helper(options: MountOptions) -> int:
     """As an ordinary user: the setuid helper mounts and hands the descriptor over a socket."""
+    import socket  # slow, as subprocess: root's mounts do without
+    import subprocess
+
     items = [f"fsname={_escape(options.source)}", f"subtype={options.subtype}", "default_permissions"]
     items += [name for bit, name in _FLAG_NAMES.items() if options.flags & bit and name not in ("nosuid", "nodev")]
     if os.geteuid() == 0:  # the helper takes both away unless it is told
@@ -244,6 +247,9 @@ def _escape(text: str) -> str:
 
 
 def _receive_descriptor(channel: socket.socket) -> int | None:
+    import array
+    import socket
+
     _, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4))
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -284,5 +290,7 @@ def unmount(mountpoint: bytes, number: int) -> None:
     except OSError as error:
         if error.errno != errno.EPERM:
             return
+    import subprocess
+
     command = [_find_helper(), "-u", "-z", "-q", "--", _text(mountpoint)]
     subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -9,22 +9,24 @@ it is written without us, by a mapping even after it is closed.
 from __future__ import annotations
 
 import fcntl
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from overlayfs._log import Log
 
 from ..overlay.engine import Overlay
 from . import abi
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
-@dataclass(slots=True)
 class _Opens:
     """How an inode is open now; `backing` is the kernel's id of the file that it is passed through to."""
 
-    count: int = 0
-    backing: int = 0
+    __slots__ = ("backing", "count")
+
+    def __init__(self, backing: int) -> None:
+        self.count = 0
+        self.backing = backing
 
 
 class Passthrough:
@@ -43,7 +45,7 @@ class Passthrough:
         """One more open; the id to pass it through to, 0 where we serve it."""
         opens = self._opens.get(ino)
         if opens is None:
-            opens = self._opens[ino] = _Opens(backing=self._register(ino))
+            opens = self._opens[ino] = _Opens(self._register(ino))
         opens.count += 1
         if opens.backing and writable and ino not in self._overlay.written_unseen:
             self._overlay.note_written_unseen(ino)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+
+from overlayfs._typing import Final
 
 _LONGEST_NS: Final = 200_000  # what others wait at most for one request
 _LATE_IN_A_ROW: Final = 4

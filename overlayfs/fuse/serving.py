@@ -7,10 +7,11 @@ Without the lane pyfuse3 answers INIT and everything else.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Self
+
+from overlayfs._log import Log
+from overlayfs._typing import TYPE_CHECKING, Final, Self
 
 from ..overlay.engine import Overlay
 from . import abi
@@ -26,7 +27,7 @@ from .tasks import Tasks
 if TYPE_CHECKING:
     from .looping import Loop
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # FUSE_ASYNC_DIO is not among them: after a direct write that the kernel does not wait for (AIO, io_uring) it keeps the
 # old data of pages that were read meanwhile. We cannot have it drop them, as FUSE_NOTIFY_INVAL_INODE waits for pages

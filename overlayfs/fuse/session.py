@@ -6,15 +6,13 @@ Imports what serves only when it is needed: a refusal must not wait for it.
 from __future__ import annotations
 
 import gc
-import logging
-import logging.handlers
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+
+from overlayfs import _log
+from overlayfs._typing import Final
 
 from ..overlay.options import MountError, OverlayOptions
 from . import mounting
@@ -22,7 +20,7 @@ from .mounting import MountOptions
 
 __all__ = ["MountOptions", "serve_for_parent", "serve_in_background", "serve_in_foreground"]
 
-log = logging.getLogger(__name__)
+log = _log.Log(__name__)
 
 _LIVE: Final = b"\0"  # then the daemon's process id
 
@@ -34,7 +32,7 @@ def serve_in_foreground(
 
     Raises MountError while the mount is not live; `on_live` is called when it is.
     """
-    _set_up_logging(_log_handler(_log_file(), to_terminal=True, debug=mount.debug), mount.debug)
+    _set_up_log(_log_file(), to_terminal=True, debug=mount.debug)
     _serve(options, mount, on_live or _do_nothing)
 
 
@@ -46,7 +44,7 @@ def serve_for_parent(
     options: OverlayOptions, mount: MountOptions, on_live: Callable[[], None], lifeline_fd: int
 ) -> None:
     """As in the foreground, but logging as a daemon does; end of file on `lifeline_fd` ends it too."""
-    _set_up_logging(_log_handler(_log_file(), to_terminal=False), mount.debug)
+    _set_up_log(_log_file(), to_terminal=False, debug=mount.debug)
     _serve(options, mount, on_live, lifeline_fd)
 
 
@@ -121,7 +119,7 @@ def _run_daemon(options: OverlayOptions, mount: MountOptions, status_fd: int, lo
         os.close(status_fd)
 
     try:
-        _set_up_logging(_log_handler(log_file, to_terminal=False), mount.debug)
+        _set_up_log(log_file, to_terminal=False, debug=mount.debug)
         _serve(options, mount, on_live)
     except MountError as error:
         with suppress(OSError):
@@ -149,50 +147,28 @@ def _leave_everything(status_fd: int) -> int:
 # -- log
 
 
-class _Formatter(logging.Formatter):
-    """Tracebacks show no source lines: reading those would ask the mount itself where it covers the code."""
-
-    def formatException(self, exc_info: Any) -> str:  # noqa: N802 - logging's name
-        found = traceback.TracebackException(*exc_info, lookup_lines=False)
-        _leave_out_source(found)
-        return "".join(found.format()).rstrip("\n")
-
-
-def _leave_out_source(found: traceback.TracebackException) -> None:
-    found.stack = traceback.StackSummary.from_list(
-        [traceback.FrameSummary(frame.filename, frame.lineno, frame.name, line="") for frame in found.stack]
-    )
-    for other in (found.__cause__, found.__context__, *(found.exceptions or ())):
-        if other is not None:
-            _leave_out_source(other)
-
-
-def _set_up_logging(handler: logging.Handler, debug: bool) -> None:
-    handler.setFormatter(_Formatter("%(asctime)s overlayfs[%(process)d] %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("pyfuse3").setLevel(logging.WARNING)
-
-
 def _log_file() -> str | None:
     """The file that OVERLAYFS_LOG names, absolute: a daemon leaves its working directory."""
     path = os.environ.get("OVERLAYFS_LOG")
     return os.path.abspath(path) if path else None
 
 
-def _log_handler(file: str | None, *, to_terminal: bool, debug: bool = False) -> logging.Handler:
-    """To that file, else to the system's log, else to standard error: there only warnings, unless `debug`."""
+def _set_up_log(file: str | None, *, to_terminal: bool, debug: bool = False) -> None:
+    """To that file, else to the system's log, else to standard error: there only warnings, unless the terminal is to
+    show what is done."""
+    level = _log.DEBUG if debug else _log.INFO
     if file is not None:
-        return _open_log(file)
+        _log_to_file(file, level)
+        return
     if not to_terminal and os.path.exists("/dev/log"):
         with suppress(OSError):  # nobody listens
-            return logging.handlers.SysLogHandler("/dev/log")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.DEBUG if debug else logging.WARNING)
-    return handler
+            _log.to_system_log(level)
+            return
+    _log.to_terminal(_log.DEBUG if to_terminal and debug else _log.WARNING)
 
 
-def _open_log(file: str) -> logging.Handler:
+def _log_to_file(file: str, level: int) -> None:
     try:
-        return logging.FileHandler(file)
+        _log.to_file(file, level)
     except OSError as error:
         raise MountError(f"OVERLAYFS_LOG: {file}: {error.strerror}") from None

@@ -7,17 +7,18 @@ moment: waking a sleeping processor for the answer can take longer than the sync
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable
-from typing import Final, NamedTuple
+
+from overlayfs._log import Log
+from overlayfs._typing import Final, NamedTuple
 
 from ..overlay.engine import Overlay
 from ..tree.syscalls import SyncQueue
 from .patience import Patience
 from .tasks import Tasks, in_thread
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _RETRY_S: Final = 0.05
 

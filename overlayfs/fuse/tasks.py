@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+
+from overlayfs._typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import trio

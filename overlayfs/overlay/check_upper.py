@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from ..tree import access, marks
-from ..tree.syscalls import OPEN_DIRECTORY, entry_path, open_beneath, set_times
+from ..tree.syscalls import OPEN_DIRECTORY, Stat, entry_path, open_beneath, set_times, stat_of
 from .findings import Finding, Found, Problem
 from .ownership import parse_override
 
@@ -44,7 +44,7 @@ def _join(parent: bytes, name: bytes) -> bytes:
 
 class _Entry(NamedTuple):
     name: bytes
-    stat: os.stat_result
+    stat: Stat
     xattrs: frozenset[bytes]
 
 
@@ -104,7 +104,7 @@ class _Directory:
 
     def _remove(self, entry: _Entry) -> Callable[[], None]:
         def mend() -> None:
-            before = os.fstat(self._fd)
+            before = stat_of(self._fd)
             access.unlink(self._fd, entry.name)
             set_times(self._fd, before.st_atime_ns, before.st_mtime_ns)  # to users nothing changed
 

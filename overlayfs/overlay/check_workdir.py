@@ -57,7 +57,7 @@ def _check_work(fd: int) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
         if name == _INCOMPAT and _is_directory(fd, name):
             yield from _check_incompat(fd)
-        elif drafts.DRAFT_NAME.fullmatch(name):
+        elif drafts.is_draft_name(name):
             yield Found(_finding(Problem.LEFTOVER, _WORK + b"/" + name), partial(drafts.remove, fd, name))
         else:
             yield Found(_finding(Problem.FOREIGN_WORK, _WORK + b"/" + name))
@@ -81,7 +81,7 @@ def _check_index(fd: int) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
         path = _INDEX + b"/" + name
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if drafts.DRAFT_NAME.fullmatch(name):
+        if drafts.is_draft_name(name):
             yield Found(_finding(Problem.LEFTOVER, path), partial(drafts.remove, fd, name))
         elif stat.S_ISDIR(st.st_mode) or marks.is_whiteout_device(st):
             continue  # the kernel's nfs_export keeps directories and deletions in the index too

@@ -13,26 +13,28 @@ has released the locks, or says in a line why it keeps them.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
-import json
-import logging
 import os
-import socket
 import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, NamedTuple
 
-from ..tree import access
+from overlayfs._log import Log
+from overlayfs._typing import TYPE_CHECKING, Final, NamedTuple
+
+from ..tree import deputies
 from ..tree.mount_table import mount_entries
 from ..tree.syscalls import descriptor_path
 from .layer import Layer
 from .options import MountError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import socket
+
+log = Log(__name__)
 
 SOCKET: Final = b"overlayfs-socket"
 LET_GO: Final = b"let go\n"
@@ -50,8 +52,7 @@ class Option(NamedTuple):
     layer: Layer
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a daemon's mount stands: `device` is its MAJOR:MINOR, `mountpoint` a place in the daemon's own mount
     namespace, None where it has none there any more."""
 
@@ -59,12 +60,16 @@ class Standing:
     mountpoint: bytes | None
 
     def to_line(self) -> bytes:
+        import json  # slow, and few ask
+
         where = None if self.mountpoint is None else os.fsdecode(self.mountpoint)
         return json.dumps({"device": self.device.decode(), "mountpoint": where}).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Standing:
         """Raises ValueError for anything else, KeyError and TypeError included."""
+        import json
+
         try:
             members = json.loads(line)
             where = members["mountpoint"]
@@ -80,12 +85,12 @@ class Claim:
         self._options = options
         self._work_fd = options[-1].layer.root_fd
         self._waiting: list[socket.socket] = []
-        self.listener: socket.socket | None = None
-        self.before_closing: Callable[[socket.socket], object] = lambda _: None  # told of the listener
+        self.listener: _socket.socket | None = None
+        self.before_closing: Callable[[_socket.socket], object] = lambda _: None  # told of the listener
 
     def listen(self) -> None:
         """Be there for those who want the directories. Where the workdir can hold no socket, they are refused."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET, dir_fd=self._work_fd)  # of a daemon that was killed
@@ -109,6 +114,14 @@ class Claim:
         self.listener = None
         return True
 
+    def accept(self) -> socket.socket:
+        """The next connection with one of those. OSError where there is none yet."""
+        import socket
+
+        assert self.listener is not None
+        with socket.socket(fileno=os.dup(self.listener.fileno())) as listener:
+            return listener.accept()[0]
+
     def keep_waiting(self, connection: socket.socket) -> None:
         """Somebody waits at the other end until the locks are released."""
         self._waiting.append(connection)
@@ -119,7 +132,7 @@ class Claim:
         if listener is not None:
             with suppress(OSError):  # before the next owner of the locks makes its own
                 os.unlink(SOCKET, dir_fd=self._work_fd)
-        access.dismiss(*(layer.root_fd for _, layer in self._options))  # a deputy holds the locks too
+        deputies.dismiss(*(layer.root_fd for _, layer in self._options))  # a deputy holds the locks too
         for _, layer in self._options:
             with suppress(OSError):
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
@@ -162,7 +175,7 @@ def _lock(options: Sequence[Option]) -> Option | None:
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
             return option
     for _, layer in options:
-        access.note_lock(layer.root_fd)
+        deputies.note_lock(layer.root_fd)
     return None
 
 
@@ -179,6 +192,8 @@ def _holder(work: Layer) -> socket.socket | None:
         return None
     if not stat.S_ISSOCK(found.st_mode):
         return None
+    import socket
+
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_ANSWER_WITHIN_S)
     try:
@@ -191,7 +206,7 @@ def _holder(work: Layer) -> socket.socket | None:
 
 def _ask(holder: socket.socket, wanted: Option, takes_over: bool) -> bool:
     """True once the holder has let go, False where it ended by itself; MountError where it keeps what is wanted."""
-    pid, uid, _gid = _PEER.unpack(holder.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    pid, uid, _gid = _PEER.unpack(holder.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER.size))
     process = f"process {pid}" if pid else "a process of another pid namespace"
     if uid not in (*_TRUSTED_UIDS, os.geteuid()):  # it may say anything, or nothing for ever
         raise MountError(f"{_said(wanted)} is in use by {process} of the user {uid}")

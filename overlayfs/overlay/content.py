@@ -10,6 +10,7 @@ import os
 import stat
 
 from ..tree import access, marks
+from ..tree.syscalls import stat_of
 from . import redirects
 from .descriptors import OpenFile
 from .inodes import Inode
@@ -35,7 +36,7 @@ def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
     if opened is None or (writable and not opened.writable):
         fd = state.descriptors.open(lambda: _open(state, inode, writable))
         try:
-            st = os.fstat(fd)
+            st = stat_of(fd)
             if not stat.S_ISREG(st.st_mode):  # somebody changed the layer
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError:

@@ -15,10 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Self
 
-from ..tree import access, fileflags, marks, metadata, syscalls
-from ..tree.syscalls import descriptor_path
+from overlayfs._typing import Self
+
+from ..tree import access, filedata, fileflags, marks, metadata, syscalls
+from ..tree.syscalls import Stat, descriptor_path, stat_of
 from . import attributes, content, drafts, impure, indexing, inheritance, lookup, protection
 from .descriptors import OpenFile, unpooled
 from .drafts import Draft
@@ -92,7 +93,7 @@ class CopyUp(ABC):
 
     def __init__(self, state: State, inode: Inode) -> None:
         self._state, self._inode = state, inode
-        self._data: tuple[int, os.stat_result] | None = None  # the descriptor of the data to copy, if any
+        self._data: tuple[int, Stat] | None = None  # the descriptor of the data to copy, if any
         self._at_end: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -118,9 +119,9 @@ class CopyUp(ABC):
     def _prepare(self) -> None:
         """Open what `transfer` needs."""
 
-    def _open_data(self) -> tuple[int, os.stat_result]:
+    def _open_data(self) -> tuple[int, Stat]:
         fd = self._pin(content.open_pooled(self._state, self._inode, writable=False))
-        return fd, os.fstat(fd)
+        return fd, stat_of(fd)
 
     def transfer(self) -> None:
         """Fill what is not seen yet. May block for long; touches nothing but its descriptors."""
@@ -195,13 +196,13 @@ class _Copy(CopyUp):
         self._draft = _draft_like(state, inode, self._source, self._st)
         self._at_end.append(self._draft.close)
 
-    def _open_source(self) -> tuple[int, os.stat_result]:
+    def _open_source(self) -> tuple[int, Stat]:
         """The file with the metadata, which mostly has the data too."""
         state, inode = self._state, self._inode
         if self._data is not None and not inode.upper and _is_at(state, inode.lower, self._data[1]):
             return self._data
         fd = self._pin(_readable(state, inode))
-        return fd, os.fstat(fd)
+        return fd, stat_of(fd)
 
     @property
     def _target(self) -> int:
@@ -259,7 +260,7 @@ class _Completion(CopyUp):
         state, inode = self._state, self._inode
         with state.upper_node(inode) as node:
             self._fd = self._pin(unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDWR))))
-        self._st = os.fstat(self._fd)
+        self._st = stat_of(self._fd)
         self._data = self._open_data()
 
     @property
@@ -301,24 +302,24 @@ def _readable(state: State, inode: Inode) -> OpenFile:
         return unpooled(state.descriptors.open(reopen))
 
 
-def _is_at(state: State, location: Location | None, st: os.stat_result) -> bool:
+def _is_at(state: State, location: Location | None, st: Stat) -> bool:
     """True where a stat is of the very file that a lower layer has in a place."""
     assert location is not None
     dir_fd, name = state.lower_place(location)
-    return os.path.samestat(st, access.stat_at(dir_fd, name))
+    return st.is_same_file(access.stat_at(dir_fd, name))
 
 
-def _copy_data(state: State, source: int, st: os.stat_result, target: int, size: int) -> None:
+def _copy_data(state: State, source: int, st: Stat, target: int, size: int) -> None:
     """Copy the first `size` bytes to an empty file: by reflink where the filesystems can, else keeping holes."""
     if size == st.st_size and st.st_dev not in state.cannot_clone:
         try:
-            syscalls.clone(source, target)
+            filedata.clone(source, target)
             return
         except OSError as error:  # any refusal: copying tells what really is wrong
             if error.errno in _NEVER_CLONES:
                 state.cannot_clone.add(st.st_dev)
     may_have_holes = size > _SMALL or st.st_blocks * 512 < st.st_size
-    syscalls.copy_data(source, target, size, has_holes=may_have_holes)
+    filedata.copy_data(source, target, size, has_holes=may_have_holes)
 
 
 def _note_copied(state: State, inode: Inode) -> None:
@@ -344,7 +345,7 @@ def publish_name(state: State, draft: Draft, parent: Directory, name: bytes) -> 
     drafts.note_changed(state, parent)
 
 
-def _owner_on_disk(state: State, inode: Inode, st: os.stat_result) -> Owner:
+def _owner_on_disk(state: State, inode: Inode, st: Stat) -> Owner:
     """Owner and mode that the copy gets: the lower's, an override xattr applied, ids never translated."""
     layer = attributes.layer_of(state, inode)
     owner = Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
@@ -375,7 +376,7 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
     return found
 
 
-def _draft_like(state: State, inode: Inode, source: int, st: os.stat_result) -> Draft:
+def _draft_like(state: State, inode: Inode, source: int, st: Stat) -> Draft:
     place, kind = inheritance.place_of_copy(state, inode.parent), stat.S_IFMT(st.st_mode)
     if kind == stat.S_IFREG:
         return drafts.draft_file(state, place)
@@ -404,7 +405,7 @@ def _copy_up_directory(state: State, directory: Directory) -> None:
     assert directory.number != ROOT
     place = inheritance.place_of_copy(state, parent)
     with _readable(state, directory) as source, drafts.draft_directory(state, place) as draft:
-        st = os.fstat(source)
+        st = stat_of(source)
         owner = _owner_on_disk(state, directory, st)
         owner = drafts.written_owner(state, draft.fd, owner)
         for name, value in _mark_xattrs(state, directory, source, metacopy=False):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TypeVar
+
+from overlayfs._typing import TypeVar
 
 from ..tree import access, syscalls
 

@@ -2,6 +2,8 @@ cimport cython
 
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
+from overlayfs.tree.syscalls cimport Stat, stat_of
+from overlayfs.tree cimport access
 
 cdef unsigned int _FORMAT, _DIRECTORY, _LINK, _REGULAR, _PERMISSIONS
 cdef int _EXCLUSIVE, _UNNAMED
@@ -19,7 +21,7 @@ cpdef Afterwards afterwards()
 
 cdef class Unseen:
     cdef int _dir_fd
-    cdef object _before
+    cdef Stat _before
 
 
 cpdef Unseen unseen(int dir_fd)
@@ -66,4 +68,4 @@ cpdef note_changed(State state, Directory directory)
 cpdef sync_changed(State state)
 cpdef object written_owner(State state, int fd, object owner)
 @cython.locals(fd=int, is_done=bint)
-cpdef object fill(State state, Draft draft, unsigned int uid, unsigned int gid, unsigned int mode, tuple acls)
+cpdef Stat fill(State state, Draft draft, unsigned int uid, unsigned int gid, unsigned int mode, tuple acls)

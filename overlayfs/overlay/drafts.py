@@ -9,23 +9,26 @@ are in drafts.pxd.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
 import stat
-from typing import Final, Self
+
+from overlayfs._log import Log
+from overlayfs._typing import Final, Self
 
 from ..tree import access, syscalls
-from ..tree.syscalls import descriptor_path
+from ..tree.syscalls import Stat, set_mode, set_owner, stat_of
 from .inodes import Directory
 from .options import FsyncPolicy
 from .ownership import Owner, format_override
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
-# What a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c, ovl_tempname).
-DRAFT_NAME: Final = re.compile(rb"#[0-9a-f]+")
+
+def is_draft_name(name: bytes) -> bool:
+    """True for what a crash may leave in a workdir: names of State.draft_name, and the kernel's (fs/overlayfs/dir.c,
+    ovl_tempname)."""
+    return name[:1] == b"#" and len(name) > 1 and not name[1:].strip(b"0123456789abcdef")
 
 
 _EXCLUSIVE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -69,7 +72,7 @@ class Unseen:
         self._dir_fd = dir_fd
 
     def __enter__(self) -> None:
-        self._before = os.fstat(self._dir_fd)
+        self._before = stat_of(self._dir_fd)
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
@@ -333,20 +336,20 @@ def written_owner(state: State, fd: int, owner: Owner) -> Owner:
 
 def fill(
     state: State, draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]
-) -> os.stat_result:
+) -> Stat:
     """Owner, permission bits and ACLs of something new, whose ids are those on disk; what stat says of it then."""
     assert state.upper is not None
     fd = draft.fd
     if state.upper.override is not None:
         uid, gid, mode, _ = written_owner(state, fd, Owner(uid, gid, mode, 0))
     if uid != state.ownership.own_uid or gid != state.ownership.own_gid:
-        os.chown(descriptor_path(fd), uid, gid)
-    st = os.fstat(fd)
+        set_owner(fd, uid, gid)
+    st = stat_of(fd)
     is_done = mode & _FORMAT == _LINK or (st.st_mode ^ mode) & _PERMISSIONS == 0
     if is_done and not acls:
         return st
     if not is_done:  # after the owner, as chown clears some bits
-        os.chmod(descriptor_path(fd), mode & _PERMISSIONS)
+        set_mode(fd, mode & _PERMISSIONS)
     for name, value in acls:
         access.setxattr(fd, name, value)
-    return os.fstat(fd)
+    return stat_of(fd)

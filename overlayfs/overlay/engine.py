@@ -1,10 +1,11 @@
+# cython: language_level=3, annotation_typing=False
 """The overlay: one method for each filesystem operation.
 
 Callers are adapters (the FUSE handlers) and tests. Files are named by inode number; every method that returns the
 attributes of a name raises that inode's nlookup by one, which `forget` gives back. Errors are OSErrors with the errno
 that the caller of the system call would see on ext4. Permissions are not checked here: the kernel does
 (default_permissions). Not thread-safe: one thread owns an overlay; `CopyUp.transfer` and descriptors pinned for I/O
-may be used from others.
+may be used from others. Compiled; C types are in engine.pxd.
 """
 
 from __future__ import annotations
@@ -14,10 +15,24 @@ import gc
 import os
 import stat
 from collections.abc import Iterator, Set
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from ..tree import syscalls
-from . import attributes, copyup, copyup_tree, files, inheritance, listing, lookup, making, names, protection
+from . import (
+    attributes,
+    changing,
+    copyup,
+    copyup_tree,
+    files,
+    inheritance,
+    listing,
+    lookup,
+    making,
+    names,
+    protection,
+    xattrs,
+)
 from . import rename as renaming
 from .claim import Claim
 from .copyup import CopyUp, Need
@@ -31,8 +46,6 @@ from .state import State
 from .values import AttributeChanges, Attributes, Caller
 
 _MANY_INODES: Final = 2_000
-
-__all__ = ["AttributeChanges", "Attributes", "Caller", "DirectoryEntry", "Overlay"]
 
 
 class DirectoryEntry(NamedTuple):
@@ -165,7 +178,7 @@ class Overlay:
         inode = inodes.get(ino)
         if inode is None or ino == ROOT:
             return
-        inode.nlookup = max(inode.nlookup - count, 0)
+        inode.nlookup = inode.nlookup - count if count < inode.nlookup else 0
         if not inode.nlookup:
             self._forgotten += 1
             self.state.drop_if_unused(inode)
@@ -188,8 +201,8 @@ class Overlay:
     def setattr(self, ino: int, changes: AttributeChanges, caller: Caller) -> Attributes:
         inode = self._inode(ino)
         before = inode.attributes
-        attributes.change(self.state, inode, changes, caller)
-        return attributes.after_change(self.state, inode, before, changes)
+        changing.change(self.state, inode, changes, caller)
+        return changing.after_change(self.state, inode, before, changes)
 
     def readlink(self, ino: int) -> bytes:
         inode = self._inode(ino)
@@ -343,7 +356,7 @@ class Overlay:
         if self.state.upper is not None and self.options.fsync is not FsyncPolicy.VOLATILE:
             syscalls.sync_filesystem(self.state.upper.root_fd)
 
-    def refuse_write(self, ino: int, appended_at: int | None, *, opened_unasked: bool) -> None:
+    def refuse_write(self, ino: int, appended_at: int | None, opened_unasked: bool) -> None:
         """EPERM for a write that immutable or append-only forbids, to be asked before it.
 
         `appended_at` is the offset of a write to a file with O_APPEND; `opened_unasked` says that `open_file` was not
@@ -388,7 +401,8 @@ class Overlay:
 
     def opendir(self, ino: int) -> int:
         """Count an open; the handle is the inode number."""
-        self._directory(ino).opens += 1
+        directory = self._directory(ino)
+        directory.opens += 1
         return ino
 
     def fill(self, ino: int, offset: int, sink: Sink) -> None:
@@ -431,15 +445,15 @@ class Overlay:
 
     def find_xattr(self, ino: int, name: bytes) -> bytes | None:
         """As `getxattr`, None where it is known that there is none."""
-        return attributes.find_xattr(self.state, self._inode(ino), name)
+        return xattrs.find_xattr(self.state, self._inode(ino), name)
 
     def listxattr(self, ino: int, *, with_trusted: bool = True) -> list[bytes]:
         """The names; those of `trusted.` only for administrators, as everywhere."""
-        names = attributes.listxattr(self.state, self._inode(ino))
+        names = xattrs.listxattr(self.state, self._inode(ino))
         return names if with_trusted else [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
-        attributes.setxattr(self.state, self._inode(ino), name, value, flags, caller)
+        changing.setxattr(self.state, self._inode(ino), name, value, flags, caller)
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        attributes.removexattr(self.state, self._inode(ino), name)
+        changing.removexattr(self.state, self._inode(ino), name)

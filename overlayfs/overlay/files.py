@@ -11,7 +11,8 @@ import stat
 from contextlib import suppress
 
 from ..tree import access, syscalls
-from . import attributes, content, copyup, protection
+from ..tree.syscalls import stat_of
+from . import attributes, changing, content, copyup, protection
 from .descriptors import OpenFile, unpooled
 from .inodes import Directory, Inode
 from .options import FsyncPolicy
@@ -30,7 +31,7 @@ def open_file(state: State, inode: Inode, flags: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     protection.refuse_open(state, inode, flags)
     if flags & os.O_TRUNC and inode.kind == stat.S_IFREG:
-        attributes.change(state, inode, AttributeChanges(size=0), _NOBODY)
+        changing.change(state, inode, AttributeChanges(size=0), _NOBODY)
     inode.opens += 1
 
 
@@ -79,7 +80,7 @@ def _read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> i
         if not syscalls.is_in_memory(opened.fd):  # it cannot say, so it may make us wait
             return None
         opened.may_wait = False
-        state.in_memory.add(os.fstat(opened.fd).st_dev)
+        state.in_memory.add(stat_of(opened.fd).st_dev)
         return os.preadv(opened.fd, [buffer], offset)
     if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
         return None  # a part is in memory, the rest is not

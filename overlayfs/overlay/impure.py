@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from ..tree import access, marks
-from . import attributes
+from . import xattrs
 from .inodes import Directory, Inode
 from .state import State
 
@@ -47,4 +47,4 @@ def mark_for(state: State, directory: Directory, inode: Inode) -> None:
 def _came_from_below(state: State, inode: Inode) -> bool:
     if isinstance(inode, Directory):
         return bool(inode.lowers)
-    return state.prefix + marks.ORIGIN in attributes.stored_names(state, inode)
+    return state.prefix + marks.ORIGIN in xattrs.stored_names(state, inode)

@@ -8,12 +8,14 @@ many of the links on disk are no names in the merged tree is kept in the nlink x
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from contextlib import suppress
 
+from overlayfs._log import Log
+
 from ..tree import access, marks, syscalls
+from ..tree.syscalls import Stat, stat_of
 from . import attributes, copyup, impure, lookup
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
@@ -21,14 +23,14 @@ from .layer import UPPER_INDEX
 from .merge import Kind, scan
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _INDEX = b"index"
 _LINKS = b"overlayfs-links"
 _LONGEST_TARGET = 4095
 
 
-def publish(state: State, inode: Inode, draft: Draft, st: os.stat_result) -> None:
+def publish(state: State, inode: Inode, draft: Draft, st: Stat) -> None:
     """Publish the copy of a lower file, of which `st` is the stat: the one place that decides what it is from now on.
 
     One file under all its names where it may have some that nobody looked up: those find it through the index. Else,
@@ -50,9 +52,9 @@ def publish(state: State, inode: Inode, draft: Draft, st: os.stat_result) -> Non
         inode.lost_links = 0
 
 
-def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: bytes, st: os.stat_result) -> None:
+def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: bytes, st: Stat) -> None:
     index_fd, fd = _index_fd(state), draft.fd
-    made = os.fstat(fd)
+    made = stat_of(fd)
     access.setxattr(fd, state.prefix + marks.LOWER_LINKS, marks.integer_value(st.st_nlink))
     _count_from_lower(state, fd, -inode.lost_links)
     draft.publish(index_fd, index_name)
@@ -64,7 +66,7 @@ def _publish_in_index(state: State, inode: Inode, draft: Draft, index_name: byte
         for parent, name in inode.names():
             _link_name(state, index_fd, index_name, parent, name)
     with afterwards():
-        inode.lost_links = os.fstat(fd).st_nlink - remaining
+        inode.lost_links = stat_of(fd).st_nlink - remaining
         _count_from_upper(state, fd, inode.lost_links)
         _forget_deleted_names(state, inode)
 
@@ -91,7 +93,7 @@ def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None
             inode.remove_name(other_parent, other)
             del other_parent.children[other]
     if others:
-        state.share(inode, UPPER_INDEX, os.fstat(draft.fd))
+        state.share(inode, UPPER_INDEX, stat_of(draft.fd))
 
 
 def has_one_name(state: State, inode: Inode) -> bool:
@@ -128,7 +130,7 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
     links_below = _stat(*state.lower_place(inode.lower)).st_nlink
     with state.upper_node(inode) as fd:
-        _count_from_lower(state, fd, inode.names_left(os.fstat(fd)) - links_below)
+        _count_from_lower(state, fd, inode.names_left(stat_of(fd)) - links_below)
         _link_name(state, *state.place(inode), parent, name)
         inode.lost_links += 1
         inode.attributes = None
@@ -271,7 +273,7 @@ def _is_hidden(state: State, path: bytes) -> bool:
         os.close(fd)
 
 
-def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+def _stat(dir_fd: int, name: bytes) -> Stat:
     return access.stat_at(dir_fd, name)
 
 

@@ -9,8 +9,9 @@ takes them, so one is enough, and it goes with the mount. Compiled; C types are 
 
 from __future__ import annotations
 
-import logging
 import os
+
+from overlayfs._log import Log
 
 from ..tree import fileflags
 from ..tree.fileflags import Inheritance
@@ -18,7 +19,7 @@ from . import drafts
 from .inodes import Directory
 from .state import DraftPlace, State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def place_of_new(state: State, parent: Directory) -> int:

@@ -2,6 +2,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from overlayfs.overlay.values cimport Attr
+from overlayfs.tree.syscalls cimport Stat
 
 
 cdef class Inode:
@@ -11,7 +12,7 @@ cdef class Inode:
     cdef public tuple xattr_names
     cdef Rare rare
     cdef public uint64_t nlookup
-    cdef public uint32_t opens
+    cdef public int32_t opens
     cdef readonly uint32_t kind
     cdef int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
     cdef bint known
@@ -19,6 +20,7 @@ cdef class Inode:
     cdef public bint upper
     cdef public bint metacopy
     cdef Rare _rare(self)
+    cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks)
 
 
 cdef class Rare:
@@ -51,11 +53,14 @@ cdef class InodeTable:
     cdef PyObject **_slots
     cdef Py_ssize_t _capacity  # a power of two
     cdef Py_ssize_t _count
-    cdef Inode find(self, uint64_t number)
-    cdef int put(self, Inode inode) except -1
-    cdef int remove(self, uint64_t number) except -1
+    cpdef Inode get(self, uint64_t number)
+    cpdef int add(self, Inode inode) except -1
+    cpdef int discard(self, uint64_t number) except -1
     cdef Py_ssize_t _place(self, uint64_t number) noexcept
     cdef int _rebuild(self, Py_ssize_t room) except -1
 
 
 cdef bint is_directory(Inode inode) noexcept
+cpdef uint64_t stable_number(bytes identity, int64_t device, Stat found) except 0
+cpdef bint is_shown_as_on_disk(Stat found) noexcept
+cpdef Inode lower_file(uint64_t number, Directory parent, bytes name, int32_t position, Stat found)

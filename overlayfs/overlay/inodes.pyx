@@ -11,11 +11,14 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdlib cimport calloc, free
-from posix.stat cimport S_IFDIR, S_IFMT
+from posix.stat cimport S_IFDIR, S_IFLNK, S_IFMT
 
 from array import array
 
-from overlayfs.overlay.values cimport Attr, Attributes, encoded_device, may_move_when_read, put_time, shown
+from xxhash import xxh3_64_intdigest
+
+from overlayfs.overlay.values cimport Attributes, encoded_device, fuse_attr, may_move_when_read, shown
+from overlayfs.tree.syscalls cimport Stat, stat_t
 
 from overlayfs.tree.metadata import CAPABILITY
 
@@ -29,6 +32,32 @@ cdef enum:
 
 cdef bint is_directory(Inode inode) noexcept:
     return inode.kind == S_IFDIR
+
+
+cpdef uint64_t stable_number(bytes identity, int64_t device, Stat found) except 0:
+    """The inode number of a file of a layer in the merged tree: the same at every mount of the layer.
+
+    Derived from the filesystem's identity, the layer's root (`identity` and its `device`) and the file, so that layers
+    on different filesystems, or hard-linked with each other, never share a number but by chance (xxh3-64).
+    """
+    cdef int64_t key[2]
+    key[0], key[1] = <int64_t>found.st.st_dev - device, <int64_t>found.st.st_ino
+    return (<uint64_t>xxh3_64_intdigest(identity + (<char *>key)[:16]) & 0x7FFFFFFFFFFFFFFF) or 1
+
+
+cpdef bint is_shown_as_on_disk(Stat found) noexcept:
+    """True for a file with one name and some content, whose links and blocks need no second look."""
+    cdef stat_t *st = &found.st
+    return st.st_nlink == 1 and st.st_size and (st.st_blocks or (st.st_mode & S_IFMT) == S_IFLNK)
+
+
+cpdef Inode lower_file(uint64_t number, Directory parent, bytes name, int32_t position, Stat found):
+    """A file in one of its parent's lowers that is shown as it is on disk."""
+    cdef Inode inode = Inode.__new__(Inode)
+    inode.attr.ino, inode.kind = number, found.st.st_mode & S_IFMT
+    inode.parent, inode.name, inode.position = parent, name, position
+    inode.show_as_on_disk(found, 1, found.st.st_blocks)
+    return inode
 
 
 @cython.no_gc
@@ -46,12 +75,12 @@ cdef class Inode:
     `State.close` parts them.
     """
 
-    def __cinit__(self, uint64_t number, *_):
-        self.attr.ino = number
+    def __cinit__(self):
         self.position = _ELSEWHERE
         self.protecting = _UNREAD
 
     def __init__(self, uint64_t number, uint32_t kind, Directory parent, bytes name not None):
+        self.attr.ino = number
         self.kind = kind  # stat.S_IFMT bits
         self.parent = parent
         self.name = name
@@ -63,6 +92,11 @@ cdef class Inode:
     @property
     def is_directory(self):
         return self.kind == S_IFDIR
+
+    @property
+    def is_known(self):
+        """Whether its attributes need not be read again."""
+        return self.known
 
     @property
     def attributes(self):
@@ -77,13 +111,14 @@ cdef class Inode:
             self.attr = found.attr
             self.attr.ino = number
 
-    def show_as_on_disk(self, st, uint32_t links, uint64_t blocks):
-        """Its attributes are what `st`, a stat of the file on disk, says; but for the links and the blocks."""
-        cdef Attr *attr = &self.attr
+    cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks):
+        """Its attributes are what a stat of the file on disk says; but for the links and the blocks."""
+        cdef fuse_attr *attr = &self.attr
+        cdef stat_t *st = &found.st
         attr.size, attr.blocks, attr.blksize = st.st_size, blocks, st.st_blksize
-        put_time(&attr.atime, &attr.atimensec, st.st_atime_ns)
-        put_time(&attr.mtime, &attr.mtimensec, st.st_mtime_ns)
-        put_time(&attr.ctime, &attr.ctimensec, st.st_ctime_ns)
+        attr.atime, attr.atimensec = st.st_atim.tv_sec, st.st_atim.tv_nsec
+        attr.mtime, attr.mtimensec = st.st_mtim.tv_sec, st.st_mtim.tv_nsec
+        attr.ctime, attr.ctimensec = st.st_ctim.tv_sec, st.st_ctim.tv_nsec
         attr.mode, attr.nlink, attr.uid, attr.gid = st.st_mode, links, st.st_uid, st.st_gid
         attr.rdev, attr.flags = encoded_device(st.st_rdev), 0
         self.known = True
@@ -246,7 +281,7 @@ cdef class Directory(Inode):
     upper has that mark, or cannot have it.
     """
 
-    def __cinit__(self, *_):
+    def __cinit__(self):
         self.lowers = ()
         self.lower_path = b""
         self.children = {}
@@ -280,20 +315,10 @@ cdef class InodeTable:
 
     def __getitem__(self, uint64_t number):
         """KeyError where there is none."""
-        found = self.find(number)
+        found = self.get(number)
         if found is None:
             raise KeyError(number)
         return found
-
-    def get(self, uint64_t number):
-        return self.find(number)
-
-    def add(self, Inode inode not None):
-        """In place of the one of its number, if there is one."""
-        self.put(inode)
-
-    def discard(self, uint64_t number):
-        self.remove(number)
 
     def values(self):
         """All of them, in no order."""
@@ -301,17 +326,19 @@ cdef class InodeTable:
 
     def clear(self):
         for inode in self.values():
-            self.remove((<Inode>inode).attr.ino)
+            self.discard((<Inode>inode).attr.ino)
 
     def shrink(self):
         """Give back the memory of inodes that are gone."""
         self._rebuild(self._count)
 
-    cdef Inode find(self, uint64_t number):
+    cpdef Inode get(self, uint64_t number):
+        """None where there is none."""
         cdef PyObject *found = self._slots[self._place(number)]
         return None if found is NULL else <Inode>found
 
-    cdef int put(self, Inode inode) except -1:
+    cpdef int add(self, Inode inode) except -1:
+        """In place of the one of its number, if there is one."""
         cdef Py_ssize_t at
         if self._count * 4 >= self._capacity * 3:
             self._rebuild(self._count * 2)
@@ -326,7 +353,7 @@ cdef class InodeTable:
             Py_DECREF(old)
         return 0
 
-    cdef int remove(self, uint64_t number) except -1:
+    cpdef int discard(self, uint64_t number) except -1:
         cdef Py_ssize_t at = self._place(number), after, home
         cdef Py_ssize_t mask = self._capacity - 1
         if self._slots[at] is NULL:

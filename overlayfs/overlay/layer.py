@@ -17,18 +17,17 @@ import fcntl
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import NamedTuple
 
-import xxhash
+from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks, syscalls
+from ..tree.syscalls import Stat, stat_of
+from .inodes import stable_number
 from .ownership import override_name
 
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, Linux 6.9: struct fsuuid2 {u8 len; u8 uuid[16]}
 UPPER_INDEX = -1
-_KEY = struct.Struct("<qQ")
 
 
 class Location(NamedTuple):
@@ -41,11 +40,10 @@ class Location(NamedTuple):
         return Location(self.layer, b"%s/%s" % (self.path, name) if self.path else name)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One directory tree. Invariant: `root_fd` stays open as long as the overlay is."""
 
-    index: int
+    index: int  # type: ignore[assignment] # tuple's method of this name is not used
     path: bytes
     root_fd: int
     device: int
@@ -59,20 +57,15 @@ class Layer:
 
     def spelled(self, prefix: bytes) -> Layer:
         """As the layer is read by a mount whose own marks have this prefix."""
-        return replace(self, spelling=marks.spelling(prefix, self.spelling.is_upper))
+        return self._replace(spelling=marks.spelling(prefix, self.spelling.is_upper))
 
     def as_upper(self) -> Layer:
         """As the layer is read where it is the upper."""
-        return replace(self, spelling=marks.spelling(self.spelling.prefix, is_upper=True))
+        return self._replace(spelling=marks.spelling(self.spelling.prefix, is_upper=True))
 
-    def number(self, st: os.stat_result) -> int:
-        """The inode number of a file of this layer in the merged tree: the same at every mount of the layer.
-
-        Derived from the filesystem's identity, the layer's root and the file, so that layers on different
-        filesystems, or hard-linked with each other, never share a number but by chance (xxh3-64).
-        """
-        key = _KEY.pack(st.st_dev - self.device, st.st_ino)
-        return xxhash.xxh3_64_intdigest(self.identity + key) & 0x7FFF_FFFF_FFFF_FFFF
+    def number(self, st: Stat) -> int:
+        """As `stable_number`, of a file of this layer."""
+        return stable_number(self.identity, self.device, st)
 
 
 def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
@@ -94,7 +87,7 @@ def open_to_read(index: int, path: bytes, data_only: bool = False) -> Layer:
 
 
 def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
-    st = os.fstat(fd)
+    st = stat_of(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
     override = override_name(fd)
@@ -126,9 +119,9 @@ def hold_apart(layers: Sequence[Layer], access: Access) -> list[Layer]:
 def _with_atime_policy(layer: Layer, access: Access) -> Layer:
     """As the layer is where no copy of its mount sees to access times."""
     if access is not Access.WRITES:
-        return replace(layer, opens_quietly=True, reads_move_times=False)
+        return layer._replace(opens_quietly=True, reads_move_times=False)
     keeps_times = bool(os.fstatvfs(layer.root_fd).f_flag & os.ST_NOATIME)
-    return replace(layer, opens_quietly=False, reads_move_times=not keeps_times)
+    return layer._replace(opens_quietly=False, reads_move_times=not keeps_times)
 
 
 def _hold_in_one_copy(layers: Sequence[Layer], access: Access) -> list[Layer]:
@@ -167,12 +160,12 @@ def _hold_beneath(tree_fd: int, path: bytes, layer: Layer, opens_quietly: bool) 
     except OSError:
         return layer
     try:
-        if not os.path.samestat(os.fstat(fd), os.fstat(layer.root_fd)):  # another mount lies between
+        if not stat_of(fd).is_same_file(stat_of(layer.root_fd)):  # another mount lies between
             return layer
         os.dup2(fd, layer.root_fd, inheritable=False)
     finally:
         os.close(fd)
-    return replace(layer, apart=True, opens_quietly=opens_quietly)
+    return layer._replace(apart=True, opens_quietly=opens_quietly)
 
 
 def filesystem_uuid(fd: int) -> bytes:

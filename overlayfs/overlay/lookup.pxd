@@ -1,8 +1,9 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from overlayfs.overlay.inodes cimport Directory, Inode
+from overlayfs.overlay.inodes cimport Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from overlayfs.overlay.state cimport State
+from overlayfs.tree.syscalls cimport Stat
 
 
 cpdef dict above(State state, Directory directory)
@@ -26,35 +27,35 @@ cdef class Finder:
     cdef bint begun
     cdef unsigned long long operation
     cdef _begin(self)
-    @cython.locals(state=State, parent=Directory, found=Inode, inode=Inode, dir_fd=int, source=tuple)
+    @cython.locals(state=State, parent=Directory, found=Inode, number=uint64_t, dir_fd=int, source=tuple, st=Stat)
     cpdef Inode find(self, bytes name)
 
 
 @cython.locals(known=dict)
 cdef Inode _resolve(State state, Directory parent, bytes name)
-cdef _stat(int dir_fd, bytes name)
+cdef Stat _stat(int dir_fd, bytes name)
 @cython.locals(known=Inode, inode=Inode, dir_fd=int)
 cdef Inode _lower_file(State state, Directory parent, bytes name, Py_ssize_t position)
 @cython.locals(directory=Directory)
 cdef Directory _lower_directory(State state, Directory parent, bytes name, tuple positions)
 @cython.locals(known=Inode, inode=Inode, dir_fd=int)
 cdef Inode _from_upper(State state, Directory parent, bytes name, object kind)
-cdef _share_upper(State state, Inode inode, int dir_fd, object st, object found)
+cdef _share_upper(State state, Inode inode, int dir_fd, Stat st, object found)
 cdef _lower_links(State state, Directory parent, bytes name)
 @cython.locals(known=Inode)
-cdef Inode _from_index(State state, object location, object st)
+cdef Inode _from_index(State state, object location, Stat st)
 cpdef bytes index_name(State state, object location)
 @cython.locals(directory=Directory)
 cdef Directory _upper_directory(
-    State state, Directory parent, bytes name, object st, object found, uint64_t number, object kind
+    State state, Directory parent, bytes name, Stat st, object found, uint64_t number, object kind
 )
-cdef Inode _known(State state, Inode inode, object st)
+cdef Inode _known(State state, Inode inode, Stat st)
 @cython.locals(inode=Inode)
-cdef Inode _new_inode(State state, Directory parent, bytes name, object st, uint64_t number)
+cdef Inode _new_inode(State state, Directory parent, bytes name, Stat st, uint64_t number)
 @cython.locals(directory=Directory)
 cdef Directory _new_directory(State state, Directory parent, bytes name, uint64_t number)
 @cython.locals(inode=Inode, directory=Directory)
-cpdef Inode adopt(State state, Directory parent, bytes name, uint64_t number, object st)
+cpdef Inode adopt(State state, Directory parent, bytes name, uint64_t number, Stat st)
 cpdef forget_changed(State state, Directory directory)
 @cython.locals(known=Inode, fresh=Inode)
 cdef _revalidate(State state, Directory parent, bytes name)

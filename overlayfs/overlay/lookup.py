@@ -12,19 +12,18 @@ import errno
 import os
 import stat
 import time
-from typing import Final, TypeVar
+
+from overlayfs._typing import Final, TypeVar
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Marks, Opacity
+from ..tree.syscalls import Stat
 from . import attributes, redirects
-from .inodes import Directory, Inode
+from .inodes import Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge, scan
 from .state import State
 from .whiteouts import LONGEST_NAME
-
-_FORMAT: Final = 0o170000
-_LINK: Final = stat.S_IFLNK
 
 _AnyInode = TypeVar("_AnyInode", bound=Inode)
 
@@ -128,7 +127,7 @@ class Finder:
         self.parent = parent
         self.visible: dict[bytes, Candidates] = {}
         self.upper: dict[bytes, Kind] = {}
-        self.sources: list[tuple[Layer, int] | None] = []
+        self.sources: list[tuple[bytes, int, int] | None] = []  # identity, device and descriptor of each lower
         self.begun = False
         self.operation = 0
 
@@ -140,7 +139,8 @@ class Finder:
             self.visible, self.upper = below(state, parent), above(state, parent)
             for location in parent.lowers:
                 layer = state.layers[location.layer]
-                self.sources.append((layer, state.lower_fd(location)) if layer.override is None else None)
+                source = (layer.identity, layer.device, state.lower_fd(location))
+                self.sources.append(source if layer.override is None else None)
 
     def find(self, name: bytes) -> Inode | None:
         state, parent = self.state, self.parent
@@ -153,15 +153,13 @@ class Finder:
         if type(position) is int and name not in self.upper:
             source = self.sources[position]
             if source is not None:
-                layer, dir_fd = source
+                identity, device, dir_fd = source
                 st = _stat(dir_fd, name)
-                if st.st_nlink == 1 and st.st_size and (st.st_blocks or st.st_mode & _FORMAT == _LINK):
-                    inode = Inode(state.free_number(layer.number(st)), st.st_mode & _FORMAT, parent, name)
-                    state.inodes.add(inode)
-                    inode.provided_by(position)
-                    inode.show_as_on_disk(st, 1, st.st_blocks)
-                    parent.children[name] = inode
-                    return inode
+                if is_shown_as_on_disk(st):
+                    number = state.free_number(stable_number(identity, device, st))
+                    found = parent.children[name] = lower_file(number, parent, name, position, st)
+                    state.inodes.add(found)
+                    return found
         state.descriptors.begin()
         return child(state, parent, name)
 
@@ -190,7 +188,7 @@ def _resolve(state: State, parent: Directory, name: bytes) -> Inode | None:
     return _lower_file(state, parent, name, candidates)
 
 
-def _stat(dir_fd: int, name: bytes) -> os.stat_result:
+def _stat(dir_fd: int, name: bytes) -> Stat:
     try:
         return access.stat_at(dir_fd, name)
     except FileNotFoundError:  # it was listed, so somebody changed the layer
@@ -267,7 +265,7 @@ def _from_upper(state: State, parent: Directory, name: bytes, kind: Kind) -> Ino
     return _known(state, inode, st)
 
 
-def _share_upper(state: State, inode: Inode, dir_fd: int, st: os.stat_result, found: Marks) -> None:
+def _share_upper(state: State, inode: Inode, dir_fd: int, st: Stat, found: Marks) -> None:
     """Let the other names of an upper file find it, and recognise a file of the index."""
     state.share(inode, UPPER_INDEX, st)
     if not state.index_names or state.index_fd is None or inode.parent is None:
@@ -291,7 +289,7 @@ def _lower_links(state: State, parent: Directory, name: bytes) -> int | None:
     return _stat(dir_fd, last).st_nlink
 
 
-def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> int:
+def _lost_links(found: Marks, st: Stat, lower_links: int | None) -> int:
     """Links on disk that are not names in the merged tree, from the kernel's nlink xattr.
 
     `U+N`: names = links of this file + N; `L+N`: names = links of the lower file + N, while names are being linked.
@@ -306,7 +304,7 @@ def _lost_links(found: Marks, st: os.stat_result, lower_links: int | None) -> in
     return 1
 
 
-def _from_index(state: State, location: Location, st: os.stat_result) -> Inode | None:
+def _from_index(state: State, location: Location, st: Stat) -> Inode | None:
     """The copied-up inode of a hard-linked lower file one of whose other names was written to."""
     if not state.index_names or state.index_fd is None:
         return None
@@ -346,7 +344,7 @@ def index_name(state: State, location: Location) -> bytes | None:
 
 
 def _upper_directory(
-    state: State, parent: Directory, name: bytes, st: os.stat_result, found: Marks, number: int, kind: Kind
+    state: State, parent: Directory, name: bytes, st: Stat, found: Marks, number: int, kind: Kind
 ) -> Directory:
     lower_path = redirects.join(parent.lower_path, name)
     lowers: tuple[Location, ...] = ()
@@ -369,7 +367,7 @@ def _upper_directory(
 # -- new inodes
 
 
-def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
+def _known(state: State, inode: _AnyInode, st: Stat) -> _AnyInode:
     """The inode with its attributes; what cannot be described is not kept."""
     try:
         attributes.remember(state, inode, st)
@@ -379,7 +377,7 @@ def _known(state: State, inode: _AnyInode, st: os.stat_result) -> _AnyInode:
     return inode
 
 
-def _new_inode(state: State, parent: Directory, name: bytes, st: os.stat_result, number: int) -> Inode:
+def _new_inode(state: State, parent: Directory, name: bytes, st: Stat, number: int) -> Inode:
     number = state.free_number(number)
     inode = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
     state.inodes.add(inode)
@@ -392,7 +390,7 @@ def _new_directory(state: State, parent: Directory, name: bytes, number: int) ->
     return directory
 
 
-def adopt(state: State, parent: Directory, name: bytes, number: int, st: os.stat_result) -> Inode:
+def adopt(state: State, parent: Directory, name: bytes, number: int, st: Stat) -> Inode:
     """The inode of a file that was just made in the upper."""
     inode: Inode
     if stat.S_ISDIR(st.st_mode):

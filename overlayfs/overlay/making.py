@@ -13,7 +13,8 @@ import stat
 
 from ..tree import access
 from ..tree.metadata import inherit_acl
-from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts
+from ..tree.syscalls import Stat, stat_of
+from . import attributes, copyup, drafts, inheritance, lookup, protection, whiteouts, xattrs
 from .drafts import Draft, Maker
 from .inodes import Directory, Inode
 from .merge import Kind
@@ -45,7 +46,7 @@ def _create_in_place(state: State, parent: Directory, name: bytes, wanted: int) 
     dir_fd = state.upper_fd(parent)
     fd = state.descriptors.open_at(dir_fd, name, _CREATE_FLAGS, wanted & _PERMISSIONS)
     try:
-        st = os.fstat(fd)
+        st = stat_of(fd)
         is_right = _is_right(state, parent, st, wanted)
     except OSError:
         is_right = False
@@ -70,11 +71,11 @@ def _is_plain_there(state: State, parent: Directory, name: bytes, caller: Caller
         and gid == ids.own_gid
         and upper.override is None
         and name not in lookup.above(state, parent)
-        and (parent.default_acl is None or attributes.default_acl(state, parent) is None)
+        and (parent.default_acl is None or xattrs.default_acl(state, parent) is None)
     )
 
 
-def _is_right(state: State, parent: Directory, st: os.stat_result, wanted: int) -> bool:
+def _is_right(state: State, parent: Directory, st: Stat, wanted: int) -> bool:
     """Whether what was made in place is what the caller is to get; a mount of the disk may say otherwise.
 
     In a setgid directory it has that one's group, and a directory hands the bit on.
@@ -135,7 +136,10 @@ def _make_in_place(state: State, parent: Directory, name: bytes, bits: int, make
     except OSError:
         is_right = False
     if not is_right:
-        (access.rmdir if make.kind == _DIRECTORY else access.unlink)(dir_fd, name)
+        if make.kind == _DIRECTORY:
+            access.rmdir(dir_fd, name)
+        else:
+            access.unlink(dir_fd, name)
         return None
     inode = _adopt(state, parent, name, st)
     if isinstance(inode, Directory):
@@ -188,13 +192,13 @@ def check_alive(state: State, parent: Directory) -> None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Caller) -> os.stat_result:
+def _fill(state: State, draft: Draft, parent: Directory, mode: int, caller: Caller) -> Stat:
     ids = state.ownership
     uid, gid = ids.disk_uid(caller.uid), ids.disk_gid(caller.gid)
     if attributes.attributes_of(state, parent).mode & _SETGID:
         gid = attributes.group_on_disk(state, parent)
         mode |= _SETGID if mode & _FORMAT == _DIRECTORY else 0
-    acl = attributes.default_acl(state, parent)
+    acl = xattrs.default_acl(state, parent)
     if acl is None:
         return drafts.fill(state, draft, uid, gid, mode if mode & _FORMAT == _LINK else mode & ~caller.umask, ())
     inherited = inherit_acl(acl, mode, caller.umask)
@@ -220,7 +224,7 @@ def _is_hidden(state: State, parent: Directory, name: bytes) -> bool:
     return lookup.above(state, parent).get(name) is _WHITEOUT
 
 
-def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> Inode:
+def _adopt(state: State, parent: Directory, name: bytes, st: Stat) -> Inode:
     """The inode of what was just published. Nothing here can fail: it is done."""
     upper = state.upper
     assert upper is not None
@@ -237,10 +241,10 @@ def _adopt(state: State, parent: Directory, name: bytes, st: os.stat_result) -> 
     return inode
 
 
-def _stat_or(fd: int, before: os.stat_result) -> os.stat_result:
+def _stat_or(fd: int, before: Stat) -> Stat:
     """What stat says after publishing; if it cannot, what it said before."""
     try:
-        return os.fstat(fd)
+        return stat_of(fd)
     except OSError:
         return before
 

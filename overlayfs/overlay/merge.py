@@ -6,10 +6,10 @@ file of that name takes part: one layer for anything but a directory, a run of l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import NamedTuple
+
+from overlayfs._typing import NamedTuple
 
 from ..tree import access, marks
 
@@ -41,21 +41,19 @@ def scan(dir_fd: int, opacity: marks.Opacity, spelled: marks.Spelling, quietly: 
     hidden: list[bytes] = []
     opaque = opacity is marks.Opacity.OPAQUE
     xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
-    file, directory, prefix = Kind.FILE, Kind.DIRECTORY, marks.WHITEOUT_PREFIX
-    with access.scan(dir_fd, quietly=quietly) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith(prefix):
-                opaque = opaque or name == marks.OPAQUE_NAME
-                deleted = marks.whited_out_name(name)
-                if deleted is not None:
-                    hidden.append(deleted)
-            elif entry.is_dir(follow_symlinks=False):
-                kinds[name] = directory
-            elif entry.is_file(follow_symlinks=False) and not xattr_whiteouts:
-                kinds[name] = file
-            else:
-                kinds[name] = Kind.WHITEOUT if _is_whiteout(dir_fd, entry, xattr_whiteouts, spelled) else file
+    file, directory, whiteout, prefix = Kind.FILE, Kind.DIRECTORY, Kind.WHITEOUT, marks.WHITEOUT_PREFIX
+    for name, found in access.scan(dir_fd, quietly):
+        if name.startswith(prefix):
+            opaque = opaque or name == marks.OPAQUE_NAME
+            deleted = marks.whited_out_name(name)
+            if deleted is not None:
+                hidden.append(deleted)
+        elif found == access.DIRECTORY:
+            kinds[name] = directory
+        elif found == access.SYMLINK or (found == access.REGULAR and not xattr_whiteouts):
+            kinds[name] = file
+        else:
+            kinds[name] = whiteout if marks.is_whiteout(dir_fd, name, access.stat_at(dir_fd, name), spelled) else file
     for name in hidden:
         here = kinds.get(name)
         if here is None:
@@ -63,19 +61,6 @@ def scan(dir_fd: int, opacity: marks.Opacity, spelled: marks.Spelling, quietly: 
         elif here is Kind.DIRECTORY:
             kinds[name] = Kind.OPAQUE_DIRECTORY
     return Names(kinds, opaque)
-
-
-def _is_whiteout(
-    dir_fd: int, entry: os.DirEntry[bytes] | access.Entry, xattr_whiteouts: bool, spelled: marks.Spelling
-) -> bool:
-    if entry.is_symlink():
-        return False
-    if entry.is_file(follow_symlinks=False):
-        if not xattr_whiteouts:
-            return False
-        st = access.stat_at(dir_fd, entry.name)
-        return marks.may_be_xattr_whiteout(st) and marks.has_whiteout_xattr(dir_fd, entry.name, spelled)
-    return marks.is_whiteout_device(access.stat_at(dir_fd, entry.name))
 
 
 def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:

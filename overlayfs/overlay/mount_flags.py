@@ -5,7 +5,7 @@ Names are mount(8)'s ("FILESYSTEM-INDEPENDENT MOUNT OPTIONS"), bits are `<linux/
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from overlayfs._typing import NamedTuple
 
 MS_RDONLY = 1 << 0
 MS_NOSUID = 1 << 1

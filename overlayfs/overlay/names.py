@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..tree import access, metadata, syscalls
+from ..tree.syscalls import stat_of
 from . import attributes, copyup, drafts, impure, indexing, inheritance, lookup, making, protection, whiteouts
 from .drafts import Draft
 from .inodes import Directory, Inode
@@ -29,7 +30,7 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     copyup.ensure_upper_directory(state, parent)
     copyup.copy_up(state, inode)
     with state.upper_node(inode) as fd:
-        st = os.fstat(fd)
+        st = stat_of(fd)
     indexing.before_linking(state, inode)
     before = attributes.attributes_of(state, inode)
     dir_fd = state.upper_fd(parent)
@@ -236,7 +237,7 @@ def replace_by_empty(state: State, directory: Directory) -> None:
     place = inheritance.place_of_copy(state, parent)
     spelling = attributes.layer_of(state, directory).spelling
     with state.upper_node(directory) as source, drafts.draft_directory(state, place) as draft:
-        st = os.fstat(source)
+        st = stat_of(source)
         if lookup.in_lower(state, parent, name):
             _hide_below(state, draft, parent, name)
         metadata.copy_metadata(source, draft.fd, st.st_uid, st.st_gid, st.st_mode, st, spelling)

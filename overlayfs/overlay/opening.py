@@ -5,14 +5,14 @@ Every refusal is a MountError of one line that says what is wrong; nothing is ch
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import logging
 import os
 import resource
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+
+from overlayfs._log import Log
 
 from ..tree import marks, syscalls
 from ..tree.mount_table import mount_entries, unescape
@@ -20,13 +20,13 @@ from ..tree.syscalls import descriptor_path
 from . import drafts, indexing, redirects
 from .belonging import verify_origin
 from .claim import claim
-from .drafts import DRAFT_NAME
+from .drafts import is_draft_name
 from .inodes import ROOT
 from .layer import UPPER_INDEX, Access, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _WORK = b"work"
 _INCOMPAT = b"incompat"
@@ -131,7 +131,7 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
         _check_same_filesystem(upper, work)
         _check_overlap(upper, work, layers)
     layers = hold_apart([upper, *layers], Access.READS)
-    state = State(dataclasses.replace(options, timeout_s=0.0), layers, None, limit)
+    state = State(options._replace(timeout_s=0.0), layers, None, limit)
     _choose_prefix_to_read(state)
     return state
 
@@ -232,7 +232,7 @@ def _leave_volatile_mark(work: Layer) -> None:
 
 def _refuse_foreign_work(work: Layer) -> None:
     """What no overlay filesystem made must not be cleaned away: the directory may have been named by mistake."""
-    foreign = [name for name in _names_in(work, _WORK) if name != b"incompat" and not DRAFT_NAME.fullmatch(name)]
+    foreign = [name for name in _names_in(work, _WORK) if name != b"incompat" and not is_draft_name(name)]
     foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name != b"volatile"]
     if foreign:
         raise MountError(
@@ -361,7 +361,7 @@ def _set_up_override(state: State) -> None:
         os.setxattr(descriptor_path(state.upper.root_fd), name, _OVERRIDE_ROOT)
     except OSError as error:
         raise MountError(f"xattr_permissions={mode}: upperdir takes no {name.decode()}: {error.strerror}") from None
-    state.upper = dataclasses.replace(state.upper, override=name)
+    state.upper = state.upper._replace(override=name)
 
 
 def refuse_mountpoint(state: State, mountpoint: bytes) -> None:

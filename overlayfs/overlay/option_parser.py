@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
+from overlayfs._typing import Any, NamedTuple
 from overlayfs.overlay.mount_flags import (
     FLAG_CHANGES,
     MS_NOATIME,
@@ -53,8 +52,7 @@ _LONGEST_POLL_US = 10_000
 SELINUX = "/sys/fs/selinux/enforce"
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedOptions:
+class ParsedOptions(NamedTuple):
     """What all the `-o` texts of one command line say together.
 
     `flags` are MS_* bits (see mount_flags), `fuse_options` go to FUSE as they stand; `source`,
@@ -107,22 +105,22 @@ def changed_flags(texts: Iterable[str | bytes], flags: int) -> int | None:
     return flags
 
 
-@dataclass(slots=True)
 class _Draft:
     """The options read so far; `fields` holds finished values under their OverlayOptions name."""
 
-    lowers: list[bytes] = field(default_factory=list)
-    data_lowers: list[bytes] = field(default_factory=list)
-    layer_spelling: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
-    squash_to_root: bool = False
-    flags: int = 0
-    fuse: dict[str, str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    lane: bool = True
-    passthrough: bool = False
-    poll_us: int | None = None
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.lowers: list[bytes] = []
+        self.data_lowers: list[bytes] = []
+        self.layer_spelling: str | None = None
+        self.fields: dict[str, Any] = {}
+        self.squash_to_root = False
+        self.flags = 0
+        self.fuse: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        self.lane = True
+        self.passthrough = False
+        self.poll_us: int | None = None
+        self.warnings: list[str] = []
 
 
 def _take(draft: _Draft, item: OptionItem) -> None:

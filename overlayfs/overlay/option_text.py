@@ -6,17 +6,14 @@ whose message says what is allowed; the caller puts the option's name and value 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+
+from overlayfs._typing import NamedTuple, TypeVar
 
 Meaning = TypeVar("Meaning")
 
 # 2**32 - 1 is (uid_t)-1, which chown(2) reads as "leave unchanged": never an owner.
 MAX_ID = 2**32 - 2
-
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
-_SECONDS = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,9})?")
 
 
 class OptionItem(NamedTuple):
@@ -70,7 +67,12 @@ def unquote(value: bytes) -> bytes:
 
 def unescape(text: bytes) -> bytes:
     """Drop each backslash and keep the byte after it; a lone one at the end stays."""
-    return _ESCAPED.sub(rb"\1", text) if b"\\" in text else text
+    if b"\\" not in text:
+        return text
+    # Of a pair of backslashes one stays, all others go but one at the end.
+    *whole, last = text.split(b"\\\\")
+    end = b"\\" if last.endswith(b"\\") else b""
+    return b"\\".join(part.replace(b"\\", b"") for part in (*whole, last)) + end
 
 
 def unescape_commas(text: bytes) -> bytes:
@@ -129,9 +131,14 @@ def id_number(value: bytes) -> int:
     return decimal(value, MAX_ID)
 
 
+def _is_digits(text: bytes, most: int) -> bool:
+    return text.isdigit() and len(text) <= most
+
+
 def seconds(value: bytes) -> float:
     """Seconds, zero or more, with or without a fraction."""
-    if not _SECONDS.fullmatch(value):
+    whole, point, fraction = value.partition(b".")
+    if not _is_digits(whole, 12) or (point and not _is_digits(fraction, 9)):
         raise ValueError("a number of seconds, 0 or more, is needed")
     return float(value)
 

@@ -5,9 +5,9 @@ How they are spelled in `-o` text is `option_parser`'s; checks that need a files
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+
+from overlayfs._typing import NamedTuple
 
 
 class MountError(Exception):
@@ -47,8 +47,7 @@ class IdRange(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayOptions:
+class OverlayOptions(NamedTuple):
     """One overlay as asked for; all paths absolute.
 
     `lowers` is top first.  `whiteout` None means: probe.  `timeout_s` None means for ever, 0 that the
@@ -63,7 +62,7 @@ class OverlayOptions:
     upper: bytes | None = None
     work: bytes | None = None
     redirect_dir: RedirectDir = RedirectDir.ON
-    index: bool = True
+    index: bool = True  # type: ignore[assignment] # tuple's method of this name is not used
     verifies_origin: bool = False
     metacopy: bool = False
     user_xattr: bool = False

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from ..tree import marks, metadata
+from ..tree.syscalls import Stat
 from .options import IdRange, OverlayOptions
 
 _OVERFLOW_ID: Final = 65534
@@ -109,7 +111,7 @@ def parse_override(value: bytes) -> Owner | None:
     return Owner(uid, gid, stat.S_IMODE(mode) | (kind or stat.S_IFMT(mode)), rdev)
 
 
-def bare_owner(st: os.stat_result) -> Owner:
+def bare_owner(st: Stat) -> Owner:
     """The owner of what can hold no override xattr, in a layer that has them.
 
     Its maker could not give such a file to anybody: where that is an ordinary user, their own ids stand for root's.

@@ -4,7 +4,8 @@
 The flags of a file in the upper are kept in an xattr, so that no flag on disk stands in the way of a copy-up or of who
 removes the upper; those of a lower file are the file's own. The rules are the kernel's (fs/namei.c, fs/attr.c,
 fs/xattr.c, fs/open.c). A flag on a file in the upper itself is enforced by its filesystem. Every function here raises
-EPERM or does nothing, and costs nothing where the flags are known to be absent. Compiled; C types are in protection.pxd.
+EPERM or does nothing, and costs nothing where the flags are known to be absent. Compiled; C types are in
+protection.pxd.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NoReturn
+
+from overlayfs._typing import NoReturn
 
 from ..tree import marks
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from ..tree import access, marks
-from ..tree.syscalls import OPEN_DIRECTORY
+from ..tree.syscalls import OPEN_DIRECTORY, Stat
 from .layer import Layer, Location
 from .view import View
 
@@ -247,7 +247,7 @@ def _seen(view: View, dir_fd: int, parent: Location, name: bytes) -> _Seen | Non
     return _Seen(place, kind, opaque=opaque, redirect=found.redirect)
 
 
-def _stat(dir_fd: int, name: bytes) -> os.stat_result | None:
+def _stat(dir_fd: int, name: bytes) -> Stat | None:
     try:
         return access.stat_at(dir_fd, name)
     except OSError as error:

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """Where in the lower layers is the rest of a directory, or the data of a metacopy?
 
 Follows opaque and redirect marks down the stack as the kernel's ovl_lookup (fs/overlayfs/namei.c): a redirect

@@ -8,10 +8,11 @@ redirect; where that cannot be written, it is copied up with all it holds first.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from . import copyup, copyup_tree, drafts, impure, indexing, lookup, making, names, protection, whiteouts
@@ -20,7 +21,7 @@ from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
 from .state import State
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 NOREPLACE, EXCHANGE, WHITEOUT = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE, syscalls.RENAME_WHITEOUT
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import os
 
-from ..tree import access, marks, syscalls
+from ..tree import deputies, marks, syscalls
 from ..tree.fileflags import Inheritance
+from ..tree.syscalls import Stat
 from .claim import Claim
 from .descriptors import Descriptors, OpenFile, borrowed, unpooled
 from .inodes import ROOT, Directory, Inode, InodeTable
@@ -114,7 +115,7 @@ class State:
     def free_number(self, wanted: int) -> int:
         """A number that no live inode has, the wanted one if possible: a tampered or colliding number never makes
         one inode of two files."""
-        while wanted <= ROOT or wanted in self.inodes:
+        while wanted <= ROOT or self.inodes.get(wanted) is not None:
             wanted = (wanted + 1) & 0x7FFF_FFFF_FFFF_FFFF
         return wanted
 
@@ -162,7 +163,7 @@ class State:
         if orphan is not None:
             os.close(orphan)
 
-    def share(self, inode: Inode, layer: int, st: os.stat_result) -> None:
+    def share(self, inode: Inode, layer: int, st: Stat) -> None:
         """Let other names of the same file on disk find this inode."""
         key = (layer, st.st_dev, st.st_ino)
         self.by_real[key] = inode
@@ -176,7 +177,7 @@ class State:
                 del self.by_real[key]
         inode.shared_as = None
 
-    def shared(self, layer: int, st: os.stat_result) -> Inode | None:
+    def shared(self, layer: int, st: Stat) -> Inode | None:
         return self.by_real.get((layer, st.st_dev, st.st_ino))
 
     # -- directories on disk
@@ -295,6 +296,6 @@ class State:
         held += [] if self.upper is None else [self.upper.root_fd]
         held += [fd for fd in (self.work_fd, self.workdir_fd, self.index_fd, self.links_fd) if fd is not None]
         self.orphans.clear()
-        access.dismiss(*held)
+        deputies.dismiss(*held)
         for fd in held:
             os.close(fd)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..tree import access, marks
 from ..tree.marks import Spelling
-from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, file_handle
+from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, Stat, file_handle, stat_of
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
 from .merge import Kind, Names, merge, scan
 from .ownership import Owner, bare_owner, parse_override
@@ -191,7 +191,7 @@ class View:
             return None
         fd = self.open(place, OPEN_NODE)
         try:
-            handle = file_handle(fd) if os.fstat(fd).st_nlink > 1 else None
+            handle = file_handle(fd) if stat_of(fd).st_nlink > 1 else None
         finally:
             os.close(fd)
         if handle is None:
@@ -324,7 +324,7 @@ class View:
         fd = self.open(node.places[0], OPEN_NODE)
         try:
             with self.naming(node.places[0]):
-                st = os.fstat(fd)
+                st = stat_of(fd)
                 shown = self._attributes(node.places[0], fd, st)
                 stored = marks.list_xattrs_of_descriptor(fd)
                 spelling = self.spelling(node.places[0])
@@ -337,7 +337,7 @@ class View:
             data = self.data(node)
         return Version(shown, st.st_dev, xattrs, target, data)
 
-    def _attributes(self, place: Location, fd: int, st: os.stat_result) -> Attributes:
+    def _attributes(self, place: Location, fd: int, st: Stat) -> Attributes:
         owner = self._overridden(place, fd, st) or Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
         return Attributes.pack(
             ino=st.st_ino,
@@ -354,7 +354,7 @@ class View:
             ctime_ns=st.st_ctime_ns,
         )
 
-    def _overridden(self, place: Location, fd: int, st: os.stat_result) -> Owner | None:
+    def _overridden(self, place: Location, fd: int, st: Stat) -> Owner | None:
         name = self._layers[place.layer].override
         if name is None:
             return None

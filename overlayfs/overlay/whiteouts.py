@@ -10,7 +10,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..tree import access, marks, syscalls
 from . import drafts, inheritance

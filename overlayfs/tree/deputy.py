@@ -12,18 +12,18 @@ deputy serves all threads, one after the other. Neighbour: access, which decides
 
 from __future__ import annotations
 
+import _socket
 import array
 import errno
 import gc
 import marshal
 import os
 import signal
-import socket
-import threading
-import warnings
+from _thread import allocate_lock
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from contextlib import closing, suppress
+
+from overlayfs._typing import Any, Final, NamedTuple
 
 from . import syscalls
 from .syscalls import descriptor_path
@@ -104,19 +104,19 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
 # -- messages: a marshalled tuple, with descriptors beside it
 
 
-def _send(channel: socket.socket, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+def _send(channel: _socket.socket, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+    beside = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     channel.sendmsg([marshal.dumps(message)], beside)
 
 
-def _receive(channel: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
+def _receive(channel: _socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
     """The next message, None where the other end is gone. EMFILE where there is no room for its descriptors."""
-    room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _INT_SIZE)
-    data, beside, flags, _ = channel.recvmsg(_MOST_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    room = _socket.CMSG_SPACE(_MOST_DESCRIPTORS * _INT_SIZE)
+    data, beside, flags, _ = channel.recvmsg(_MOST_BYTES, room, _socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for _level, _kind, content in beside:
         fds.frombytes(content[: len(content) - len(content) % _INT_SIZE])
-    if flags & socket.MSG_CTRUNC:
+    if flags & _socket.MSG_CTRUNC:
         _close(fds.tolist())
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return (marshal.loads(data), fds.tolist()) if data else None
@@ -130,7 +130,7 @@ def _close(fds: list[int]) -> None:
 # -- in the child
 
 
-def _serve(channel: socket.socket) -> None:
+def _serve(channel: _socket.socket) -> None:
     """Answer until the parent is gone: an errno or 0, and what the call returned."""
     while True:
         try:
@@ -149,7 +149,7 @@ def _serve(channel: socket.socket) -> None:
             _close(fds)
 
 
-def _answer(channel: socket.socket, result: object) -> None:
+def _answer(channel: _socket.socket, result: object) -> None:
     if not isinstance(result, Opened):
         _send(channel, (0, result))
         return
@@ -159,7 +159,7 @@ def _answer(channel: socket.socket, result: object) -> None:
         os.close(result.fd)
 
 
-def _become_deputy(channel: socket.socket, locked: frozenset[int]) -> None:
+def _become_deputy(channel: _socket.socket, locked: frozenset[int]) -> None:
     """Keep nothing of the parent, whose /dev/fuse must close when it ends, but the socket and the locks: nobody else
     may have them before what is under way here has ended."""
     gc.disable()  # what the parent's objects would close has other numbers here
@@ -193,7 +193,7 @@ def _write(path: bytes, text: bytes) -> None:
         os.close(fd)
 
 
-def _run(channel: socket.socket, locked: frozenset[int]) -> None:
+def _run(channel: _socket.socket, locked: frozenset[int]) -> None:
     """The whole life of the child; never returns."""
     try:
         _become_deputy(channel, locked)
@@ -223,10 +223,10 @@ class Deputy:
 
     def __init__(self, locked: frozenset[int] = frozenset()) -> None:
         self.identity = identity()
-        self._lock = threading.Lock()
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = allocate_lock()
+        self._channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            with theirs:
+            with closing(theirs):
                 _fork_twice(theirs, locked)
             self._channel.settimeout(_PATIENCE_S)
             self.pid = int(_result(_receive(self._channel)))
@@ -267,9 +267,9 @@ class Deputy:
         if not self.is_ours:
             self._channel.close()
             return
-        with self._lock, self._channel, suppress(OSError):
+        with self._lock, closing(self._channel), suppress(OSError):
             self._channel.settimeout(_PATIENCE_S)
-            self._channel.shutdown(socket.SHUT_WR)
+            self._channel.shutdown(_socket.SHUT_WR)
             self._channel.recv(1)
 
 
@@ -287,8 +287,10 @@ def identity() -> tuple[int, int, int]:
     return os.getpid(), os.geteuid(), os.getegid()
 
 
-def _fork_twice(theirs: socket.socket, locked: frozenset[int]) -> None:
+def _fork_twice(theirs: _socket.socket, locked: frozenset[int]) -> None:
     """The deputy is nobody's child to wait for: whoever adopts orphans reaps it."""
+    import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: the child needs nothing of theirs
         child = os.fork()

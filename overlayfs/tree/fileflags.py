@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Final, NamedTuple
+
+from overlayfs._typing import Final, NamedTuple
 
 from . import access, syscalls
 

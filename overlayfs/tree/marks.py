@@ -13,14 +13,14 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Final
+
+from overlayfs._typing import Final, NamedTuple
 
 from . import access
 from .fileflags import APPEND_ONLY, IMMUTABLE
-from .syscalls import FileHandle, descriptor_path, entry_path
+from .syscalls import FileHandle, Stat, descriptor_path, entry_path
 
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
@@ -77,8 +77,7 @@ class Opacity(Enum):
     XATTR_WHITEOUTS = "xattr whiteouts inside"
 
 
-@dataclass(frozen=True, slots=True)
-class Spelling:
+class Spelling(NamedTuple):
     """Which xattrs of a layer are marks, by their full names.
 
     A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
@@ -135,8 +134,7 @@ def _may_set_trusted() -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
+class Marks(NamedTuple):
     """The overlay xattrs of one file in one layer."""
 
     opacity: Opacity = Opacity.TRANSPARENT
@@ -160,11 +158,11 @@ class Marks:
 NO_MARKS: Final = Marks()
 
 
-def is_whiteout_device(st: os.stat_result) -> bool:
+def is_whiteout_device(st: Stat | os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
-def is_whiteout(dir_fd: int, name: bytes, st: os.stat_result, spelled: Spelling) -> bool:
+def is_whiteout(dir_fd: int, name: bytes, st: Stat, spelled: Spelling) -> bool:
     """True for a whiteout that is a file under the name that it hides: a device, or a file with the xattr. Both are
     empty."""
     return is_whiteout_device(st) or (may_be_xattr_whiteout(st) and has_whiteout_xattr(dir_fd, name, spelled))
@@ -318,7 +316,7 @@ def has_whiteout_xattr(dir_fd: int, name: bytes, spelled: Spelling) -> bool:
     return any(read_xattr(dir_fd, name, mark) is not None for mark in spelled.whiteout)
 
 
-def may_be_xattr_whiteout(st: os.stat_result) -> bool:
+def may_be_xattr_whiteout(st: Stat) -> bool:
     return st.st_size == 0 and stat.S_ISREG(st.st_mode)
 
 

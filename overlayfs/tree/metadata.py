@@ -10,10 +10,11 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
 
-from . import access, marks
-from .syscalls import descriptor_path, set_times
+from overlayfs._typing import Final, NamedTuple
+
+from . import access, marks, syscalls
+from .syscalls import Stat, set_times
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
 DEFAULT_ACL: Final = b"system.posix_acl_default"
@@ -115,16 +116,16 @@ def _masked(entries: list[AclEntry], mode: int) -> tuple[int, list[AclEntry]]:
     return masked, result
 
 
-def set_owner(path: bytes, uid: int, gid: int) -> None:
+def set_owner(fd: int, uid: int, gid: int) -> None:
     """The owner of something that we just made where new files are ours."""
     if (uid, gid) != (os.geteuid(), os.getegid()):
-        os.chown(path, uid, gid)
+        syscalls.set_owner(fd, uid, gid)
 
 
-def set_mode(path: bytes, mode: int) -> None:
+def set_mode(fd: int, mode: int) -> None:
     """Permission bits, after the owner, as chown clears some; `mode` with the type, as symlinks have none."""
     if not stat.S_ISLNK(mode):
-        os.chmod(path, stat.S_IMODE(mode))
+        syscalls.set_mode(fd, stat.S_IMODE(mode))
 
 
 def copy_metadata(
@@ -133,7 +134,7 @@ def copy_metadata(
     uid: int,
     gid: int,
     mode: int,
-    st: os.stat_result,
+    st: Stat | os.stat_result,
     spelled: marks.Spelling,
     without: bytes = b"",
 ) -> None:
@@ -142,10 +143,9 @@ def copy_metadata(
     Overlay marks, as the layer of `source` is `spelled`, are not copied, nor is the xattr `without`. To be called after
     the data is written: writing clears capabilities.
     """
-    path = descriptor_path(target)
-    set_owner(path, uid, gid)
+    set_owner(target, uid, gid)
     copy_xattrs(source, target, spelled, without)
-    set_mode(path, mode)
+    set_mode(target, mode)
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+from overlayfs._typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
+class MountEntry(NamedTuple):
     """One line of mountinfo. `device` is MAJOR:MINOR of the filesystem, the same in all namespaces that have it.
 
     `filesystem_options` are those of the filesystem, `options` those of this mount of it; `follows` is whether what is
@@ -49,4 +45,13 @@ def _parse(line: bytes) -> MountEntry:
 
 def unescape(text: bytes) -> bytes:
     """Undo the kernel's octal escapes of space, tab, newline and backslash."""
-    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text)
+    start, *parts = text.split(b"\\")
+    return start + b"".join(map(_unescaped, parts))
+
+
+def _unescaped(part: bytes) -> bytes:
+    """What stands after a backslash: three octal digits, otherwise it was no escape."""
+    digits = part[:3]
+    if len(digits) < 3 or digits.strip(b"01234567") or digits > b"377":
+        return b"\\" + part
+    return bytes([int(digits, 8)]) + part[3:]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from overlayfs.cli.live import holders_elsewhere, mount_at
+from overlayfs.cli.mounts.live import holders_elsewhere, mount_at
 from overlayfs.tree.syscalls import unmount
 from tests.contract.tree import Tree, build
 from tests.prepared import PATIENCE_S, call

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from overlayfs._version import __version__
-from overlayfs.cli import mount_program, mounting
+from overlayfs.cli import mount_program
+from overlayfs.cli.mounts import mount as mounting
 from overlayfs.fuse import session
 from overlayfs.overlay.mount_flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions
@@ -226,6 +227,8 @@ USAGE_ERRORS: list[tuple[list[str], str]] = [
     (["/mnt", "-o"], "option -o requires argument"),
     (["-q", "/mnt"], "option -q not recognized"),
     (["--nosuch", "/mnt"], "option --nosuch not recognized"),
+    (["--=", "/mnt"], "option -- not a unique prefix"),
+    (["-fdq", "/mnt"], "option -q not recognized"),
     (["--debug=1", "/mnt"], "option --debug must not have an argument"),
 ]
 
@@ -239,6 +242,25 @@ def test_usage_error_is_one_line_and_status_1(
     assert output.err.startswith(f"overlayfs-mount: {reason}")
     assert output.err.endswith("(see overlayfs-mount --help)\n")
     assert (output.err.count("\n"), output.out, served.overlay) == (1, "", [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-fo", "lowerdir=/a", "/mnt"],
+        ["-folowerdir=/a", "--", "/mnt"],
+        ["/mnt", "-f", "-olowerdir=/a"],
+    ],
+)
+def test_options_of_one_letter_may_stand_together(arguments: list[str]) -> None:
+    line = mount_program.read_command_line(arguments)
+    assert (line.option_texts, line.positionals, line.foreground) == (["lowerdir=/a"], ["/mnt"], True)
+
+
+def test_long_option_may_be_shortened_and_dashes_end_them() -> None:
+    line = mount_program.read_command_line(["--deb", "-", "-o", "--", "--", "-f"])
+    assert (line.debug, line.foreground) == (True, False)
+    assert (line.option_texts, line.positionals) == (["--"], ["-", "-f"])
 
 
 BAD_OPTIONS = [

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from overlayfs.overlay.engine import AttributeChanges, Attributes, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.values import AttributeChanges, Attributes, Caller
 from overlayfs.tree.fileflags import GETFLAGS, SETFLAGS
 
 from . import libc

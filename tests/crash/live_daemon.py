@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from overlayfs.fuse.session import MountOptions, serve_in_foreground
+from overlayfs.overlay import engine
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import MountError, OverlayOptions
 
@@ -33,9 +34,12 @@ def _breakable(method: Callable[..., Any], switch: Path) -> Callable[..., Any]:
 
 
 def make_breakable(switch: Path) -> None:
-    for name, method in list(vars(Overlay).items()):
-        if callable(method) and not name.startswith("_") and name not in NOT_REQUESTS:
-            setattr(Overlay, name, _breakable(method, switch))
+    methods = {
+        name: _breakable(method, switch)
+        for name, method in vars(Overlay).items()
+        if callable(method) and not name.startswith("_") and name not in NOT_REQUESTS
+    }
+    vars(engine)["Overlay"] = type("BreakableOverlay", (Overlay,), methods)
 
 
 def main(lower: str, upper: str, work: str, mountpoint: str, switch: str, lane: str) -> None:

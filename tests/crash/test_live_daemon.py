@@ -273,7 +273,7 @@ REQUESTS = {
     "readlink": "os.readlink('link')",
     "read_into": "os.pread(held, 10, 0)",
     "write": "os.pwrite(writable, b'x', 0)",
-    "readdir": "os.listdir('hollow')",
+    "fill": "os.listdir('hollow')",
     "create": "open('new', 'x')",
     "mkdir": "os.mkdir('newdir')",
     "mknod": "os.mkfifo('newpipe')",

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def _no_xattrs(place: Place) -> OverlayOptions:
     bare = place.mount("ramfs", "bare", "ramfs")
     (bare / "upper").mkdir()
     (bare / "work").mkdir()
-    return replace(place.options(upper="bare/upper", work="bare/work"), whiteout=WhiteoutFormat.OVERLAY)
+    return place.options(upper="bare/upper", work="bare/work")._replace(whiteout=WhiteoutFormat.OVERLAY)
 
 
 def _in_use_by_us(place: Place) -> OverlayOptions:
@@ -156,12 +155,12 @@ REFUSALS: dict[str, tuple[str, Callable[[Place], OverlayOptions]]] = {
     "lower is a file": ("lower", _file_as("lower")),
     "upper is a file": ("upper", _file_as("upper")),
     "workdir is a file": ("work", _file_as("work")),
-    "no lower at all": ("lower", lambda place: replace(place.options(), lowers=())),
-    "upper without workdir": ("work", lambda place: replace(place.options(), work=None)),
-    "workdir without upper": ("upper", lambda place: replace(place.options(), upper=None)),
+    "no lower at all": ("lower", lambda place: place.options()._replace(lowers=())),
+    "upper without workdir": ("work", lambda place: place.options()._replace(work=None)),
+    "workdir without upper": ("upper", lambda place: place.options()._replace(upper=None)),
     "second lower missing": (
         "none",
-        lambda place: replace(place.options(), lowers=(*place.options().lowers, b"/none")),
+        lambda place: place.options()._replace(lowers=(*place.options().lowers, b"/none")),
     ),
     "workdir on another file system": ("work", _foreign_work),
     "read-only upper": ("read-only", _read_only_upper),
@@ -209,13 +208,13 @@ def _names_and_times(base: Path) -> dict[str, int]:
 
 def test_same_layers_can_be_mounted_twice_without_upper(place: Place) -> None:
     """Lowers are only read: any number of mounts may share them."""
-    options = replace(place.options(), upper=None, work=None)
+    options = place.options()._replace(upper=None, work=None)
     with opened(options) as first, opened(options) as second:
         assert first.lookup(1, b"file").ino == second.lookup(1, b"file").ino
 
 
 def test_lower_of_one_mount_may_lie_in_anothers(place: Place) -> None:
-    with opened(place.options()), opened(replace(place.options(), upper=None, work=None)) as other:
+    with opened(place.options()), opened(place.options()._replace(upper=None, work=None)) as other:
         assert other.getattr(1).ino == 1
 
 

@@ -6,7 +6,7 @@ The layers' modes refuse the daemon what the operations need, so that the deputy
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -83,7 +83,7 @@ class UserScene(Scene):
     @property
     def options(self) -> OverlayOptions:
         options = options_for(self.layers, self.whiteout, metacopy=self.operation.metacopy)
-        return replace(options, user_xattr=True)
+        return options._replace(user_xattr=True)
 
     def reset(self) -> None:
         empty(self.base)

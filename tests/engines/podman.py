@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overlayfs.tree.syscalls import mount, unmount
+from tests.container.small import programs
 from tests.contract.tree import Tree, build
-from tests.image.small import programs
 
 _PATIENCE_S = 120
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096

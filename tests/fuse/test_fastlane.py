@@ -7,6 +7,7 @@ import json
 import os
 import random
 import socket
+import stat
 import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -190,6 +191,8 @@ def test_unknown_and_foreign_opcodes_are_not_supported(play: Play) -> None:
             assert await wire.ask(opcode, body=b"whatever\0") == (-errno.ENOSYS, b"")
         assert wire.forwarded == []
 
+    play(scene)
+
 
 def test_rename_of_a_directory_is_passed_on_unchanged(play: Play) -> None:
     async def scene(wire: Wire) -> None:
@@ -254,6 +257,68 @@ def test_short_messages_are_answered(body: bytes, play: Play) -> None:
         assert await wire.node(b"file") == file
 
     play(scene)
+
+
+def _messages_with_names(*names: bytes) -> list[tuple[int, bytes]]:
+    """Each request that makes, moves, finds or removes an entry of this name, or these, in its directory."""
+    text = b"".join(names)
+    first, rest = names[0], b"x\0" + text
+    return [
+        (Opcode.LOOKUP, text),
+        (Opcode.CREATE, abi.CREATE_IN.pack(os.O_RDWR, 0o644, 0, 0) + text),
+        (Opcode.MKDIR, struct.pack("<II", 0o755, 0) + text),
+        (Opcode.MKNOD, abi.MKNOD_IN.pack(stat.S_IFIFO | 0o644, 0, 0, 0) + text),
+        (Opcode.SYMLINK, text + b"target\0"),
+        (Opcode.RENAME, abi.RENAME_IN.pack(ROOT) + b"file\0" + first),
+        (Opcode.RENAME, abi.RENAME_IN.pack(ROOT) + rest),
+        (Opcode.RENAME2, abi.RENAME2_IN.pack(ROOT, 0, 0) + b"file\0" + first),
+        (Opcode.UNLINK, text),
+        (Opcode.RMDIR, text),
+    ]
+
+
+@pytest.mark.parametrize("name", [b"../escaped\0", b"d/made\0", b"/escaped\0", b"made/\0", b"/\0", b"\0"])
+def test_paths_for_names_are_refused(name: bytes, play: Play, base: Path) -> None:
+    before = {top: sorted(os.listdir(base / top)) for top in (".", "upper")}
+
+    async def scene(wire: Wire) -> None:
+        file = await wire.node(b"file")
+        for opcode, body in (*_messages_with_names(name), (Opcode.LINK, abi.LINK_IN.pack(file) + name)):
+            assert await wire.ask(opcode, body=body) == (-errno.EIO, b""), opcode
+
+    play(scene)
+    assert before == {top: sorted(os.listdir(base / top)) for top in (".", "upper")}
+
+
+@pytest.mark.parametrize("name", [b"made", b"ma\0de\0", b"made\0\0"], ids=["endless", "two", "empty-second"])
+def test_names_that_are_not_one_string_are_refused(name: bytes, play: Play, base: Path) -> None:
+    before = os.listdir(base / "upper")
+
+    async def scene(wire: Wire) -> None:
+        file = await wire.node(b"file")
+        more = [(Opcode.LINK, abi.LINK_IN.pack(file) + name), (Opcode.REMOVEXATTR, name)]
+        for opcode, body in (*_messages_with_names(name), *more):
+            if opcode is not Opcode.SYMLINK:
+                assert await wire.ask(opcode, body=body) == (-errno.EIO, b""), opcode
+        for body in (b"made\0target", b"made\0target\0more\0", b"made\0target\0\0", b"made\0"):
+            assert await wire.ask(Opcode.SYMLINK, body=body) == (-errno.EIO, b"")
+
+    play(scene)
+    assert os.listdir(base / "upper") == before
+
+
+def test_messages_that_hold_less_data_than_they_say_are_refused(play: Play, base: Path) -> None:
+    async def scene(wire: Wire) -> None:
+        file = await wire.node(b"file")
+        for body in (abi.SETXATTR_IN.pack(5, 0) + b"user.a\0four", abi.SETXATTR_IN.pack(1, 0) + b"user.a"):
+            assert await wire.ask(Opcode.SETXATTR, file, body) == (-errno.EIO, b"")
+        write = abi.WRITE_IN.pack(0, 0, 5, 0, 0, 0, 0) + b"four"
+        assert await wire.ask(Opcode.WRITE, file, write) == (-errno.EIO, b"")
+        ioctl = abi.IOCTL_IN.pack(0, 0, SETFLAGS, 0, 4, 0) + b"\x40\0"
+        assert await wire.ask(Opcode.IOCTL, file, ioctl) == (-errno.EIO, b"")
+
+    play(scene)
+    assert os.listdir(base / "upper") == []
 
 
 def test_message_shorter_than_its_header_does_nothing(play: Play) -> None:

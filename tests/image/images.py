@@ -8,10 +8,10 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from overlayfs.image.digest import digest_of
-from overlayfs.image.model import OCI_CONFIG, OCI_LAYER, Descriptor, History, ImageConfig, Manifest, RootFS
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Image, Store
+from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.oci.documents import OCI_CONFIG, OCI_LAYER, Descriptor, History, ImageConfig, Manifest, RootFS
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image, Store
 
 MTIME = 1_700_000_000
 _TYPES = {

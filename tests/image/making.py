@@ -11,8 +11,8 @@ from typing import Any
 
 import zstandard
 
-from overlayfs.image.digest import Digest, digest_of, hex_of
-from overlayfs.image.model import (
+from overlayfs.image.oci.digest import Digest, digest_of, hex_of
+from overlayfs.image.oci.documents import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
@@ -24,8 +24,8 @@ from overlayfs.image.model import (
     RootFS,
     RunConfig,
 )
-from overlayfs.image.reference import Reference
-from overlayfs.image.store import Image, Store
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image, Store
 
 CREATED = "2024-02-03T04:05:06Z"
 Members = Iterable[tuple[str, bytes]]

@@ -8,6 +8,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from overlayfs.tree.syscalls import mount, unmount
+
 Snapshot = dict[bytes, tuple[object, ...]]
 
 
@@ -18,6 +20,24 @@ def snapshot(top: Path) -> Snapshot:
     """
     first: dict[tuple[int, int], bytes] = {}
     return {path: _seen(os.fsencode(top), path, first) for path in sorted(_walk(os.fsencode(top), b""))}
+
+
+def kernel_snapshot(point: Path, lowers: Sequence[bytes], upper: bytes | None = None) -> Snapshot:
+    """What the kernel's overlayfs shows of these layers, top first, mounted for a moment on `point`, which is made.
+
+    The kernel wants two layers, so an empty one is put beneath them.
+    """
+    place = os.fsencode(point)
+    for path in (place, place + b"-empty", place + b"-work"):
+        os.makedirs(path, exist_ok=True)
+    options = b"lowerdir=" + b":".join([*lowers, place + b"-empty"])
+    if upper is not None:
+        options += b",upperdir=%s,workdir=%s" % (upper, place + b"-work")
+    mount(b"overlay", place, b"overlay", 0, options)
+    try:
+        return snapshot(point)
+    finally:
+        unmount(place)
 
 
 def differences(left: Snapshot, right: Snapshot) -> Sequence[tuple[bytes, object, object]]:

@@ -354,6 +354,7 @@ def test_client_that_waits_for_a_stopped_daemon_can_be_killed(stack: Stack) -> N
 
 BREAKABLE = """
 import os, sys
+from overlayfs.overlay import engine
 from overlayfs.overlay.engine import Overlay
 from overlayfs.cli.mount_program import main
 
@@ -366,8 +367,8 @@ def breakable(name, method):
         return method(*arguments, **keywords)
     return call
 
-for name in sys.argv.pop(1).split(","):
-    setattr(Overlay, name, breakable(name, getattr(Overlay, name)))
+methods = {name: breakable(name, getattr(Overlay, name)) for name in sys.argv.pop(1).split(",")}
+engine.Overlay = type("BreakableOverlay", (Overlay,), methods)
 sys.exit(main())
 """
 
@@ -387,7 +388,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "read_into": lambda place: (place / "file").read_bytes(),
     "write": lambda place: (place / "written").write_bytes(b"x"),
     "opendir": lambda place: os.listdir(place / "d"),
-    "readdir": lambda place: os.listdir(place / "d"),
+    "fill": lambda place: os.listdir(place / "d"),
     "statfs": os.statvfs,
     "find_xattr": lambda place: os.getxattr(place / "file", "user.x"),
     "listxattr": lambda place: os.listxattr(place / "file"),

@@ -106,7 +106,7 @@ def test_ordinary_user_is_refused(place: Place) -> None:
 
 AS_USER_REMOUNTING = """
 import os, sys
-import overlayfs.cli.remounting
+import overlayfs.cli.mounts.remount
 from overlayfs.cli.mount_program import main
 user = int(sys.argv.pop(1))
 os.setgroups([])

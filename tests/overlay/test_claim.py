@@ -39,7 +39,7 @@ def held(base: Path, answers: Callable[[Claim, socket.socket], object]) -> Itera
 
     def serve(mine: Claim) -> None:
         assert mine.listener is not None
-        connection, _ = mine.listener.accept()
+        connection = mine.accept()
         with connection:
             answers(mine, connection)
 
@@ -171,7 +171,7 @@ def test_workdir_with_a_long_path_has_a_socket(tmp_path: Path) -> None:
 
 def test_socket_can_be_done_without(tmp_path: Path) -> None:
     """Where descriptors are scarce it is the first to go; the locks stay."""
-    closed: list[socket.socket] = []
+    closed: list[object] = []
     with directories(tmp_path) as layers, directories(tmp_path) as others:
         mine = claim(*layers)
         mine.listen()

@@ -21,9 +21,10 @@ from overlayfs.fuse.syncing import Syncs
 from overlayfs.fuse.tasks import Tasks
 from overlayfs.overlay import drafts, opening
 from overlayfs.overlay.copyup import Need
-from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
-from overlayfs.tree import syscalls
+from overlayfs.overlay.values import AttributeChanges, Caller
+from overlayfs.tree import access
 from tests.contract.tree import Tree, build, directory, file, hardlink
 
 ROOT = 1
@@ -117,8 +118,7 @@ def _refusing(number: int, real: Callable[..., Any], refuses: Callable[..., bool
 
 
 def _no_renames(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((syscalls, "renameat2"), (os, "rename")):
-        patch.setattr(module, name, _refusing(errno.ENOSPC, getattr(module, name), lambda *_: True))
+    patch.setattr(access, "rename", _refusing(errno.ENOSPC, access.rename, lambda *_: True))
 
 
 # -- a deletion or move that fails
@@ -176,7 +176,7 @@ def test_whiteout_that_could_not_be_removed_is_known_of(place: Make, monkeypatch
     mount = place({"w": file(b"x")}, {"src": directory()})
     mount.unlink("w")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", _refusing(errno.EIO, os.unlink, lambda name: name == b"src"))
+        patch.setattr(access, "unlink", _refusing(errno.EIO, access.unlink, lambda _, name: name == b"src"))
         mount.rename("src", "w")
     mount.mkdir("src")
     assert mount.names("") == {b"src", b"w"}
@@ -202,8 +202,8 @@ def test_kill_at_any_rename_over_remade_directory(
         mount.mkdir("src/in")
         with monkeypatch.context() as patch:
             left = [allowed]
-            for module, name in ((syscalls, "renameat2"), (os, "rename"), (os, "unlink"), (os, "mknod"), (os, "rmdir")):
-                patch.setattr(module, name, _killed_after(left, getattr(module, name)))
+            for name in ("rename", "unlink", "mknod", "rmdir"):
+                patch.setattr(access, name, _killed_after(left, getattr(access, name)))
             with suppress(_KilledError):
                 mount.rename("src", "tgt")
         mount.remount()

@@ -17,7 +17,7 @@ from overlayfs.overlay import mount_flags as ms
 from overlayfs.overlay import option_parser
 from overlayfs.overlay.mount_flags import MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from overlayfs.overlay.option_parser import ParsedOptions, changed_flags, parse_options
-from overlayfs.overlay.option_text import OptionItem, split_option_list
+from overlayfs.overlay.option_text import OptionItem, split_option_list, unescape
 from overlayfs.overlay.options import (
     FsyncPolicy,
     IdRange,
@@ -102,7 +102,7 @@ def test_option_sets_its_field_without_a_warning(text: str, name: str, expected:
 def test_option_touches_no_other_field(text: str, name: str, expected: object) -> None:
     changed = {
         field
-        for field in OverlayOptions.__slots__
+        for field in OverlayOptions._fields
         if getattr(overlay_with(text), field) != getattr(overlay_with(""), field)
     }
     assert changed <= {name, *(["verifies_origin"] if name == "index" else [])}
@@ -593,3 +593,18 @@ def test_parser_imports_nothing_of_fuse() -> None:
 )
 def test_remount_changes_what_it_names(texts: list[str], flags: int | None) -> None:
     assert changed_flags(texts, MS_RDONLY | MS_NOSUID) == flags
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (rb"a\:b", b"a:b"),
+        (rb"a\\b", rb"a\b"),
+        (rb"a\\\,b", rb"a\,b"),
+        (b"a\\", b"a\\"),
+        (b"a\\\\\\", b"a\\\\"),
+        (b"a\\\nb", b"a\nb"),
+    ],
+)
+def test_backslash_keeps_the_byte_after_it(text: bytes, meaning: bytes) -> None:
+    assert unescape(text) == meaning

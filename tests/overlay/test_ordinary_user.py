@@ -3,7 +3,6 @@
 A deputy in a user namespace does it; where there can be none, the user gets EACCES.
 """
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.overlay.engine import AttributeChanges, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import OverlayOptions
-from overlayfs.tree import access, syscalls
+from overlayfs.overlay.values import AttributeChanges, Caller
+from overlayfs.tree import access, deputies, syscalls
 from overlayfs.tree.deputy import CALLS, Deputy
 
 NOBODY = 65534
@@ -44,7 +44,7 @@ def as_nobody(base: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        access.dismiss()
+        deputies.dismiss()
         os.seteuid(0)
         os.setegid(0)
 
@@ -162,7 +162,7 @@ def read(dir_fd: int) -> bytes:
 
 
 def started() -> Deputy:
-    found = access.present()
+    found = deputies.present()
     assert found is not None
     return found
 
@@ -242,7 +242,7 @@ def test_locks_are_free_only_when_the_deputy_has_ended(closed_file: int, base: P
     if not child:
         fd = os.open(base, os.O_RDONLY)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        access.note_lock(fd)
+        deputies.note_lock(fd)
         read(closed_file)
         os.kill(started().pid, signal.SIGSTOP)
         os.write(writing, b"%d" % started().pid)
@@ -263,9 +263,9 @@ def test_locks_are_free_only_when_the_deputy_has_ended(closed_file: int, base: P
 def test_locks_are_free_when_the_deputy_is_dismissed(closed_file: int, base: Path) -> None:
     fd = os.open(base, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    access.note_lock(fd)
+    deputies.note_lock(fd)
     read(closed_file)
-    access.dismiss(fd)
+    deputies.dismiss(fd)
     os.close(fd)
     fd = os.open(base, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,7 +278,7 @@ def test_signals_that_end_a_daemon_do_not_end_its_deputy_first(closed_file: int)
         os.kill(deputy.pid, number)
     assert read(closed_file) == b"content"
     assert started() is deputy
-    access.dismiss()
+    deputies.dismiss()
 
 
 def test_reading_moves_no_access_time_of_own_files_and_directories_below(nobody: Overlay, base: Path) -> None:
@@ -301,7 +301,7 @@ def test_closed_lower_directory_is_read_where_layers_are_revalidated(as_nobody: 
         (base / name).mkdir(parents=True)
     (base / "lower" / "x" / "sub" / "f").write_bytes(b"content")
     (base / "lower" / "x").chmod(0o600)
-    overlay = Overlay.open(dataclasses.replace(options(base), timeout_s=0.0))
+    overlay = Overlay.open(options(base)._replace(timeout_s=0.0))
     try:
         directory = overlay.lookup(overlay.lookup(1, b"x").ino, b"sub").ino
         assert overlay.read(overlay.lookup(directory, b"f").ino, 0, 100) == b"content"

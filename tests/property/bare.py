@@ -5,8 +5,9 @@ import os
 import stat
 from typing import NoReturn
 
-from overlayfs.overlay.engine import AttributeChanges, Attributes, Caller, Overlay
+from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.values import AttributeChanges, Attributes, Caller
 
 from .steps import RENAME_EXCHANGE, RENAME_NOREPLACE, UMASK, Entry, Snapshot, now_of_files_ns
 from .trees import parent_of

@@ -1,0 +1,217 @@
+"""Commands that keep images: in and out of the store as files, names, and what the store holds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import typer
+
+from overlayfs.cli.app import FINDINGS, AsJson, app
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Names = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="By name, or the start of an ID.")]
+NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Nothing is shortened.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Not to standard output.")]
+
+
+class ArchiveFormat(StrEnum):
+    """How `save` writes."""
+
+    OCI = "oci-archive"
+    DOCKER = "docker-archive"
+    DIRECTORY = "oci-dir"
+
+
+class Compression(StrEnum):
+    """How an archive as a whole is compressed."""
+
+    GZIP = "gzip"
+    ZSTD = "zstd"
+
+
+@app.command(short_help="Load images from an archive.")
+def load(
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE|DIR", help="An archive or OCI layout; else standard input.")
+    ] = "-",
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="For one image, instead of its name in the archive.")
+    ] = None,
+    no_unpack: Annotated[bool, typer.Option("--no-unpack", help="Unpack layers only when they are used.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load images from an archive of docker, podman or skopeo (docker-archive, oci-archive), also compressed by gzip or
+    zstd, or from an OCI layout directory.
+
+    Exit status: 0 all are loaded, 1 an error, and no image of the archive has got a name.
+    """
+    from overlayfs.cli.store.archives import load_images
+
+    load_images(source, name, unpack=not no_unpack, quiet=quiet, as_json=as_json)
+
+
+@app.command(short_help="Save images to an archive.")
+def save(
+    names: Names,
+    output: Output = None,
+    kind: Annotated[
+        ArchiveFormat, typer.Option("--format", help="oci-archive is read by docker and podman too; it keeps digests.")
+    ] = ArchiveFormat.OCI,
+    compression: Annotated[
+        Compression | None, typer.Option("--compress", help="Compress the archive; layers mostly are already.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Save images to one archive, the same bytes for the same images.
+
+    Exit status: 0 saved, 1 an error; then there is no file.
+    """
+    from overlayfs.cli.store.archives import save_images
+
+    save_images(names, output, kind.value, compression.value if compression else None, quiet)
+
+
+@app.command("import", short_help="Make an image of a root filesystem.")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="A tar, also compressed, or a directory.")],
+    name: Annotated[str | None, typer.Argument(metavar="[NAME[:TAG]]", help="The name of the new image.")] = None,
+    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Into the image's history.")] = "",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--change", "-c", metavar="LINE", help='As in a Dockerfile: "ENV A=b", "CMD [...]"; repeat.'),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an image of one layer: all files of a tar (`-`: standard input) or directory. Prints its ID.
+
+    Exit status: 0 the image is there, 1 an error.
+    """
+    from overlayfs.cli.store.commit import Request
+    from overlayfs.cli.store.rootfs import import_image
+
+    import_image(source, Request(name, message, "", tuple(change or ()), "gzip", as_json))
+
+
+@app.command(short_help="Write all files of a container or image as a tar.")
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME|IMAGE", help="A container, or else an image.")],
+    output: Output = None,
+    compression: Annotated[Compression | None, typer.Option("--compress", help="Compress the tar.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the root filesystem of a container, with what it changed, or of an image as one tar.
+
+    Exit status: 0 written, 1 an error; then there is no file.
+    """
+    from overlayfs.cli.store.rootfs import export_filesystem
+
+    export_filesystem(name, output, compression.value if compression else None, quiet)
+
+
+@app.command(short_help="List images.")
+def images(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this repository, or name.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only IDs.")] = False,
+    no_trunc: NoTrunc = False,
+    digests: Annotated[bool, typer.Option("--digests", help="Also the digests of manifests.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the images of the store. SIZE is that of the unpacked layers; `packed` says that they are not unpacked."""
+    from overlayfs.cli.store.images import show_images
+
+    show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json)
+
+
+@app.command(short_help="Show an image's configuration, layers and digests.")
+def inspect(names: Names, as_json: AsJson = False) -> None:
+    """Show what an image is: configuration, layers, sizes, digests; --json as docker does.
+
+    Exit status: 0 shown, 1 there is no such image.
+    """
+    from overlayfs.cli.store.inspect import show_image
+
+    show_image(names, as_json)
+
+
+@app.command(short_help="Show how an image was made.")
+def history(
+    name: Annotated[str, typer.Argument(metavar="IMAGE")], no_trunc: NoTrunc = False, as_json: AsJson = False
+) -> None:
+    """Show the steps that made an image, newest first, each with the size of its layer."""
+    from overlayfs.cli.store.inspect import show_history
+
+    show_history(name, whole=no_trunc, as_json=as_json)
+
+
+@app.command(short_help="Give an image another name.")
+def tag(
+    name: Annotated[str, typer.Argument(metavar="IMAGE")], new: Annotated[str, typer.Argument(metavar="NAME[:TAG]")]
+) -> None:
+    """Give an image another name; an image that had it stays without it."""
+    from overlayfs.cli.store.keeping import add_name
+
+    add_name(name, new)
+
+
+@app.command(short_help="Remove images.")
+def rmi(
+    names: Names,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Also all names of an ID, and images that containers use.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove names, and images with their last name; what a container or mount needs of them stays until that ends.
+
+    Exit status: 0 all are removed, 1 one is not there, or in use.
+    """
+    from overlayfs.cli.store.keeping import remove_images
+
+    if not remove_images(names, force, as_json):
+        raise typer.Exit(1)
+
+
+@app.command(short_help="Remove what nothing refers to.")
+def prune(
+    named: Annotated[bool, typer.Option("--all", "-a", help="Also images with a name that no container uses.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    share: Annotated[
+        Literal["reflink", "hardlink"] | None,
+        typer.Option("--share", help="Let equal files of the layers that stay share their bytes."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images without a name, blobs and layers that no image needs, and remains of interrupted work. What is
+    mounted, or used by a container, stays.
+
+    --share hardlink is for filesystems without reflinks: files that are equal in owner, mode, times and all become
+    one, so a later change of one by hand changes all.
+
+    Exit status: 0 done, 1 an error, or others work in the store.
+    """
+    from overlayfs.cli.store.keeping import prune_store
+
+    if share and dry_run:
+        raise typer.BadParameter("--share and --dry-run exclude each other")
+    prune_store(named, force, dry_run, share, as_json)
+
+
+@app.command(short_help="Find damaged images and layers.")
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Only these.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged, to be loaded, pulled or unpacked again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read all blobs and unpacked layers, and compare them with their digests and indexes.
+
+    Exit status: 0 nothing is damaged, or all damage is removed; 1 an error, 3 something is damaged.
+    """
+    from overlayfs.cli.store.keeping import show_damage
+
+    if not show_damage(names or (), repair, as_json):
+        raise typer.Exit(FINDINGS)

@@ -1,0 +1,171 @@
+"""`overlayfs ps`, `containers`, `rm` and `reset`: what containers there are, and how they go or start anew."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from overlayfs.cli.background import leave_behind
+from overlayfs.cli.mounts.live import CommandError, wait_until_ended
+from overlayfs.cli.mounts.umount import take_down
+from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
+from overlayfs.container.containers import Container, Containers
+from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Store, default_directory
+from overlayfs.overlay.changes import Comparison
+
+_PATIENCE_S: Final = 10.0
+_LONGEST_COMMAND: Final = 40
+
+
+def show_containers(store_directory: Path | None, *, everything: bool, quiet: bool, as_json: bool) -> None:
+    """The containers in use, or all, the newest first."""
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        containers.sweep()
+        found = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
+        if as_json:
+            print_json([_document(containers, one) for one in found])
+            return
+    if quiet:
+        for one in found:
+            print(one.name)
+    elif found:
+        headings = ("NAME", "IMAGE", "STATUS", "CREATED", "COMMAND")
+        print_table(headings, [_row(one) for one in found])
+
+
+def _document(containers: Containers, container: Container) -> dict[str, Any]:
+    return {
+        "name": container.name,
+        "id": container.id,
+        "image": container.image,
+        "manifest": container.manifest,
+        "status": _status(container)[0],
+        "pid": container.process.pid if container.process and container.is_in_use else None,
+        "mountpoint": container.mountpoint or None,
+        "exit_status": container.exit_status,
+        "created": container.created,
+        "command": container.command,
+        "upper": str(containers.upper(container.name)),
+        "layers": container.layers,
+    }
+
+
+def _row(container: Container) -> list[Cell]:
+    word, style = _status(container)
+    if word == "running":
+        word += f" {format_duration(time.time() - container.started)}"
+    elif word == "mounted":
+        word += f" on {printable(os.fsencode(container.mountpoint))}"
+    elif container.exit_status is not None:
+        word += f" ({container.exit_status}) {format_duration(time.time() - container.ended)} ago"
+    age = time.time() - datetime.fromisoformat(container.created).timestamp()
+    command = printable(os.fsencode(shlex.join(container.command)))
+    shown = command if len(command) <= _LONGEST_COMMAND else command[: _LONGEST_COMMAND - 1] + "…"
+    return [
+        Cell(container.name, "bold"),
+        Cell(container.image),
+        Cell(word, style),
+        Cell(f"{format_duration(age)} ago"),
+        Cell(shown or "-", "" if shown else "dim"),
+    ]
+
+
+def _status(container: Container) -> tuple[str, str]:
+    """The word for its state, and a style."""
+    if container.is_in_use:
+        return ("mounted", "green") if container.mountpoint else ("running", "green")
+    if container.exit_status is not None:
+        return "exited", "" if container.exit_status == 0 else "yellow"
+    return "stopped", "dim"
+
+
+def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
+    """What a container changed, None where none has that name or ID; the caller closes it."""
+    if not (store_directory or default_directory()).exists():  # looking makes no store
+        return None
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        try:
+            return containers.compare(containers.find(name))
+        except NotFoundError:
+            return None
+
+
+def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> bool:
+    """Remove containers; whether all are gone. What fails is said on standard error."""
+
+    def one(containers: Containers, name: str) -> None:
+        container = containers.find(name)
+        if container.is_in_use and force:
+            _end_use(container)
+        try:
+            remove_tree(containers.take_away(container.name))
+        except InUseError as error:
+            raise InUseError(str(error) if force else f"{error}, or use --force") from None
+        except NotFoundError:
+            if not container.is_ephemeral:  # else it went when its process did
+                raise
+
+    return _each(store_directory, names, one)
+
+
+def _end_use(container: Container) -> None:
+    """End whoever uses it: by asking, then by force."""
+    if container.mountpoint:
+        take_down(container.mountpoint, lazy=False)
+        return
+    assert container.process is not None
+    with suppress(ProcessLookupError):
+        pid_fd = os.pidfd_open(container.process.pid)
+        try:
+            if container.process.is_alive():  # else the number is another's by now
+                signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
+                if not wait_until_ended(pid_fd, _PATIENCE_S):
+                    signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+                    wait_until_ended(pid_fd, _PATIENCE_S)
+        finally:
+            os.close(pid_fd)
+
+
+def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
+    """Throw away what containers changed; whether all are as new."""
+    left: list[Path] = []
+
+    def one(containers: Containers, name: str) -> None:
+        left.append(containers.reset(containers.find(name).name))
+
+    done = _each(store_directory, names, one)
+    if left:
+        leave_behind(lambda: _remove(store_directory, left))
+    return done
+
+
+def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
+    with Store.open(store_directory):  # so that nobody prunes it meanwhile
+        for path in left:
+            remove_tree(path)
+
+
+def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[Containers, str], None]) -> bool:
+    """Do `work` on each, whatever becomes of the others; whether it was done on all."""
+    done = True
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        for name in names:
+            try:
+                work(containers, name)
+            except (CommandError, ImageError) as error:
+                print(f"overlayfs: {error}", file=sys.stderr)
+                done = False
+    return done

@@ -1,0 +1,130 @@
+"""`overlayfs mount IMAGE MNT`: an image's layers, with a container's upper on them if it is to be written to.
+
+Root sees the image's owners, and so does anybody in a read-only mount. In a writable mount of an ordinary user that
+user and the image's root change places: so they may change the image, and what they write is root's in a commit.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec import structs
+
+from overlayfs.cli.background import leave_behind
+from overlayfs.cli.mount_program import UsageError
+from overlayfs.cli.mounts.mount import Request, announce, serve
+from overlayfs.container.containers import Container, Containers
+from overlayfs.image.oci.digest import Digest
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.lowers import lower_keys
+from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.uses import Process, Use
+from overlayfs.overlay.option_text import MAX_ID
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One mount to be made; `record` keeps what it needs until its daemon has a record of its own."""
+
+    request: Request
+    use: Use
+    store: Path
+    container: Container | None
+    record: str
+
+
+def mount_image(request: Request, writable: bool, name: str | None, store_directory: Path | None) -> None:
+    """Mount, and return once it is live (in the foreground: once it is gone). Raises ImageError, MountError."""
+    writable = writable or request.ephemeral
+    _check(request, writable, name)
+    with Store.open(store_directory) as store:
+        plan = _plan(store, request, writable, name)
+    # closed: a mount in the foreground may last for days
+    daemon = None
+    try:
+        daemon = serve(plan.request, plan.request.upper, plan.request.work)
+    finally:
+        with Store.open(plan.store) as store:
+            _hand_over(store, plan, daemon)
+    announce(plan.request, _becomes_of(plan.container))
+
+
+def _check(request: Request, writable: bool, name: str | None) -> None:
+    if len(request.words) != 2 or request.lowers:
+        raise UsageError("--rw and --name are for images: IMAGE MNT, without --lower")
+    if name is not None and (not writable or request.ephemeral):
+        raise UsageError("--name needs --rw, and excludes --ephemeral")
+    if writable and (request.upper is not None or request.read_only):
+        raise UsageError("--rw excludes --upper, --work and --read-only")
+    if (request.upper is None) != (request.work is None):
+        raise UsageError("--upper and --work belong together")
+
+
+def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _Plan:
+    image = store.find(request.words[0])
+    keys = lower_keys(store, image)
+    mountpoint = request.words[1]
+    request = replace(request, words=(mountpoint,), lowers=tuple(map(str, LayerStore(store).directories(keys))))
+    use = Use(Process.of(os.getpid()), keys, image.descriptor.digest, os.path.realpath(mountpoint))
+    container = None
+    if writable:
+        containers = Containers(store)
+        container = _make_or_claim(containers, image, keys, name)
+        request = _on_container(request, containers, container)
+        use = structs.replace(use, container=container.name)
+    return _Plan(request, use, store.path, container, store.record_mount(use))
+
+
+def _make_or_claim(containers: Containers, image: Image, keys: list[Digest], name: str | None) -> Container:
+    containers.sweep()
+    if name is not None and containers.directory(name).exists():
+        return containers.claim(name, image)
+    return containers.create(name, image, keys, is_ephemeral=name is None)
+
+
+def _on_container(request: Request, containers: Containers, container: Container) -> Request:
+    options = request.options
+    if os.geteuid() != 0:
+        options = (
+            f"uidmapping={_exchanged_with_root(os.geteuid())}",
+            f"gidmapping={_exchanged_with_root(os.getegid())}",
+        )
+        options += request.options  # what a person asks for wins
+    upper, work = containers.upper(container.name), containers.work(container.name)
+    return replace(request, upper=str(upper), work=str(work), ephemeral=False, options=options)
+
+
+def _exchanged_with_root(own: int) -> str:
+    """A mapping of all ids in which root and `own` change places."""
+    ranges = [(own, 0, 1), (0, own, 1), (1, 1, own - 1), (own + 1, own + 1, MAX_ID - own)]
+    return ":".join(f"{disk}:{shown}:{size}" for disk, shown, size in ranges if size > 0)
+
+
+def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:
+    """From now on it is the daemon's; without one it has ended, or never was."""
+    container, containers = plan.container, Containers(store)
+    if daemon is not None:
+        process = Process.of(daemon)
+        store.record_mount(structs.replace(plan.use, process=process))
+        if container is not None:
+            containers.change(container.name, process=process, mountpoint=plan.use.mountpoint)
+            if container.is_ephemeral:
+                leave_behind(lambda: _give_up(plan.store, container.name), after=os.pidfd_open(daemon))
+    elif container is not None:
+        containers.release(container.name)
+    store.forget_mount(plan.record)
+
+
+def _give_up(store: Path, name: str) -> None:
+    with Store.open(store) as opened:
+        Containers(opened).release(name)
+
+
+def _becomes_of(container: Container | None) -> str:
+    if container is None:
+        return ""
+    if container.is_ephemeral:
+        return "; what is written is thrown away at the unmount"
+    return f"; what is written is kept in the container {container.name}"

@@ -1,0 +1,137 @@
+"""`tag`, `rmi`, `prune`, `verify`: names for images, what to throw away, and what is damaged."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.mounts.live import CommandError
+from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
+from overlayfs.cli.progress import shown_progress
+from overlayfs.image.oci.errors import ImageError, InUseError
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.pruning import PruneReport, prune, prune_held, remove_image
+from overlayfs.image.store.sharing import Shared, Sharing, deduplicate
+from overlayfs.image.store.store import Store
+
+
+def add_name(name: str, new: str) -> None:
+    reference = Reference.parse(new)
+    with Store.open(store_directory()) as store:
+        image = store.find(name)
+        store.tag(image.root or image.descriptor, reference)
+
+
+def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
+    """Remove names, and what only they needed; where others work in the store that is left to `prune`.
+
+    Whether all are gone; what fails is said on standard error, and the others go all the same.
+    """
+    gone: list[str] = []
+    is_done = True
+    with Store.open(store_directory()) as store:
+        for name in names:
+            try:
+                gone += remove_image(store, name, force=force)
+            except ImageError as error:
+                print(f"overlayfs: {safe(str(error))}", file=sys.stderr)
+                is_done = False
+        report = _prune_after(store) if gone else PruneReport()
+    if as_json:
+        print_json({"Untagged": gone, "SpaceReclaimed": report.freed})
+        return is_done
+    for word in gone:
+        print(f"Removed: {word}")
+    if report.freed:
+        print(f"Freed: {format_size(report.freed)}")
+    return is_done
+
+
+def _prune_after(store: Store) -> PruneReport:
+    try:
+        with store.alone(patience_s=0):
+            return prune_held(store, unnamed=False, leftovers=False)
+    except InUseError:
+        return PruneReport()
+
+
+def prune_store(named: bool, force: bool, dry_run: bool, share: str | None, as_json: bool) -> None:
+    """Remove what nothing refers to; asks a person before images with names go. `share` is a value of Sharing."""
+    with Store.open(store_directory()) as store:
+        if named and not force and not dry_run:
+            _confirm(prune(store, named=True, dry_run=True))
+        report = prune(store, named=named, dry_run=dry_run)
+        shared = None if share is None else _share(store, Sharing(share))
+    if as_json:
+        counts = {} if shared is None else {"FilesShared": shared.files, "BytesShared": shared.size}
+        print_json(_document(report) | counts)
+        return
+    _print_report(report, "Would remove" if dry_run else "Removed")
+    if shared is not None:
+        print(f"Shared {shared.files} files: {format_size(shared.size)}")
+
+
+def _share(store: Store, sharing: Sharing) -> Shared:
+    with store.alone() if sharing is Sharing.HARD_LINK else nullcontext():
+        try:
+            return deduplicate(store, sharing)
+        except OSError as error:
+            if sharing is Sharing.REFLINK and error.errno == errno.EOPNOTSUPP:
+                raise CommandError(f"{store.path}: its filesystem has no reflinks: try --share hardlink") from error
+            raise
+
+
+def _confirm(report: PruneReport) -> None:
+    if not report.images:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("--all removes images that have names: say --force where nobody can be asked")
+    print(f"These images are used by no container: {', '.join(report.images)}", file=sys.stderr)
+    print("Remove them? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was removed")
+
+
+def _document(report: PruneReport) -> dict[str, object]:
+    """With docker's names (ImagePruneReport) where there are any."""
+    return {
+        "ImagesDeleted": list(report.images),
+        "Blobs": report.blobs,
+        "Layers": report.layers,
+        "Leftovers": report.leftovers,
+        "SpaceReclaimed": report.freed,
+    }
+
+
+def _print_report(report: PruneReport, verb: str) -> None:
+    for name in report.images:
+        print(f"{verb}: {name}")
+    print(
+        f"{verb} {report.blobs} blobs, {report.layers} layers and {report.leftovers} remains of interrupted work: "
+        f"{format_size(report.freed)}"
+    )
+
+
+def show_damage(names: Sequence[str], repair: bool, as_json: bool) -> bool:
+    """Read all that the store has; whether nothing is damaged, or all damage was removed."""
+    from overlayfs.image.store.verify import mend, verify
+
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(store_directory()))
+        if repair:  # so that what is found is what is removed
+            stack.enter_context(store.alone())
+        findings = verify(store, names, stack.enter_context(shown_progress()))
+        mended = mend(store, findings) if repair else []
+    if as_json:
+        print_json(
+            [{"what": finding.what, "problem": finding.problem, "mended": finding in mended} for finding in findings]
+        )
+        return len(mended) == len(findings)
+    lines = Lines()
+    for finding in findings:
+        done = " (removed: load or pull it again)" if finding in mended else ""
+        lines.print(Cell(safe(finding.what), "red"), Cell(safe(f": {finding.problem}{done}")))
+    return len(mended) == len(findings)

@@ -1,0 +1,53 @@
+"""`import` and `export`: whole root filesystems, as tars or directories, to images and from images and containers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.output import print_json
+from overlayfs.cli.progress import shown_progress
+from overlayfs.cli.store.archives import standard_input, written
+from overlayfs.cli.store.commit import Request
+from overlayfs.container.containers import Container, Containers
+from overlayfs.image.archive.rootfs import export_rootfs, import_rootfs
+from overlayfs.image.oci.errors import NotFoundError
+from overlayfs.image.oci.progress import Progress
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.lowers import lower_directories
+from overlayfs.image.store.store import Store
+from overlayfs.image.tar.compression import open_compressed
+
+_STDIN = "-"
+
+
+def import_image(source: str, request: Request) -> None:
+    """Make an image of one layer; prints its ID, as docker does."""
+    reference = None if request.name is None else Reference.parse(request.name)
+    found = standard_input("a root filesystem as a tar") if source == _STDIN else Path(source)
+    with Store.open(store_directory()) as store, shown_progress() as progress:
+        image = import_rootfs(store, found, reference, request.making("import", progress))
+    if request.as_json:
+        print_json({"Id": image.id, "Name": str(reference) if reference else None})
+    else:
+        print(image.id)
+
+
+def export_filesystem(name: str, target: str | None, compression: str | None, quiet: bool) -> None:
+    """Write all files of a container, or else of an image, as a tar."""
+    with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
+        directories, container = _directories(store, name, progress)
+        scaffold, has_upper = (container.scaffold, True) if container else ((), False)
+        with written(target, "a tar") as out, open_compressed(out, compression) as packed:
+            export_rootfs(directories, packed, scaffold=scaffold, has_upper=has_upper)
+
+
+def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Container | None]:
+    """The layers of what is called `name`, top first, and the container that the first belongs to, if it is one."""
+    containers = Containers(store)
+    try:
+        container = containers.find(name)
+    except NotFoundError:
+        return lower_directories(store, store.find(name), progress), None
+    return [containers.upper(container.name), *containers.lowers(container)], container

@@ -1,0 +1,319 @@
+"""Which containers are there? Writable layers on images, each with a name, in the store's `containers`.
+
+A container is one directory: `container.json`, the `upper` that takes all changes, the `work` that goes with it, and
+`root`, where a run mounts the tree. It appears and goes by one rename, and so does its content at a `reset`. One
+process at a time uses it; who that is stands in the record, and it is free for others as soon as that process has
+ended. Records are changed under a lock on the container's directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..image.oci.digest import Digest
+from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
+from ..image.store import records
+from ..image.store.layers import LayerStore, topmost_of_equals
+from ..image.store.staging import remove_tree
+from ..image.store.store import Image, Store
+from ..image.store.uses import Process
+from ..tree import metadata, syscalls
+
+if TYPE_CHECKING:
+    from ..overlay.changes import Comparison
+
+RECORD: Final = "container.json"
+UPPER: Final = "upper"
+WORK: Final = "work"
+ROOT: Final = "root"
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
+_ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
+_FIRST: Final = (
+    "amber",
+    "bold",
+    "brisk",
+    "calm",
+    "clever",
+    "eager",
+    "fair",
+    "fond",
+    "gentle",
+    "keen",
+    "lively",
+    "merry",
+)
+_SECOND: Final = ("crane", "finch", "gecko", "heron", "ibex", "jay", "koala", "lark", "lynx", "otter", "robin")
+
+
+class Container(Struct, frozen=True, omit_defaults=True):
+    """One container as its record has it; `layers` are keys, bottom first.
+
+    `process` is who uses it, or used it last. `mountpoint` is where it is mounted, if not for a run. An ephemeral one
+    is removed when its process has ended. `scaffold` are the places that runs made in it to mount the host's things
+    on, and have not removed (yet).
+    """
+
+    name: str
+    id: str
+    image: str
+    manifest: Digest
+    layers: list[Digest]
+    created: str
+    command: list[str] = []
+    is_ephemeral: bool = False
+    process: Process | None = None
+    mountpoint: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    exit_status: int | None = None
+    scaffold: list[str] = []
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.process is not None and self.process.is_alive()
+
+
+class Containers:
+    """The containers of one open store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._directory = store.path / "containers"
+
+    def directory(self, name: str) -> Path:
+        return self._directory / name
+
+    def upper(self, name: str) -> Path:
+        return self._directory / name / UPPER
+
+    def work(self, name: str) -> Path:
+        return self._directory / name / WORK
+
+    def root(self, name: str) -> Path:
+        """Where a run mounts it."""
+        return self._directory / name / ROOT
+
+    def lowers(self, container: Container) -> list[Path]:
+        """The directories of its image's layers, top first. Raises NotFoundError if one is not unpacked any more."""
+        found = [LayerStore(self._store).path(key) for key in topmost_of_equals(container.layers)]
+        for path in found:
+            if not path.is_dir():
+                raise NotFoundError(f"{path} is missing, and {container.name} needs it: mount its image once")
+        return found
+
+    def compare(self, container: Container) -> Comparison:
+        """What it changed in its image; the caller closes it."""
+        from ..overlay.changes import Comparison  # a mount need not wait for it
+
+        lowers = [os.fsencode(path) for path in self.lowers(container)]
+        upper, work = os.fsencode(self.upper(container.name)), os.fsencode(self.work(container.name))
+        return Comparison.open(upper, lowers, work=work, scaffold=[os.fsencode(path) for path in container.scaffold])
+
+    # found
+
+    def listed(self) -> list[Container]:
+        """All of them, the oldest first. Raises InvalidError for a damaged record."""
+        names = (name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
+        found = [container for name in names if (container := self._read_if_there(name)) is not None]
+        return sorted(found, key=lambda container: (container.created, container.name))
+
+    def find(self, text: str) -> Container:
+        """By name or by the start of an ID. Raises NotFoundError, InvalidError where several IDs begin so."""
+        if _NAME.fullmatch(text) and (container := self._read_if_there(text)) is not None:
+            return container
+        by_id = [container for container in self.listed() if _ID.fullmatch(text) and container.id.startswith(text)]
+        if len(by_id) > 1:
+            raise InvalidError(f"{text} is the start of several containers' IDs: {', '.join(c.name for c in by_id)}")
+        if not by_id:
+            raise NotFoundError(f"no container {text!r}: see overlayfs containers")
+        return by_id[0]
+
+    def _read_if_there(self, name: str) -> Container | None:
+        path = self.directory(name) / RECORD
+        try:
+            return records.load(path.read_bytes(), Container)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except records.DAMAGED as error:
+            raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
+
+    # made
+
+    def create(self, name: str | None, image: Image, layers: list[Digest], *, is_ephemeral: bool = False) -> Container:
+        """A new container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
+        if name is not None and not _NAME.fullmatch(name):
+            raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
+        container = Container(
+            name=name or self._free_name(),
+            id=secrets.token_hex(32),
+            image=image.name,
+            manifest=image.descriptor.digest,
+            layers=layers,
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+            is_ephemeral=is_ephemeral,
+            process=Process.of(os.getpid()),
+            started=time.time(),
+        )
+        try:
+            self._make(container).rename(self.directory(container.name))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise InUseError(f"the name {container.name} is taken: choose another, or remove that container") from None
+        return container
+
+    def _free_name(self) -> str:
+        taken = set(os.listdir(self._directory))
+        for _ in range(8):
+            name = f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}"
+            if name not in taken:
+                return name
+        return f"{name}-{secrets.token_hex(3)}"
+
+    def _make(self, container: Container) -> Path:
+        """Its directory, whole but not in its place yet: nothing in it is changed, and its root is the image's."""
+        path = self._store.stage.new_name()
+        path.mkdir(0o700)
+        for name in (UPPER, WORK, ROOT):
+            (path / name).mkdir()
+            (path / name).chmod(0o755)  # whatever the umask
+        _be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
+        (path / RECORD).write_bytes(records.dump(container))
+        return path
+
+    # used
+
+    def claim(self, name: str, image: Image) -> Container:
+        """Have this process use the container, which must be on that image. Raises InUseError, NotFoundError."""
+        with self._locked(name) as container:
+            _check_is_free(container)
+            if container.manifest != image.descriptor.digest and not self._is_on(container, image):
+                raise InUseError(
+                    f"the container {name} is on another image, {container.image}: remove it, or use another name"
+                )
+            claimed = replace(container, process=Process.of(os.getpid()), started=time.time(), ended=0.0, mountpoint="")
+            self._write(claimed)
+        return claimed
+
+    def _is_on(self, container: Container, image: Image) -> bool:
+        """Whether its image is this one by another manifest, which packs the same layers otherwise."""
+        try:
+            return self._store.load_by_manifest(container.manifest).id == image.id
+        except ImageError:
+            return False
+
+    def change(self, name: str, **members: object) -> Container:
+        """Write members of the record anew; by who uses it."""
+        with self._locked(name) as container:
+            changed = replace(container, **members)
+            self._write(changed)
+        return changed
+
+    def release(self, name: str, exit_status: int | None = None) -> None:
+        """Nobody uses it any more; an ephemeral one is gone then."""
+        with suppress(NotFoundError):
+            released = self.change(name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status)
+            if released.is_ephemeral:
+                remove_tree(self.take_away(name))
+
+    def reset(self, name: str) -> Path:
+        """Throw its changes away, at once; what is left of them, for the caller to remove. Raises InUseError."""
+        with self._locked(name) as container:
+            _check_is_free(container)
+            anew = replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[])
+            fresh = self._make(anew)
+            _exchange(fresh, self.directory(name))
+        return fresh
+
+    def take_away(self, name: str) -> Path:
+        """Remove a container at once; what is left of it, for the caller to remove. Raises InUseError."""
+        with self._locked(name) as container:
+            _check_is_free(container)
+            away = self._store.stage.new_name()
+            self.directory(name).rename(away)
+        return away
+
+    def sweep(self) -> None:
+        """Remove the ephemeral containers whose process was killed."""
+        for container in self.listed():
+            if container.is_ephemeral and not container.is_in_use:
+                with suppress(NotFoundError, InUseError):  # somebody else does it
+                    remove_tree(self.take_away(container.name))
+
+    def _write(self, container: Container) -> None:
+        staged = self._store.stage.new_name()
+        staged.write_bytes(records.dump(container))
+        staged.rename(self.directory(container.name) / RECORD)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[Container]:
+        """Its record, which nobody else changes meanwhile. Raises NotFoundError."""
+        fd = self._lock(name)
+        try:
+            container = None if fd is None else self._read_if_there(name)
+            if container is None:
+                raise NotFoundError(f"no container {name!r}: see overlayfs containers")
+            yield container
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _lock(self, name: str) -> int | None:
+        """A descriptor of the container's directory, locked; None where there is none."""
+        while True:
+            try:
+                fd = os.open(self.directory(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(self.directory(name))):
+                    return fd
+            os.close(fd)  # it was removed or reset meanwhile
+
+
+def _check_is_free(container: Container) -> None:
+    if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
+        what = f"mounted on {container.mountpoint}" if container.mountpoint else "running"
+        raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")
+
+
+def _exchange(one: Path, other: Path) -> None:
+    here = os.open(one.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    there = os.open(other.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.renameat2(here, os.fsencode(one.name), there, os.fsencode(other.name), syscalls.RENAME_EXCHANGE)
+    finally:
+        os.close(here)
+        os.close(there)
+
+
+def _be_like(lower: bytes, upper: bytes) -> None:
+    """Give an upper's root owner, mode, xattrs and times of the image's: the mount shows those of the upper."""
+    from ..overlay.layer import open_layer
+
+    layer = open_layer(0, lower)
+    target = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        st = os.fstat(layer.root_fd)
+        if layer.override is not None:
+            value = os.getxattr(syscalls.descriptor_path(layer.root_fd), layer.override)
+            os.setxattr(syscalls.descriptor_path(target), layer.override, value)
+        uid, gid = (st.st_uid, st.st_gid) if layer.override is None else (os.geteuid(), os.getegid())
+        metadata.copy_metadata(layer.root_fd, target, uid, gid, st.st_mode, st, layer.spelling)
+    finally:
+        os.close(target)
+        os.close(layer.root_fd)

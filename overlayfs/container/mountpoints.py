@@ -1,0 +1,141 @@
+"""Where in a container are the host's things mounted, and what has to be made for that?
+
+A runtime that follows an image's symlinks while the host's files are in sight can be led out of the image. So places
+are resolved, and made where they are missing, before it starts: it is only given paths without symlinks. What was made
+and is empty when the program has ended goes again, so that the container's changes are the program's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..image.oci.errors import InvalidError, NotFoundError
+from .root_paths import Inside
+
+_OPTIONS: Final = {"ro": True, "rw": False, "z": None, "Z": None}
+_OWN_PLACES: Final = ("/", "/proc", "/dev", "/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file or directory of the host, and where the container sees it."""
+
+    source: Path
+    target: str
+    is_read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Volume:
+        """`SOURCE:TARGET[:ro|rw]`, as docker's -v. Raises InvalidError, NotFoundError."""
+        source, _, rest = text.partition(":")
+        target, _, words = rest.partition(":")
+        if not source or not target.startswith("/") or _is_kept(posixpath.normpath("/" + target.lstrip("/"))):
+            raise InvalidError(f"{text!r} is no volume: SOURCE:/TARGET or SOURCE:/TARGET:ro, and not over / or /dev")
+        if "/" not in source and source != ".":
+            raise InvalidError(f"{text!r}: named volumes are not there: give a directory, as in ./{source}:{target}")
+        options = [word for word in words.split(",") if word]
+        unknown = [word for word in options if word not in _OPTIONS]
+        if unknown:
+            raise InvalidError(f"{text!r}: unknown volume option {unknown[0]!r}: ro or rw")
+        path = Path(source).absolute()
+        if not path.exists():
+            raise NotFoundError(f"the volume's source {path} does not exist")
+        return cls(path, posixpath.normpath("/" + target.lstrip("/")), "ro" in options)
+
+
+def _is_kept(target: str) -> bool:
+    return target in _OWN_PLACES or target.startswith("/proc/")  # where nothing can be made
+
+
+class Mountpoints:
+    """The places that one container's run needs; `remove` what was made for it, or `before` for one that was killed."""
+
+    def __init__(self, inside: Inside, before: Sequence[bytes] = ()) -> None:
+        self._inside = inside
+        self._made = list(before)
+
+    def directory(self, path: str) -> str:
+        """A directory is at `path` when this returns; the path without symlinks. Raises InvalidError."""
+        return os.fsdecode(self._place(os.fsencode(path), is_directory=True))
+
+    def file(self, path: str) -> str:
+        """The same with a file."""
+        return os.fsdecode(self._place(os.fsencode(path), is_directory=False))
+
+    def own(self, path: str) -> None:
+        """A directory is at `path`, which leads through no symlink: for what every container has."""
+        if self.directory(path) != path:
+            raise InvalidError(f"{path} in the image is a symlink, so nothing can be run in it")
+
+    def for_volume(self, volume: Volume) -> str:
+        return self.directory(volume.target) if volume.source.is_dir() else self.file(volume.target)
+
+    @property
+    def made(self) -> Sequence[bytes]:
+        """Absolute paths, each after that of its directory."""
+        return tuple(self._made)
+
+    def remove(self) -> None:
+        """Remove what was made and is empty still; `made` is then what cannot be reached."""
+        left = []
+        for path in reversed(self._made):
+            try:
+                self._remove_if_empty(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                    left.append(path)
+        self._made = left[::-1]
+
+    def _remove_if_empty(self, path: bytes) -> None:
+        above, name = posixpath.split(path)
+        with self._inside.directory(above) as fd:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                os.rmdir(name, dir_fd=fd)
+            elif found.st_size == 0:
+                os.unlink(name, dir_fd=fd)
+
+    def _place(self, path: bytes, *, is_directory: bool) -> bytes:
+        path = posixpath.normpath(b"/" + path.lstrip(b"/"))
+        try:
+            resolved = self._inside.resolve(path)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise InvalidError(f"{os.fsdecode(path)} in the image is no place: {error.strerror}") from None
+            return self._make(path, is_directory=is_directory)
+        if stat.S_ISDIR(self._inside.stat(resolved).st_mode) != is_directory:
+            wanted = "directory" if is_directory else "file"
+            raise InvalidError(f"{os.fsdecode(path)} in the image is no {wanted}, so none can be mounted there")
+        return resolved
+
+    def _make(self, path: bytes, *, is_directory: bool) -> bytes:
+        above, name = posixpath.split(path)
+        resolved = self._place(above, is_directory=True)
+        with self._inside.directory(resolved) as fd:
+            try:
+                if is_directory:
+                    os.mkdir(name, 0o755, dir_fd=fd)
+                else:
+                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=fd))
+            except FileExistsError:
+                text = os.fsdecode(path)
+                raise InvalidError(
+                    f"{text} in the image is a symlink that leads nowhere; nothing can be there"
+                ) from None
+        made = posixpath.join(resolved, name)
+        self._made.append(made)
+        return made
+
+
+def check_distinct(targets: Sequence[str]) -> None:
+    """Raises InvalidError where two volumes have one place."""
+    for target in targets:
+        if targets.count(target) > 1:
+            raise InvalidError(f"two volumes cannot both be at {target}")

@@ -1,0 +1,231 @@
+"""How do bubblewrap and runc start a program on a container's root directory?
+
+Pure planning: command lines and the runtime specification (OCI runtime-spec, config.md) from a `Launch`. Both give the
+program namespaces of its own (mounts, processes, IPC, host name, on demand the network) and docker's capabilities.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from ..image.oci.errors import NotFoundError
+from .process import Process
+
+CAPABILITIES: Final = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+)
+"""What docker leaves to root in a container (moby, oci/caps/defaults.go)."""
+
+MASKED: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+)
+READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""moby, oci/defaults.go."""
+
+
+SYSTEM: Final = ("/proc", "/dev", "/sys")
+
+
+class Kind(Enum):
+    """The runtimes."""
+
+    BWRAP = "bwrap"
+    RUNC = "runc"
+
+
+class Network(Enum):
+    HOST = "host"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Something of the host's at a place in the container that exists and has no symlink in it."""
+
+    source: str
+    target: str
+    is_read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One program on one root directory, which has directories (no symlinks) for `SYSTEM`.
+
+    `name` is the container's, for the runtime. `keeps_terminal`: the program is to have the caller's terminal for its
+    own.
+    """
+
+    root: Path
+    name: str
+    hostname: str
+    process: Process
+    binds: Sequence[Bind]
+    network: Network = Network.HOST
+    is_read_only: bool = False
+    keeps_terminal: bool = False
+
+
+def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
+    """Which runtime to use, and the path of its program. Raises NotFoundError.
+
+    Bubblewrap needs nothing of the machine. But on a terminal a shell wants a session of its own, which it has from
+    runc: in another pid namespace than its session's leader, dash and busybox complain when they end.
+    """
+    preferred = reversed(Kind) if has_terminal else Kind
+    for kind in preferred if wanted is None else (wanted,):
+        found = shutil.which(kind.value) or shutil.which(kind.value, path="/usr/local/sbin:/usr/sbin:/sbin:/usr/bin")
+        if found:
+            return kind, found
+    if wanted is not None:
+        raise NotFoundError(f"{wanted.value} is not installed")
+    raise NotFoundError("neither bwrap nor runc is installed: install the package bubblewrap or runc")
+
+
+# -- bubblewrap
+
+
+def bwrap_arguments(launch: Launch, *, user_namespace_fd: int | None, filter_fd: int | None) -> list[str]:
+    """What bwrap(1) is told, without the program's name.
+
+    `user_namespace_fd`: run in that namespace, as the user who starts bwrap; else as its root. `filter_fd` holds
+    `terminal_filter`; without it a program that keeps the terminal gets no session of its own, and can type into it.
+    """
+    process, user = launch.process, launch.process.user
+    words = ["--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--hostname", launch.hostname]
+    if launch.network is Network.NONE:
+        words.append("--unshare-net")
+    if user_namespace_fd is not None:
+        words += ["--userns", str(user_namespace_fd)]
+    words += ["--bind", str(launch.root), "/", "--proc", "/proc", "--dev", "/dev", "--ro-bind", "/sys", "/sys"]
+    for bind in launch.binds:
+        words += ["--ro-bind" if bind.is_read_only else "--bind", bind.source, bind.target]
+    if launch.is_read_only:
+        words += ["--remount-ro", "/"]
+    words += ["--seccomp", str(filter_fd)] if filter_fd is not None else ["--new-session"]
+    words += ["--cap-drop", "ALL"]
+    if user.uid == 0:
+        words += [word for capability in CAPABILITIES for word in ("--cap-add", capability)]
+    words.append("--clearenv")
+    for name, value in process.environment.items():
+        words += ["--setenv", name, value]
+    return [*words, "--chdir", process.directory]
+
+
+_AUDIT_X86_64, _AUDIT_AARCH64 = 0xC000003E, 0xC00000B7  # linux/audit.h
+_IOCTL: Final = {"x86_64": (_AUDIT_X86_64, 16), "aarch64": (_AUDIT_AARCH64, 29)}
+_X32_BIT: Final = 0x4000_0000
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # asm-generic/ioctls.h, linux/tiocl.h
+_ALLOW, _EPERM = 0x7FFF0000, 0x00050001  # linux/seccomp.h: SECCOMP_RET_*
+_LOAD, _EQUALS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.h: ld abs, jeq, jge, ret
+
+
+def terminal_filter(machine: str | None = None) -> bytes | None:
+    """A seccomp program that takes from a program the ioctls by which it could type into its terminal (TIOCSTI).
+
+    Else it could run commands as the user once it has ended (CVE-2017-5226). System calls of another architecture than
+    the machine's are refused. None for machines whose numbers we do not know.
+    """
+    known = _IOCTL.get(machine or platform.machine())
+    if known is None:
+        return None
+    audit, ioctl = known
+    # struct seccomp_data: nr at 0, arch at 4, the second argument's low half at 24; jumps count instructions.
+    program = [
+        (_LOAD, 0, 0, 4),
+        (_EQUALS, 1, 0, audit),
+        (_RETURN, 0, 0, _EPERM),
+        (_LOAD, 0, 0, 0),
+        (_AT_LEAST, 4, 0, _X32_BIT),
+        (_EQUALS, 0, 4, ioctl),
+        (_LOAD, 0, 0, 24),
+        (_EQUALS, 1, 0, _TIOCSTI),
+        (_EQUALS, 0, 1, _TIOCLINUX),
+        (_RETURN, 0, 0, _EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+# -- runc
+
+
+def runc_specification(launch: Launch) -> dict[str, Any]:
+    """The config.json of a bundle."""
+    process, user = launch.process, launch.process.user
+    capabilities = list(CAPABILITIES)
+    effective = capabilities if user.uid == 0 else []
+    namespaces = ["mount", "pid", "ipc", "uts"] + (["network"] if launch.network is Network.NONE else [])
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": launch.hostname,
+        "root": {"path": str(launch.root), "readonly": launch.is_read_only},
+        "process": {
+            "terminal": launch.keeps_terminal,
+            "args": list(process.arguments),
+            "env": [f"{name}={value}" for name, value in process.environment.items()],
+            "cwd": process.directory,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+            "capabilities": {
+                "bounding": capabilities,
+                "permitted": effective,
+                "effective": effective,
+            },
+            "noNewPrivileges": False,
+        },
+        "mounts": _runc_mounts(launch),
+        "linux": {
+            "namespaces": [{"type": name} for name in namespaces],
+            "maskedPaths": [path for path in MASKED if os.path.exists(path)],
+            "readonlyPaths": list(READ_ONLY),
+        },
+    }
+
+
+def _runc_mounts(launch: Launch) -> list[dict[str, Any]]:
+    system = [
+        ("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"]),
+        ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        ("/dev/shm", "tmpfs", "shm", ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        ("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
+        ("/sys", "none", "/sys", ["rbind", "nosuid", "noexec", "nodev", "ro"]),
+    ]
+    mounts = [
+        {"destination": target, "type": kind, "source": source, "options": options}
+        for target, kind, source, options in system
+    ]
+    for bind in launch.binds:
+        options = ["rbind", "rprivate", "ro" if bind.is_read_only else "rw"]
+        mounts.append({"destination": bind.target, "type": "none", "source": bind.source, "options": options})
+    return mounts

@@ -1,0 +1,50 @@
+"""How does a whole root filesystem become an image, and an image (or container) one again?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from ...overlay.changes import Comparison
+from ..layer.pack import LayerSummary, Output, write_layer
+from ..make.commit import Making, append
+from ..oci.progress import NO_PROGRESS, Progress
+from ..oci.reference import Reference
+from ..store.lowers import lower_directories
+from ..store.store import Image, Store
+
+
+def import_rootfs(
+    store: Store, source: Path | BinaryIO, reference: Reference | None, making: Making | None = None
+) -> Image:
+    """An image of one layer: a directory, or a tar (plain, gzip or zstd; an open file is read to its end) as it is.
+
+    Raises InvalidError for a tar that is not fit for a layer, and for a directory with names that no layer can hold.
+    """
+    # the descriptor as a path: pipes can be opened by it too
+    path = source if isinstance(source, Path) else Path(f"/proc/self/fd/{source.fileno()}")
+    return append(store, None, path, reference, making or Making(created_by="import")).image
+
+
+def export_rootfs(
+    directories: Sequence[Path],
+    out: Output,
+    *,
+    source_date_epoch: int | None = None,
+    scaffold: Sequence[str] = (),
+    has_upper: bool = False,
+) -> LayerSummary:
+    """Write what layers (top first; a container's upper is one) show together as an uncompressed tar.
+
+    Of a container without its `scaffold`.
+    """
+    layers, left_out = [os.fsencode(path) for path in directories], [os.fsencode(path) for path in scaffold]
+    with Comparison.open_whole(layers, left_out, has_upper=has_upper) as whole:
+        return write_layer(whole, out, source_date_epoch=source_date_epoch)
+
+
+def export_image(store: Store, image: Image, out: Output, progress: Progress = NO_PROGRESS) -> LayerSummary:
+    """As `export_rootfs`, of an image, whose layers are unpacked if they are not yet."""
+    return export_rootfs(lower_directories(store, image, progress), out)

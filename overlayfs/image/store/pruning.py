@@ -1,0 +1,181 @@
+"""What does nothing refer to any more? Removal of images, blobs, layers and remains of crashes from the store.
+
+What a name, a container or a live mount refers to stays, with all that it needs. Of containers and mounts every digest
+that their documents hold counts, so nothing here depends on how those are laid out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..oci.digest import ALGORITHM, Digest, chain_ids
+from ..oci.documents import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
+from ..oci.errors import ImageError, InUseError, InvalidError
+from .names import Entry, matching
+from .staging import occupied, remove_tree, sync_directory
+from .store import Store
+from .uses import digests_in
+
+_HEX: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What was removed, or would be: images by name or digest, counts of the rest, and bytes of disk."""
+
+    images: tuple[str, ...] = ()
+    blobs: int = 0
+    layers: int = 0
+    leftovers: int = 0
+    freed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    images: list[Entry]
+    blobs: list[Path]
+    layers: list[Path]
+    leftovers: list[Path]
+
+
+def prune(store: Store, *, unnamed: bool = True, named: bool = False, dry_run: bool = False) -> PruneReport:
+    """As `prune_held`, with the store held alone meanwhile. Raises InUseError if others work in the store."""
+    with store.alone():
+        return prune_held(store, unnamed=unnamed, named=named, dry_run=dry_run)
+
+
+def prune_held(
+    store: Store, *, unnamed: bool = True, named: bool = False, leftovers: bool = True, dry_run: bool = False
+) -> PruneReport:
+    """Remove what nothing refers to; first the images without a name (`unnamed`), or with one (`named`), unless a
+    container or a live mount uses them. `leftovers` are those of interrupted work, and of downloads.
+
+    The caller holds the store alone. Raises ImageError, with nothing removed, where a document that may refer to
+    something cannot be read.
+    """
+    plan = _plan(store, unnamed, named)
+    if not leftovers:
+        plan.leftovers.clear()
+    freed = (
+        sum(occupied(path) for path in (*plan.blobs, *plan.layers, *plan.leftovers)) if dry_run else _do(store, plan)
+    )
+    names = tuple(_name(entry) for entry in plan.images)
+    return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.leftovers), freed)
+
+
+def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
+    """Remove a name, or all names of the image with that ID; what is gone, in words for people.
+
+    Its bytes stay until `prune`. Raises NotFoundError, and without `force` InUseError where a container or a live
+    mount uses it, or its ID has several names.
+    """
+    entries = store.entries()
+    entry = store.find_entry(name)
+    same = [other for other in entries if other.descriptor.digest == entry.descriptor.digest]
+    is_by_name = entry in matching(entries, name)
+    if not is_by_name and len(same) > 1 and not force:
+        raise InUseError(f"{name} has several names: {', '.join(map(_name, same))}; name one, or use --force")
+    if (len(same) == 1 or not is_by_name) and entry.descriptor.digest in _with_roots(store, entries) and not force:
+        raise InUseError(f"a container or mount uses {name}: remove it first, or use --force")
+    if is_by_name and entry.reference is not None:
+        store.untag(entry.reference)
+        return [_name(entry)]
+    store.forget(entry.descriptor.digest)
+    return list(map(_name, same))
+
+
+def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:
+    entries = store.entries()
+    in_use = _with_roots(store, entries)
+    doomed = [
+        entry for entry in entries if (named if entry.reference else unnamed) and entry.descriptor.digest not in in_use
+    ]
+    kept = in_use.union(*(_needs_of(store, entry) for entry in entries if entry not in doomed))
+    return _Plan(
+        doomed,
+        [path for path in _listed(store.path / "blobs" / ALGORITHM) if _is_garbage(path, kept)],
+        [path for path in _listed(store.path / "layers") if _is_garbage(path, kept)],
+        _listed(store.path / "tmp"),
+    )
+
+
+def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
+    """What containers and live mounts name, what that needs, and the indexes that it is a member of."""
+    held = {digest for use in store.mounts().values() for digest in (*use.layers, use.image) if digest}
+    for container in _listed(store.path / "containers"):
+        with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
+            held |= digests_in((container / "container.json").read_bytes())
+    needed = held.union(*(_needs_of_unknown(store, digest) for digest in held))
+    roots = {
+        entry.descriptor.digest
+        for entry in entries
+        if entry.descriptor.media_type in INDEX_TYPES and not held.isdisjoint(_members(store, entry.descriptor))
+    }
+    return needed | roots
+
+
+def _members(store: Store, index: Descriptor) -> set[Digest]:
+    with suppress(ImageError):  # a damaged one is complained of if it is to be kept
+        return {member.digest for member in store.load_index(index).manifests}
+    return set()
+
+
+def _needs_of(store: Store, entry: Entry) -> set[Digest]:
+    """All that an image needs, and itself. Raises InvalidError, which says what to do, if it is damaged."""
+    try:
+        return _needs(store, entry.descriptor)
+    except ImageError as error:
+        name = _name(entry)
+        raise InvalidError(f"{name} is damaged: {error}; or remove it: overlayfs rmi {name}") from None
+
+
+def _needs(store: Store, descriptor: Descriptor) -> set[Digest]:
+    """The digests of its blobs and the possible keys of its layers: diffIDs and chainIDs."""
+    if descriptor.media_type in INDEX_TYPES:
+        here = [member for member in store.load_index(descriptor).manifests if store.has_blob(member.digest)]
+        return {descriptor.digest}.union(*(_needs(store, member) for member in here))
+    manifest = store.load_manifest(descriptor)
+    needed = {descriptor.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+    diff_ids = parse(store.read_blob(manifest.config), ImageConfig, "its configuration").rootfs.diff_ids
+    return needed.union(diff_ids, chain_ids(diff_ids))
+
+
+def _needs_of_unknown(store: Store, digest: Digest) -> set[Digest]:
+    """As `_needs` if it is a manifest that is here."""
+    with suppress(ImageError, FileNotFoundError):
+        size = store.blob_path(digest).stat().st_size
+        return _needs(store, Descriptor(OCI_MANIFEST, digest, size))
+    return set()
+
+
+def _do(store: Store, plan: _Plan) -> int:
+    """Names first: whatever stops this, no name is left without its bytes."""
+    for entry in plan.images:
+        store.forget(entry.descriptor.digest)
+    store.sweep_uses()
+    freed = sum(remove_tree(path) for path in plan.leftovers)
+    for layer in plan.layers:
+        moved = store.stage.new_name()
+        layer.rename(moved)  # a layer is there whole or not at all
+        freed += remove_tree(moved)
+    freed += sum(remove_tree(blob) for blob in plan.blobs)
+    sync_directory(store.path / "blobs" / ALGORITHM)
+    return freed
+
+
+def _listed(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def _is_garbage(path: Path, kept: set[Digest]) -> bool:
+    """Only what has a digest for a name is ours to remove."""
+    return _HEX.fullmatch(path.name) is not None and Digest(f"{ALGORITHM}:{path.name}") not in kept
+
+
+def _name(entry: Entry) -> str:
+    return entry.reference.familiar if entry.reference else entry.descriptor.digest

@@ -1,0 +1,559 @@
+"""`overlayfs run`, `ps`, `containers`, `rm`, `reset`, and `mount` and `diff` of images and containers, as root."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import tarfile
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlayfs.cli.mounts.live import mount_at, read_status, wait_until_ended
+from overlayfs.container.containers import Containers
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
+from overlayfs.tree.mount_table import mount_entries
+from overlayfs.tree.syscalls import unmount
+from tests.cli import people
+from tests.cli.people import COMMAND
+from tests.container.small import image_of, link, small_image
+from tests.prepared import PATIENCE_S, Prepared
+
+RUNTIMES = ("bwrap", "runc")
+CONFIG = RunConfig(
+    env=["PATH=/bin", "GREETING=hello"],
+    entrypoint=["sh", "-c"],
+    cmd=["id -un; pwd; echo $GREETING"],
+    working_dir="/work",
+    user="bob",
+)
+
+
+class Shop:
+    """A store with small images, and the program run on it."""
+
+    def __init__(self, store: Path, prepared: Prepared) -> None:
+        self.store = store
+        self._prepared = prepared
+
+    def run(self, *words: str | Path, status: int = 0) -> str:
+        """What a command prints."""
+        done = self._prepared.call("--store", self.store, *words)
+        assert (done.status, done.err) == (status, "")
+        return done.out
+
+    def refuses(self, *words: str | Path, status: int = 1) -> str:
+        """The one line that says why not."""
+        done = self._prepared.call("--store", self.store, *words)
+        assert (done.status, done.out, done.err.count("\n")) == (status, "", 1), done
+        return done.err
+
+    def answer(self, *words: str | Path) -> Any:
+        return json.loads(self.run(*words, "--json"))
+
+    def sh(self, script: str, *options: str | Path, status: int = 0) -> str:
+        """What a shell script in a passing container prints."""
+        return self.run("run", "--rm", *options, "small", "sh", "-c", script, status=status)
+
+    def start(self, *words: str | Path, **more: Any) -> subprocess.Popen[str]:
+        """A `run` that goes on."""
+        command = [*COMMAND, "--store", self.store, "run", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.store / "containers"))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    top = tmp_path_factory.mktemp("shop")
+    path = top / "store"
+    with Store.open(path) as store:
+        unpack_image(store, small_image(store))
+        small = store.find("small")
+        base = small.config.config
+        assert base is not None
+        image_of(store, "configured", CONFIG, {}, base=small)
+        image_of(store, "hostile", RunConfig(cmd=["sh"]), {"proc": link("proc", "/tmp")}, base=small)
+        once = {"f": b"twice\n"}
+        image_of(store, "repeated", RunConfig(cmd=["sh"]), once, {"f": b"once\n", "g": b"once\n"}, once, base=small)
+        image_of(store, "other", RunConfig(cmd=["sh"]), {"other": b""}, base=small)
+    with Prepared() as prepared:
+        yield Shop(path, prepared)
+
+
+@pytest.fixture
+def clean(shop: Shop) -> Iterator[Shop]:
+    """No test leaves a container behind for the next."""
+    yield shop
+    with Store.open(shop.store) as store:
+        for name in os.listdir(shop.store / "containers"):
+            Containers(store).take_away(name)
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def await_that(is_so: Callable[[], bool]) -> None:
+    """Look again until it is so; nobody announces the end of a stranger's process."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.02)
+
+
+# -- what runs
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_image_says_what_runs_as_whom_and_where(clean: Shop, runtime: str) -> None:
+    assert clean.run("run", "--rm", "--runtime", runtime, "configured") == "bob\n/work\nhello\n"
+    options = ("-e", "GREETING=bye", "-w", "/tmp", "-u", "7:8", "--entrypoint", "sh")
+    said = clean.run("run", "--rm", "--runtime", runtime, *options, "configured", "-c", "id; pwd; echo $GREETING")
+    assert said == "uid=7 gid=8 groups=8\n/tmp\nbye\n"
+    assert clean.names == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_user_has_the_images_groups_and_no_capabilities(clean: Shop, runtime: str) -> None:
+    said = clean.sh("id; cat /proc/self/status; touch /tmp/x; stat -c %u:%g /tmp/x", "-u", "bob", "--runtime", runtime)
+    assert said.startswith("uid=33(bob) gid=44(bobs) groups=44(bobs),50(others)\n")
+    assert "CapEff:\t0000000000000000" in said and said.endswith("33:44\n")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_root_has_the_capabilities_that_docker_leaves(clean: Shop, runtime: str) -> None:
+    assert "CapEff:\t00000000a80425fb" in clean.sh("cat /proc/self/status", "--runtime", runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("options", [("-h", "web.example"), ("-hweb.example",), ("--hostname=web.example",)])
+def test_host_name_may_be_given(clean: Shop, runtime: str, options: tuple[str, ...]) -> None:
+    script = "cat /proc/sys/kernel/hostname; echo $HOSTNAME"
+    assert clean.sh(script, *options, "--runtime", runtime) == "web.example\n" * 2
+    assert clean.run("run", "--name", "box", "--runtime", runtime, "small", "sh", "-c", script) == "box\n" * 2
+
+
+def test_bad_host_name_is_refused_before_a_container_is_made(clean: Shop) -> None:
+    assert "'a b' is no host name" in clean.refuses("run", "-h", "a b", "small", "sh", status=125)
+    assert clean.names == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_image_may_have_a_layer_twice(clean: Shop, runtime: str, mountpoint: Path) -> None:
+    assert clean.run("run", "--rm", "--runtime", runtime, "repeated", "cat", "/f", "/g") == "twice\nonce\n"
+    clean.run("mount", "repeated", mountpoint)
+    assert ((mountpoint / "f").read_text(), (mountpoint / "g").read_text()) == ("twice\n", "once\n")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_exit_status_is_the_programs(clean: Shop, runtime: str) -> None:
+    clean.sh("exit 7", "--runtime", runtime, status=7)
+    clean.sh("kill -KILL $$" if runtime == "bwrap" else "exit 137", "--runtime", runtime, status=137)
+
+
+def test_what_cannot_be_run_has_dockers_statuses(clean: Shop) -> None:
+    assert "'nothing' is not in the image" in clean.refuses("run", "--rm", "small", "nothing", status=127)
+    assert "/etc/passwd in the image is not executable" in clean.refuses("run", "small", "/etc/passwd", status=126)
+    assert "no image 'absent'" in clean.refuses("run", "absent", status=125)
+    assert "no user 'nobody'" in clean.refuses("run", "--rm", "-u", "nobody", "small", status=125)
+    assert "named volumes" in clean.refuses("run", "-v", "x:/x", "small", status=125)
+
+
+def test_program_reads_our_input(clean: Shop) -> None:
+    with clean.start("--rm", "small", "cat", stdin=subprocess.PIPE) as process:
+        assert process.communicate("to and fro", PATIENCE_S)[0] == "to and fro"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_program_may_lie_in_a_volume_and_volumes_in_each_other(clean: Shop, runtime: str, tmp_path: Path) -> None:
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    (tmp_path / "outer/program").write_text("#!/bin/sh\nls /v/inner\n")
+    (tmp_path / "outer/plain").touch()
+    (tmp_path / "outer/program").chmod(0o755)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/seen").touch()
+    words = ("-v", f"{tmp_path}/other:/v/inner", "-v", f"{tmp_path}/outer:/v", "--runtime", runtime, "small")
+    assert clean.run("run", "--rm", *words, "/v/program") == "seen\n"
+    assert clean.run("run", "--rm", "-w", "/v", *words, "./program") == "seen\n"
+    assert "not executable" in clean.refuses("run", "--rm", *words, "/v/plain", status=126)
+    assert "not in the image" in clean.refuses("run", "--rm", *words, "/v/none", status=127)
+
+
+def test_words_that_are_no_text_are_passed_on_or_refused(clean: Shop, mountpoint: Path) -> None:
+    odd = os.fsdecode(b"\xff")
+    with clean.start("--name", "box", "small", "sh", "-c", "printf %s $0", odd, errors="surrogateescape") as process:
+        assert process.communicate(timeout=PATIENCE_S) == (odd, "")
+    assert clean.answer("ps", "-a")[0]["command"][-1] == odd
+    assert "bwrap" in clean.refuses("run", "--rm", "--runtime", "runc", "small", "sh", odd, status=125)
+    place = mountpoint / odd
+    place.mkdir()
+    clean.run("mount", "small", place, "--rw", "--name", "box")
+    assert clean.answer("ps")[0]["mountpoint"] == str(place)
+    clean.run("umount", place)
+    place.rmdir()
+    assert "UTF-8" in clean.refuses("commit", "box", "x", "-m", odd)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_streams_that_the_caller_closed_lead_nowhere(clean: Shop, runtime: str) -> None:
+    words = [
+        *COMMAND,
+        "--store",
+        str(clean.store),
+        "run",
+        "--rm",
+        "--runtime",
+        runtime,
+        "small",
+        "sh",
+        "-c",
+        "cat; echo x",
+    ]
+    shell = ["sh", "-c", 'exec "$@" 0<&- 2>&-', "sh", *words]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (0, b"x\n")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_volumes_and_read_only(clean: Shop, runtime: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    script = "cat /v/file /f; touch /new /ro/x /v/x 2>/dev/null; ls /v"
+    volumes = ("-v", f"{tmp_path}:/v", "-v", f"{tmp_path}:/ro:ro", "-v", f"{tmp_path}/file:/f")
+    assert clean.sh(script, *volumes, "--read-only", "--runtime", runtime) == "mine\nmine\nfile\nx\n"
+    assert sorted(os.listdir(tmp_path)) == ["file", "x"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_without_network_there_is_only_the_loopback(clean: Shop, runtime: str) -> None:
+    lines = clean.sh("cat /proc/net/dev", "--network", "none", "--runtime", runtime).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[2:]] == ["lo"]
+
+
+def test_sandbox_sees_its_own_processes_only(clean: Shop) -> None:
+    assert set(clean.sh("ls -d /proc/[0-9]*").split()) <= {f"/proc/{pid}" for pid in range(1, 6)}
+
+
+def test_place_of_proc_that_links_elsewhere_is_refused(clean: Shop) -> None:
+    assert "/proc in the image is a symlink" in clean.refuses("run", "--rm", "hostile", status=125)
+
+
+# -- what is kept
+
+
+def test_changes_stay_in_the_named_container(clean: Shop) -> None:
+    clean.run("run", "--name", "box", "small", "sh", "-c", "echo kept >/tmp/file; rm /etc/group")
+    assert clean.run("run", "--name", "box", "small", "cat", "/tmp/file") == "kept\n"
+    assert clean.run("diff", "box") == "D /etc/group\nA /tmp/file\n"
+    (row,) = clean.answer("containers")
+    assert (row["name"], row["image"], row["status"], row["exit_status"]) == ("box", "small:latest", "exited", 0)
+    assert clean.answer("ps") == []
+    clean.run("reset", "box")
+    assert clean.run("diff", "box") == ""
+    clean.run("rm", row["id"][:12])
+    assert clean.names == []
+
+
+def test_run_that_changes_nothing_leaves_nothing(clean: Shop, tmp_path: Path) -> None:
+    clean.run("run", "--name", "box", "-v", f"{tmp_path}:/some/where", "-w", "/new", "small", "pwd")
+    assert clean.run("diff", "box") == ""
+
+
+def test_container_of_another_image_or_kept_one_is_not_taken(clean: Shop) -> None:
+    clean.run("run", "--name", "box", "small", "pwd")
+    assert "on another image, small:latest" in clean.refuses("run", "--name", "box", "other", status=125)
+    assert "box is there already" in clean.refuses("run", "--rm", "--name", "box", "small", status=125)
+    assert clean.names == ["box"]
+
+
+def test_several_are_removed_whatever_becomes_of_one(clean: Shop) -> None:
+    for name in ("a", "b"):
+        clean.run("run", "--name", name, "small", "pwd")
+    assert "no container 'absent'" in clean.refuses("rm", "a", "absent", "b")
+    assert clean.names == []
+
+
+# -- signals and ends
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_signals_are_passed_on(clean: Shop, runtime: str) -> None:
+    script = "trap 'echo asked; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    with clean.start("--rm", "--runtime", runtime, "small", "sh", "-c", script) as process:
+        assert first_line(process) == "ready"
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE_S) == ("asked\n", "")
+        assert process.returncode == 5
+    assert clean.names == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_killed_run_leaves_nothing_behind(clean: Shop, runtime: str) -> None:
+    before = {entry.mount_id for entry in mount_entries()}
+    with clean.start(
+        "--rm", "--name", "box", "--runtime", runtime, "small", "sh", "-c", "echo up; sleep 3333"
+    ) as process:
+        assert first_line(process) == "up"
+        (row,) = clean.answer("ps")
+        assert (row["name"], row["status"], row["pid"]) == ("box", "running", process.pid)
+        assert {entry.mount_id for entry in mount_entries()} == before
+        family = descendants(process.pid)
+        assert len(family) >= 3
+        process.kill()
+        await_that(lambda: not any(map(is_alive, family)))
+    await_that(lambda: clean.names == [])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_only_the_programs_changes_count_also_while_it_runs_or_after_it_was_killed(
+    clean: Shop, runtime: str, tmp_path: Path
+) -> None:
+    words = ("--name", "box", "--runtime", runtime, "-v", f"{tmp_path}:/some/where", "small")
+    with clean.start(*words, "sh", "-c", "touch /new; echo up; sleep 3333") as process:
+        assert first_line(process) == "up"
+        family = descendants(process.pid)
+        assert clean.run("diff", "box") == "A /new\n"
+        clean.run("commit", "box", "running")
+        assert clean.run("diff", "small", "running") == "A /new\n"
+        process.kill()
+    await_that(lambda: not any(map(is_alive, family)))
+    assert clean.run("diff", "box") == "A /new\n"
+    clean.run("export", "box", "-o", tmp_path / "out.tar")
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert "new" in tar.getnames() and "some" not in tar.getnames()
+    clean.run("run", *words, "ls", "/new")
+    assert set(os.listdir(clean.store / "containers/box/upper")) <= {"etc", "new"}
+
+
+@contextmanager
+def another_mount(base: Path) -> Iterator[Path]:
+    """A mount of ours that has nothing to do with any container: where."""
+    for name in ("lower", "upper", "work", "other"):
+        (base / name).mkdir()
+    mount = base / "other"
+    words = ("--upper", base / "upper", "--work", base / "work", mount)
+    people.run("mount", "--lower", base / "lower", *words)
+    try:
+        yield mount
+    finally:
+        while os.path.ismount(mount):
+            unmount(os.fsencode(mount), lazy=True)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_running_container_holds_no_other_mount_of_the_host(clean: Shop, runtime: str, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    words = ("--rm", "--runtime", runtime, "-v", f"{volume}:/volume", "small", "sh", "-c")
+    script = "echo up; read -r _; echo kept > /volume/kept; cat /proc/self/mountinfo"
+    with another_mount(tmp_path) as mount:
+        subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+        daemon = os.pidfd_open(read_status(os.fsencode(mount)).pid)
+        try:
+            with clean.start(*words, script, stdin=subprocess.PIPE) as process:
+                assert first_line(process) == "up"
+                people.run("umount", mount)  # which fails where somebody else holds the mount
+                assert wait_until_ended(daemon, PATIENCE_S)
+                out, err = process.communicate("go on\n", timeout=PATIENCE_S)
+                assert (process.returncode, err) == (0, "")
+                assert str(tmp_path / "other") not in out
+            assert (volume / "kept").read_text() == "kept\n"
+        finally:
+            os.close(daemon)
+            unmount(os.fsencode(volume))
+
+
+def descendants(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(word) for task in tasks for word in task.read_text().split()]
+    return found + [inner for child in found for inner in descendants(child)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_running_container_is_removed_by_force_only(clean: Shop) -> None:
+    with clean.start("--name", "box", "small", "sh", "-c", "echo up; sleep 3333") as process:
+        assert first_line(process) == "up"
+        assert "box is running" in clean.refuses("rm", "box")
+        assert "box is running" in clean.refuses("reset", "box")
+        assert "box is running" in clean.refuses("run", "--name", "box", "small", status=125)
+        clean.run("rm", "-f", "box")
+        assert process.wait(PATIENCE_S) == 143
+    assert clean.names == []
+
+
+# -- terminals
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal: ours, and the program's."""
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+@contextmanager
+def on_terminal(shop: Shop, terminal: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`overlayfs run` with the terminal as its own; it has ended after this."""
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [*COMMAND, "--store", shop.store, "run", "--rm", *words],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509 - it calls nothing that takes a lock
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    seen = b""
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], PATIENCE_S)
+        assert ready, seen
+        seen += os.read(terminal, 4096)
+    return seen
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_program_has_the_terminal_and_its_ctrl_c(clean: Shop, runtime: str, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    script = "trap 'echo stop; exit 6' INT; test -t 0 && test -t 1 && echo ready; while :; do sleep 0.05; done"
+    with on_terminal(clean, theirs, "--runtime", runtime, "small", "sh", "-c", script) as process:
+        read_until(ours, b"ready")
+        os.write(ours, b"\x03")
+        read_until(ours, b"stop")
+        assert process.wait(PATIENCE_S) == 6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_program_ends_when_its_terminal_goes(clean: Shop, runtime: str) -> None:
+    ours, theirs = pty.openpty()
+    script = "trap 'exit 6' HUP; echo ready; while :; do sleep 0.05; done"
+    with on_terminal(clean, theirs, "--runtime", runtime, "small", "sh", "-c", script) as process:
+        os.close(theirs)
+        read_until(ours, b"ready")
+        os.close(ours)
+        assert process.wait(PATIENCE_S) == 6
+
+
+def test_shell_has_job_control(clean: Shop, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    with on_terminal(clean, theirs, "--env", "PS1=:", "small", "sh", "-i") as process:
+        os.write(ours, b"sleep 3333\n")
+        read_until(ours, b"sleep 3333\r\n")
+        await_that(lambda: any(b"3333" in command_line(pid) for pid in descendants(process.pid)))
+        os.write(ours, b"\x03")
+        read_until(ours, b"^C\r\n:")  # what is typed before would be thrown away
+        os.write(ours, b"echo st$((40+2))ill; exit 4\n")
+        said = read_until(ours, b"st42ill")
+        assert b"job control turned off" not in said and b"can't access tty" not in said
+        assert process.wait(PATIENCE_S) == 4
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+# -- mounts
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    while os.path.ismount(path):
+        unmount(os.fsencode(path), lazy=True)
+
+
+def test_image_is_mounted_read_only(clean: Shop, mountpoint: Path) -> None:
+    clean.run("mount", "configured", mountpoint)
+    assert {"bin", "etc", "tmp"} <= set(os.listdir(mountpoint))
+    with pytest.raises(OSError, match="Read-only"):
+        (mountpoint / "new").touch()
+    with Store.open(clean.store) as store:
+        (use,) = store.mounts().values()
+        assert use.mountpoint == str(mountpoint) and len(use.layers) == 2
+    clean.run("umount", mountpoint)
+    with Store.open(clean.store) as store:
+        assert store.mounts() == {}
+
+
+def test_passing_container_goes_with_its_mount(clean: Shop, mountpoint: Path) -> None:
+    clean.run("mount", "small", mountpoint, "--rw")
+    (mountpoint / "new").touch()
+    assert clean.run("diff", mountpoint) == "A /new\n"
+    (row,) = clean.answer("ps")
+    assert (row["status"], row["mountpoint"]) == ("mounted", str(mountpoint))
+    clean.run("umount", mountpoint)
+    await_that(lambda: clean.names == [])
+
+
+def test_named_container_is_mounted_and_run_in_turn(clean: Shop, mountpoint: Path) -> None:
+    clean.run("mount", "small", mountpoint, "--rw", "--name", "box")
+    (mountpoint / "new").write_text("from the mount\n")
+    assert f"box is mounted on {mountpoint}" in clean.refuses("run", "--name", "box", "small", status=125)
+    assert f"box is mounted on {mountpoint}" in clean.refuses("reset", "box")
+    clean.run("umount", mountpoint)
+    assert clean.run("run", "--name", "box", "small", "cat", "/new") == "from the mount\n"
+    clean.run("mount", "small", mountpoint, "--rw", "--name", "box")
+    clean.run("rm", "--force", "box")
+    assert clean.names == [] and mount_at(os.fsencode(mountpoint)) is None
+
+
+def test_failed_mount_leaves_no_container(clean: Shop, tmp_path: Path) -> None:
+    assert "does not exist" in clean.refuses("mount", "small", tmp_path / "absent", "--rw")
+    assert clean.names == []
+    with Store.open(clean.store) as store:
+        assert store.mounts() == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("small", "m", "--name", "x"), ("m", "--rw"), ("small", "m", "--rw", "-r"), ("small", "m", "--rw", "-l", "/")],
+)
+def test_words_that_do_not_go_together(clean: Shop, words: tuple[str, ...]) -> None:
+    clean.refuses("mount", *words, status=2)
+
+
+def test_mount_in_the_foreground_gives_its_container_up(clean: Shop, mountpoint: Path) -> None:
+    command: list[str | Path] = [*COMMAND, "--store", clean.store, "mount", "small", mountpoint, "--rw", "--foreground"]
+    with subprocess.Popen(command) as process:
+        await_that(lambda: os.path.ismount(mountpoint))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    assert clean.names == []

@@ -1,0 +1,231 @@
+"""Containers in the store: names, who uses them, and how they start anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from overlayfs.container.containers import RECORD, Container, Containers
+from overlayfs.image.oci.digest import Digest
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InUseError, InvalidError, NotFoundError
+from overlayfs.image.store.layers import LayerStore
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.uses import Process
+from overlayfs.overlay.changes import ChangeKind
+from tests.container.small import image_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def image(store: Store) -> Image:
+    return image_of(store, "few", RunConfig(), {"etc/a": b"a", "etc/b": b"b"}, {"top": b"t"})
+
+
+@pytest.fixture
+def keys(store: Store, image: Image) -> list[Digest]:
+    return unpack_image(store, image)
+
+
+@pytest.fixture
+def containers(store: Store) -> Containers:
+    return Containers(store)
+
+
+@pytest.fixture
+def box(containers: Containers, image: Image, keys: list[Digest]) -> Container:
+    """A container that nobody uses."""
+    containers.create("box", image, keys)
+    containers.release("box")
+    return containers.find("box")
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, which lives until its standard input is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        yield process
+
+
+def have_other_use(containers: Containers, name: str, other: subprocess.Popen[bytes]) -> None:
+    containers.change(name, process=Process.of(other.pid))
+
+
+def end(other: subprocess.Popen[bytes]) -> None:
+    other.kill()
+    other.wait()
+
+
+def test_new_container_is_empty_and_ours(containers: Containers, image: Image, keys: list[Digest]) -> None:
+    made = containers.create("box", image, keys)
+    assert made.is_in_use and made.image == "few:latest" and made.manifest == image.descriptor.digest
+    assert containers.find("box") == made
+    assert os.listdir(containers.upper("box")) == os.listdir(containers.work("box")) == []
+    assert [os.listdir(path) for path in containers.lowers(made)] == [["top"], ["etc"]]
+
+
+def test_upper_is_like_the_images_root(containers: Containers, image: Image, keys: list[Digest]) -> None:
+    root = LayerStore(containers._store).path(keys[-1])
+    root.chmod(0o1751)
+    os.chown(root, 3, 4)
+    os.setxattr(root, "user.shown", b"x")
+    os.utime(root, ns=(1, 2))
+    upper = containers.upper(containers.create("box", image, keys).name)
+    found = upper.stat()
+    assert (found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns) == (0o1751, 3, 4, 2)
+    assert os.getxattr(upper, "user.shown") == b"x"
+
+
+def test_names_are_made_up_and_unique(containers: Containers, image: Image, keys: list[Digest]) -> None:
+    made = [containers.create(None, image, keys) for _ in range(3)]
+    assert len({one.name for one in made}) == 3
+    assert {one.name for one in containers.listed()} == {one.name for one in made}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 64, "a\n", ".hidden", "ü"])
+def test_bad_name_is_refused(containers: Containers, image: Image, keys: list[Digest], name: str) -> None:
+    with pytest.raises(InvalidError, match="is no name for a container"):
+        containers.create(name, image, keys)
+
+
+def test_taken_name_is_refused(containers: Containers, image: Image, keys: list[Digest], box: Container) -> None:
+    with pytest.raises(InUseError, match="the name box is taken"):
+        containers.create("box", image, keys)
+    assert containers.find("box") == box
+
+
+def test_container_is_found_by_the_start_of_its_id(
+    containers: Containers, image: Image, keys: list[Digest], box: Container
+) -> None:
+    assert containers.find(box.id) == containers.find(box.id[:12]) == box
+    for text in ("nothing", box.id[:3], "", "../few", "box/"):
+        with pytest.raises(NotFoundError, match="no container"):
+            containers.find(text)
+
+
+def test_damaged_record_is_named(containers: Containers, box: Container) -> None:
+    path = containers.directory("box") / RECORD
+    path.write_text("{}")
+    for question in (lambda: containers.find("box"), containers.listed):
+        with pytest.raises(InvalidError, match=f"{path} is damaged"):
+            question()
+
+
+def test_changes_are_told(containers: Containers, box: Container) -> None:
+    (containers.upper("box") / "new").touch()
+    with containers.compare(box) as comparison:
+        assert [(change.path, change.kind) for change in comparison if change.path] == [(b"new", ChangeKind.ADDED)]
+
+
+def test_missing_layer_is_named(containers: Containers, box: Container, keys: list[Digest]) -> None:
+    remove_tree(LayerStore(containers._store).path(keys[0]))
+    with pytest.raises(NotFoundError, match="box needs it"):
+        containers.lowers(box)
+
+
+# -- used by one at a time
+
+
+@pytest.mark.usefixtures("box")
+def test_used_container_is_left_alone(containers: Containers, image: Image, other: subprocess.Popen[bytes]) -> None:
+    have_other_use(containers, "box", other)
+    for change in (
+        lambda: containers.claim("box", image),
+        lambda: containers.reset("box"),
+        lambda: containers.take_away("box"),
+    ):
+        with pytest.raises(InUseError, match=rf"box is running \(process {other.pid}\)"):
+            change()
+    end(other)
+    assert containers.claim("box", image).is_in_use
+
+
+@pytest.mark.usefixtures("box")
+def test_container_on_another_image_is_not_claimed(store: Store, containers: Containers) -> None:
+    other = image_of(store, "other", RunConfig(), {"etc/a": b"other"})
+    with pytest.raises(InUseError, match="on another image, few:latest"):
+        containers.claim("box", other)
+
+
+@pytest.mark.usefixtures("box")
+def test_container_is_claimed_by_another_manifest_of_its_image(
+    store: Store, containers: Containers, image: Image
+) -> None:
+    """As where it comes once more from an archive of another kind."""
+    again = store.put_image(replace(image.manifest, annotations={"again": "yes"}), image.config, image.reference)
+    assert again.id == image.id and again.descriptor != image.descriptor
+    assert containers.claim("box", again).is_in_use
+
+
+@pytest.mark.usefixtures("box")
+def test_released_container_is_free(containers: Containers, image: Image) -> None:
+    containers.claim("box", image)
+    containers.release("box", 7)
+    found = containers.find("box")
+    assert not found.is_in_use and found.exit_status == 7
+
+
+def test_ephemeral_container_goes_with_its_release(containers: Containers, image: Image, keys: list[Digest]) -> None:
+    containers.create("box", image, keys, is_ephemeral=True)
+    containers.release("box", 0)
+    assert containers.listed() == [] and os.listdir(containers.directory("")) == []
+
+
+def test_ephemeral_container_of_a_killed_process_is_swept(
+    containers: Containers, image: Image, keys: list[Digest], box: Container, other: subprocess.Popen[bytes]
+) -> None:
+    containers.create("passing", image, keys, is_ephemeral=True)
+    have_other_use(containers, "passing", other)
+    have_other_use(containers, "box", other)
+    containers.sweep()
+    assert [one.name for one in containers.listed()] == ["box", "passing"]
+    end(other)
+    containers.sweep()
+    assert [one.name for one in containers.listed()] == ["box"]
+
+
+# -- reset and removal
+
+
+def test_reset_container_is_as_new(containers: Containers, box: Container) -> None:
+    containers.change("box", exit_status=3, command=["sh"])
+    (containers.upper("box") / "etc").mkdir()
+    (containers.upper("box") / "etc/a").write_text("changed")
+    left = containers.reset("box")
+    assert os.listdir(containers.upper("box")) == os.listdir(containers.work("box")) == []
+    assert (left / "upper/etc/a").read_text() == "changed"
+    found = containers.find("box")
+    assert (found.id, found.exit_status, found.command) == (box.id, None, [])
+
+
+def test_removed_container_is_gone_at_once(containers: Containers, box: Container) -> None:
+    left = containers.take_away("box")
+    assert containers.listed() == [] and left.is_dir()
+    with pytest.raises(NotFoundError):
+        containers.take_away("box")
+
+
+def test_layers_of_a_container_are_not_pruned(store: Store, containers: Containers, box: Container) -> None:
+    store.forget(box.manifest)
+    with store.alone():
+        prune(store)
+    assert len(containers.lowers(containers.find("box"))) == 2
+    remove_tree(containers.take_away("box"))
+    with store.alone():
+        assert prune(store).layers == 2

@@ -1,9 +1,11 @@
+# cython: language_level=3, annotation_typing=False
 """What do immutable and append-only files and directories forbid, whoever asks?
 
 The flags of a file in the upper are kept in an xattr, so that no flag on disk stands in the way of a copy-up or of who
 removes the upper; those of a lower file are the file's own. The rules are the kernel's (fs/namei.c, fs/attr.c,
 fs/xattr.c, fs/open.c). A flag on a file in the upper itself is enforced by its filesystem. Every function here raises
-EPERM or does nothing, and costs nothing where the flags are known to be absent.
+EPERM or does nothing, and costs nothing where the flags are known to be absent. Compiled; C types are in
+protection.pxd.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
 
 from overlayfs._typing import NoReturn
 
@@ -21,6 +22,7 @@ from .inodes import Directory, Inode
 from .state import State
 from .values import AttributeChanges
 
+_PROTECTED = (stat.S_IFREG, stat.S_IFDIR)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 
 
@@ -28,7 +30,8 @@ def flags_of(state: State, inode: Inode) -> int:
     """IMMUTABLE and APPEND_ONLY as far as they are set; one system call in the life of an inode of a lower layer."""
     known = inode.protection
     if known is None:
-        known = inode.protection = _read(state, inode) if inode.kind in (stat.S_IFREG, stat.S_IFDIR) else 0
+        known = _read(state, inode) if inode.kind in _PROTECTED else 0
+        inode.protection = known
     return known
 
 
@@ -37,9 +40,10 @@ def _read(state: State, inode: Inode) -> int:
         return 0
     dir_fd, name = state.place(inode)
     if not inode.upper:
-        with suppress(FileNotFoundError):  # the layer changed: who needs the file itself will notice
+        try:
             return protecting_flags(dir_fd, name)
-        return 0
+        except FileNotFoundError:  # the layer changed: who needs the file itself will notice
+            return 0
     return marks.protection_of_value(marks.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
 
 

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from ..tree import access, marks, metadata, syscalls
+from ..tree import access, marks, metadata, syscalls, xattrs
 from ..tree.syscalls import Stat, descriptor_path, stat_of
 from . import content, copyup, protection
 from .inodes import AttributeChanges, Attributes, Caller, Directory, Inode
@@ -292,7 +292,7 @@ def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
         known = None  # a write that we have not seen takes it
     if known is None or state.revalidates:
         with state.node(inode) as fd:
-            known = inode.xattr_names = tuple(marks.list_xattrs_of_descriptor(fd))
+            known = inode.xattr_names = xattrs.list_xattrs_of_descriptor(fd)
     return known
 
 
@@ -365,6 +365,6 @@ def default_acl(state: State, directory: Directory) -> bytes | None:
     found = directory.default_acl
     if isinstance(found, bool):
         fd = state.upper_fd(directory)
-        found = marks.read_xattr_of_descriptor(fd, metadata.DEFAULT_ACL) if state.options.acl else None
+        found = xattrs.read_xattr_of_descriptor(fd, metadata.DEFAULT_ACL) if state.options.acl else None
         directory.default_acl = found
     return found

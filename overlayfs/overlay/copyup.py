@@ -17,7 +17,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Self
 
-from ..tree import access, filedata, fileflags, marks, metadata, syscalls
+from ..tree import access, filedata, fileflags, marks, metadata, syscalls, xattrs
 from ..tree.syscalls import Stat, descriptor_path, stat_of
 from . import attributes, content, drafts, impure, indexing, inheritance, lookup, protection
 from .drafts import Draft
@@ -267,7 +267,7 @@ class _Completion(CopyUp):
 
     def fill(self) -> None:
         path = descriptor_path(self._fd)
-        capability = marks.read_xattr_of_descriptor(self._fd, metadata.CAPABILITY)
+        capability = xattrs.read_xattr_of_descriptor(self._fd, metadata.CAPABILITY)
         if self._data is not None:
             _copy_data(self._state, *self._data, self._fd, self._st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
@@ -281,7 +281,7 @@ class _Completion(CopyUp):
         if not self._inode.metacopy:
             return
         name = self._state.prefix + marks.METACOPY
-        if marks.read_xattr_of_descriptor(self._fd, name) is not None:
+        if xattrs.read_xattr_of_descriptor(self._fd, name) is not None:
             access.removexattr(self._fd, name)
         self._inode.metacopy = False
         _note_copied(self._state, self._inode)
@@ -361,7 +361,7 @@ def _mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> lis
         return []
     found = [(state.prefix + marks.NUMBER, marks.integer_value(inode.number))]
     if inode.upper:
-        origin = marks.read_xattr_of_descriptor(source, state.prefix + marks.ORIGIN)
+        origin = xattrs.read_xattr_of_descriptor(source, state.prefix + marks.ORIGIN)
         found += [] if origin is None else [(state.prefix + marks.ORIGIN, origin)]
     elif not isinstance(inode, Directory):
         layer = attributes.layer_of(state, inode)

@@ -110,7 +110,8 @@ class Attributes(bytes):
         return cls(
             _FUSE_ATTR.pack(
                 number, st.st_size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
-                st.st_mode, links, st.st_uid, st.st_gid, encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+                st.st_mode, links, st.st_uid, st.st_gid,
+                encode_device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
             )
         )  # fmt: skip
 

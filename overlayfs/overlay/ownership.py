@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from ..tree import marks, metadata
+from ..tree import marks, metadata, xattrs
 from ..tree.syscalls import Stat
 from .options import IdRange, OverlayOptions
 
@@ -89,7 +89,7 @@ def _disk(shown: int, ranges: Sequence[IdRange]) -> int:
 
 def override_name(root_fd: int) -> bytes | None:
     """The override xattr that a layer uses: the one on its root directory."""
-    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_descriptor(root_fd, name) is not None)
+    names = (name for name in marks.OVERRIDE_NAMES if xattrs.read_xattr_of_descriptor(root_fd, name) is not None)
     return next(names, None)
 
 

@@ -14,7 +14,7 @@ import stat
 from contextlib import suppress
 from typing import NoReturn
 
-from ..tree import marks
+from ..tree import marks, xattrs
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags
 from .inodes import AttributeChanges, Directory, Inode
 from .state import State
@@ -39,7 +39,7 @@ def _read(state: State, inode: Inode) -> int:
         with suppress(FileNotFoundError):  # the layer changed: who needs the file itself will notice
             return protecting_flags(dir_fd, name)
         return 0
-    return marks.protection_of_value(marks.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
+    return marks.protection_of_value(xattrs.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
 
 
 def _refuse(name: bytes = b"") -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from . import drafts, inheritance
 from .options import WhiteoutFormat
 from .state import State
@@ -124,5 +124,5 @@ def draft_xattr_whiteout(state: State, dir_fd: int) -> drafts.Draft:
 
 def announce(state: State, dir_fd: int) -> None:
     """Listings look for xattr whiteouts only where the directory says so."""
-    if marks.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
+    if xattrs.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
         access.setxattr(dir_fd, state.prefix + marks.OPAQUE, b"x")

@@ -32,7 +32,6 @@ from . import deputies
 
 cdef extern from *:
     """
-    #include <dirent.h>
     #include <stddef.h>
     #include <sys/syscall.h>
 
@@ -54,8 +53,6 @@ cdef extern from *:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
-    enum:
-        DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK
     long overlayfs_getdents64(int fd, void *buffer, size_t size) nogil
 
 DIRECTORY, REGULAR, SYMLINK = DT_DIR, DT_REG, DT_LNK

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from . import access, marks, syscalls
+from . import access, marks, syscalls, xattrs
 from .syscalls import Stat, set_times
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -150,7 +150,7 @@ def copy_metadata(
 
 def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes = b"") -> None:
     """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
-    for name in marks.list_xattrs_of_descriptor(source):
+    for name in xattrs.list_xattrs_of_descriptor(source):
         if name == without or (marks.shown_xattr(name, spelled) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:

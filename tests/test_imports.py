@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,12 +27,15 @@ MAY_IMPORT = {
     "": ("overlayfs._version", "overlayfs.tree", "overlayfs.overlay", "overlayfs.image", "overlayfs.fuse"),
     "cli": ("overlayfs",),
 }
+# Suffixes of Cython's sources, whose imports are read as Python's.
+COMPILED = (".pyx", ".pxd")
+_IMPORT_IN_CYTHON = re.compile(r"^[ ]*(?:from\s+\S+\s+)?c?import\s+(?:\([^)]*\)|.*)$", re.MULTILINE)
 # Only for people: slow to import, so the mount program must start without them.
 FOR_PEOPLE = ("pygments", "rich", "typer")
 
 
 def _sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted(path for suffix in (".py", *COMPILED) for path in PACKAGE.rglob(f"*{suffix}"))
 
 
 def _module_name(path: Path) -> str:
@@ -76,6 +80,12 @@ def _imported(source: str, module: str, *, is_package: bool = False) -> Iterator
         yield from (name for name in names if name.split(".")[0] == "overlayfs")
 
 
+def _cython_imports(source: str) -> str:
+    """The imports of a compiled module as a program in Python."""
+    found = (match.group().strip() for match in _IMPORT_IN_CYTHON.finditer(source))
+    return "\n".join(re.sub(r"\bcimport\b", "import", line) for line in found)
+
+
 def _is_within(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(prefix + ".")
 
@@ -90,7 +100,8 @@ def _is_allowed(importer: str, imported: str) -> bool:
 @pytest.mark.parametrize("path", _sources(), ids=_module_name)
 def test_module_imports_only_floors_below(path: Path) -> None:
     module = _module_name(path)
-    imported = set(_imported(path.read_text(), module, is_package=path.name == "__init__.py"))
+    source = _cython_imports(path.read_text()) if path.suffix in COMPILED else path.read_text()
+    imported = set(_imported(source, module, is_package=path.name == "__init__.py"))
     assert [name for name in sorted(imported) if not _is_allowed(module, name)] == []
 
 
@@ -116,6 +127,21 @@ def test_import_of_a_floor_above_is_noticed(
         (tmp_path / "overlayfs" / floor).mkdir(parents=True)
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "overlayfs")
     assert not all(_is_allowed(importer, name) for name in _imported(source, importer))
+
+
+def test_imports_of_a_compiled_module_are_noticed() -> None:
+    source = """cimport cython
+from libc.errno cimport errno
+from ..overlay.merge cimport (
+    visible,
+    merge as put_together,
+)
+
+def late(int fd):
+    from overlayfs.fuse import session
+"""
+    found = set(_imported(_cython_imports(source), "overlayfs.tree.access"))
+    assert found == {"overlayfs.overlay.merge", "overlayfs.fuse.session"}
 
 
 def test_every_floor_has_a_rule() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from .options import MountError
 from .state import State
 
@@ -25,7 +25,7 @@ def verify_origin(state: State) -> None:
     if not origin:  # its filesystem has no file handles
         return
     root_fd, name = state.upper.root_fd, state.prefix + marks.ORIGIN
-    known = marks.read_xattr_of_descriptor(root_fd, name)
+    known = xattrs.read_xattr_of_descriptor(root_fd, name)
     if not known:
         _remember(root_fd, name, origin)
     elif not marks.is_same_origin(known, origin):

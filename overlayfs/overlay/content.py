@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Final
 
-from ..tree import access, marks
+from ..tree import marks, xattrs
 from ..tree.syscalls import Stat, stat_of
 from . import redirects
 from .descriptors import OpenFile
@@ -103,7 +103,7 @@ def xattr_names_of(state: State, inode: Inode, fd: int) -> tuple[bytes, ...]:
     """The names of all xattrs of a lower file that is open; no system call while they are known."""
     names = inode.xattr_names
     if names is None or state.revalidates:
-        names = inode.xattr_names = tuple(access.list_xattrs(fd))
+        names = inode.xattr_names = xattrs.list_xattrs_of_descriptor(fd)
     return names
 
 

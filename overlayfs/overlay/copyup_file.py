@@ -12,7 +12,7 @@ import time
 
 from overlayfs._typing import Self
 
-from ..tree import access, filedata, fileflags, marks, metadata, syscalls
+from ..tree import access, filedata, fileflags, marks, metadata, syscalls, xattrs
 from ..tree.syscalls import Stat, stat_of
 from . import attributes, content, copyup_plan, drafts, indexing, inheritance, publishing
 from .copyup_plan import Source
@@ -205,7 +205,7 @@ class Completion(CopyUp):
 
     def fill(self) -> None:
         fd, st = self._target, self._st
-        capability = marks.read_xattr_of_descriptor(fd, metadata.CAPABILITY)
+        capability = xattrs.read_xattr_of_descriptor(fd, metadata.CAPABILITY)
         assert self._data is not None
         _copy_data(self._state, self._data_fd, self._data, fd, st.st_size)
         # after the data: writing clears capabilities, and setuid where we have no CAP_FSETID
@@ -219,7 +219,7 @@ class Completion(CopyUp):
         if not self._inode.metacopy:
             return
         name = self._state.prefix + marks.METACOPY
-        if marks.read_xattr_of_descriptor(self._target, name) is not None:
+        if xattrs.read_xattr_of_descriptor(self._target, name) is not None:
             access.removexattr(self._target, name)
         self._inode.metacopy = False
         _note_copied(self._state, self._inode)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ..tree import marks, syscalls
+from ..tree import marks, syscalls, xattrs
 from ..tree.syscalls import Stat
 from . import attributes, content, protection
 from .descriptors import OpenFile, unpooled
@@ -91,7 +91,7 @@ def mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list
         return []
     found = [(state.prefix + marks.NUMBER, marks.integer_value(inode.number))]
     if inode.upper:
-        origin = marks.read_xattr_of_descriptor(source, state.prefix + marks.ORIGIN)
+        origin = xattrs.read_xattr_of_descriptor(source, state.prefix + marks.ORIGIN)
         found += [] if origin is None else [(state.prefix + marks.ORIGIN, origin)]
     elif not isinstance(inode, Directory):
         layer = attributes.layer_of(state, inode)

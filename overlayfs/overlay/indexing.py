@@ -20,7 +20,8 @@ from . import attributes, copyup, impure, lookup, publishing
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
-from .merge import Kind, scan
+from .merge import Kind
+from .scanning import scan
 from .state import State
 
 log = Log(__name__)

@@ -15,13 +15,14 @@ import time
 
 from overlayfs._typing import Final, TypeVar
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import Stat
 from . import attributes, redirects
 from .inodes import Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from .layer import UPPER_INDEX, Layer, Location
-from .merge import Candidates, Kind, Names, merge, scan
+from .merge import Candidates, Kind, Names, merge
+from .scanning import scan
 from .state import State
 from .whiteouts import LONGEST_NAME
 
@@ -270,7 +271,7 @@ def _share_upper(state: State, inode: Inode, dir_fd: int, st: Stat, found: Marks
     state.share(inode, UPPER_INDEX, st)
     if not state.index_names or state.index_fd is None or inode.parent is None:
         return
-    origin = marks.read_xattr(dir_fd, inode.name, state.prefix + marks.ORIGIN)
+    origin = xattrs.read_xattr(dir_fd, inode.name, state.prefix + marks.ORIGIN)
     name = origin.hex().encode() if origin else b""
     if name not in state.index_names:
         return

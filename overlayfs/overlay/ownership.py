@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from overlayfs._typing import Final, NamedTuple
 
-from ..tree import marks, metadata
+from ..tree import marks, metadata, xattrs
 from ..tree.syscalls import Stat
 from .options import IdRange, OverlayOptions
 
@@ -94,7 +94,7 @@ def _disk(shown: int, ranges: Sequence[IdRange]) -> int:
 
 def override_name(root_fd: int) -> bytes | None:
     """The override xattr that a layer uses: the one on its root directory."""
-    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_descriptor(root_fd, name) is not None)
+    names = (name for name in marks.OVERRIDE_NAMES if xattrs.read_xattr_of_descriptor(root_fd, name) is not None)
     return next(names, None)
 
 

@@ -16,7 +16,7 @@ import stat
 
 from overlayfs._typing import NoReturn
 
-from ..tree import marks
+from ..tree import marks, xattrs
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags
 from .inodes import Directory, Inode
 from .state import State
@@ -44,7 +44,7 @@ def _read(state: State, inode: Inode) -> int:
             return protecting_flags(dir_fd, name)
         except FileNotFoundError:  # the layer changed: who needs the file itself will notice
             return 0
-    return marks.protection_of_value(marks.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
+    return marks.protection_of_value(xattrs.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
 
 
 def _refuse(name: bytes = b"") -> NoReturn:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ..tree import access, marks
+from ..tree import access, marks, xattrs
 from ..tree.syscalls import OPEN_DIRECTORY, Stat
 from .layer import Layer, Location
 from .view import View
@@ -264,7 +264,7 @@ def _opaque_mark(view: View, directory: Location) -> str:
             return "a .wh..wh..opq file"
         if not directory.path:
             return ""
-        values = ((name, marks.read_xattr(fd, b".", name)) for name in view.spelling(directory).opaque)
+        values = ((name, xattrs.read_xattr(fd, b".", name)) for name in view.spelling(directory).opaque)
         name, value = next(((name, value) for name, value in values if value is not None), (b"", b""))
         return os.fsdecode(name) if value == b"y" else ""
     finally:

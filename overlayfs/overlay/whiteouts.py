@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from overlayfs._typing import Final
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from . import drafts, inheritance
 from .options import WhiteoutFormat
 from .state import State
@@ -118,12 +118,12 @@ def draft_xattr_whiteout(state: State, dir_fd: int) -> drafts.Draft:
         access.setxattr(draft.fd, state.prefix + marks.WHITEOUT, b"y")
         os.fchmod(draft.fd, 0o644)  # an ordinary user's reader must be able to see the mark
     except BaseException:
-        draft.__exit__()
+        draft.close()
         raise
     return draft
 
 
 def announce(state: State, dir_fd: int) -> None:
     """Listings look for xattr whiteouts only where the directory says so."""
-    if marks.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
+    if xattrs.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
         access.setxattr(dir_fd, state.prefix + marks.OPAQUE, b"x")

@@ -3,6 +3,11 @@
 from .syscalls cimport Stat
 
 
+cdef extern from "<dirent.h>":
+    enum:
+        DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK
+
+
 cpdef int open_at(int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1
 cpdef int reopen(int fd, int flags, bint quietly=*) except -1
 cpdef int open_directory(bytes path) except -1
@@ -14,7 +19,6 @@ cpdef mknod(int dir_fd, bytes name, unsigned int mode, unsigned long long device
 cpdef link(int src_dir_fd, bytes src, int dst_dir_fd, bytes dst)
 cpdef link_descriptor(int fd, int dst_dir_fd, bytes dst)
 cpdef rename(int src_dir_fd, bytes src, int dst_dir_fd, bytes dst, unsigned int flags=*)
-cpdef list list_xattrs(int fd)
 cpdef bytes getxattr(int fd, bytes name)
 cpdef setxattr(int fd, bytes name, object value, int flags=*)
 cpdef removexattr(int fd, bytes name)
@@ -31,3 +35,6 @@ cdef class Listing:
     cdef bint _fill(self) except -1
     cdef int _find_kind(self) except -1
     cdef int _close(self) except -1
+
+
+cpdef Listing scan(int dir_fd, bint quietly=*)

@@ -21,7 +21,7 @@ from libc.stdlib cimport free, malloc
 from .syscalls cimport (
     AT_FDCWD, DESCRIPTOR_PATH_SIZE, O_CLOEXEC, O_DIRECTORY, O_NOATIME, O_NOFOLLOW, O_PATH, O_RDONLY, Stat, checked, close,
     descriptor_path, fail, geteuid, linkat, mknodat, new_stat, outcome, stat_of, stat_t, try_getxattr,
-    try_link_descriptor, try_listxattr, try_open, try_removexattr, try_rename, try_rmdir, try_setxattr, try_stat, try_unlink,
+    try_link_descriptor, try_open, try_removexattr, try_rename, try_rmdir, try_setxattr, try_stat, try_unlink,
     write_descriptor_path,
 )
 from .syscalls cimport open_beneath as open_unless_refused
@@ -32,7 +32,6 @@ from . import deputies
 
 cdef extern from *:
     """
-    #include <dirent.h>
     #include <stddef.h>
     #include <sys/syscall.h>
 
@@ -54,8 +53,6 @@ cdef extern from *:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
-    enum:
-        DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK
     long overlayfs_getdents64(int fd, void *buffer, size_t size) nogil
 
 DIRECTORY, REGULAR, SYMLINK = DT_DIR, DT_REG, DT_LNK
@@ -332,24 +329,6 @@ cpdef rename(int src_dir_fd, bytes src, int dst_dir_fd, bytes dst, unsigned int 
 
 
 # -- extended attributes of what a descriptor (O_PATH is enough) refers to
-
-
-cpdef list list_xattrs(int fd):
-    """The names of all xattrs; empty where the filesystem has none."""
-    cdef char room[_XATTR]
-    cdef ssize_t length
-    cdef bytes names
-    cdef int code = try_listxattr(fd, room, _XATTR, &length)
-    if not code:
-        return PyBytes_FromStringAndSize(room, length).split(b"\0")[:-1] if length else []
-    if code == ERANGE:
-        names = PyBytes_FromStringAndSize(NULL, _LONGEST_XATTR)
-        code = try_listxattr(fd, PyBytes_AS_STRING(names), _LONGEST_XATTR, &length)
-        if not code:
-            return names[:length].split(b"\0")[:-1]
-    if code == EOPNOTSUPP or code == EPERM:
-        return []
-    fail(code, descriptor_path(fd))
 
 
 cpdef bytes getxattr(int fd, bytes name):

@@ -17,6 +17,11 @@ from overlayfs._typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .deputy import Deputy
 
+# Root needs none, and starts sooner without. Others import it now: later it might have to be read through the very
+# mount that waits for it.
+if os.geteuid() != 0:
+    from . import deputy  # noqa: F401
+
 log = Log(__name__)
 
 _TRIES = 2
@@ -36,7 +41,7 @@ class _Deputies:
         self.locked: set[int] = set()
 
     def present(self) -> Deputy | None:
-        from .deputy import identity  # its imports take longer than a mount of root's, which needs none, may wait
+        from .deputy import identity
 
         with self._lock:
             if self._present is not None and not self._present.is_ours:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from overlayfs._typing import Final, NamedTuple
 
-from . import access, marks, syscalls
+from . import access, marks, syscalls, xattrs
 from .syscalls import Stat, set_times
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -145,7 +145,7 @@ def copy_metadata(
     Overlay marks, as the layer of `source` is `spelled`, are not copied, nor is the xattr `without`. To be called after
     the data is written: writing clears capabilities.
     """
-    names = marks.list_xattrs_of_descriptor(source) if present is None else present
+    names = xattrs.list_xattrs_of_descriptor(source) if present is None else present
     set_owner(target, uid, gid)
     copy_xattrs(source, target, spelled, without, names)
     set_mode(target, mode)

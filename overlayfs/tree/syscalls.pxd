@@ -51,10 +51,10 @@ cdef extern from "<stdio.h>" nogil:
     int c_renameat2 "renameat2"(int src_dir_fd, const char *src, int dst_dir_fd, const char *dst, unsigned int flags)
 
 cdef extern from "<sys/xattr.h>" nogil:
-    ssize_t c_fgetxattr "fgetxattr"(int fd, const char *name, void *value, size_t size)
-    ssize_t c_flistxattr "flistxattr"(int fd, char *names, size_t size)
-    int c_fsetxattr "fsetxattr"(int fd, const char *name, const void *value, size_t size, int flags)
-    int c_fremovexattr "fremovexattr"(int fd, const char *name)
+    ssize_t fgetxattr(int fd, const char *name, void *value, size_t size)
+    ssize_t flistxattr(int fd, char *names, size_t size)
+    int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)
+    int fremovexattr(int fd, const char *name)
     ssize_t c_getxattr "getxattr"(const char *path, const char *name, void *value, size_t size)
     ssize_t c_lgetxattr "lgetxattr"(const char *path, const char *name, void *value, size_t size)
     ssize_t c_listxattr "listxattr"(const char *path, char *names, size_t size)
@@ -142,47 +142,15 @@ cdef inline int try_link_descriptor(int fd, int dst_dir_fd, const char *dst) noe
     return outcome(linkat(AT_FDCWD, path, dst_dir_fd, dst, AT_SYMLINK_FOLLOW))
 
 
-cdef inline int try_getxattr(int fd, const char *name, void *value, size_t size, ssize_t *length) noexcept nogil:
-    cdef char path[DESCRIPTOR_PATH_SIZE]
-    length[0] = c_fgetxattr(fd, name, value, size)
-    if length[0] < 0 and errno == EBADF:  # O_PATH
-        write_descriptor_path(path, fd)
-        length[0] = c_getxattr(path, name, value, size)
-    return 0 if length[0] >= 0 else errno
-
-
-cdef inline int try_setxattr(int fd, const char *name, const void *value, size_t size, int flags) noexcept nogil:
-    cdef char path[DESCRIPTOR_PATH_SIZE]
-    if c_fsetxattr(fd, name, value, size, flags) == 0:
-        return 0
-    if errno != EBADF:  # O_PATH
-        return errno
-    write_descriptor_path(path, fd)
-    return outcome(c_setxattr(path, name, value, size, flags))
-
-
-cdef inline int try_removexattr(int fd, const char *name) noexcept nogil:
-    cdef char path[DESCRIPTOR_PATH_SIZE]
-    if c_fremovexattr(fd, name) == 0:
-        return 0
-    if errno != EBADF:  # O_PATH
-        return errno
-    write_descriptor_path(path, fd)
-    return outcome(c_removexattr(path, name))
-
-
-cdef inline int try_listxattr(int fd, char *names, size_t size, ssize_t *length) noexcept nogil:
-    cdef char path[DESCRIPTOR_PATH_SIZE]
-    length[0] = c_flistxattr(fd, names, size)
-    if length[0] < 0 and errno == EBADF:  # O_PATH
-        write_descriptor_path(path, fd)
-        length[0] = c_listxattr(path, names, size)
-    return 0 if length[0] >= 0 else errno
-
-
 cdef inline int try_set_owner(int fd, uint32_t uid, uint32_t gid) noexcept nogil:
     return outcome(fchownat(fd, b"", uid, gid, AT_EMPTY_PATH))
 
 
+# Of what `fd` (O_PATH is enough) refers to. The calls that take a descriptor take no O_PATH, but a path through /proc
+# costs ten times as much as their refusal.
 cdef int try_set_mode(int fd, uint32_t mode) noexcept nogil
 cdef int try_set_times(int fd, const timespec *times) noexcept nogil
+cdef int try_getxattr(int fd, const char *name, void *value, size_t size, ssize_t *length) noexcept nogil
+cdef int try_listxattr(int fd, char *names, size_t size, ssize_t *length) noexcept nogil
+cdef int try_setxattr(int fd, const char *name, const void *value, size_t size, int flags) noexcept nogil
+cdef int try_removexattr(int fd, const char *name) noexcept nogil

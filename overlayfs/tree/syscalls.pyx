@@ -475,7 +475,7 @@ cdef int try_set_mode(int fd, uint32_t mode) noexcept nogil:
         return 0
     if errno != EBADF:
         return errno
-    write_descriptor_path(path, fd)  # fchmod takes no O_PATH
+    write_descriptor_path(path, fd)
     return outcome(chmod(path, mode & 0o7777))
 
 
@@ -505,8 +505,44 @@ cdef int try_set_times(int fd, const timespec *times) noexcept nogil:
         return 0
     if errno != EINVAL:  # before Linux 5.8
         return errno
-    write_descriptor_path(path, fd)  # futimens takes no O_PATH
+    write_descriptor_path(path, fd)
     return outcome(utimensat(AT_FDCWD, path, times, 0))
+
+
+cdef int try_getxattr(int fd, const char *name, void *value, size_t size, ssize_t *length) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    length[0] = fgetxattr(fd, name, value, size)
+    if length[0] < 0 and errno == EBADF:
+        write_descriptor_path(path, fd)
+        length[0] = c_getxattr(path, name, value, size)
+    return 0 if length[0] >= 0 else errno
+
+
+cdef int try_listxattr(int fd, char *names, size_t size, ssize_t *length) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    length[0] = flistxattr(fd, names, size)
+    if length[0] < 0 and errno == EBADF:
+        write_descriptor_path(path, fd)
+        length[0] = c_listxattr(path, names, size)
+    return 0 if length[0] >= 0 else errno
+
+
+cdef int try_setxattr(int fd, const char *name, const void *value, size_t size, int flags) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    cdef int code = outcome(fsetxattr(fd, name, value, size, flags))
+    if code == EBADF:
+        write_descriptor_path(path, fd)
+        code = outcome(c_setxattr(path, name, value, size, flags))
+    return code
+
+
+cdef int try_removexattr(int fd, const char *name) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    cdef int code = outcome(fremovexattr(fd, name))
+    if code == EBADF:
+        write_descriptor_path(path, fd)
+        code = outcome(c_removexattr(path, name))
+    return code
 
 
 def allocate(int fd, int mode, int64_t offset, int64_t length):

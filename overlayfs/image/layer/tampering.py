@@ -13,7 +13,7 @@ import xxhash
 from msgspec.structs import replace
 
 from ...overlay.ownership import parse_override
-from ...tree import marks
+from ...tree import marks, xattrs
 from ...tree.syscalls import OPEN_NODE, descriptor_path, open_beneath
 from ..oci.errors import named
 from ..tar.file_data import pieces
@@ -73,7 +73,7 @@ class _Tree:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._has_overrides = marks.read_xattr_of_descriptor(root, OVERRIDE) is not None
+        self._has_overrides = xattrs.read_xattr_of_descriptor(root, OVERRIDE) is not None
         self._spelling = (OverrideFormat if self._has_overrides else RealFormat).spelling
 
     def keeps_owner(self, found: Record) -> bool:

@@ -3,7 +3,6 @@ cimport cython
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat, stat_of
-from overlayfs.tree cimport access
 
 cdef unsigned int _FORMAT, _DIRECTORY, _LINK, _REGULAR, _PERMISSIONS
 cdef int _EXCLUSIVE, _UNNAMED

@@ -334,9 +334,7 @@ def written_owner(state: State, fd: int, owner: Owner) -> Owner:
     return Owner(ids.own_uid, ids.own_gid, kind | mode, 0)
 
 
-def fill(
-    state: State, draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]
-) -> Stat:
+def fill(state: State, draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]) -> Stat:
     """Owner, permission bits and ACLs of something new, whose ids are those on disk; what stat says of it then."""
     assert state.upper is not None
     fd = draft.fd

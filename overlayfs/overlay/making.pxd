@@ -4,7 +4,6 @@ from overlayfs.overlay.drafts cimport Draft, Maker
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat, stat_of
-from overlayfs.tree cimport access
 from overlayfs.overlay.values cimport Caller
 from overlayfs.overlay cimport attributes, drafts, inheritance, lookup, protection, xattrs
 

@@ -1,8 +1,11 @@
+# cython: language_level=3, annotation_typing=False
 """How do the names of a hard-linked lower file stay one file when it is copied up?
 
 As in the kernel's overlayfs with `index=on`: the copy lives in the workdir's `index` directory under the hex form of
 its origin, and the names in the upper are hard links of it. A lower name is led to the copy through the index. How
 many of the links on disk are no names in the merged tree is kept in the nlink xattr.
+
+Compiled; C types are in indexing.pxd.
 """
 
 from __future__ import annotations
@@ -132,7 +135,8 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
     links_below = _stat(*state.lower_place(inode.lower)).st_nlink
     with state.upper_node(inode) as fd:
         _count_from_lower(state, fd, inode.names_left(stat_of(fd)) - links_below)
-        _link_name(state, *state.place(inode), parent, name)
+        dir_fd, source = state.place(inode)
+        _link_name(state, dir_fd, source, parent, name)
         inode.lost_links += 1
         inode.attributes = None
         _count_from_upper(state, fd, inode.lost_links)

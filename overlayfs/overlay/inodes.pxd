@@ -14,7 +14,7 @@ cdef class Inode:
     cdef public uint64_t nlookup
     cdef public int32_t opens
     cdef readonly uint32_t kind
-    cdef int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
+    cdef readonly int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
     cdef unsigned char known
     cdef signed char protecting  # immutable, append-only; -1: not read yet
     cdef public unsigned char upper  # bool

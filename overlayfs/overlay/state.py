@@ -237,6 +237,8 @@ class State:
     def place(self, inode: Inode) -> tuple[int, bytes]:
         """Where a file that has a name is, as (directory descriptor, name); the upper before the lower."""
         if not inode.upper:
+            if inode.position >= 0 and inode.parent is not None:  # as most files: under its name in one of these
+                return self.lower_fd(inode.parent.lowers[inode.position]), inode.name
             location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
             assert location is not None
             return self.lower_place(location)

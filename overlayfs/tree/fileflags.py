@@ -64,9 +64,7 @@ def with_protecting(command: int, argument: bytes, flags: int) -> bytes:
 
 def control(fd: int, command: int, argument: bytes) -> bytes:
     """One of FLAG_COMMANDS; what the kernel leaves in the argument."""
-    buffer = bytearray(argument)
-    fcntl.ioctl(fd, command, buffer)
-    return bytes(buffer)
+    return fcntl.ioctl(fd, command, argument)
 
 
 def protecting_flags(dir_fd: int, name: bytes) -> int:

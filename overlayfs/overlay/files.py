@@ -61,7 +61,7 @@ def note_created(state: State, inode: Inode) -> None:
     """The file was just made and is open. Its descriptor stays until it is released: it may not be openable again."""
     inode.opens += 1
     opened = state.descriptors.file(inode.number)
-    if opened is not None and os.geteuid() != 0:
+    if opened is not None and state.ownership.own_uid != 0:
         opened.pins += 1
         state.created[inode.number] = opened
 

@@ -133,6 +133,11 @@ cdef inline int try_rename(
 
 
 cdef inline int try_link_descriptor(int fd, int dst_dir_fd, const char *dst) noexcept nogil:
+    """Linux links a descriptor itself only with CAP_DAC_READ_SEARCH, and says ENOENT without; then by its path."""
+    if linkat(fd, b"", dst_dir_fd, dst, AT_EMPTY_PATH) == 0:
+        return 0
+    if errno != ENOENT:
+        return errno
     cdef char path[DESCRIPTOR_PATH_SIZE]
     if linkat(fd, b"", dst_dir_fd, dst, AT_EMPTY_PATH) == 0:
         return 0

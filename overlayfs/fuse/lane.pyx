@@ -23,6 +23,7 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
+from overlayfs.overlay.engine cimport Overlay
 from overlayfs.overlay.listing cimport Sink
 from overlayfs.overlay.values cimport (
     ASKED_ATIME, ASKED_CTIME, ASKED_GID, ASKED_MODE, ASKED_MTIME, ASKED_SIZE, ASKED_UID, AttributeChanges, Attributes,
@@ -104,7 +105,8 @@ cdef class Lane:
     `timeout_s` is how long the kernel may trust names and attributes, None for ever. Not thread-safe.
     """
 
-    cdef readonly object _overlay, _channel, _tasks, _copy_ups, _unseen
+    cdef readonly Overlay _overlay
+    cdef readonly object _channel, _tasks, _copy_ups, _unseen
     cdef public bint counts_opens  # whether the kernel asks for opens
     cdef int _device_fd
     cdef char *_in  # the request; owned
@@ -129,7 +131,7 @@ cdef class Lane:
         munmap(self._in, _LONGEST)
         munmap(self._out, _LONGEST)
 
-    def __init__(self, overlay, copy_ups, tasks, channel, poll_us, timeout_s):
+    def __init__(self, Overlay overlay not None, copy_ups, tasks, channel, poll_us, timeout_s):
         self._overlay, self._copy_ups, self._tasks, self._channel = overlay, copy_ups, tasks, channel
         self._device_fd = channel.device_fd
         self._unseen = overlay.written_unseen

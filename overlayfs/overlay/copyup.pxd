@@ -14,7 +14,4 @@ cpdef bytes_to_copy(State state, Inode inode, object need, object size=*)
 cdef bint _metadata_only(State state, object need) except -1
 @cython.locals(parent=Directory)
 cpdef CopyUp begin(State state, Inode inode, object need, object size)
-@cython.locals(here=Directory, found=Directory)
-cpdef ensure_upper_directory(State state, Directory directory)
-@cython.locals(parent=Directory, st=Stat, source=int)
-cdef _copy_up_directory(State state, Directory directory)
+cpdef copy_up_name(State state, Inode inode, Directory parent, bytes name, object need)

@@ -13,11 +13,11 @@ import os
 import stat
 from enum import Enum, auto
 
-from ..tree import access, fileflags, metadata
-from ..tree.syscalls import stat_of
-from . import attributes, copyup_plan, drafts, indexing, inheritance, protection, publishing
+from ..tree import fileflags
+from . import attributes, drafts, indexing, lookup, protection
+from .copyup_directory import ensure_upper_directory
 from .copyup_file import Completion, Copy, CopyUp
-from .inodes import ROOT, Directory, Inode
+from .inodes import Directory, Inode
 from .publishing import replace_unseen
 from .state import State
 
@@ -26,6 +26,7 @@ __all__ = [
     "begin",
     "bytes_to_copy",
     "copy_up",
+    "copy_up_name",
     "ensure_upper",
     "ensure_upper_directory",
     "is_whole_in_upper",
@@ -106,41 +107,8 @@ def begin(state: State, inode: Inode, need: Need, size: int | None) -> CopyUp | 
     return Copy(state, inode, _metadata_only(state, need), size)
 
 
-# -- directories
-
-
-def ensure_upper_directory(state: State, directory: Directory) -> None:
-    """Copy up a directory, without what is in it, and all its parents; one that was removed gets no name."""
-    if state.work_fd is None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    missing = []
-    here: Directory | None = directory
-    while here is not None and not here.upper:
-        missing.append(here)
-        here = here.parent
-    for found in reversed(missing):
-        _copy_up_directory(state, found)
-
-
-def _copy_up_directory(state: State, directory: Directory) -> None:
-    parent = directory.parent
-    assert directory.number != ROOT
-    place = inheritance.place_of_copy(state, parent)
-    with copyup_plan.readable(state, directory) as source, drafts.draft_directory(state, place) as draft:
-        st = stat_of(source)
-        owner = copyup_plan.owner_on_disk(state, directory, st)
-        owner = drafts.written_owner(state, draft.fd, owner)
-        for name, value in copyup_plan.mark_xattrs(state, directory, source, metacopy=False):
-            access.setxattr(draft.fd, name, value)
-        flagged = fileflags.copy_flags(source, draft.fd)
-        spelling = attributes.layer_of(state, directory).spelling
-        metadata.copy_metadata(source, draft.fd, owner.uid, owner.gid, owner.mode, st, spelling)
-        if parent is None:
-            state.orphans[directory.number] = draft.keep_descriptor()
-        else:
-            publishing.publish_name(state, draft, parent, directory.name)
-    directory.upper = True
-    directory.above = {}
-    directory.default_acl = False
-    directory.inheritance = None if flagged or parent is None else inheritance.of(state, parent).of_copy()
-    directory.attributes = directory.xattr_names = None
+def copy_up_name(state: State, inode: Inode, parent: Directory, name: bytes, need: Need) -> None:
+    """Copy up a file that is no directory, and have the copy under this very name."""
+    copy_up(state, inode, need)
+    if name not in lookup.above(state, parent):
+        indexing.link_lower_name(state, inode, parent, name)

@@ -16,7 +16,6 @@ cpdef bint has_one_name(State state, Inode inode) except -1
 cdef bint _can_index(State state, Inode inode) except -1
 @cython.locals(to_fd=int)
 cdef _link_name(State state, int dir_fd, bytes source, Directory parent, bytes name)
-cpdef copy_up_name(State state, Inode inode, Directory parent, bytes name, object need)
 @cython.locals(fd=int)
 cpdef link_lower_name(State state, Inode inode, Directory parent, bytes name)
 @cython.locals(parent=Directory)

@@ -19,7 +19,7 @@ from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from ..tree.syscalls import Stat, stat_of
-from . import attributes, copyup, impure, lookup, publishing
+from . import attributes, copyup_directory, impure, lookup, publishing
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
@@ -86,7 +86,7 @@ def _forget_number(state: State, draft: Draft) -> None:
 
 def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:
     (parent, name), *others = inode.names()
-    copyup.ensure_upper_directory(state, parent)
+    copyup_directory.ensure_upper_directory(state, parent)
     publishing.publish_name(state, draft, parent, name)
     state.unshare(inode)  # names that are not known go on naming the lower file
     for other_parent, other in others:
@@ -112,20 +112,13 @@ def _can_index(state: State, inode: Inode) -> bool:
 
 def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name: bytes) -> None:
     """Link a copy into the upper under a name that it has in the merged tree already."""
-    copyup.ensure_upper_directory(state, parent)
+    copyup_directory.ensure_upper_directory(state, parent)
     to_fd = state.upper_fd(parent)
     with unseen(to_fd):
         impure.mark(state, parent)
         access.link(dir_fd, source, to_fd, name)
     lookup.note(parent, name, Kind.FILE)
     note_changed(state, parent)
-
-
-def copy_up_name(state: State, inode: Inode, parent: Directory, name: bytes, need: copyup.Need) -> None:
-    """Copy up a file that is no directory, and have the copy under this very name."""
-    copyup.copy_up(state, inode, need)
-    if name not in lookup.above(state, parent):
-        link_lower_name(state, inode, parent, name)
 
 
 def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:

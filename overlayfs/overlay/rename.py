@@ -15,7 +15,7 @@ from contextlib import suppress
 from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
-from . import copyup, copyup_tree, drafts, impure, indexing, lookup, making, names, protection, whiteouts
+from . import copyup, copyup_tree, drafts, impure, lookup, making, names, protection, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -143,7 +143,7 @@ def _copy_up(state: State, side: _Side) -> None:
         copyup.ensure_upper_directory(state, side.inode)
     else:
         assert side.inode is not None
-        indexing.copy_up_name(state, side.inode, side.parent, side.name, copyup.Need.METADATA)
+        copyup.copy_up_name(state, side.inode, side.parent, side.name, copyup.Need.METADATA)
 
 
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+
+from overlayfs._typing import Final
 
 from ..tree import marks, xattrs
 from ..tree.syscalls import Stat, stat_of

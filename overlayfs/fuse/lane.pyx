@@ -2,9 +2,9 @@
 """How are hot requests taken from the kernel before pyfuse3 sees them?
 
 The lane reads the kernel's descriptor into one buffer, answers out of another, and forwards what it does not answer. A
-request is forwarded before the engine has done anything for it, or not at all. What waits for a disk becomes a task.
-All of it happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor pyfuse3
-and ends as soon as one of them is needed, and then `looping`, which runs on trio.
+request is forwarded before the engine has done anything for it, or not at all. A request that waits for a disk becomes
+a task. All of it happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor
+pyfuse3 and ends as soon as one of them is needed, and then `looping`, which runs on trio.
 
 Compiled, as C structs are its substance. The hottest requests are answered here; for the others a subclass in Python
 has a method `_<opcode>`. Every message is checked for its length before it is read as a struct.
@@ -79,7 +79,7 @@ cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
 
 
 class Forwarded(Exception):
-    """This request is pyfuse3's."""
+    """Raised to forward the request to pyfuse3."""
 
 
 cdef uint64_t _now_ns() noexcept nogil:
@@ -100,7 +100,7 @@ cdef class _Listing(Sink)
 
 
 cdef class Lane:
-    """Takes requests and knows who answers them.
+    """Reads requests, and answers, postpones or forwards each.
 
     `timeout_s` is how long the kernel may trust names and attributes, None for ever. Not thread-safe.
     """
@@ -581,7 +581,7 @@ cdef class _Listing(Sink):
 
 
 cdef class _ListingWithEntries(_Listing):
-    """The same with what is known of each file: READDIRPLUS."""
+    """The names of a directory with each file's attributes: READDIRPLUS."""
 
     cpdef bint put(self, bytes name, uint64_t offset, Attributes found, bint can_be_taken) except -1:
         cdef Py_ssize_t size = _padded(sizeof(fuse_direntplus) + PyBytes_GET_SIZE(name))

@@ -1,4 +1,4 @@
-"""Does an upper go with these lower layers?
+"""Was an upper first mounted on the same topmost lower layer?
 
 The kernel's overlayfs with index=on remembers on the upper's root which directory the topmost lower layer was
 (fs/overlayfs/super.c, ovl_get_indexdir), and refuses the upper with any other (ESTALE): what is copied up and indexed

@@ -1,4 +1,4 @@
-"""What is wrong in an upper: marks that no reader understands, whiteouts where they mean nothing?"""
+"""Which faults does an upper have: malformed marks, whiteouts where they have no meaning?"""
 
 from __future__ import annotations
 

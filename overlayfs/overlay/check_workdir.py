@@ -1,4 +1,4 @@
-"""What is wrong in a workdir: unfinished changes, the volatile mark, index entries nothing leads to?
+"""Which faults does a workdir have: unfinished changes, the volatile mark, index entries without a name in the upper?
 
 The layout is the kernel's (`work`, `work/incompat/volatile`, `index`), and our record of deleted hard links.
 """

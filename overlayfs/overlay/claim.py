@@ -1,4 +1,4 @@
-"""Who may use an upper and its workdir, and who gives them up for whom?
+"""Which daemon may use an upper and its workdir, and when does it release them for another mount?
 
 The locks on both directories decide (flock(2), for the life of the descriptors): there are never two writers. A daemon
 that has them listens on a socket in the workdir, which the kernel lets nobody reach but the owner and root. Whoever
@@ -89,7 +89,7 @@ class Claim:
         self.before_closing: Callable[[_socket.socket], object] = lambda _: None  # told of the listener
 
     def listen(self) -> None:
-        """Be there for those who want the directories. Where the workdir can hold no socket, they are refused."""
+        """Listen for other mounts that want the directories. If the workdir can hold no socket, they are refused."""
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             with suppress(FileNotFoundError):
@@ -123,11 +123,11 @@ class Claim:
             return listener.accept()[0]
 
     def keep_waiting(self, connection: socket.socket) -> None:
-        """Somebody waits at the other end until the locks are released."""
+        """Keep the connection of a peer that waits until the locks are released."""
         self._waiting.append(connection)
 
     def release(self) -> None:
-        """Nothing is written any more: let others have the directories. Doing it twice is well."""
+        """Release the directories for other mounts, after the last write. May be called twice."""
         listener, self.listener = self.listener, None
         if listener is not None:
             with suppress(OSError):  # before the next owner of the locks makes its own
@@ -136,7 +136,7 @@ class Claim:
         for _, layer in self._options:
             with suppress(OSError):
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
-        for held in (*self._waiting, *([listener] if listener else [])):  # who waits looks at the locks then
+        for held in (*self._waiting, *([listener] if listener else [])):  # a waiting peer tries the locks then
             held.close()
         self._options = ()
         self._waiting.clear()

@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Need(Enum):
-    """What an operation is going to change."""
+    """The part of a file that an operation is going to change."""
 
     METADATA = auto()
     DATA = auto()

@@ -52,7 +52,7 @@ class CopyUp:
         self.end()
 
     def begin(self) -> None:
-        """What `__enter__` does."""
+        """`__enter__`, callable from C."""
         try:
             self._prepare()
         except BaseException:
@@ -60,7 +60,7 @@ class CopyUp:
             raise
 
     def end(self) -> None:
-        """What `__exit__` does."""
+        """`__exit__`, callable from C."""
         with drafts.afterwards():
             if self._draft is not None:
                 self._draft.close()
@@ -238,7 +238,7 @@ def _copy_data(state: State, source: int, st: Stat, target: int, size: int) -> N
 
 
 def _note_copied(state: State, inode: Inode) -> None:
-    """What was known of the file is news now; the lower one is only kept where it is still needed."""
+    """Drop the cached state of the copied file; its lower file is only kept if it is still needed."""
     inode.lower = inode.lower if inode.metacopy or inode.index_name is not None else None
     inode.attributes = inode.xattr_names = None
     state.descriptors.drop_file(inode.number)

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""What does a copy consist of, and from where does it come?
+"""Which data and metadata does a copy-up take, and from which layer?
 
 Nothing is written here. Compiled; C types are in copyup_plan.pxd.
 """
@@ -84,7 +84,7 @@ def owner_on_disk(state: State, inode: Inode, st: Stat) -> Owner:
 
 
 def mark_xattrs(state: State, inode: Inode, source: int, metacopy: bool) -> list[tuple[bytes, bytes]]:
-    """What the copy must remember: its number, where it came from, that its data is below, what protects it."""
+    """The marks of the copy: inode number, origin, metacopy and redirect, protecting flags."""
     protecting = protection.flags_of(state, inode)
     takes_user_xattrs = inode.kind in (stat.S_IFREG, stat.S_IFDIR)
     if not state.xattrs_work or not (takes_user_xattrs or state.prefix == marks.TRUSTED):

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""How does something new come into the upper, whole or not at all?
+"""How is a new file put into the upper atomically?
 
 A `Draft` is built in the workdir, where nobody sees it, and published by one rename or link. A draft that is not
 published leaves nothing behind; after a crash, what is left in the workdir goes at the next mount. Compiled; C types

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""How is a file opened, and how is what was written made durable?
+"""How is a file opened, and how is its written data made durable?
 
 I/O is by inode, not by open file: who opened a file before it was copied up reads what is written later. Reading and
 writing themselves: fileio. Compiled; C types are in files.pxd.
@@ -76,7 +76,8 @@ def release(state: State, inode: Inode) -> None:
 
 
 def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
-    """Have the disk read what `read_into` could not, without waiting for the data; for where they lie it may wait."""
+    """Start reading the data that `read_into` did not find in memory, without waiting for it; looking up its extents
+    may wait."""
     opened = pooled(state, inode, writable=False)
     with suppress(OSError):  # what cannot be fetched is read all the same
         os.posix_fadvise(opened.fd, offset, size, os.POSIX_FADV_WILLNEED)

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""Which file is this name?
+"""Which inode does a name in a directory lead to?
 
 A directory is read once per layer; then every lookup in it, of absent names too, is a dict lookup. `child` is the
 only way from a name to an inode; it does not raise nlookup. Neighbours: merge (which names), redirects (where a
@@ -80,9 +80,9 @@ def _scan(state: State, layer: Layer, dir_fd: int) -> Names:
 
 
 def note(parent: Directory, name: bytes, kind: Kind | None) -> None:
-    """The upper changed under our hands: keep what is known of it right; None says that the name is gone.
+    """Update the cached names of the upper directory after an operation changed one; None says that the name is gone.
 
-    Cannot fail: what was not read yet is read later, as it is then.
+    Cannot fail: a directory that was not read yet is read later, in its state then.
     """
     if parent.above is not None and kind is not None:
         parent.above[name] = kind

@@ -42,7 +42,7 @@ def create(state: State, parent: Directory, name: bytes, mode: int, caller: Call
 
 
 def _create_in_place(state: State, parent: Directory, name: bytes, wanted: int) -> Inode | None:
-    """What one system call makes complete needs no draft; None where there is more to do."""
+    """Make the file in its place if one system call makes it complete; None if it needs a draft."""
     dir_fd = state.upper_fd(parent)
     fd = state.descriptors.open_at(dir_fd, name, _CREATE_FLAGS, wanted & _PERMISSIONS)
     try:

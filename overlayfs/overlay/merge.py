@@ -13,7 +13,7 @@ from overlayfs._typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """What a layer has under a name."""
+    """The kind of entry that a layer has under a name."""
 
     FILE = 1
     DIRECTORY = 2

@@ -1,7 +1,7 @@
 # cython: language_level=3, annotation_typing=False
-"""How do names come and go that files have already: link, unlink, rmdir?
+"""How are names of existing files added and removed: link, unlink, rmdir?
 
-What is deleted is hidden in one step. No data is copied up to be deleted. Neighbour: making (what is new). Compiled; C
+A deletion hides the name in one step, and copies no data up. Neighbour: making (what is new). Compiled; C
 types are in names.pxd.
 """
 
@@ -200,7 +200,7 @@ def _may_lose_all_names(state: State, inode: Inode) -> bool:
 
 
 def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
-    """The name is gone from disk: let the inode know, and go if nobody needs it."""
+    """Remove a name that is gone from disk from its inode, and drop the inode if it is unused."""
     if parent.children.get(name) is inode:
         del parent.children[name]
     inode.remove_name(parent, name)

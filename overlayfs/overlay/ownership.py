@@ -1,4 +1,4 @@
-"""Whose is a file: as the disk says, and as the mount shows it.
+"""Which owner does a file have on disk, and which does the mount show?
 
 Two independent translations: id maps and squashing (options), and override xattrs, in which rootless engines keep
 the owner, mode and type that they may not give a file (containers/storage, fuse-overlayfs). An id that no map has is

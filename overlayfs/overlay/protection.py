@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""What do immutable and append-only files and directories forbid, whoever asks?
+"""Which operations do the immutable and append-only flags forbid to every caller?
 
 The flags of a file in the upper are kept in an xattr, so that no flag on disk stands in the way of a copy-up or of who
 removes the upper; those of a lower file are the file's own. The rules are the kernel's (fs/namei.c, fs/attr.c,
@@ -80,7 +80,7 @@ def refuse_allocation(state: State, inode: Inode, mode: int) -> None:
 
 
 def refuse_change(state: State, inode: Inode) -> None:
-    """Of xattrs and the number of links."""
+    """EPERM for changing xattrs or the number of links."""
     if inode.protection != 0 and flags_of(state, inode):
         _refuse(inode.name)
 

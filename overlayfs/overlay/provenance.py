@@ -24,7 +24,7 @@ _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Role(Enum):
-    """What a layer has to do with a path."""
+    """The role of a layer for a path."""
 
     PROVIDES = "provides"  # the visible file, or the top of a merged directory
     MERGED = "merged"  # a directory below, whose entries show through
@@ -61,7 +61,8 @@ class Provenance:
 
     @property
     def deleter(self) -> Answer | None:
-        """What deletes the path, where that is why there is none."""
+        """The answer with the whiteout or file that deletes the path; None if the path is present, or absent for
+        another reason."""
         return None if self.provider else next((a for a in self.answers if a.role is Role.DELETES), None)
 
 

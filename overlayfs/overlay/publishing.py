@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""How does a copy that is whole take its place in the upper, without the directory looking changed?
+"""How is a finished copy published in the upper without changing the directory's times?
 
 Compiled; C types are in publishing.pxd.
 """

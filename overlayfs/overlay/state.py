@@ -171,7 +171,7 @@ class State:
             inode.shared_as = [*(inode.shared_as or ()), key]
 
     def unshare(self, inode: Inode) -> None:
-        """The inode is no longer the file on disk that other names may lead to."""
+        """Remove the inode from `by_real`, so other names of the file on disk no longer find it."""
         for key in inode.shared_as or ():
             if self.by_real.get(key) is inode:
                 del self.by_real[key]

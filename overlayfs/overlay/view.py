@@ -1,4 +1,4 @@
-"""What do layers show together, read only, without inodes and without a mount?
+"""Which merged tree do layers make, read without inodes and without a mount?
 
 For the questions asked about layers as they lie on disk (changes.py, provenance.py): a merged tree of
 nodes, each the places in the layers that make it up.  Nothing is remembered but directories read lately, so
@@ -52,7 +52,7 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a node is: metadata and xattrs as a user of the mount sees them, where its bytes are.
+    """A node's metadata and xattrs as a user of the mount sees them, and the location of its data.
 
     `stat` is the file's own but for an override xattr of its layer; (`device`, `stat.ino`) tells hard links.
     """
@@ -113,7 +113,7 @@ class View:
         return _Naming(self._layers[place.layer].path, place.path)
 
     def names(self, place: Location) -> Names:
-        """What one directory of one layer says by itself."""
+        """The entries and marks of one directory of one layer."""
         known = self._read.get(place)
         if known is not None:
             self._read.move_to_end(place)
@@ -255,7 +255,7 @@ class View:
         return self._layers[place.layer].spelling
 
     def marks(self, place: Location) -> marks.Marks:
-        """What the overlay xattrs of one place say."""
+        """The decoded marks of one place."""
         parent, name = _parent(place)
         fd = self.open(parent, OPEN_DIRECTORY)
         try:

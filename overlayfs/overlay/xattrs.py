@@ -1,7 +1,7 @@
 # cython: language_level=3, annotation_typing=False
 """Which extended attributes does a file of the merged tree show?
 
-Reading never copies up; changing writes them. Compiled; C types are in xattrs.pxd.
+Reading never copies up. Neighbour: changing, which sets and removes xattrs. Compiled; C types are in xattrs.pxd.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
 
 
 def _list(state: State, inode: Inode) -> tuple[bytes, ...]:
-    """By its name where it has one, as then nothing need be opened."""
+    """Read by name if the file has one, as that needs no open descriptor."""
     if inode.is_directory or inode.number in state.orphans:
         with state.node(inode) as fd:
             return list_xattrs_of_descriptor(fd)

@@ -31,8 +31,8 @@ _PASSING = (errno.EAGAIN, errno.ENOMEM)
 
 
 class _Deputies:
-    """The one of this process. `refused` is who cannot have any, so that it is not tried again; `locked` are the
-    descriptors with the locks of the writable layers."""
+    """The deputy of this process. `refused` is the owner (process and user) for which starting a deputy failed, so that
+    it is not tried again; `locked` are the descriptors with the locks of the writable layers."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
@@ -56,7 +56,7 @@ class _Deputies:
         try:
             self._present = Deputy(frozenset(self.locked))
         except OSError as error:
-            if error.errno in _NO_DESCRIPTORS:  # whoever asks may make room for some
+            if error.errno in _NO_DESCRIPTORS:  # the caller may close some descriptors and try again
                 raise
             if error.errno not in _PASSING:
                 self._refused = identity()

@@ -67,7 +67,7 @@ cpdef bint never_clones(int code) noexcept:
 
 
 cdef int _next_extent(int source, int64_t position, int64_t size, int64_t *start, int64_t *end) except -1:
-    """The next run of data; from size to size where only a hole is left."""
+    """Start and end of the next data extent; (size, size) if only a hole is left."""
     cdef int code = 0
     with nogil:
         start[0] = lseek(source, position, SEEK_DATA)

@@ -62,14 +62,14 @@ class MissingDataError(OSError):
 
 
 class MalformedMarkError(OSError):
-    """A mark that says nothing that may be followed. EIO, as the kernel's overlayfs."""
+    """A malformed mark, which is not followed: EIO, as in the kernel's overlayfs."""
 
     def __init__(self, reason: str, value: bytes) -> None:
         super().__init__(errno.EIO, reason, value)
 
 
 class Opacity(Enum):
-    """What the opaque mark of a directory says."""
+    """The values of a directory's opaque mark."""
 
     TRANSPARENT = "transparent"
     OPAQUE = "opaque"
@@ -82,7 +82,8 @@ class Spelling(NamedTuple):
     A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
     mount sets is one. Lower layers may have been written by a mount of the other prefix: there what hides (`opaque`, of
     which the first that is present counts, and `whiteout`) is read in every spelling, so it is not shown (`foreign`).
-    What leads elsewhere (redirect, metacopy) is not: who may set it under the other prefix could read any lower file.
+    Marks that lead elsewhere (redirect, metacopy) are ignored under the other prefix: a user who may set them there
+    could read any lower file.
     """
 
     prefix: bytes

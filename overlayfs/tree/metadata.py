@@ -82,7 +82,7 @@ def map_capability(value: bytes, uid: Callable[[int], int]) -> bytes:
 
 
 class Inherited(NamedTuple):
-    """What a new file gets: permission bits, and the ACL xattrs to set on it."""
+    """The permission bits of a new file, and the ACL xattrs to set on it."""
 
     mode: int
     acls: tuple[tuple[bytes, bytes], ...] = ()

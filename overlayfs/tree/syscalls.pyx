@@ -199,7 +199,7 @@ cdef int checked(const char **text, bytes name) except -1:
 @cython.final
 @cython.freelist(32)
 cdef class Stat:
-    """What stat(2) says of a file, with the names of os.stat_result."""
+    """The stat(2) of a file, with the attribute names of os.stat_result."""
 
     def is_same_file(self, Stat other not None):
         """As os.path.samestat."""
@@ -296,14 +296,14 @@ def file_attributes(int dir_fd, bytes name not None):
 
 
 def is_in_memory(int fd):
-    """True where it is known (statfs(2)) that nothing ever waits for a disk: on tmpfs and ramfs."""
+    """True for tmpfs and ramfs (by statfs(2)), where no I/O ever waits for a disk."""
     cdef statfs_t found
     return fstatfs(fd, &found) == 0 and (found.f_type == _TMPFS_MAGIC or found.f_type == _RAMFS_MAGIC)
 
 
 @cython.final
 cdef class FileHandle:
-    """What name_to_handle_at(2) says of a file: stable as long as the filesystem lives."""
+    """The file handle of name_to_handle_at(2): stable as long as the filesystem exists."""
 
     cdef readonly int type
     cdef readonly bytes bytes
@@ -670,7 +670,7 @@ class SyncQueue:
             fail(code, b"")
 
     def ended(self, long wait_ns=0):
-        """Those that have ended, each with its token and an errno or 0; waits so long for one."""
+        """The completed fsyncs, each as its token and an errno or 0; waits up to the given time for the first."""
         ended = _take(self._context, wait_ns)
         if ended or not wait_ns:
             try:
@@ -682,7 +682,7 @@ class SyncQueue:
         return ended
 
     def close(self):
-        """Waits for what is under way."""
+        """Destroy the AIO context (io_destroy(2)); waits for the fsyncs in progress."""
         cdef aio_context_t context = self._context
         cdef int code
         with nogil:

@@ -52,10 +52,10 @@ class Handover:
                 await trio.lowlevel.wait_readable(listener)
                 connection = self._claim.accept()
             except trio.ClosedResourceError:
-                log.warning("too few descriptors: nobody is told any more whose the upper is")
+                log.warning("too few descriptors: the socket that tells other mounts who holds the upper is closed")
                 return
             except OSError as error:  # it went away again, or there are too few descriptors
-                log.info("nobody was let in: %s", error)
+                log.info("no connection was accepted: %s", error)
                 await trio.sleep(0.1)
                 continue
             nursery.start_soon(self._answer, connection)
@@ -65,9 +65,9 @@ class Handover:
         try:
             has_let_go = await self._speak(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.info("somebody who wanted the upper did not go on: %s", error)
+            log.info("a mount that asked for the upper closed the connection: %s", error)
         except Exception:
-            log.exception("somebody who wanted the upper was not answered")
+            log.exception("a mount that asked for the upper was not answered")
         finally:
             if has_let_go:
                 self._claim.keep_waiting(connection)

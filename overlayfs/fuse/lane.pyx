@@ -206,7 +206,7 @@ cdef class Lane:
         cdef Py_ssize_t length
         cdef uint32_t opcode
         if self._length < <Py_ssize_t>sizeof(fuse_in_header):
-            log.error("a request of %d bytes is none", self._length)
+            log.error("%d bytes are too few for a request", self._length)
             return 0
         opcode = self._header.opcode
         try:

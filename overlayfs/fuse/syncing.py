@@ -167,4 +167,4 @@ class Syncs:
         try:
             self._waiting.pop(token)(failure)
         except Exception:
-            log.exception("a sync has ended and cannot be told")
+            log.exception("the end of an fsync could not be reported")

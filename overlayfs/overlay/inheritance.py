@@ -1,10 +1,11 @@
 # cython: language_level=3, annotation_typing=False
-"""Where is a draft made, so that it ends as if it had been made in its place?
+"""In which directory is a draft made, so that it inherits the flags and the project of its future parent?
 
-A filesystem gives a new file some flags of its directory, and the project whose quota it counts for; and it refuses to
-move a file of another project into a directory that hands its own on. Where a directory does not hand on what the
-workdir does, its drafts are made in a directory of the workdir that is given the same flags before: only what is made
-takes them, so one is enough, and it goes with the mount. Compiled; C types are in inheritance.pxd.
+A filesystem gives a new file some flags and the project id (for quotas) of its directory, and refuses to move a file of
+another project into a directory with FS_XFLAG_PROJINHERIT. If the workdir would hand on other flags than the future
+parent, the draft is made in a subdirectory of the workdir that first gets the parent's flags. Files take the flags only
+when they are made, so one subdirectory serves all parents; it is removed at the end of the mount.
+Compiled; C types are in inheritance.pxd.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # cython: language_level=3, annotation_typing=False
 """Which operations do the immutable and append-only flags forbid to every caller?
 
-The flags of a file in the upper are kept in an xattr, so that no flag on disk stands in the way of a copy-up or of who
-removes the upper; those of a lower file are the file's own. The rules are the kernel's (fs/namei.c, fs/attr.c,
-fs/xattr.c, fs/open.c). A flag on a file in the upper itself is enforced by its filesystem. Every function here raises
-EPERM or does nothing, and costs nothing where the flags are known to be absent. Compiled; C types are in
+The flags of a file in the upper are kept in an xattr, so that no flag on disk prevents a copy-up or the removal of the
+upper; the flags of a lower file are its inode flags. The rules are the kernel's (fs/namei.c, fs/attr.c, fs/xattr.c,
+fs/open.c). The upper's filesystem itself enforces a flag that is set on a file there. Every function here raises EPERM
+or does nothing, and makes no system call if the flags are known to be absent. Compiled; C types are in
 protection.pxd.
 """
 

@@ -1,9 +1,9 @@
 # cython: language_level=3, annotation_typing=False
 """How does a file or directory move, in one step for observers and for a crash?
 
-First everything that may fail and does not show: checks, copy-ups, redirect and opaque marks. Then one rename on
-disk that also leaves the whiteout, where the format can. A directory that is merged with lower layers moves with a
-redirect; where that cannot be written, it is copied up with all it holds first. Compiled; C types are in rename.pxd.
+All steps that may fail and that nobody sees come first: checks, copy-ups, redirect and opaque marks. One rename on disk
+follows, which also leaves the whiteout if the whiteout format allows it. A merged directory gets a redirect; if no
+redirect can be written, the directory is first copied up with its whole content. Compiled; C types are in rename.pxd.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class _Deputies:
                 raise
             if error.errno not in _PASSING:
                 self._refused = identity()
-            log.info("no user namespace to act in where permission bits are in the way: %s", error.strerror)
+            log.info("there is no user namespace in which a deputy could bypass permission bits: %s", error.strerror)
 
     def dismiss(self) -> None:
         with self._lock:

@@ -119,6 +119,7 @@ cdef class Lane:
     cdef uint32_t _rest_ns
     cdef list _table
     cdef bint _expects_event
+    cdef bint _may_read_ahead  # a directory was listed, so there may be something to read ahead
     cdef readonly uint64_t poll_ns
     cdef _Listing _names, _entries
     cdef public Py_ssize_t pending  # requests that are answered later
@@ -180,9 +181,12 @@ cdef class Lane:
                     got = read(self._device_fd, self._in, _LONGEST)
                     failure = errno if got < 0 else 0
                     now = _now_ns()
-                    if failure != EAGAIN or not polls or now - last >= self.poll_ns:
+                    if failure != EAGAIN or not polls or now - last >= self.poll_ns or self._may_read_ahead:
                         break
                     sched_yield()
+            if failure == EAGAIN and self._may_read_ahead and polls and now - last < self.poll_ns:
+                self._may_read_ahead = self._overlay.read_ahead()
+                continue
             if failure == EAGAIN:
                 return NOTHING
             if failure == ENODEV:
@@ -530,6 +534,7 @@ cdef class Lane:
         reply.used = 0
         reply.room = min(<Py_ssize_t>asked.size, _LONGEST - <Py_ssize_t>sizeof(fuse_out_header))
         self._overlay.fill(self._header.nodeid, asked.offset, reply)
+        self._may_read_ahead = self._may_read_ahead or reply.takes
         return reply.used
 
     # -- extended attributes

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.listing cimport Sink
+from overlayfs.overlay.readahead cimport ReadAhead
 from overlayfs.overlay.state cimport State
 from overlayfs.overlay.values cimport AttributeChanges, Attributes, Caller
 
@@ -13,6 +14,7 @@ cdef class Overlay:
     cdef readonly set written_unseen
     cdef readonly bint writes_at_once
     cdef unsigned long long _forgotten
+    cdef ReadAhead _ahead
 
     cdef Inode _inode(self, uint64_t ino)
     cdef Directory _directory(self, uint64_t ino)
@@ -50,5 +52,7 @@ cdef class Overlay:
     @cython.locals(inode=Inode)
     cpdef refuse_write(self, uint64_t ino, object appended_at, bint opened_unasked)
     cpdef Py_ssize_t write(self, uint64_t ino, int64_t offset, object data) except -1
+    @cython.locals(directory=Directory)
     cpdef fill(self, uint64_t ino, uint64_t offset, Sink sink)
+    cpdef bint read_ahead(self) except -1
     cpdef bytes find_xattr(self, uint64_t ino, bytes name)

@@ -43,6 +43,7 @@ from .inodes import ROOT, Directory, Inode
 from .listing import Sink
 from .opening import open_state, refuse_mountpoint
 from .options import FsyncPolicy, OverlayOptions
+from .readahead import ReadAhead
 from .state import State
 from .values import AttributeChanges, Attributes, Caller
 
@@ -77,6 +78,7 @@ class Overlay:
         self.options = state.options
         self.written_unseen: Set[int] = state.written_unseen  # inodes whose attributes are out of date once told
         self._forgotten = 0
+        self._ahead = ReadAhead(state)
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
         self.writes_at_once = (
@@ -189,6 +191,7 @@ class Overlay:
         if self._forgotten < max(_MANY_INODES, len(self.state.inodes)):
             return
         self._forgotten = 0
+        self._ahead.drop_all()
         self.state.inodes.shrink()
         gc.collect()
         syscalls.trim_memory()
@@ -409,7 +412,14 @@ class Overlay:
     def fill(self, ino: int, offset: int, sink: Sink) -> None:
         """Put the entries after `offset`, `.` and `..` included, into the sink as long as it has room. With
         `sink.takes` nlookup is raised of each that it took and that can be taken."""
-        listing.fill(self.state, self._directory(ino), offset, sink)
+        directory = self._directory(ino)
+        if listing.fill(self.state, directory, offset, sink) and sink.takes:
+            self._ahead.note_listed(directory)
+
+    def read_ahead(self) -> bool:
+        """Prepare for a walk of the tree, in a moment with nothing else to do: a small step, False where there is
+        none to do."""
+        return self._ahead.step()
 
     def readdir(self, ino: int, offset: int) -> list[DirectoryEntry]:
         """All entries after `offset`; raises no nlookup."""

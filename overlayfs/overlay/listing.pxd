@@ -14,7 +14,7 @@ cdef class Sink:
 
 cdef Listing _refreshed(State state, Directory directory)
 @cython.locals(names=list, index=Py_ssize_t, first=Py_ssize_t, listing=Listing, own=Attributes, of_parent=Attributes, above=Directory)
-cpdef fill(State state, Directory directory, uint64_t offset, Sink sink)
+cpdef bint fill(State state, Directory directory, uint64_t offset, Sink sink) except -1
 @cython.locals(inode=Inode, found=Attributes, taken=bint)
 cdef bint _put(State state, Directory directory, Finder finder, bytes name, uint64_t offset, Sink sink) except -1
 cdef Attributes _unreadable(State state, Directory directory, bytes name)

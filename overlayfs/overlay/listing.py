@@ -66,8 +66,9 @@ def _update(listing: Listing, current: list[bytes]) -> None:
     listing.offsets.extend(range(last + 1, last + 1 + len(new)))
 
 
-def fill(state: State, directory: Directory, offset: int, sink: Sink) -> None:
-    """Put the entries after `offset` into the sink as long as it has room. Inodes that nobody takes are dropped.
+def fill(state: State, directory: Directory, offset: int, sink: Sink) -> bool:
+    """Put the entries after `offset` into the sink as long as it has room; True where the last one was among them.
+    Inodes that nobody takes are dropped.
 
     An entry that cannot be described is an error, but not in the place of others that were already taken: the reader
     gets those, and the error when it asks for the next.
@@ -78,23 +79,24 @@ def fill(state: State, directory: Directory, offset: int, sink: Sink) -> None:
     names, offsets = listing.names, listing.offsets
     first = bisect_right(offsets, offset)
     if first == len(names) and offset >= _DOT_DOT:
-        return
+        return False
     own = attributes.attributes_of(state, directory)
     above = directory.parent
     of_parent = own if above is None else attributes.attributes_of(state, above)
     if offset < _DOT and not sink.put(b".", _DOT, own, False):
-        return
+        return False
     if offset < _DOT_DOT and not sink.put(b"..", _DOT_DOT, of_parent, False):
-        return
+        return False
     finder = lookup.Finder(state, directory)
     for index in range(first, len(names)):
         try:
             if not _put(state, directory, finder, names[index], offsets[index], sink):
-                return
+                return False
         except OSError:
             if index == first and offset >= _DOT_DOT:
                 raise
-            return
+            return False
+    return True
 
 
 def _put(state: State, directory: Directory, finder: lookup.Finder, name: bytes, offset: int, sink: Sink) -> bool:

@@ -132,7 +132,12 @@ ROWS = (
         check=writes.check_git,
     ),
     Row(
-        Figure("two-finds", "two finds at once, cold", Start.COLD, of_fuse_overlayfs(0.4)),
+        Figure("two-finds", "two finds at once, warm", Start.WARM, of_fuse_overlayfs(0.4)),
+        reads.run_two_finds,
+        programs=("bash", "find"),
+    ),
+    Row(
+        Figure("two-finds-cold", "two finds at once, cold", Start.COLD, of_fuse_overlayfs(1.0)),
         reads.run_two_finds,
         programs=("bash", "find"),
     ),

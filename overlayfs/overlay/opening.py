@@ -376,12 +376,13 @@ def refuse_mountpoint(state: State, mountpoint: bytes) -> None:
 
 
 def _honour_opaque_roots(state: State) -> None:
-    """An OCI opaque file in a layer's own root hides every layer below."""
-    root = state.root
+    """An OCI opaque file in a layer's own root hides every layer below, from redirects too."""
     if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
-        root.lowers = ()
-    for position, location in enumerate(root.lowers):
-        if redirects.is_opaque(state.layers[location.layer].root_fd, b".", marks.NO_MARKS):
-            root.lowers = root.lowers[: position + 1]
+        state.stack = ()
+    for position, layer in enumerate(state.stack):
+        if redirects.is_opaque(layer.root_fd, b".", marks.NO_MARKS):
+            state.stack = state.stack[: position + 1]
             break
+    root = state.root
+    root.lowers = root.lowers[: len(state.stack)]
     assert state.inodes[ROOT] is root

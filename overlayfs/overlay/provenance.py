@@ -186,7 +186,7 @@ class _Walk:
         self.names_below: list[bytes] = []
         here = Location(layer, b"")
         root_mark = _opaque_mark(view, here)
-        self.is_opaque = bool(root_mark)
+        self._hides_all = self.is_opaque = bool(root_mark)
         if not names:
             self.end = _Seen(here, stat.S_IFDIR, opaque=root_mark)
         for position, name in enumerate(names):
@@ -215,7 +215,7 @@ class _Walk:
             return
         self.names_below = target
         self.redirects_from_root = True
-        self.is_opaque = False  # an opaque parent does not hide what lies elsewhere
+        self.is_opaque = self._hides_all  # an opaque parent does not hide what lies elsewhere
 
 
 def _look(view: View, parent: Location, name: bytes) -> _Seen | None:

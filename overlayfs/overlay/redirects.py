@@ -177,12 +177,17 @@ def data_below_lower(state: State, location: Location) -> Location:
 
 def _file_at(state: State, first_layer: int, path: bytes, data_only: bool = True) -> Location | None:
     """The topmost regular file at `path` from `first_layer` down; data-only layers only count for redirects."""
-    for layer in range(first_layer, len(state.layers if data_only else state.stack)):
+    for layer in range(first_layer, len(state.stack)):
         step = _Walk(state, layer, b"", path)
         if step.file is not None:
             return step.file
-        if step.stop and not state.layers[layer].data_only:
-            # what hides the path in the ordinary layers does not reach the data-only ones
-            return _file_at(state, len(state.stack), path) if data_only and layer < len(state.stack) else None
+        if step.stop:  # what hides the path in the ordinary layers does not reach the data-only ones
+            break
         path = step.path
+    for layer in range(first_layer, len(state.layers)) if data_only else ():
+        if state.layers[layer].data_only:
+            step = _Walk(state, layer, b"", path)
+            if step.file is not None:
+                return step.file
+            path = step.path
     return None

@@ -241,8 +241,8 @@ class View:
         yield from self._directories(self._walk(self._below(place.layer), above), name)
 
     def _below(self, layer: int) -> tuple[Location, ...]:
-        order = [root.layer for root in self._roots]
-        return self._down_to_opaque(self._roots[order.index(layer) + 1 :])
+        roots = self._down_to_opaque(self._roots)
+        return roots[[root.layer for root in roots].index(layer) + 1 :]
 
     def _walk(self, roots: Sequence[Location], names: Sequence[bytes]) -> tuple[Location, ...]:
         places = tuple(roots)

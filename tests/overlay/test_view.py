@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from overlayfs.overlay.engine import Overlay
@@ -24,6 +24,7 @@ from tests.contract.tree import TRUSTED, Node, Tree, build, char, directory, fil
 
 NAMES = ("a", "b", "c")
 REDIRECT = TRUSTED + "redirect"
+BELOW: Tree = {"c": directory(), "c/a": file(b"x")}
 
 
 def test_errors_name_the_file_in_its_layer(tmp_path: Path) -> None:
@@ -152,6 +153,9 @@ def view_of(paths: list[bytes]) -> tuple[View, Seen, dict[str, bool]]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lowers=st.lists(layer(oci=True), min_size=1, max_size=3))
+@example(lowers=[{"b": directory(xattrs={REDIRECT: b"/c"})}, {".wh..wh..opq": file()}, BELOW])
+@example(lowers=[{"b": directory(xattrs={REDIRECT: b"/c"}), ".wh..wh..opq": file()}, BELOW])
+@example(lowers=[{"c": directory(xattrs={REDIRECT: b"/c"}), ".wh..wh..opq": file()}, BELOW])
 def test_view_and_engine_show_the_same(lowers: list[Tree]) -> None:
     with tempfile.TemporaryDirectory() as top:
         paths = trees_of(Path(top), lowers)

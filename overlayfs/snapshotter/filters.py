@@ -18,7 +18,7 @@ _QUOTED = {
     quote: re.compile(rf"{literal}((?:[^\\\n{literal}]|{_ESCAPED.format(quote=literal)})*){literal}")
     for quote, literal in (('"', '"'), ("/", "/"), ("|", r"\|"))
 }
-_ESCAPE = re.compile(r"\\(?:([0-7]{3})|[xuU]([0-9a-fA-F]+)|(.))")
+_ESCAPE = re.compile(r"\\(?:([0-7]{3})|(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|(.))")
 _FIELD = re.compile(r"[A-Za-z0-9_]+")
 _VALUE = re.compile(r'[^\s,"/|=!~.][^\s,]*')
 _OPERATOR = re.compile(r"[=!~]+")
@@ -94,7 +94,7 @@ class _Parser:
     def _pattern(self, text: str) -> re.Pattern[str]:
         try:
             return re.compile(text)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise self._error(f"not a regular expression: {error}") from error
 
     def _name(self) -> str:
@@ -127,7 +127,7 @@ class _Parser:
         octal, hexadecimal, letter = escape.groups()
         if letter:
             return _CONTROLS.get(letter, letter)
-        code = int(octal, 8) if octal else int(hexadecimal, 16)
+        code = int(octal, 8) if octal else int(hexadecimal[1:], 16)
         try:
             return chr(code)
         except (ValueError, OverflowError) as error:

@@ -109,7 +109,7 @@ class Metadata:
     """The database in a file, made where there is none."""
 
     def __init__(self, path: Path) -> None:
-        self.turn = threading.RLock()  # whoever holds it is alone
+        self._turn = threading.RLock()
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
@@ -125,13 +125,13 @@ class Metadata:
 
     def close(self) -> None:
         """Close the file; SQLite then folds its log into it."""
-        with self.turn:
+        with self._turn:
             self._database.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Change the database as a whole or not at all; other threads wait. The caller's own calls join in."""
-        with self.turn:
+        with self._turn:
             if self._database.in_transaction:
                 yield
                 return
@@ -181,7 +181,7 @@ class Metadata:
     def committable(self, key: str, name: str) -> Snapshot:
         """The active snapshot, where it can be committed under the name; else the error that a commit raises."""
         _check_name(name)
-        with self.turn:
+        with self._turn:
             if self._find(name):
                 raise AlreadyExists(f"committed snapshot {name}: already exists")
             active = self.snapshot(key)
@@ -224,14 +224,14 @@ class Metadata:
 
     def snapshot(self, name: str) -> Snapshot:
         """A snapshot with its lineage, or NotFound."""
-        with self.turn:
+        with self._turn:
             number, info = self._get(name)
             lineage = self._database.execute(_LINEAGE, (number,)).fetchall()
         return Snapshot(number, info, tuple(parent for (parent,) in lineage))
 
     def usage(self, name: str) -> Usage:
         """What the snapshot was found to take when it was committed; zeros before."""
-        with self.turn:
+        with self._turn:
             row = self._database.execute("SELECT size, inodes FROM snapshots WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise NotFound(f"snapshot {name}: not found")
@@ -239,13 +239,13 @@ class Metadata:
 
     def all(self) -> list[Info]:
         """Every snapshot, by name."""
-        with self.turn:
+        with self._turn:
             rows = self._database.execute(f"{_SELECT} ORDER BY own.name").fetchall()
         return [_info(row) for row in rows]
 
     def ids(self) -> set[int]:
         """The id of every snapshot."""
-        with self.turn:
+        with self._turn:
             return {number for (number,) in self._database.execute("SELECT id FROM snapshots")}
 
     def _get(self, name: str) -> tuple[int, Info]:
@@ -255,7 +255,7 @@ class Metadata:
         return found
 
     def _find(self, name: str) -> tuple[int, Info] | None:
-        with self.turn:
+        with self._turn:
             row = self._database.execute(f"{_SELECT} WHERE own.name = ?", (name,)).fetchone()
         return (row[0], _info(row)) if row else None
 

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ def main() -> int:
     options = _options(sys.argv[1:])
     try:
         _serve(options.root.absolute(), options.address.absolute(), options.mount_program)
-    except (_StartError, SnapshotError, OSError) as error:
+    except (_StartError, SnapshotError, OSError, sqlite3.Error) as error:
         print(f"overlayfs-snapshotter: {error}", file=sys.stderr)
         return 1
     return 0
@@ -43,7 +45,7 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=_ROOT, help=f"where snapshots are kept (default: {_ROOT})")
     parser.add_argument("--address", type=Path, default=_ADDRESS, help=f"the socket (default: {_ADDRESS})")
     parser.add_argument(
-        "--mount-program", default="", help=f"name or path of the mount program (default: the {_PROGRAM} beside this)"
+        "--mount-program", default=_PROGRAM, help=f"name or path of the program that mounts (default: {_PROGRAM})"
     )
     parser.add_argument("--version", action="version", version=f"overlayfs-snapshotter {__version__}")
     return parser.parse_args(words)
@@ -70,14 +72,17 @@ def _run(root: Path, address: Path, program: str) -> None:
 
 
 def _mount_program(named: str) -> str:
-    """The absolute path of the mount program, after a look at what containerd needs to start it."""
+    """The absolute path of the mount program, after a look at what containerd needs to start it.
+
+    It is looked for beside this program first: containerd's PATH need not have it.
+    """
     for helper in ("mount.fuse3", "/bin/sh"):
         if not shutil.which(helper):
             raise _StartError(f"{helper} is not found, and containerd mounts through it (Debian package: fuse3)")
-    beside = Path(sys.argv[0]).absolute().with_name(_PROGRAM)
-    found = shutil.which(named or beside) or shutil.which(named or _PROGRAM)
+    beside = (os.path.dirname(os.path.abspath(sys.argv[0])), sysconfig.get_path("scripts"))
+    found = shutil.which(named, path=os.pathsep.join((*beside, os.environ.get("PATH", os.defpath))))
     if not found:
-        raise _StartError(f"the mount program {named or _PROGRAM} is not found on PATH: give --mount-program")
+        raise _StartError(f"the mount program {named} is not found: give its path with --mount-program")
     return os.path.abspath(found)
 
 
@@ -96,7 +101,9 @@ def _claimed(root: Path) -> Iterator[None]:
 
 
 def _refuse_used(address: Path) -> None:
-    """Raise if a service answers on the socket; gRPC would take its place silently."""
+    """Raise if a service answers on the socket, whose place gRPC would take silently, or if it is no socket."""
+    if address.exists() and not address.is_socket():
+        raise _StartError(f"{address} is in the way: it is not a socket")
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(os.fspath(address))

@@ -14,7 +14,7 @@ from .metadata import AlreadyExists, FailedPrecondition, Info, InvalidArgument, 
 from .mounts import Mount
 from .snapshots import Snapshots
 
-_LISTED_AT_ONCE = 100  # in one message, so that none reaches gRPC's limit of 4 MiB
+_LISTED_AT_ONCE = 100  # in one message, as containerd's own service does: gRPC limits the size of a message
 _NS_PER_S = 1_000_000_000
 _STATUS: dict[type[SnapshotError], grpc.StatusCode] = {
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,

@@ -1,21 +1,21 @@
 """The snapshotter itself: what each request does to the metadata and to the directories.
 
-A snapshot's directory is made before its record and removed after it, so a record always has its directory; what a
-crash leaves is a directory without a record, which the next start and `cleanup` remove. Directories appear and are
-listed as orphans only within a transaction: an unrecorded directory there is nobody's work in progress. All methods
-may be called from any thread.
+A snapshot's directory is made before its record is committed and deleted after its record is gone, so a record always
+has its directory. What a crash or a failed request leaves is a directory without a record, which the next start and
+`cleanup` delete. Directories get their names only within a transaction, so whatever has no record there is nobody's
+work in progress. All methods may be called from any thread.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .._log import Log
-from ..image.store.staging import remove_tree
+from ..image.store.staging import remove_tree, sync_directory
 from ..tree.syscalls import sync_filesystem
 from .filters import parse
 from .metadata import Info, InvalidArgument, Kind, Metadata, Snapshot, Usage
@@ -33,6 +33,9 @@ class Snapshots:
         self._directory = root / "snapshots"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._metadata = Metadata(root / _DATABASE)
+        self._deleting = threading.Lock()  # taken before a transaction: two must not delete the same tree
+        for made_in in (root, root.parent):
+            sync_directory(made_in)
         self._mounts = Mounts(self._directory, program)
         self.cleanup()
 
@@ -55,13 +58,14 @@ class Snapshots:
     def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a committed one. Its files are on disk before the record says so."""
         upper = self._mounts.upper(self._metadata.committable(key, name).id)
-        with _opened(upper) as fd:
-            sync_filesystem(fd)
+        _sync(upper)
         self._metadata.commit(key, name, labels, usage_of(upper))
 
     def remove(self, key: str) -> None:
         """Remove a snapshot without children. It is gone once its record is; a failure to delete files is logged."""
-        self._delete(self._directory / str(self._metadata.remove(key)))
+        number = self._metadata.remove(key)
+        with self._deleting:
+            self._delete(self._directory / str(number))
 
     def stat(self, key: str) -> Info:
         """A snapshot as clients see it."""
@@ -90,57 +94,64 @@ class Snapshots:
 
     def cleanup(self) -> None:
         """Delete the directories that belong to no snapshot."""
-        with self._metadata.writing():
-            known = {str(number) for number in self._metadata.ids()}
-            orphans = [path for path in self._directory.iterdir() if path.name not in known]
-        for orphan in orphans:
-            self._delete(orphan)
+        with self._deleting:
+            with self._metadata.writing():
+                known = {str(number) for number in self._metadata.ids()}
+                orphans = [self._set_aside(path) for path in self._directory.iterdir() if path.name not in known]
+            for orphan in orphans:
+                self._delete(orphan)
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
-        with self._metadata.turn, ExitStack() as undo:
-            with self._metadata.writing():
-                snapshot = self._metadata.create(kind, key, parent, labels)
-                mount = self._mounts.of(snapshot)
-                undo.callback(self._delete, self._make(snapshot))
-            undo.pop_all()
+        with self._metadata.writing():
+            snapshot = self._metadata.create(kind, key, parent, labels)
+            mount = self._mounts.of(snapshot)
+            self._make(snapshot)
         return mount
 
-    def _make(self, snapshot: Snapshot) -> Path:
-        """Make the directory of a new snapshot, on disk under its name or not at all."""
-        new = Path(tempfile.mkdtemp(prefix="new-", dir=self._directory))
-        with ExitStack() as undo:
-            undo.callback(self._delete, new)
-            (new / "fs").mkdir(mode=0o755)
-            if snapshot.parents:
-                below = self._mounts.upper(snapshot.parents[0]).stat()
-                os.chown(new / "fs", below.st_uid, below.st_gid)
-            if snapshot.info.kind == Kind.ACTIVE:
-                (new / "work").mkdir(mode=0o711)
-            _sync_directory(new)
-            made = new.rename(self._directory / str(snapshot.id))
-            undo.pop_all()
-            undo.callback(self._delete, made)
-            _sync_directory(self._directory)
-            undo.pop_all()
-        return made
+    def _make(self, snapshot: Snapshot) -> None:
+        """Make the directory of a new snapshot: it is on disk, whole, when this returns."""
+        new, path = self._unused("new"), self._directory / str(snapshot.id)
+        try:
+            new.mkdir(0o700)
+            self._fill(new, snapshot)
+            sync_directory(new)
+            if path.exists():  # of a snapshot whose record could not be committed
+                self._set_aside(path)
+            new.rename(path)
+        finally:
+            self._delete(new)
+        sync_directory(self._directory)
+
+    def _fill(self, new: Path, snapshot: Snapshot) -> None:
+        """The top of the tree has the modes and the owner that containerd's overlay snapshotter gives it."""
+        fs = new / "fs"
+        fs.mkdir()
+        fs.chmod(0o755)
+        if snapshot.parents:
+            below = self._mounts.upper(snapshot.parents[0]).stat()
+            os.chown(fs, below.st_uid, below.st_gid)
+        if snapshot.info.kind == Kind.ACTIVE:
+            (new / "work").mkdir(0o711)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Give a directory without a record a name that no snapshot will want."""
+        return path.rename(self._unused("old"))
+
+    def _unused(self, kind: str) -> Path:
+        return self._directory / f"{kind}-{secrets.token_hex(8)}"
 
     def _delete(self, directory: Path) -> None:
-        """Delete files that no record needs. What cannot be deleted is left to the next cleanup."""
+        """Delete files that no record needs, if there are any. What cannot be deleted is left to the next cleanup."""
         try:
             remove_tree(directory)
         except OSError as error:
-            _log.warning("%s could not be deleted, and is left to the next cleanup: %s", directory, error)
+            _log.warning("%s is left to the next cleanup: %s", directory, error)
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(directory: Path) -> None:
+    """Put everything on the directory's filesystem on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield fd
+        sync_filesystem(fd)
     finally:
         os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    with _opened(directory) as fd:
-        os.fsync(fd)

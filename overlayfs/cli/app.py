@@ -1,7 +1,7 @@
-"""The typer application: what all commands share, and how the help groups them.
+"""What do all commands share? The typer application, common options, exit statuses, and the groups of the help.
 
-The modules in `commands` register the commands; the work of a command is in a module of another room, imported when
-the command is called.
+The modules in `commands` register the commands; the work of a command is in a module of another room, which is imported
+when the command is called.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GROUPS: Final = {
 
 
 class GroupedCommands(TyperGroup):
-    """Lists the commands by what they are for, so that the help fits a screen.
+    """Lists the commands in groups, so that the help fits a screen.
 
     The arguments are click's, which typer brings under a private name since 0.27.
     """
@@ -62,9 +62,9 @@ app = typer.Typer(
 
 
 def program_for(arguments: list[str]) -> Callable[..., Any]:
-    """The program with the one command that the arguments call: building all takes longer than most of them run.
+    """The program with only the command that the arguments call, as building all of them takes longer than most run.
 
-    With all commands where none is called, as for the help, a completion or a word that is no command.
+    It has all commands if the arguments call none, as for the help, a completion or an unknown command.
     """
     called = _called_command(arguments)
     program = copy(app)
@@ -89,12 +89,12 @@ def _name_of(info: CommandInfo) -> str | None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
-UserXattr = Annotated[bool, typer.Option("--userxattr", help="An UPPER has user.overlay.* marks: see below.")]
+UserXattr = Annotated[bool, typer.Option("--userxattr", help="The UPPER has user.overlay.* marks; see below.")]
 
 
 @dataclass(slots=True)
 class _Chosen:
-    """What stood before the command."""
+    """The options before the command."""
 
     store: Path | None = None
 
@@ -124,5 +124,5 @@ def overlayfs(
 
 
 def store_directory() -> Path | None:
-    """What `--store` names for the command that runs; None means the user's own store."""
+    """The directory of `--store`; None means the user's own store."""
     return _chosen.store

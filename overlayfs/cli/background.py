@@ -1,4 +1,4 @@
-"""What goes on after a command has returned: a process left behind, which holds nothing of its maker's."""
+"""How does work go on after a command has returned? In a process that inherits nothing from the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overlayfs.cli.mounts.live import wait_until_ended
 
 
 def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
-    """Have a process of its own do `work`; with `after`, a pidfd that is closed here, once that process has ended."""
+    """Do `work` in a background process; with `after` (a pidfd, which is closed here) once that process has ended."""
     if os.fork():
         if after is not None:
             os.close(after)
@@ -25,7 +25,7 @@ def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
 
 
 def _detach(kept: int | None) -> int | None:
-    """Keep nothing of the caller's but that descriptor, which may get another number."""
+    """Close everything inherited but the descriptor `kept`, which may get another number."""
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

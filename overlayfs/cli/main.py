@@ -28,7 +28,7 @@ def main() -> int:
         return 130
     except BrokenPipeError:
         return _end_quietly()
-    except SystemExit as ended:  # what the parser makes of a broken pipe, though it is told to leave errors alone
+    except SystemExit as ended:  # the parser turns a broken pipe into this, although standalone_mode is off
         if isinstance(ended.__context__, BrokenPipeError):
             return _end_quietly()
         raise
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _have_standard_streams() -> None:
-    """Those that the caller has closed lead nowhere: else what is opened next would be taken for one of them."""
+    """Open closed standard streams on /dev/null, so that the next opened file does not become one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -48,7 +48,7 @@ def _have_standard_streams() -> None:
 
 
 def _end_quietly() -> int:
-    """The reader had enough: nothing more may be said to it, not even at exit. As if SIGPIPE had ended us."""
+    """End as SIGPIPE would: standard output leads to /dev/null, so that nothing fails at exit either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + 13
 

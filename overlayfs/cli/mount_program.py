@@ -46,11 +46,11 @@ Unmount with umount TARGET or fusermount3 -u TARGET.
 
 
 class UsageError(Exception):
-    """A command line that is neither of the two."""
+    """A command line that has neither of the two forms."""
 
 
 class CommandLine:
-    """The arguments, taken apart; option texts still as written."""
+    """The parsed arguments; option texts are not parsed yet."""
 
     def __init__(self) -> None:
         self.option_texts: list[str] = []

@@ -1,8 +1,7 @@
-"""How do results reach the reader: a person at a terminal, a pipe, or a program?
+"""How are results printed: for a user at a terminal, for a pipe, or for a program?
 
-A terminal gets colour and tables (rich, imported only then); a pipe gets the same columns as plain
-text; `--json` gets one document.  Names from a layer are hostile: control characters never reach a
-terminal.
+A terminal gets colour and tables (rich is imported only then); a pipe gets the same columns as plain text; `--json`
+prints one document. Names from a layer are hostile: control characters never reach a terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Cell(NamedTuple):
 
 
 def printable(name: bytes) -> str:
-    """A name or path safe to show: what is not printable UTF-8 becomes a backslash escape."""
+    """A name or path that is safe to show: all but printable UTF-8 becomes a backslash escape."""
     text = name.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -34,14 +33,14 @@ def printable(name: bytes) -> str:
 
 
 def safe(text: str) -> str:
-    """Text that others wrote, in one line that makes no terminal do anything."""
+    """Foreign text in one line, without control characters."""
     return printable(text.encode("utf-8", "backslashreplace"))
 
 
 def explain(error: OSError) -> str:
-    """What a system call says, in one line."""
+    """The error of a system call in one line."""
     reason = error.strerror or str(error)
-    if not error.filename:  # getcwd(2) is the one that looks for a file that nobody named
+    if not error.filename:  # only getcwd(2) fails with ENOENT for a file that nobody named
         return "the current directory is gone" if error.errno == errno.ENOENT else reason
     if error.errno == errno.EIO:
         reason += " (see overlayfs check)"
@@ -54,7 +53,7 @@ def plain(path: bytes | None) -> str | None:
 
 
 def is_terminal() -> bool:
-    """Whether a person sees standard output."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -1,4 +1,4 @@
-"""How far is it, for a person at a terminal? Bars on standard error, gone when the work has ended."""
+"""How does a user at a terminal see progress? By bars on standard error, which are removed when the work has ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_progress(quiet: bool = False) -> Iterator[Progress]:
-    """A Progress that a person sees, where one looks on; otherwise nothing is shown."""
+    """A Progress that shows bars if standard error is a terminal, and nothing otherwise."""
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield NO_PROGRESS
         return
@@ -47,7 +47,7 @@ class _Shown:
 
 
 class _Bar:
-    """One line; rich's are safe to be moved by any thread."""
+    """One bar; rich allows updates from any thread."""
 
     def __init__(self, bars: Bars, number: TaskID) -> None:
         self._bars, self._number = bars, number

@@ -1,7 +1,7 @@
-"""How does a command mount an overlay for as long as it runs itself?
+"""How does a command mount an overlay for as long as it runs?
 
-The mount is served by a child that is forked from here, with all modules loaded, and that ends with its parent however
-that ends: the kernel closes the lifeline. For a parent with one thread; `overlayfs.mount` is for those with several.
+A child process serves the mount. It is forked with all modules loaded, and ends with its parent, however that ends, as
+the kernel closes the lifeline pipe. For a parent with one thread; `overlayfs.mount` is for programs with several.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ChildMount:
         self._number = mounting.mount_number(mount.mountpoint)
 
     def end(self) -> None:
-        """Unmount, busy or not; everything written is in the upper when this returns."""
+        """Unmount, even if busy. All written data is in the upper when this returns."""
         if self._lifeline_fd < 0:
             return
         os.close(self._lifeline_fd)

@@ -1,9 +1,9 @@
 """Which containers are there? Writable layers on images, each with a name, in the store's `containers`.
 
-A container is one directory: `container.json`, the `upper` that takes all changes, the `work` that goes with it, and
-`root`, where a run mounts the tree. It appears and goes by one rename, and so does its content at a `reset`. One
-process at a time uses it; who that is stands in the record, and it is free for others as soon as that process has
-ended. Records are changed under a lock on the container's directory.
+A container is one directory: `container.json`, the `upper` that takes all changes, its `work`, and `root`, on which a
+run mounts the tree. It appears and disappears by one rename, and `reset` replaces its content by one rename. One
+process at a time uses a container and is named in its record; when that process has ended, the container is free again.
+Records are changed under a lock on the container's directory.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _SECOND: Final = ("crane", "finch", "gecko", "heron", "ibex", "jay", "koala", "l
 class Container(Struct, frozen=True, omit_defaults=True):
     """One container as its record has it; `layers` are keys, bottom first.
 
-    `process` is who uses it, or used it last. `mountpoint` is where it is mounted, if not for a run. An ephemeral one
-    is removed when its process has ended. `scaffold` are the places that runs made in it to mount the host's things
-    on, and have not removed (yet).
+    `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral container is
+    removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made in it and
+    have not removed (yet).
     """
 
     name: str
@@ -103,7 +103,7 @@ class Containers:
         return self._directory / name / WORK
 
     def root(self, name: str) -> Path:
-        """Where a run mounts it."""
+        """The directory on which a run mounts the tree."""
         return self._directory / name / ROOT
 
     def lowers(self, container: Container) -> list[Path]:
@@ -115,7 +115,7 @@ class Containers:
         return found
 
     def compare(self, container: Container) -> Comparison:
-        """What it changed in its image; the caller closes it."""
+        """The changes of a container to its image; the caller closes the result."""
         from ..overlay.changes import Comparison  # a mount need not wait for it
 
         lowers = [os.fsencode(path) for path in self.lowers(container)]
@@ -125,18 +125,18 @@ class Containers:
     # found
 
     def listed(self) -> list[Container]:
-        """All of them, the oldest first. Raises InvalidError for a damaged record."""
+        """All containers, oldest first. Raises InvalidError for a damaged record."""
         names = (name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
         found = [container for name in names if (container := self._read_if_there(name)) is not None]
         return sorted(found, key=lambda container: (container.created, container.name))
 
     def find(self, text: str) -> Container:
-        """By name or by the start of an ID. Raises NotFoundError, InvalidError where several IDs begin so."""
+        """Find by name or by the start of an ID. Raises NotFoundError; InvalidError if several IDs start so."""
         if _NAME.fullmatch(text) and (container := self._read_if_there(text)) is not None:
             return container
         by_id = [container for container in self.listed() if _ID.fullmatch(text) and container.id.startswith(text)]
         if len(by_id) > 1:
-            raise InvalidError(f"{text} is the start of several containers' IDs: {', '.join(c.name for c in by_id)}")
+            raise InvalidError(f"{text} matches the IDs of several containers: {', '.join(c.name for c in by_id)}")
         if not by_id:
             raise NotFoundError(f"no container {text!r}: see overlayfs containers")
         return by_id[0]
@@ -153,7 +153,7 @@ class Containers:
     # made
 
     def create(self, name: str | None, image: Image, layers: list[Digest], *, is_ephemeral: bool = False) -> Container:
-        """A new container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
+        """Make a container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
         if name is not None and not _NAME.fullmatch(name):
             raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
         container = Container(
@@ -184,7 +184,7 @@ class Containers:
         return f"{name}-{secrets.token_hex(3)}"
 
     def _make(self, container: Container) -> Path:
-        """Its directory, whole but not in its place yet: nothing in it is changed, and its root is the image's."""
+        """Stage the directory of a container without changes; its root has the metadata of the image's root."""
         path = self._store.stage.new_name()
         path.mkdir(0o700)
         for name in (UPPER, WORK, ROOT):
@@ -197,7 +197,7 @@ class Containers:
     # used
 
     def claim(self, name: str, image: Image) -> Container:
-        """Have this process use the container, which must be on that image. Raises InUseError, NotFoundError."""
+        """Make this process the user of a container, which must be on this image. Raises InUseError, NotFoundError."""
         with self._locked(name) as container:
             _check_is_free(container)
             if container.manifest != image.descriptor.digest and not self._is_on(container, image):
@@ -209,28 +209,28 @@ class Containers:
         return claimed
 
     def _is_on(self, container: Container, image: Image) -> bool:
-        """Whether its image is this one by another manifest, which packs the same layers otherwise."""
+        """Whether the image of the container is this one, even by a manifest with layers compressed otherwise."""
         try:
             return self._store.load_by_manifest(container.manifest).id == image.id
         except ImageError:
             return False
 
     def change(self, name: str, **members: object) -> Container:
-        """Write members of the record anew; by who uses it."""
+        """Change members of the record; only for the process that uses the container."""
         with self._locked(name) as container:
             changed = replace(container, **members)
             self._write(changed)
         return changed
 
     def release(self, name: str, exit_status: int | None = None) -> None:
-        """Nobody uses it any more; an ephemeral one is gone then."""
+        """Free the container; an ephemeral one is removed."""
         with suppress(NotFoundError):
             released = self.change(name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status)
             if released.is_ephemeral:
                 remove_tree(self.take_away(name))
 
     def reset(self, name: str) -> Path:
-        """Throw its changes away, at once; what is left of them, for the caller to remove. Raises InUseError."""
+        """Discard its changes atomically; the directory with them, for the caller to remove. Raises InUseError."""
         with self._locked(name) as container:
             _check_is_free(container)
             anew = replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[])
@@ -239,7 +239,7 @@ class Containers:
         return fresh
 
     def take_away(self, name: str) -> Path:
-        """Remove a container at once; what is left of it, for the caller to remove. Raises InUseError."""
+        """Remove a container atomically; its renamed directory, for the caller to remove. Raises InUseError."""
         with self._locked(name) as container:
             _check_is_free(container)
             away = self._store.stage.new_name()
@@ -260,7 +260,7 @@ class Containers:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[Container]:
-        """Its record, which nobody else changes meanwhile. Raises NotFoundError."""
+        """The record, locked against changes by others. Raises NotFoundError."""
         fd = self._lock(name)
         try:
             container = None if fd is None else self._read_if_there(name)
@@ -302,7 +302,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _be_like(lower: bytes, upper: bytes) -> None:
-    """Give an upper's root owner, mode, xattrs and times of the image's: the mount shows those of the upper."""
+    """Copy owner, mode, xattrs and times of the image's root to the upper's, as the mount shows those of the upper."""
     from ..overlay.layer import open_layer
 
     layer = open_layer(0, lower)

@@ -1,8 +1,8 @@
-"""Which of the host's mounts must a container not hold on to?
+"""Which mounts of the host must a container not keep busy?
 
-A copy of the host's mount table keeps every filesystem in it in use: an unmount of the host's would end no daemon and
-free no disk as long as the container runs. What is shared with the host follows its unmounts; all else is detached in
-the copy, but for what the container and those who run it are made of.
+A copy of the host's mount table keeps every filesystem in it in use: after an unmount on the host no daemon would end
+and no disk space would be freed while the container runs. Shared mounts follow the unmounts of the host; all others are
+detached in the copy, except those that the container and its runtime need.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/li
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """Absolute paths: `paths` by themselves, `trees` with what is mounted below them. Where there are symlinks in
-    one, all that it leads through is among them."""
+    """Absolute paths: `paths` alone, `trees` with all mounts below them. For a path through symlinks, all paths on
+    the way are included."""
 
     paths: frozenset[bytes]
     trees: frozenset[bytes]
 
     @classmethod
     def of(cls, paths: Iterable[str | Path], trees: Iterable[str | Path]) -> Needed:
-        """These, and what a program like this one needs of the system."""
+        """These paths, and the parts of the system that this program itself needs."""
         ours = [sys.executable, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]
         return cls(_ways([*paths, *ours]), _ways([*trees, *_SYSTEM]))
 
@@ -49,7 +49,7 @@ def _ways(paths: Iterable[str | Path]) -> frozenset[bytes]:
 
 
 def _way(path: bytes) -> Iterator[bytes]:
-    """The path, and what it becomes with one after the other of its symlinks followed."""
+    """The path, and the paths it becomes as its symlinks are followed one by one."""
     yield os.path.realpath(path)
     for _ in range(_MOST_LINKS):
         yield path
@@ -74,14 +74,14 @@ def _is_inside(path: bytes, directory: bytes) -> bool:
 
 
 def foreign_mounts(entries: Sequence[MountEntry], needed: Needed) -> list[MountEntry]:
-    """What is to be detached, in that order: those on top first."""
+    """The mounts to detach, in order: those on top first."""
     return [entry for entry in reversed(entries) if not entry.follows and not needed.covers(entry.mountpoint)]
 
 
 def detach_foreign_mounts(needed: Needed) -> None:
-    """In this process's mount namespace, which is its own, and whose unmounts nobody follows.
+    """Detach them in the mount namespace of this process, which is private and whose unmounts do not propagate.
 
-    In a user namespace of its own the kernel keeps the copied mounts together: there they stay.
+    In a new user namespace the kernel locks the copied mounts together; there they stay.
     """
     for entry in foreign_mounts(mount_entries(), needed):
         try:

@@ -1,8 +1,9 @@
-"""Where in a container are the host's things mounted, and what has to be made for that?
+"""Where in a container are files of the host mounted, and how are the mountpoints made?
 
-A runtime that follows an image's symlinks while the host's files are in sight can be led out of the image. So places
-are resolved, and made where they are missing, before it starts: it is only given paths without symlinks. What was made
-and is empty when the program has ended goes again, so that the container's changes are the program's own.
+A runtime that follows symlinks of the image while the host's files are visible can be led out of the image. So the
+places are resolved, and made if missing, before the runtime starts, which only gets paths without symlinks. Mountpoints
+that were made and are still empty when the program has ended are removed, so that the container only holds the
+program's own changes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OWN_PLACES: Final = ("/", "/proc", "/dev", "/sys")
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A file or directory of the host, and where the container sees it."""
+    """A file or directory of the host, and its place in the container."""
 
     source: Path
     target: str
@@ -55,22 +56,22 @@ def _is_kept(target: str) -> bool:
 
 
 class Mountpoints:
-    """The places that one container's run needs; `remove` what was made for it, or `before` for one that was killed."""
+    """The mountpoints of one run. `remove` removes those made for it, and those made `before` by a killed run."""
 
     def __init__(self, inside: Inside, before: Sequence[bytes] = ()) -> None:
         self._inside = inside
         self._made = list(before)
 
     def directory(self, path: str) -> str:
-        """A directory is at `path` when this returns; the path without symlinks. Raises InvalidError."""
+        """Make sure that a directory is at `path`; the path without symlinks. Raises InvalidError."""
         return os.fsdecode(self._place(os.fsencode(path), is_directory=True))
 
     def file(self, path: str) -> str:
-        """The same with a file."""
+        """As `directory`, for a file."""
         return os.fsdecode(self._place(os.fsencode(path), is_directory=False))
 
     def own(self, path: str) -> None:
-        """A directory is at `path`, which leads through no symlink: for what every container has."""
+        """Make sure that a directory is at `path`, through no symlink: for the mounts of every container."""
         if self.directory(path) != path:
             raise InvalidError(f"{path} in the image is a symlink, so nothing can be run in it")
 
@@ -79,11 +80,11 @@ class Mountpoints:
 
     @property
     def made(self) -> Sequence[bytes]:
-        """Absolute paths, each after that of its directory."""
+        """The paths that were made, absolute; directories before their entries."""
         return tuple(self._made)
 
     def remove(self) -> None:
-        """Remove what was made and is empty still; `made` is then what cannot be reached."""
+        """Remove the mountpoints that are still empty; `made` keeps those that could not be reached."""
         left = []
         for path in reversed(self._made):
             try:
@@ -135,7 +136,7 @@ class Mountpoints:
 
 
 def check_distinct(targets: Sequence[str]) -> None:
-    """Raises InvalidError where two volumes have one place."""
+    """Raises InvalidError if two volumes have the same place."""
     for target in targets:
         if targets.count(target) > 1:
             raise InvalidError(f"two volumes cannot both be at {target}")

@@ -1,8 +1,8 @@
 """Which namespaces does `run` need, and how does an ordinary user get them?
 
-Mounts of its own for everybody, so that a container's mount is seen by nobody else and is gone with its processes. For
-an ordinary user a user namespace before: root in it is the user, the ids from 1 are the user's subordinate ones
-(subuid(5)), if there are any.
+Every run has its own mount namespace, so nobody else sees the container's mount and it ends with the container's
+processes. An ordinary user gets a user namespace first: its root is the user, and the ids from 1 are the user's
+subordinate ids (subuid(5)), if there are any. For processes with one thread.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _NOT_ALLOWED: Final = "user namespaces are not allowed here (sysctl user.max_use
 
 
 def enter_mount_namespace(needed: Needed) -> None:
-    """Give this process, which has one thread, mounts of its own: of the host's what is needed. Raises ImageError."""
+    """Move this single-threaded process to a mount namespace with the `needed` mounts only. Raises ImageError."""
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)
     except OSError as error:
         raise ImageError(f"cannot have mounts of our own: {error.strerror}; it takes CAP_SYS_ADMIN") from None
-    # what the host mounts and unmounts later is still seen, what we mount is not
+    # mounts and unmounts of the host still propagate to us, ours do not propagate back
     syscalls.mount(b"none", b"/", b"", _MS_REC | _MS_SLAVE, b"")
     detach_foreign_mounts(needed)
 
 
 def enter_user_namespace(needed: Needed) -> bool:
-    """Make this process, which has one thread, root of a user namespace with mounts of its own.
+    """Make this process, which has one thread, root of a user namespace with its own mount namespace.
 
-    False where the user has no subordinate ids, so that the image's other users do not exist there. Raises ImageError.
+    False if the user has no subordinate ids, so that the namespace has no user but root. Raises ImageError.
     """
     uid, gid = os.geteuid(), os.getegid()
     uids, gids = (subordinate_ids(Path(f"/etc/sub{kind}"), uid) for kind in ("uid", "gid"))
@@ -80,7 +80,7 @@ def _unshare_user() -> None:
 
 
 def _with_helper(map_ids: Callable[[int], None]) -> None:
-    """Enter a user namespace whose ids `map_ids` maps from outside, in a child: newuidmap(1) must not be in it."""
+    """Enter a user namespace; a child, which stays outside as newuidmap(1) must, maps its ids by `map_ids`."""
     pid = os.getpid()
     read_fd, write_fd = os.pipe()
     child = os.fork()
@@ -105,10 +105,10 @@ def _with_helper(map_ids: Callable[[int], None]) -> None:
 
 
 def user_namespace_of(uid: int, gid: int) -> int:
-    """A user namespace in which everybody is who they are here, and which belongs to `uid`; a descriptor.
+    """A descriptor of a user namespace that maps all ids to themselves and is owned by `uid`.
 
-    For bubblewrap to run a program as that user: who starts in a namespace of their own has its capabilities, and
-    loses them when the program is executed. Raises OSError.
+    In it bubblewrap can run a program as that user: the owner of a namespace starts with its capabilities, and loses
+    them when the program is executed. Raises OSError.
     """
     ready_fd, told_fd = os.pipe()
     wait_fd, done_fd = os.pipe()
@@ -139,6 +139,6 @@ def user_namespace_of(uid: int, gid: int) -> int:
 
 
 def _same_ids(kind: str) -> str:
-    """The ids of this namespace, each mapped to itself: user_namespaces(7)."""
+    """The identity mapping of the ids of this namespace: user_namespaces(7)."""
     lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
     return "".join(f"{first} {first} {count}\n" for first, _, count in map(str.split, lines))

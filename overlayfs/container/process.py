@@ -1,7 +1,7 @@
-"""What does `run` start? The image's configuration, and what the command line says instead of it.
+"""Which process does `run` start? The configuration of the image, with the overrides of the command line.
 
-OCI image specification, config.md, and docker's rules: --entrypoint takes the image's Cmd away with its Entrypoint; the
-environment gets PATH, HOME and HOSTNAME where nobody says otherwise.
+OCI image specification, config.md, and docker's rules: --entrypoint drops the image's Cmd along with its Entrypoint;
+PATH, HOME and HOSTNAME get defaults.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _LONGEST_HOSTNAME: Final = 64
 
 
 class CannotRunError(ImageError):
-    """The program is there but cannot be executed, or is not there (`NotThereError`)."""
+    """The program cannot be executed, or does not exist (`NotThereError`)."""
 
 
 class NotThereError(CannotRunError):
-    """The program is not there."""
+    """The program does not exist in the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says in place of the configuration; None and empty: nothing.
+    """Values of the command line that replace those of the configuration; None and empty values replace nothing.
 
-    `environment` are `NAME=VALUE`, or `NAME` for the caller's own value. An empty `entrypoint` takes the image's away.
+    `environment` has `NAME=VALUE`, or `NAME` for the value of the caller. An empty `entrypoint` removes the image's.
     """
 
     command: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What is executed in a container: `arguments` with the program's absolute path in front."""
+    """The process of a container; the first of `arguments` is the absolute path of the program."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -63,7 +63,7 @@ class Process:
 
 
 def check_hostname(text: str) -> None:
-    """RFC 1123, section 2.1, with the `_` that names of containers may have. Raises InvalidError."""
+    """Raises InvalidError for a name that violates RFC 1123, section 2.1; `_` is allowed, as in names of containers."""
     if len(text) > _LONGEST_HOSTNAME or not _HOSTNAME.fullmatch(text):
         raise InvalidError(
             f"{text[:100]!r} is no host name: at most {_LONGEST_HOSTNAME} letters, digits, - and _, with dots between"
@@ -71,7 +71,7 @@ def check_hostname(text: str) -> None:
 
 
 def command_of(config: RunConfig, overrides: Overrides) -> tuple[str, ...]:
-    """The words to execute. Raises InvalidError where nobody says any."""
+    """The command to execute. Raises InvalidError if neither image nor command line has one."""
     command = overrides.command
     if overrides.entrypoint is not None:
         entrypoint: Sequence[str] = (overrides.entrypoint,) if overrides.entrypoint else ()
@@ -94,9 +94,9 @@ def process_of(
     caller: Mapping[str, str],
     volumes: Mapping[str, Path] = _NO_VOLUMES,
 ) -> Process:
-    """What to execute in the image `inside`; `caller` is the environment of who runs it, `volumes` are by target.
+    """The process to run in the image `inside`; `caller` is the environment of the caller, `volumes` are by target.
 
-    Raises InvalidError, NotFoundError; NotThereError or CannotRunError of a program that cannot be executed.
+    Raises InvalidError, NotFoundError; NotThereError or CannotRunError for the program.
     """
     words = command_of(config, overrides)
     user = find_user(inside, overrides.user or config.user)
@@ -129,9 +129,9 @@ def _environment(
 def find_program(
     inside: Inside, name: str, path: str, directory: str, volumes: Mapping[str, Path] = _NO_VOLUMES
 ) -> str:
-    """The absolute path, in the image, of the program that `name` means there, as execvp(3) looks for it.
+    """The absolute path of a program in the image, searched for as execvp(3) does.
 
-    A path stays as it is written: some programs look at the name that they are called by. It may lie in a volume.
+    A path is kept as written, as some programs check the name by which they are called. It may be in a volume.
     """
     problem: CannotRunError = NotThereError(
         f"{name!r} is not in the image" + ("" if "/" in name else f" (PATH={path})")
@@ -151,7 +151,7 @@ def find_program(
 
 
 def _stat(inside: Inside, path: str, volumes: Mapping[str, Path]) -> os.stat_result:
-    """Of what will be at a path; a symlink of a volume that leads nowhere on the host may do so in the container."""
+    """The stat of a path in the container; of a symlink in a volume itself if its target is missing here."""
     plain = posixpath.normpath(path)
     covering = [target for target in volumes if plain == target or plain.startswith(target + "/")]
     if not covering:

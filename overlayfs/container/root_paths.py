@@ -1,7 +1,7 @@
 """What is at a path of an image, as a program that runs in it would find it?
 
-The tree is hostile: every path is resolved with the image's root as `/`, so that no symlink leads out; a FIFO is not
-opened, and no file is read beyond a limit. Paths are absolute or relative to the root. Raises OSError as open(2).
+The tree is hostile: every path is resolved with the root of the image as `/`, so no symlink leads out; a FIFO is not
+opened, and no file is read beyond a limit. Paths are absolute or relative to the root. Raises OSError as open(2) does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHUNK: Final = 1 << 16
 
 
 class Inside:
-    """The tree whose root directory is `root`; a context manager that holds it open."""
+    """Resolves paths beneath the directory `root`; a context manager that holds it open."""
 
     def __init__(self, root: bytes) -> None:
         self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -35,7 +35,7 @@ class Inside:
         self.close()
 
     def read(self, path: bytes, limit: int) -> bytes:
-        """A regular file of at most `limit` bytes. EINVAL for anything that is no regular file; LimitError."""
+        """The bytes of a regular file. EINVAL for other types; LimitError for more than `limit` bytes."""
         with self._opened(path) as fd:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
@@ -47,12 +47,12 @@ class Inside:
         return data
 
     def stat(self, path: bytes) -> os.stat_result:
-        """Of what the path leads to, symlinks followed."""
+        """The stat of a path, symlinks followed."""
         with self._opened(path) as fd:
             return os.fstat(fd)
 
     def resolve(self, path: bytes) -> bytes:
-        """The absolute path, in the image, that names the same without symlinks."""
+        """The absolute path in the image without symlinks."""
         with self._opened(path) as fd:
             return self._name_of(fd)
 

@@ -1,7 +1,7 @@
-"""How do bubblewrap and runc start a program on a container's root directory?
+"""How do bubblewrap and runc start a program on the root directory of a container?
 
-Pure planning: command lines and the runtime specification (OCI runtime-spec, config.md) from a `Launch`. Both give the
-program namespaces of its own (mounts, processes, IPC, host name, on demand the network) and docker's capabilities.
+Pure planning: a `Launch` becomes a command line or a runtime specification (OCI runtime-spec, config.md). Both runtimes
+give the program its own namespaces (mounts, processes, IPC, host name, network on request) and docker's capabilities.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAPABILITIES: Final = (
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
 )
-"""What docker leaves to root in a container (moby, oci/caps/defaults.go)."""
+"""The capabilities that docker leaves to root in a container (moby, oci/caps/defaults.go)."""
 
 MASKED: Final = (
     "/proc/acpi",
@@ -57,7 +57,7 @@ SYSTEM: Final = ("/proc", "/dev", "/sys")
 
 
 class Kind(Enum):
-    """The runtimes."""
+    """The supported runtimes."""
 
     BWRAP = "bwrap"
     RUNC = "runc"
@@ -70,7 +70,7 @@ class Network(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Something of the host's at a place in the container that exists and has no symlink in it."""
+    """A file or directory of the host, bind-mounted on an existing path of the container without symlinks."""
 
     source: str
     target: str
@@ -81,8 +81,8 @@ class Bind:
 class Launch:
     """One program on one root directory, which has directories (no symlinks) for `SYSTEM`.
 
-    `name` is the container's, for the runtime. `keeps_terminal`: the program is to have the caller's terminal for its
-    own.
+    `name` is the name of the container for the runtime. With `keeps_terminal` the caller's terminal becomes the
+    controlling terminal of the program.
     """
 
     root: Path
@@ -98,8 +98,8 @@ class Launch:
 def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
     """Which runtime to use, and the path of its program. Raises NotFoundError.
 
-    Bubblewrap needs nothing of the machine. But on a terminal a shell wants a session of its own, which it has from
-    runc: in another pid namespace than its session's leader, dash and busybox complain when they end.
+    Bubblewrap has no requirements. On a terminal, however, a shell needs its own session, which runc gives it: dash and
+    busybox complain at their end if their session leader is in another pid namespace.
     """
     preferred = reversed(Kind) if has_terminal else Kind
     for kind in preferred if wanted is None else (wanted,):
@@ -115,10 +115,10 @@ def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]
 
 
 def bwrap_arguments(launch: Launch, *, user_namespace_fd: int | None, filter_fd: int | None) -> list[str]:
-    """What bwrap(1) is told, without the program's name.
+    """The arguments of bwrap(1), without its name.
 
-    `user_namespace_fd`: run in that namespace, as the user who starts bwrap; else as its root. `filter_fd` holds
-    `terminal_filter`; without it a program that keeps the terminal gets no session of its own, and can type into it.
+    With `user_namespace_fd` the program runs in that namespace, as the user who starts bwrap; else as root. `filter_fd`
+    holds `terminal_filter`; without it a program that keeps the terminal could inject input into it.
     """
     process, user = launch.process, launch.process.user
     words = ["--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -151,10 +151,10 @@ _LOAD, _EQUALS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.
 
 
 def terminal_filter(machine: str | None = None) -> bytes | None:
-    """A seccomp program that takes from a program the ioctls by which it could type into its terminal (TIOCSTI).
+    """A seccomp program that denies the ioctls by which a program could inject input into its terminal (TIOCSTI).
 
-    Else it could run commands as the user once it has ended (CVE-2017-5226). System calls of another architecture than
-    the machine's are refused. None for machines whose numbers we do not know.
+    Such input would be run as commands of the user after the program has ended (CVE-2017-5226). System calls of another
+    architecture are refused. None for machines with unknown system call numbers.
     """
     known = _IOCTL.get(machine or platform.machine())
     if known is None:

@@ -1,9 +1,9 @@
-"""How is a container's program started, watched, and told of signals?
+"""How is the program of a container started, supervised, and sent signals?
 
-The program has the caller's terminal. What the terminal sends, it gets from the kernel as a member of the foreground
-group; what anybody else sends to `overlayfs run`, it gets from here. Bubblewrap is the first process of a pid namespace
-of its own, and so ignores what the terminal sends: else Ctrl-C would end it, and it would take the program along
-without asking.
+The program has the caller's terminal. Signals from the terminal reach it from the kernel, as it is in the foreground
+process group; signals sent to `overlayfs run` by others are forwarded here. Bubblewrap is the first process of its pid
+namespace and ignores signals from the terminal; otherwise Ctrl-C would end it, and it would kill the program. For a
+process with one thread.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ FORWARDED: Final = (
 )
 _WATCHED: Final = frozenset({*FORWARDED, signal.SIGCHLD})
 _OF_THE_GROUP: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH})
-"""What a terminal sends to all of its foreground group; of a hang-up only the session's leader hears."""
+"""The signals that a terminal sends to its foreground group; SIGHUP goes to the session leader only."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL, <asm-generic/siginfo.h>: from the terminal, not from a process
 _RUNC_STATE: Final = "state"
 
 
 def launch(kind: Kind, program: str, plan: Launch, bundle: Path) -> int:
-    """Run to the end; the program's exit status (128 + N where signal N ended it).
+    """Run the program until it ends; its exit status (128 + N if signal N ended it).
 
-    `bundle` is a directory for what the runtime needs. Raises ImageError where the runtime could not start it. For a
-    process with one thread, which has no children in need of its pid namespace afterwards.
+    `bundle` is a directory for files of the runtime. Raises ImageError if the runtime cannot start the program. The
+    process must have one thread and no need of its pid namespace for later children.
     """
     before: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED))
     try:
@@ -55,16 +55,16 @@ def launch(kind: Kind, program: str, plan: Launch, bundle: Path) -> int:
 
 
 def stop(kind: Kind, program: str, bundle: Path, name: str) -> None:
-    """End a program whose `launch` was killed; bubblewrap has seen to that by itself."""
+    """End a program whose `launch` was killed; bubblewrap does that by itself."""
     if kind is Kind.RUNC:
         words = [program, "--root", str(bundle / _RUNC_STATE), "delete", "--force", name]
         subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _watch(process: subprocess.Popen[bytes], tell: Callable[[int], None], *, is_in_group: bool = True) -> int:
-    """Wait for the end of the runtime; its exit status. The signals are blocked.
+    """Wait for the end of the runtime and forward signals, which are blocked; its exit status.
 
-    `is_in_group`: the terminal tells the runtime's side by itself.
+    With `is_in_group` the program gets the signals of the terminal from the kernel.
     """
     while process.poll() is None:
         info = signal.sigwaitinfo(_WATCHED)
@@ -91,7 +91,7 @@ def _run_bwrap(program: str, plan: Launch, mask: set[int]) -> int:
     if program_filter is not None:
         filter_fd = _file_of("filter", program_filter)
         passed.append(filter_fd)
-    # in a file: what is on a command line can be read by everybody, and is limited
+    # in a file, as command lines are limited and can be read by everybody
     words = bwrap_arguments(plan, user_namespace_fd=namespace_fd, filter_fd=filter_fd)
     words_fd = _file_of("arguments", b"".join(os.fsencode(word) + b"\0" for word in words))
     passed.append(words_fd)
@@ -121,7 +121,7 @@ def _set_mask(mask: set[int]) -> None:
 
 
 def _take_terminal_back() -> None:
-    """Be in the terminal's foreground again, where a shell has put its own group, which ended with it."""
+    """Make this process group the foreground group of the terminal again, after a shell had put its own there."""
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         with suppress(OSError):  # standard input is no terminal, or not our session's
@@ -139,7 +139,7 @@ def _file_of(name: str, data: bytes) -> int:
 
 
 def _tell_sandboxed(bwrap: int, number: int) -> None:
-    """Send the program a signal; before it is executed, or when it cannot be found, bubblewrap ends for it."""
+    """Send the program a signal; if it is not executed yet, or cannot be found, bubblewrap is ended instead."""
     for init in _children(bwrap):
         for program in _children(init):
             os.kill(program, number)
@@ -156,13 +156,15 @@ def _children(pid: int) -> list[int]:
 
 
 def _check_was_started(status: int, reports: bytes) -> int:
-    """The status, if it is the program's: only then bubblewrap reports an exit-code (bwrap(1), --json-status-fd)."""
+    """The status, if it is the program's: bubblewrap reports an exit-code then (bwrap(1), --json-status-fd)."""
     members = [json.loads(line) for line in reports.splitlines() if line.strip()]
     if any("exit-code" in found for found in members) or status > 128:
         return status
     if any("child-pid" in found for found in members):
-        raise CannotRunError("the program could not be executed: what it needs is not in the image, or bwrap says why")
-    raise ImageError("bwrap could not make a container; it says why above")
+        raise CannotRunError(
+            "the program could not be executed: its library or interpreter is missing, or bwrap tells why"
+        )
+    raise ImageError("bwrap could not make a container; see its message above")
 
 
 # -- runc

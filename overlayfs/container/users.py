@@ -1,4 +1,4 @@
-"""As whom does a program of an image run? From `User` of a configuration to numbers.
+"""As which user does the program of an image run? The `User` of a configuration is resolved to numbers.
 
 OCI image specification, config.md (User): `user`, `uid`, `user:group`, `uid:gid`, `uid:group`, `user:gid`. Names are
 those of the image's own /etc/passwd and /etc/group (passwd(5), group(5)), which are as hostile as the rest of it.
@@ -17,14 +17,14 @@ from .root_paths import Inside
 PASSWD: Final = b"/etc/passwd"
 GROUP: Final = b"/etc/group"
 MAX_FILE: Final = 4 << 20
-"""Bytes; more than a hundred thousand lines of /etc/passwd."""
+"""Bytes: more than a hundred thousand lines of /etc/passwd."""
 _MAX_ID: Final = (1 << 31) - 1
 _MAX_GROUPS: Final = 65536  # NGROUPS_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Numbers as the image means them; `groups` are the supplementary ones; `name` is empty for a bare number."""
+    """User and group ids in the image; `groups` are supplementary; `name` is empty for a bare number."""
 
     uid: int = 0
     gid: int = 0
@@ -34,10 +34,10 @@ class User:
 
 
 def find_user(inside: Inside, text: str) -> User:
-    """Who `text` means in this image; empty is root.
+    """The user that `text` names in this image; an empty text is root.
 
-    Raises NotFoundError for a name that it does not know, InvalidError for numbers out of range and for files that
-    are none, LimitError for huge ones.
+    Raises NotFoundError for an unknown name, InvalidError for numbers out of range and for user files that are not
+    regular, LimitError for huge ones.
     """
     name, colon, group = text.partition(":")
     user = _find_person(inside, name or "0")
@@ -81,7 +81,7 @@ def _groups_of(inside: Inside, name: str, gid: int) -> tuple[int, ...]:
 
 
 def _lines(inside: Inside, path: bytes, fields: int) -> Iterator[list[str]]:
-    """The lines with so many fields; none where the image has no such file."""
+    """The lines with so many fields; none if the image has no such file."""
     try:
         data = inside.read(path, MAX_FILE)
     except OSError as error:
@@ -99,7 +99,7 @@ def _id(text: str) -> int | None:
 
 
 def _number(text: str) -> int | None:
-    """What is written as a number, None for a name. Raises InvalidError for one that is no id."""
+    """The number, None for a name. Raises InvalidError for a number that is not an id."""
     if not (text.isascii() and text.removeprefix("-").isdigit()):
         return None
     found = _id(text)

@@ -1,6 +1,6 @@
 """The process behind `overlayfs.mount`: reads what to mount from standard input, and ends when that is closed.
 
-It outlives a caller that is killed, so it is the one to throw away what was written to an ephemeral mount.
+This process outlives a caller that is killed, so it removes the files of an ephemeral mount.
 """
 
 from __future__ import annotations

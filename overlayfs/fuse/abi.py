@@ -14,7 +14,7 @@ from overlayfs._typing import Final
 
 
 class Opcode(IntEnum):
-    """What a request asks for (enum fuse_opcode)."""
+    """The operation that a request asks for (enum fuse_opcode)."""
 
     LOOKUP = 1
     FORGET = 2
@@ -187,7 +187,7 @@ def texts(body: memoryview, count: int) -> list[bytes]:
 
 
 def names(body: memoryview, count: int) -> list[bytes]:
-    """The same for names of directory entries."""
+    """As `texts`, for names of directory entries: EIO for a path."""
     found = texts(body, count)
     for name in found:
         refuse_path(name)
@@ -201,7 +201,7 @@ def refuse_path(name: bytes) -> None:
 
 
 def invalidation(node: int) -> bytes:
-    """A message of ours: the kernel is to write back the pages that it has of a file, and to forget them."""
+    """FUSE_NOTIFY_INVAL_INODE: the kernel writes back a file's dirty pages and drops its page cache."""
     header = OUT_HEADER.pack(OUT_HEADER.size + _NOTIFY_INVAL_INODE_OUT.size, _NOTIFY_INVAL_INODE, 0)
     return header + _NOTIFY_INVAL_INODE_OUT.pack(node, 0, 0)
 

@@ -63,7 +63,7 @@ class _Signals:
 
 
 def _wake(number: int, frame: FrameType | None) -> None:
-    """The pipe says it."""
+    """Does nothing: the wakeup pipe reports the signal."""
 
 
 class BareLoop:
@@ -91,7 +91,8 @@ class BareLoop:
                 self._poller.register(fd, select.POLLIN)
 
     def serve(self) -> int:
-        """Serve until the mount ends, somebody says so, or a loop is needed: MOUNT_ENDED, TOLD_TO_END, NEEDS_LOOP."""
+        """Serve until the mount ends, a signal ends it, or a request needs trio: MOUNT_ENDED, TOLD_TO_END,
+        NEEDS_LOOP."""
         with _Signals() as signals:
             self._poller.register(signals.fd, select.POLLIN)
             asked_fd = self._listen_for_others()
@@ -102,7 +103,7 @@ class BareLoop:
                 self._stop_listening(asked_fd)
 
     def _listen_for_others(self) -> int | None:
-        """Have the loop end when somebody asks for the upper; the socket's descriptor."""
+        """End the loop when another process asks for the upper; returns the socket's descriptor."""
         if self._claim is None or self._claim.listener is None:
             return None
         self._poller.register(self._claim.listener, select.POLLIN)
@@ -132,7 +133,8 @@ class BareLoop:
                 return end
 
     def _wait(self, signals: _Signals, wait_ms: int | None, *, is_failing: bool) -> int | None:
-        """Wait for whatever comes first, and act on what is no request; how the loop ends, if it does."""
+        """Poll for requests, signals and sync completions, and handle all but requests; returns how the loop ends, if
+        it does."""
         if is_failing:  # the descriptor may be readable all the while
             time.sleep(RETRY_S)
             wait_ms = 0

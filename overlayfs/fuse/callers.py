@@ -1,4 +1,4 @@
-"""Who asks, as the engine wants to know it."""
+"""The caller of a FUSE request (uid, gid, groups), as the engine takes it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from ..overlay.values import Caller
 
 @lru_cache(maxsize=64)
 def caller(uid: int, gid: int, pid: int, umask: int = 0) -> Caller:
-    """The caller of a request, for what does not depend on supplementary groups: reading those takes several system
-    calls."""
+    """The caller of a request without supplementary groups, as reading those takes several system calls."""
     return Caller(uid, gid, pid, umask)
 
 

@@ -1,4 +1,4 @@
-"""How do requests reach us, and pyfuse3 those that it answers?
+"""How do requests reach the lane, and how does pyfuse3 get the requests that it answers?
 
 The lane is the only reader of the kernel's descriptor. pyfuse3's session, once there is one, reads from one end of a
 seqpacket socket pair as if it were that descriptor; what it writes there is relayed to the kernel. Nothing here blocks,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = Log(__name__)
 
-# What the kernel says to an answer that nobody waits for any more, and to anything once the mount is gone.
+# The kernel's errors for a reply that no caller waits for any more, and for any write once the mount is gone.
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPERM)
 
 
@@ -45,7 +45,7 @@ class Channel:
         self._write(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
 
     def forget_attributes(self, node: int) -> None:
-        """Have the kernel ask for the attributes of an inode again: they change in a way that it does not see."""
+        """Invalidate the kernel's cached attributes of an inode, which changed without its knowledge."""
         body = abi.NOTIFY_INVAL_INODE_OUT.pack(node, -1, 0)
         header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), abi.FUSE_NOTIFY_INVAL_INODE, 0)
         try:
@@ -61,7 +61,7 @@ class Channel:
             self.note(abi.OUT_HEADER.unpack_from(reply)[2], error.errno or errno.EIO)
 
     def note(self, unique: int, code: int) -> None:
-        """The kernel has refused a reply: an EIO is sent when it can be, so that the caller does not hang."""
+        """Log a refused reply and queue an EIO in its place, so the caller does not hang."""
         if code not in _NOBODY_WAITS:
             log.error("the kernel does not take an answer: %s", os.strerror(code))
             self._unsent.append(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
@@ -71,14 +71,14 @@ class Channel:
         return bool(self._unsent)
 
     def retry(self) -> None:
-        """Send what the kernel did not take before."""
+        """Retry the EIO replies that the kernel refused before."""
         for _ in range(len(self._unsent)):
             self._write(self._unsent.popleft())
 
     # -- pyfuse3
 
     def connect(self, ours: socket.socket) -> None:
-        """From now on pyfuse3 is at the other end of the pair; it is sent what was forwarded before."""
+        """Connect pyfuse3 to the socket pair, and send it the requests that were forwarded before."""
         ours.setblocking(False)
         self._ours = ours
         self._send_waiting()
@@ -97,7 +97,7 @@ class Channel:
             self._send_waiting()
 
     def give_up(self) -> None:
-        """There can be no pyfuse3: answer EIO to all that was forwarded."""
+        """pyfuse3 cannot be started: answer every forwarded request with EIO."""
         while self._waiting:
             _, opcode, unique, *_rest = abi.IN_HEADER.unpack_from(self._waiting.popleft())
             if opcode not in abi.WITHOUT_REPLY:
@@ -116,7 +116,8 @@ class Channel:
         self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Whenever pyfuse3 has answered it has room again. What cannot be sent at all is answered EIO."""
+        """Send queued requests, as pyfuse3 has room after each reply. A request that cannot be sent is answered with
+        EIO."""
         assert self._ours is not None
         while self._waiting:
             request = self._waiting[0]

@@ -1,15 +1,16 @@
 """How are files copied up while others are served?
 
-Before the operation that needs the copy; whatever else changes the file waits for it. Large files are copied in a
-worker thread. Small ones are copied by the operation itself where that waits for no disk; where only their fsync does,
-they are copied here.
+A file is copied up before the operation that needs the copy; other changes of the file wait for the copy-up. A worker
+thread copies large files. The operation itself copies small files that are in memory; if only their fsync waits for a
+disk, they are copied here.
 """
 
 from __future__ import annotations
 
 from overlayfs._typing import TYPE_CHECKING, Final
 
-from ..overlay.copyup import CopyUp, Need
+from ..overlay.copyup import Need
+from ..overlay.copyup_file import CopyUp
 from ..overlay.engine import Overlay
 from .syncing import Syncs
 from .tasks import in_thread
@@ -21,7 +22,7 @@ INLINE_BYTES: Final = 256 << 10  # below this a thread costs more than it frees
 
 
 class CopyUps:
-    """The copy-ups of one mount that may wait; all on the thread of the engine but for the transfer of much data."""
+    """The copy-ups of one mount that may block. All run on the engine's thread, except the transfer of large files."""
 
     def __init__(self, overlay: Overlay, syncs: Syncs) -> None:
         self._overlay, self._syncs = overlay, syncs
@@ -29,11 +30,11 @@ class CopyUps:
         self._running: dict[int, trio.Event] = {}
 
     def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:
-        """True where an operation has to call `finish` first."""
+        """True where an operation has to call `finish` first; never where `copyup.is_whole_in_upper` says so."""
         return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > self._inline_bytes
 
     async def finish(self, inode: int, need: Need, size: int | None = None) -> None:
-        """Have a file copied up; returns at once where there is nothing to wait for."""
+        """Copy a file up; returns at once if nothing blocks."""
         while inode in self._running:
             await self._running[inode].wait()
         to_copy = self._overlay.bytes_to_copy(inode, need, size)

@@ -1,6 +1,6 @@
-"""How are the requests answered that are not the hottest, or may have to wait?
+"""How does the lane answer requests that are less frequent, or may block?
 
-At once from the engine; a request that waits for a disk becomes a task. Each method `_<opcode>` takes the node, the
+The engine answers at once; a request that waits for a disk becomes a task. Each method `_<opcode>` takes the node, the
 message after its header and who sent it, and returns the body of the reply; None where that comes later, or never.
 """
 
@@ -85,7 +85,7 @@ class FastLane(Lane):
         return (_FLEETING if node in self._unseen else self._attr_times) + found.packed
 
     def _interrupt(self, _node: int, _body: memoryview, _: Asker) -> None:
-        """Nothing: what is answered at once cannot be interrupted, and pyfuse3 has no way to."""
+        """INTERRUPT is ignored: the lane replies at once, and pyfuse3 has no way to interrupt."""
 
     def _setattr_after_copy_up(
         self, node: int, changes: AttributeChanges, need: Need, valid: int, asker: Asker
@@ -99,7 +99,7 @@ class FastLane(Lane):
     def _without_privileges(
         self, changes: AttributeChanges, before: Attributes, valid: int, asker: Asker
     ) -> AttributeChanges:
-        """The changes, and with them setuid and setgid taken from a file that has one of them."""
+        """The changes, plus clearing setuid and setgid if the file has one of them."""
         if takes_privileges(valid, asker, before):
             return changes.with_mode(unprivileged(before, asker), changes.is_nothing)
         return changes
@@ -200,7 +200,7 @@ class FastLane(Lane):
         return _DONE
 
     def _read_late(self, node: int, offset: int, room: memoryview) -> int | None:
-        """Read what is on a disk: a fast one is waited for, else a task answers."""
+        """Read data that is not in the page cache: wait briefly for a fast disk, else a task answers."""
         if self._patience.is_left():
             self._overlay.fetch(node, offset, len(room))
             count = self._patience.wait(lambda: self._overlay.read_into(node, offset, room))
@@ -218,14 +218,14 @@ class FastLane(Lane):
             opened.unpin()
 
     def _write_after(self, node: int, offset: int, data: memoryview, write_flags: int, asker: Asker) -> bytes | None:
-        """A write for which something else must be done first."""
+        """A write that needs a copy-up or a privilege change first."""
         if not self._copy_ups.must_wait(node, Need.DATA):
             return self._write_now(node, offset, data, write_flags, asker)
         kept = bytes(data)  # the buffer is another request's by then
         return self._after_copy_up(node, lambda: self._write_now(node, offset, kept, write_flags, asker))
 
     def _drop_pages(self, node: int) -> None:
-        """A mapping has changed pages of a file that may not be written: nobody is to read them.
+        """Drop the pages that a mapping changed in an immutable or append-only file, so nobody reads them.
 
         In a thread, as the kernel may ask for the pages meanwhile.
         """
@@ -242,7 +242,7 @@ class FastLane(Lane):
         return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
 
     def _after_copy_up(self, node: int, change: Callable[[], bytes], need: Need = Need.DATA) -> bytes | None:
-        """Change a file at once, or later where it must first be copied up."""
+        """Change a file at once, or in a task if the file must first be copied up."""
         if not self._copy_ups.must_wait(node, need):
             return change()
 

@@ -1,8 +1,8 @@
 """pyfuse3's operations over the engine: decode, one engine call, encode.
 
-All run on the trio thread that owns the engine; a handler is atomic but for its awaits. Large copy-ups, fsync and
-reads that would wait for a disk go to worker threads, and others are served meanwhile; what changes a file waits
-for its copy-up.
+All handlers run on the trio thread that owns the engine; a handler is atomic between its awaits. Large copy-ups, fsync
+and reads that would wait for a disk run in worker threads, while other requests are served; changes of a file wait for
+its copy-up.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How does a daemon answer those who want its upper, and let go of it when its mount stands nowhere any more?
+"""How does a daemon answer another mount that wants its upper, and release the upper once its own mount is detached?
 
-What was left open of the mount (a working directory below a lazily unmounted tree, a copy of the mount in a namespace
-that others made) ends with the daemon: it gets ENOTCONN from then on. Before, the kernel writes back what it has
-gathered, and what was written is in the upper.
+Users of the detached mount (a working directory below a lazily unmounted tree, a copy of the mount in another mount
+namespace) get ENOTCONN once the daemon ends. Before that, the kernel writes back its dirty pages, so all written data
+is in the upper.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STANDS: Final = b"it is mounted again\n"
 
 
 class Handover:
-    """What is said to others. `end` has the daemon end; `device_fd` gives the kernel's descriptor."""
+    """Answers other mounts on the claim socket. `end` ends the daemon; `device_fd` returns the /dev/fuse descriptor."""
 
     def __init__(
         self, overlay: Overlay, claim: Claim, live: LiveMount, device_fd: Callable[[], int], end: Callable[[], None]
@@ -41,7 +41,7 @@ class Handover:
         self._end = end
 
     async def serve(self, nursery: trio.Nursery) -> None:
-        """Answer all who come, as long as there is a socket."""
+        """Accept and answer connections as long as the socket exists."""
         listener = self._claim.listener
         if listener is None:
             return
@@ -52,10 +52,10 @@ class Handover:
                 await trio.lowlevel.wait_readable(listener)
                 connection = self._claim.accept()
             except trio.ClosedResourceError:
-                log.warning("too few descriptors: nobody is told any more whose the upper is")
+                log.warning("too few descriptors: the socket that tells other mounts who holds the upper is closed")
                 return
             except OSError as error:  # it went away again, or there are too few descriptors
-                log.info("nobody was let in: %s", error)
+                log.info("no connection was accepted: %s", error)
                 await trio.sleep(0.1)
                 continue
             nursery.start_soon(self._answer, connection)
@@ -65,9 +65,9 @@ class Handover:
         try:
             has_let_go = await self._speak(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.info("somebody who wanted the upper did not go on: %s", error)
+            log.info("a mount that asked for the upper closed the connection: %s", error)
         except Exception:
-            log.exception("somebody who wanted the upper was not answered")
+            log.exception("a mount that asked for the upper was not answered")
         finally:
             if has_let_go:
                 self._claim.keep_waiting(connection)
@@ -76,7 +76,7 @@ class Handover:
                 connection.close()
 
     async def _speak(self, stream: trio.SocketStream) -> bool:
-        """True where the daemon is to end for whoever is at the other end."""
+        """True if the daemon must end to let the peer have the upper."""
         with trio.fail_after(_ASKS_WITHIN_S):
             await stream.send_all(Standing(self._live.device, self._live.stands_at).to_line())
             if await stream.receive_some(len(LET_GO)) != LET_GO:
@@ -92,7 +92,7 @@ class Handover:
         return _KEPT if self._overlay.passes_through else None
 
     async def _write_back(self) -> bytes | None:
-        """Have all in the upper that was written; why it cannot be let go of after all."""
+        """Write back all dirty data to the upper; returns the reason why the upper cannot be released, if any."""
         log.warning("another mount takes the upper over: what is still open of this one is cut off")
         numbers = self._overlay.files_known_to_kernel()
         try:
@@ -104,7 +104,7 @@ class Handover:
 
 
 def _write_back(device_fd: int, numbers: list[int]) -> None:
-    """Have the kernel write what it has gathered of these files, also through mappings, and give their pages up.
+    """Have the kernel write back the dirty pages of these files, also of mappings, and drop their page cache.
 
     It asks the daemon to write meanwhile, so this is for a thread, which goes on until `numbers` is empty.
     """

@@ -2,9 +2,9 @@
 """How are hot requests taken from the kernel before pyfuse3 sees them?
 
 The lane reads the kernel's descriptor into one buffer, answers out of another, and forwards what it does not answer. A
-request is forwarded before the engine has done anything for it, or not at all. What waits for a disk becomes a task.
-All of it happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor pyfuse3
-and ends as soon as one of them is needed, and then `looping`, which runs on trio.
+request is forwarded before the engine has done anything for it, or not at all. A request that waits for a disk becomes
+a task. All of it happens on the thread that owns the engine, in one of two loops: `bare`, which has neither tasks nor
+pyfuse3 and ends as soon as one of them is needed, and then `looping`, which runs on trio.
 
 Compiled, as C structs are its substance. The hottest requests are answered here; for the others a subclass in Python
 has a method `_<opcode>`. Every message is checked for its length before it is read as a struct.
@@ -15,15 +15,15 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memset
 from posix.fcntl cimport O_APPEND
-from posix.stdlib cimport posix_memalign
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport S_ISGID, S_ISUID
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport read, write
 
 from overlayfs.fuse.messages cimport *
+from overlayfs.overlay.engine cimport Overlay
 from overlayfs.overlay.listing cimport Sink
 from overlayfs.overlay.values cimport (
     ASKED_ATIME, ASKED_CTIME, ASKED_GID, ASKED_MODE, ASKED_MTIME, ASKED_SIZE, ASKED_UID, AttributeChanges, Attributes,
@@ -67,7 +67,6 @@ cdef enum:
 
 cdef enum:
     _LIMIT = 64  # abi.OPCODE_LIMIT
-    _ALIGNMENT = 4096
     _NO_REPLY = -1  # was sent already, comes later, or never
 
 cdef Py_ssize_t _LONGEST = abi.LONGEST_REQUEST
@@ -80,7 +79,7 @@ cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
 
 
 class Forwarded(Exception):
-    """This request is pyfuse3's."""
+    """Raised to forward the request to pyfuse3."""
 
 
 cdef uint64_t _now_ns() noexcept nogil:
@@ -89,16 +88,25 @@ cdef uint64_t _now_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
+cdef char *_pages() except NULL:
+    """Room for the longest message. Memory is taken as messages of that length come."""
+    found = mmap(NULL, _LONGEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if found == MAP_FAILED:
+        raise MemoryError
+    return <char *>found
+
+
 cdef class _Listing(Sink)
 
 
 cdef class Lane:
-    """Takes requests and knows who answers them.
+    """Reads requests, and answers, postpones or forwards each.
 
     `timeout_s` is how long the kernel may trust names and attributes, None for ever. Not thread-safe.
     """
 
-    cdef readonly object _overlay, _channel, _tasks, _copy_ups, _unseen
+    cdef readonly Overlay _overlay
+    cdef readonly object _channel, _tasks, _copy_ups, _unseen
     cdef public bint counts_opens  # whether the kernel asks for opens
     cdef int _device_fd
     cdef char *_in  # the request; owned
@@ -116,18 +124,14 @@ cdef class Lane:
     cdef public Py_ssize_t pending  # requests that are answered later
 
     def __cinit__(self):
-        if posix_memalign(<void **>&self._in, _ALIGNMENT, _LONGEST) or \
-                posix_memalign(<void **>&self._out, _ALIGNMENT, _LONGEST):
-            raise MemoryError
-        memset(self._in, 0, _LONGEST)
-        memset(self._out, 0, _LONGEST)
+        self._in, self._out = _pages(), _pages()
         self._header = <fuse_in_header *>self._in
 
     def __dealloc__(self):
-        free(self._in)
-        free(self._out)
+        munmap(self._in, _LONGEST)
+        munmap(self._out, _LONGEST)
 
-    def __init__(self, overlay, copy_ups, tasks, channel, poll_us, timeout_s):
+    def __init__(self, Overlay overlay not None, copy_ups, tasks, channel, poll_us, timeout_s):
         self._overlay, self._copy_ups, self._tasks, self._channel = overlay, copy_ups, tasks, channel
         self._device_fd = channel.device_fd
         self._unseen = overlay.written_unseen
@@ -202,7 +206,7 @@ cdef class Lane:
         cdef Py_ssize_t length
         cdef uint32_t opcode
         if self._length < <Py_ssize_t>sizeof(fuse_in_header):
-            log.error("a request of %d bytes is none", self._length)
+            log.error("%d bytes are too few for a request", self._length)
             return 0
         opcode = self._header.opcode
         try:
@@ -577,7 +581,7 @@ cdef class _Listing(Sink):
 
 
 cdef class _ListingWithEntries(_Listing):
-    """The same with what is known of each file: READDIRPLUS."""
+    """The names of a directory with each file's attributes: READDIRPLUS."""
 
     cpdef bint put(self, bytes name, uint64_t offset, Attributes found, bint can_be_taken) except -1:
         cdef Py_ssize_t size = _padded(sizeof(fuse_direntplus) + PyBytes_GET_SIZE(name))

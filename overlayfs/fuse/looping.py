@@ -66,7 +66,7 @@ class Loop:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def serve_with_lane(self, lane: Lane, channel: Channel) -> None:
-        """Serve until the mount ends or somebody says so; goes on where the bare loop stopped."""
+        """Serve until the mount ends or a signal ends it; continues where the bare loop stopped."""
 
         async def serve(nursery: trio.Nursery) -> None:
             await self._shake_hands()
@@ -193,7 +193,7 @@ async def _end_with_parent(lifeline_fd: int, scope: trio.CancelScope) -> None:
 
 
 class _Forwarding(logging.Handler):
-    """pyfuse3 and trio use `logging`; what they log goes where ours goes."""
+    """Send the `logging` records of pyfuse3 and trio to this package's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None

@@ -1,9 +1,9 @@
 """Which opens does the kernel serve itself, from the file in the upper layer (FUSE passthrough, Linux 6.9)?
 
-Only files that are in the upper for good: what is still below can be copied up while it is open, and then its readers
-must see the copy. The kernel wants all opens of an inode to agree, so a file that somebody opened before stays with us
-until he closes it. Once a file was passed through to a writer, its attributes are asked for whenever they are wanted:
-it is written without us, by a mapping even after it is closed.
+Only files that are already in the upper: a lower file can be copied up while it is open, and then its readers must see
+the copy. The kernel requires all opens of an inode to use the same mode, so a file with an earlier normal open is
+served by the daemon until that open is closed. Once a file was passed through to a writer, its attributes are asked for
+whenever they are wanted: it is written without us, by a mapping even after it is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is a disk waited for a moment, or are others served at once?
+"""Does the lane wait briefly for a disk, or serve other requests at once?
 
 A thread costs the wakings of two sleeping processors, more than a fast disk takes. So the lane has the disk fetch or
 sync the data, waits for a moment, and only then turns to others. Where that is in vain, as on a slow disk, it soon
@@ -19,7 +19,7 @@ _PAUSE: Final = 60  # requests
 
 
 class Patience:
-    """The experience that requests of one kind had with the disks of a mount."""
+    """How often requests of one kind finished within the wait, on one mount."""
 
     def __init__(self, longest_ns: int = _LONGEST_NS) -> None:
         self.longest_ns = longest_ns
@@ -46,7 +46,7 @@ class Patience:
         return None
 
     def note(self, *, in_time: bool) -> None:
-        """How it ended for a request that was waited for."""
+        """Record whether the awaited request finished in time."""
         self._late = 0 if in_time else self._late + 1
         if self._late == _LATE_IN_A_ROW:
             self._late, self._pause = 0, _PAUSE

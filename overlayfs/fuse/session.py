@@ -1,6 +1,6 @@
 """How does a mount live as a process: mount, serve until unmounted, in the foreground, as a daemon, for a parent?
 
-Imports what serves only when it is needed: a refusal must not wait for it.
+Imports the serving modules only after mounting, so a refusal is reported sooner.
 """
 
 from __future__ import annotations

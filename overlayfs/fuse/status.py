@@ -1,4 +1,4 @@
-"""What does a daemon say of its mount?
+"""Which facts does a daemon report about its mount?
 
 One JSON document, read as the xattr STATUS_XATTR of the mount's root, in pages: an xattr value cannot be longer than
 64 KiB. The lane answers the request itself, and pyfuse3's handlers where there is no lane.

@@ -1,7 +1,7 @@
 """How is something synced while others are served?
 
-By threads of the kernel where it has some for that, else by one of ours. As with reads, a fast disk is waited for a
-moment: waking a sleeping processor for the answer can take longer than the sync.
+fsync requests are submitted to the kernel's AIO (io_submit(2)) where available, else to a worker thread. As for reads,
+the lane waits briefly for a fast disk: waking a sleeping processor for the completion can take longer than the sync.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Syncs:
             self._patience.note(in_time=token not in self._waiting)
 
     def _is_queued(self, fd: int, data_only: bool, token: int) -> bool:
-        """Give it to the kernel's threads; False where there are none, or they have too much to do."""
+        """Submit the fsync to the kernel's AIO; False if there is none, or its queue is full."""
         if self._queue is None:
             return False
         try:
@@ -126,7 +126,7 @@ class Syncs:
         return None if self._queue is None else self._queue.event_fd
 
     async def serve(self) -> None:
-        """Take note of the syncs that take longer, for ever."""
+        """Report AIO completions, for ever."""
         import trio
 
         while self._queue is not None:
@@ -135,12 +135,12 @@ class Syncs:
                 await trio.sleep(_RETRY_S)
 
     def close(self) -> None:
-        """Waits for what the kernel has under way."""
+        """Close the AIO context; waits for the syncs in progress."""
         if self._queue is not None:
             self._queue.close()
 
     def take_ended(self, wait_ns: int = 0) -> bool:
-        """Tell of those that have ended; False where the kernel does not say."""
+        """Report completed syncs; False if the completions cannot be read."""
         assert self._queue is not None
         try:
             ended = self._queue.ended(wait_ns)
@@ -167,4 +167,4 @@ class Syncs:
         try:
             self._waiting.pop(token)(failure)
         except Exception:
-            log.exception("a sync has ended and cannot be told")
+            log.exception("the end of an fsync could not be reported")

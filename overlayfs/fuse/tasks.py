@@ -1,7 +1,7 @@
-"""How does what takes long run beside the requests?
+"""How do long operations run beside the request loop?
 
-As a task of trio's, and system calls that block in its threads. Importing trio is slow and a mount may do without, so a
-task that begins before there is a loop waits for one: `bare` then ends, and `looping` runs it.
+Each is a trio task, and its blocking system calls run in trio's threads. Importing trio is slow and a mount may do
+without, so a task that begins before there is a loop waits for one: `bare` then ends, and `looping` runs it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Tasks:
             self._nursery.start_soon(task)
 
     def run_in(self, nursery: trio.Nursery) -> None:
-        """There is a loop: run what was postponed, and all tasks to come."""
+        """The trio loop has started: run the postponed tasks, and all later ones at once."""
         self._nursery = nursery
         while self._postponed:
             nursery.start_soon(self._postponed.popleft()[0])
 
     def give_up(self) -> None:
-        """There can be no loop: end what was postponed without having run it."""
+        """The trio loop cannot start: give up the postponed tasks without running them."""
         while self._postponed:
             self._postponed.popleft()[1]()
 

@@ -1,6 +1,6 @@
-"""Where does an ephemeral mount keep what is written, and how is it thrown away?
+"""Where does an ephemeral mount keep its upper, and how is the upper removed?
 
-Never through the mount: what is removed while that is live would be deleted from the user's own layers.
+Never through the mount: removing files while it is live would delete them from the user's own layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def make(*names: str) -> Path:
 def remove(root: Path) -> None:
     """Remove what `make` made, once nothing serves the mount; a mountpoint that is still one stays, and `root` with it.
 
-    Doing it twice is well.
+    May be called twice.
     """
     for name in (UPPER, WORK):
         _remove_tree(root / name)

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""What does stat(2) say of a file in the merged tree?
+"""Which attributes does stat(2) report for a file in the merged tree?
 
 Nothing here copies up. Neighbours: changing (how it is changed), xattrs. Compiled; C types are in attributes.pxd.
 """
@@ -27,7 +27,7 @@ def attributes_of(state: State, inode: Inode) -> Attributes:
 
 
 def remember(state: State, inode: Inode, st: Stat, fewest_links: int = 0) -> Attributes:
-    """Keep what a stat of the file on disk says, as the mount shows it."""
+    """Cache the stat of the file on disk, translated as the mount shows it."""
     links, blocks = max(_link_count(state, inode, st), fewest_links), st.st_blocks
     if not blocks and st.st_size:
         blocks = _blocks(state, inode, st)
@@ -42,12 +42,13 @@ def remember(state: State, inode: Inode, st: Stat, fewest_links: int = 0) -> Att
 
 
 def is_changed_unseen(state: State, inode: Inode) -> bool:
-    """What is served without us changes without us."""
+    """Attributes of files in passthrough are not cached: the kernel changes them without the daemon."""
     return inode.number in state.written_unseen or inode.number in state.passed_through
 
 
 def note_read(state: State, inode: Inode) -> None:
-    """Content, entries or target were read on the disk. No system call until somebody asks for the new access time."""
+    """Note that content, entries or target were read on the disk. No system call until the new access time is
+    requested."""
     if not inode.is_known or not inode.upper or inode.metacopy or not layer_of(state, inode).reads_move_times:
         return
     if inode.reads_may_move_times():
@@ -55,7 +56,7 @@ def note_read(state: State, inode: Inode) -> None:
 
 
 def real_stat(state: State, inode: Inode) -> Stat:
-    """What stat says of the file on disk; ESTALE where it is gone."""
+    """The stat of the file on disk; ESTALE if it is gone."""
     orphan = state.orphans.get(inode.number)
     if orphan is not None:
         return stat_of(orphan)

@@ -1,4 +1,4 @@
-"""Does an upper go with these lower layers?
+"""Was an upper first mounted on the same topmost lower layer?
 
 The kernel's overlayfs with index=on remembers on the upper's root which directory the topmost lower layer was
 (fs/overlayfs/super.c, ovl_get_indexdir), and refuses the upper with any other (ESTALE): what is copied up and indexed
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from .options import MountError
 from .state import State
 
@@ -25,7 +25,7 @@ def verify_origin(state: State) -> None:
     if not origin:  # its filesystem has no file handles
         return
     root_fd, name = state.upper.root_fd, state.prefix + marks.ORIGIN
-    known = marks.read_xattr_of_descriptor(root_fd, name)
+    known = xattrs.read_xattr_of_descriptor(root_fd, name)
     if not known:
         _remember(root_fd, name, origin)
     elif not marks.is_same_origin(known, origin):

@@ -1,4 +1,4 @@
-"""What did an upper change in the merged tree of its lower layers?
+"""Which paths of the lower layers' merged tree did an upper add, modify or delete?
 
 Compares two views, that of all layers and that of the lowers alone, and descends only where the upper has a
 part in. So every spelling of a whiteout, opaque directories, redirects and metacopy are expanded by being
@@ -43,7 +43,7 @@ class ChangeKind(Enum):
 
 
 class Aspect(Enum):
-    """In what a modified file differs from the one below."""
+    """An aspect in which a modified file differs from the lower file."""
 
     TYPE = "type"
     CONTENT = "content"
@@ -172,7 +172,7 @@ class Comparison:
         yield from self._in_directory(new, old)
 
     def as_layer(self, visit: Visit | None = None) -> Iterator[Change]:
-        """What a layer must hold that is to do to the lowers, which must be known, what the upper does.
+        """The content of a layer that changes the lowers as the upper does; the lowers must be known.
 
         As iteration, but: a directory that shows nothing of what lower layers have in it `hides_below`, and all that
         it holds is ADDED, whether the lowers have the same or not; the root is ADDED where there is no lower; and a
@@ -231,7 +231,7 @@ class Comparison:
             os.close(fd)
 
     def version_at(self, path: bytes) -> Version | None:
-        """What the merged tree has at a path, None where it has nothing."""
+        """The node at a path of the merged tree, None if there is none."""
         node = self._new.find(path)
         return None if node is None else self._new.version(node)
 
@@ -245,7 +245,7 @@ class Comparison:
             yield from self._of_name(above, below)
 
     def _pairs(self, new: Node, old: Node | None) -> Iterator[tuple[Node | None, Node | None]]:
-        """What each name in a directory is now and was before, but for names that the upper has no part in."""
+        """For each name in a directory, the node now and before; names without any part in the upper are left out."""
         now = self._new.children(new)
         before = {} if old is None else self._old.children(old)
         same_places = old is not None and _lower_places(new) == old.places and not self._new.has_index
@@ -317,7 +317,7 @@ class Comparison:
             return same_bytes(left, right)
 
     def gone_with(self, change: Change) -> Iterator[Change]:
-        """What was in the directory that a change deleted or replaced, as deletions of their own, deepest first."""
+        """The former entries of a directory that a change deleted or replaced, as separate deletions, deepest first."""
         was, now = change.before, change.after
         if was is None or not stat.S_ISDIR(was.stat.mode) or (now is not None and stat.S_ISDIR(now.stat.mode)):
             return

@@ -115,7 +115,7 @@ def _change_override(state: State, fd: int, st: Stat, uid: int, gid: int, mode: 
 
 
 def _remove_capability(fd: int) -> None:
-    """What chown(2) does to file capabilities, where the owner is only written down."""
+    """Remove file capabilities as chown(2) does, if the owner is stored in an override xattr only."""
     try:
         access.removexattr(fd, metadata.CAPABILITY)
     except OSError as error:

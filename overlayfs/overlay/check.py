@@ -1,4 +1,4 @@
-"""What did a crash or tampering leave in an upper and its workdir, and how is it mended?
+"""Which faults did a crash or tampering leave in an upper and its workdir, and how are they repaired?
 
 Needs no lower layers, so it judges only what is wrong whatever lies below. Repair changes marks and removes
 leftovers that no lookup can want, never a user's file; where that is not possible it leaves all as it is.

@@ -1,4 +1,4 @@
-"""What is wrong in an upper: marks that no reader understands, whiteouts where they mean nothing?"""
+"""Which faults does an upper have: malformed marks, whiteouts where they have no meaning?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from ..tree import access, marks
+from ..tree import access, marks, xattrs
 from ..tree.syscalls import OPEN_DIRECTORY, Stat, entry_path, open_beneath, set_times, stat_of
 from .findings import Finding, Found, Problem
 from .ownership import parse_override
@@ -64,7 +64,7 @@ class _Directory:
 
     def _read(self, name: bytes) -> _Entry:
         st = access.stat_at(self._fd, name)
-        return _Entry(name, st, frozenset(marks.list_xattrs(self._fd, name)))
+        return _Entry(name, st, frozenset(xattrs.list_xattrs(self._fd, name)))
 
     @property
     def subdirectories(self) -> list[bytes]:
@@ -138,7 +138,7 @@ class _Directory:
                 yield self._found(Problem.BAD_OVERRIDE, entry, None, os.fsdecode(stored))
 
     def _value(self, entry: _Entry, stored: bytes) -> bytes:
-        return marks.read_xattr(self._fd, entry.name, stored) or b""
+        return xattrs.read_xattr(self._fd, entry.name, stored) or b""
 
     def _check_mark(self, entry: _Entry, prefix: bytes, mark: bytes) -> Iterator[Found]:
         value = self._value(entry, prefix + mark)

@@ -1,4 +1,4 @@
-"""What is wrong in a workdir: unfinished changes, the volatile mark, index entries nothing leads to?
+"""Which faults does a workdir have: unfinished changes, the volatile mark, index entries without a name in the upper?
 
 The layout is the kernel's (`work`, `work/incompat/volatile`, `index`), and our record of deleted hard links.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from ..tree import marks
+from ..tree import marks, xattrs
 from ..tree.syscalls import entry_path, open_beneath, sync_filesystem
 from . import drafts
 from .claim import SOCKET
@@ -96,7 +96,7 @@ def _origin(dir_fd: int, name: bytes) -> bytes | None:
 
 
 def _mark(dir_fd: int, name: bytes, mark: bytes) -> bytes | None:
-    values = (marks.read_xattr(dir_fd, name, prefix + mark) for prefix in (marks.TRUSTED, marks.USER))
+    values = (xattrs.read_xattr(dir_fd, name, prefix + mark) for prefix in (marks.TRUSTED, marks.USER))
     return next((value for value in values if value is not None), None)
 
 

@@ -1,14 +1,14 @@
-"""Who may use an upper and its workdir, and who gives them up for whom?
+"""Which daemon may use an upper and its workdir, and when does it release them for another mount?
 
-The locks on both directories decide (flock(2), for the life of the descriptors): there are never two writers. A daemon
-that has them listens on a socket in the workdir, which the kernel lets nobody reach but the owner and root. Whoever
-wants the directories is told there where the mount stands. If it stands nowhere, neither for the one nor for the
-other, the daemon only serves what was left open at a lazy unmount, or a copy of the mount in a namespace that others
-made: then it is asked to let go. What it says is only believed where the kernel's tables say the same, and the new
-mount goes on when it has the locks.
+Locks on both directories (flock(2), held as long as the descriptors) keep out a second writer. The daemon that holds
+them listens on a socket in the workdir, which the kernel lets only the owner and root reach. A new mount asks there
+where the present one is mounted. If neither process finds it in its mount table, the daemon only serves files that
+stayed open at a lazy unmount, or a copy of the mount in another namespace: then the new mount asks it to release the
+directories. The new mount believes the answer only if the kernel's mount tables agree, and goes on once it holds the
+locks.
 
-A conversation: the daemon says its `Standing` as a line of JSON; it hears `LET_GO`; it closes the connection once it
-has released the locks, or says in a line why it keeps them.
+The protocol: the daemon sends its `Standing` as a line of JSON; the new mount sends `LET_GO`; the daemon closes the
+connection once it has released the locks, or sends a line that says why it keeps them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Claim:
         self.before_closing: Callable[[_socket.socket], object] = lambda _: None  # told of the listener
 
     def listen(self) -> None:
-        """Be there for those who want the directories. Where the workdir can hold no socket, they are refused."""
+        """Listen for other mounts that want the directories. If the workdir can hold no socket, they are refused."""
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             with suppress(FileNotFoundError):
@@ -123,11 +123,11 @@ class Claim:
             return listener.accept()[0]
 
     def keep_waiting(self, connection: socket.socket) -> None:
-        """Somebody waits at the other end until the locks are released."""
+        """Keep the connection of a peer that waits until the locks are released."""
         self._waiting.append(connection)
 
     def release(self) -> None:
-        """Nothing is written any more: let others have the directories. Doing it twice is well."""
+        """Release the directories for other mounts, after the last write. May be called twice."""
         listener, self.listener = self.listener, None
         if listener is not None:
             with suppress(OSError):  # before the next owner of the locks makes its own
@@ -136,7 +136,7 @@ class Claim:
         for _, layer in self._options:
             with suppress(OSError):
                 fcntl.flock(layer.root_fd, fcntl.LOCK_UN)
-        for held in (*self._waiting, *([listener] if listener else [])):  # who waits looks at the locks then
+        for held in (*self._waiting, *([listener] if listener else [])):  # a waiting peer tries the locks then
             held.close()
         self._options = ()
         self._waiting.clear()

@@ -1,6 +1,8 @@
+# cython: language_level=3, annotation_typing=False
 """Where is a file's data, how is it opened, and is it in memory?
 
-In the upper, or in the lower layer that has the file; of a metacopy in the layers below it.
+In the upper, or in the lower layer that has the file; of a metacopy in the layers below it. Compiled; C types are in
+content.pxd.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ import errno
 import os
 import stat
 
-from ..tree import access, marks
-from ..tree.syscalls import stat_of
+from overlayfs._typing import Final
+
+from ..tree import marks, xattrs
+from ..tree.syscalls import Stat, stat_of
 from . import redirects
 from .descriptors import OpenFile
 from .inodes import Inode
@@ -18,7 +22,8 @@ from .layer import Location
 from .state import State
 
 # O_NONBLOCK: a FIFO that somebody put in the file's place must not hang the mount.
-_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def location(state: State, inode: Inode) -> Location:
@@ -34,31 +39,73 @@ def open_pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
     """The pooled descriptor of a file's data. Writing needs it in the upper first."""
     opened = state.descriptors.file(inode.number)
     if opened is None or (writable and not opened.writable):
-        fd = state.descriptors.open(lambda: _open(state, inode, writable))
+        fd = _open(state, inode, writable)
         try:
-            st = stat_of(fd)
-            if not stat.S_ISREG(st.st_mode):  # somebody changed the layer
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            device = regular(fd).st_dev
         except OSError:
             os.close(fd)
             raise
         opened = state.descriptors.add_file(inode.number, fd, writable)
-        opened.may_wait = st.st_dev not in state.in_memory
+        opened.may_wait = device not in state.in_memory
     return opened
 
 
+def regular(fd: int) -> Stat:
+    """The stat of what was opened as a file's data; ESTALE where somebody changed the layer to hold something else."""
+    st = stat_of(fd)
+    if not stat.S_ISREG(st.st_mode):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return st
+
+
 def _open(state: State, inode: Inode, writable: bool) -> int:
-    flags = os.O_NONBLOCK | (os.O_RDWR if writable else os.O_RDONLY)
-    quietly = state.upper is not None and state.upper.opens_quietly
-    orphan = state.orphans.get(inode.number)
-    if orphan is not None and not inode.metacopy:
-        return access.reopen(orphan, flags, quietly=quietly)
-    if inode.upper and not inode.metacopy:
-        dir_fd, name = state.place(inode)
-        return access.open_at(dir_fd, name, flags | os.O_NOFOLLOW, quietly=quietly)
+    if inode.metacopy or not inode.upper:
+        return _open_lower(state, inode)
+    assert state.upper is not None
+    flags, quietly = _WRITE if writable else _READ, state.upper.opens_quietly
+    if state.orphans:
+        orphan = state.orphans.get(inode.number)
+        if orphan is not None:
+            return state.descriptors.reopen(orphan, flags & ~os.O_NOFOLLOW, quietly)
+    dir_fd, name = state.place(inode)
+    return state.descriptors.open_at(dir_fd, name, flags, 0, quietly)
+
+
+def _open_lower(state: State, inode: Inode) -> int:
+    """The data of a lower file or of a metacopy. A lower file nearly always has its own data, so it is opened first and
+    then asked."""
+    if not inode.upper:
+        try:
+            fd = open_itself(state, inode)
+        except PermissionError:  # of a metacopy, which is not to be read itself
+            fd = -1
+        if fd >= 0:
+            if holds_data(state, inode, fd):
+                return fd
+            os.close(fd)
     place = location(state, inode)
     dir_fd, name = state.lower_place(place)
-    return access.open_at(dir_fd, name, os.O_RDONLY | _FLAGS, quietly=state.layers[place.layer].opens_quietly)
+    return state.descriptors.open_at(dir_fd, name, _READ, 0, state.layers[place.layer].opens_quietly)
+
+
+def open_itself(state: State, inode: Inode) -> int:
+    """The visible file of a lower layer, whether its data is there or only its metadata. The caller closes it."""
+    dir_fd, name = state.place(inode)
+    return state.descriptors.open_at(dir_fd, name, _READ, 0, state.layers[inode.lower_layer].opens_quietly)
+
+
+def holds_data(state: State, inode: Inode, fd: int) -> bool:
+    """True where `fd`, of the visible file of a lower layer, has the file's data: no mark says that it is elsewhere."""
+    names = xattr_names_of(state, inode, fd)
+    return not names or state.layers[inode.lower_layer].spelling.prefix + marks.METACOPY not in names
+
+
+def xattr_names_of(state: State, inode: Inode, fd: int) -> tuple[bytes, ...]:
+    """The names of all xattrs of a lower file that is open; no system call while they are known."""
+    names = inode.xattr_names
+    if names is None or state.revalidates:
+        names = inode.xattr_names = xattrs.list_xattrs_of_descriptor(fd)
+    return names
 
 
 def is_at_hand(fd: int, size: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import copyup, indexing, lookup, whiteouts
+from . import copyup, lookup, whiteouts
 from .copyup import Need
 from .inodes import Directory, Inode
 from .merge import Kind
@@ -99,7 +99,7 @@ def _seal(state: State, directory: Directory) -> None:
         if isinstance(inode, Directory):
             copy_up_everything(state, inode)
         elif inode is not None:
-            indexing.copy_up_name(state, inode, directory, name, Need.DATA)
+            copyup.copy_up_name(state, inode, directory, name, Need.DATA)
             state.drop_if_unused(inode)
     _forget_whiteouts(state, directory)
     _make_opaque(state, directory)

@@ -203,7 +203,7 @@ class Descriptors:
                     raise
 
     def open(self, opener: Callable[[], _Result]) -> _Result:
-        """The same for whatever opens descriptors."""
+        """As `open_at`, for any function that opens descriptors."""
         while True:
             try:
                 return opener()

@@ -1,7 +1,9 @@
-"""How does something new come into the upper, whole or not at all?
+# cython: language_level=3, annotation_typing=False
+"""How is a new file put into the upper atomically?
 
 A `Draft` is built in the workdir, where nobody sees it, and published by one rename or link. A draft that is not
-published leaves nothing behind; after a crash, what is left in the workdir goes at the next mount.
+published leaves nothing behind; after a crash, what is left in the workdir goes at the next mount. Compiled; C types
+are in drafts.pxd.
 """
 
 from __future__ import annotations
@@ -9,14 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from overlayfs._log import Log
 from overlayfs._typing import Final, Self
 
-from ..tree import access, metadata, syscalls
-from ..tree.syscalls import stat_of
+from ..tree import access, syscalls
+from ..tree.syscalls import Stat, set_mode, set_owner, stat_of
 from .inodes import Directory
 from .options import FsyncPolicy
 from .ownership import Owner, format_override
@@ -31,35 +31,59 @@ def is_draft_name(name: bytes) -> bool:
     return name[:1] == b"#" and len(name) > 1 and not name[1:].strip(b"0123456789abcdef")
 
 
-class _Afterwards:
+_EXCLUSIVE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNNAMED: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+_FORMAT, _DIRECTORY, _LINK, _REGULAR = 0o170000, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFREG
+_PERMISSIONS = 0o7777
+
+
+def note_left_over(error: OSError) -> None:
+    """A step after the one that published failed: what is done is done, so the failure is logged and not raised.
+
+    Leftovers in the workdir are cleaned at the next mount.
+    """
+    log.warning("left over after a change: %s", error)
+
+
+class Afterwards:
+    """A block for such a step."""
+
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
         if not isinstance(error, OSError):
             return False
-        log.warning("left over after a change: %s", error)
+        note_left_over(error)
         return True
 
 
-_AFTERWARDS: Final = _Afterwards()
+_AFTERWARDS: Final = Afterwards()
 
 
-def afterwards() -> _Afterwards:
-    """A block for a step after the one that published: what is done is done, so a failure is logged and not raised.
-
-    Leftovers in the workdir are cleaned at the next mount.
-    """
+def afterwards() -> Afterwards:
     return _AFTERWARDS
 
 
-@contextmanager
-def unseen(dir_fd: int) -> Iterator[None]:
-    """A change in an upper directory that the merged tree does not show: the directory's times stay."""
-    before = stat_of(dir_fd)
-    yield
-    with afterwards():
-        syscalls.set_times(dir_fd, before.st_atime_ns, before.st_mtime_ns)
+class Unseen:
+    """A block for a change in an upper directory that the merged tree does not show: the directory's times stay."""
+
+    def __init__(self, dir_fd: int) -> None:
+        self._dir_fd = dir_fd
+
+    def __enter__(self) -> None:
+        self._before = stat_of(self._dir_fd)
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            try:
+                syscalls.set_times(self._dir_fd, self._before.st_atime_ns, self._before.st_mtime_ns)
+            except OSError as failure:
+                note_left_over(failure)
+
+
+def unseen(dir_fd: int) -> Unseen:
+    return Unseen(dir_fd)
 
 
 class Draft:
@@ -78,15 +102,19 @@ class Draft:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, _type: object, _error: object, _traceback: object) -> None:
         self.close()
 
     def close(self) -> None:
+        """Let go of the descriptor, and of the file where it was not published."""
         if self._name is not None:
-            with afterwards():
+            try:
                 remove(self._place, self._name)
+            except OSError as error:
+                note_left_over(error)
         if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1
 
     def keep_descriptor(self) -> int:
         """Hand the descriptor over to the caller."""
@@ -122,46 +150,53 @@ class Draft:
             self._name = None
 
 
-def draft_file(state: State, place: int | None = None) -> Draft:
-    """An empty regular file, open for reading and writing, mode 0600. Every draft is made in the workdir itself where
-    no other place is given."""
-    where = work_fd_of(state) if place is None else place
-    if state.tmpfiles_work:
-        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        return Draft(state, state.descriptors.open(lambda: os.open(b".", flags, 0o600, dir_fd=where)), None, where)
+def draft_file(state: State, place: int = -1, bits: int = 0o600, named: bool = False) -> Draft:
+    """An empty regular file, open for reading and writing. Every draft is made in the workdir itself where no other
+    place is given. One that is going to replace something is made `named`, as it needs a name before."""
+    where = work_fd_of(state) if place < 0 else place
+    if state.tmpfiles_work and not named:
+        return Draft(state, state.descriptors.open_at(where, b".", _UNNAMED, bits), None, where)
     name = state.draft_name()
-    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-    return Draft(state, state.descriptors.open(lambda: os.open(name, flags, 0o600, dir_fd=where)), name, where)
+    return Draft(state, state.descriptors.open_at(where, name, _EXCLUSIVE, bits), name, where)
 
 
-# Makes something under a name in a directory, with permission bits.
-Maker = Callable[[int, bytes, int], None]
+class Maker:
+    """Makes anything but a regular file, as often as asked, under a name in a directory."""
+
+    def __init__(self, kind: int, rdev: int, target: bytes) -> None:
+        self.kind = kind
+        self._rdev = rdev
+        self._target = target
+
+    def make(self, dir_fd: int, name: bytes, bits: int) -> None:
+        """With permission bits, which a symlink has none of."""
+        if self.kind == _DIRECTORY:
+            os.mkdir(name, bits, dir_fd=dir_fd)
+        elif self.kind == _LINK:
+            os.symlink(self._target, name, dir_fd=dir_fd)
+        else:
+            os.mknod(name, self.kind | bits, self._rdev, dir_fd=dir_fd)
 
 
 def maker(kind: int, rdev: int = 0, target: bytes = b"") -> Maker:
-    """Of anything but a regular file."""
-    if kind == stat.S_IFDIR:
-        return lambda dir_fd, name, bits: os.mkdir(name, bits, dir_fd=dir_fd)
-    if kind == stat.S_IFLNK:
-        return lambda dir_fd, name, _bits: os.symlink(target, name, dir_fd=dir_fd)
-    return lambda dir_fd, name, bits: os.mknod(name, kind | bits, rdev, dir_fd=dir_fd)
+    return Maker(kind, rdev, target)
 
 
-def draft_directory(state: State, place: int | None = None) -> Draft:
-    where = work_fd_of(state) if place is None else place
-    return draft_node(state, maker(stat.S_IFDIR), where, is_directory=True)
+def draft_directory(state: State, place: int = -1) -> Draft:
+    where = work_fd_of(state) if place < 0 else place
+    return draft_node(state, Maker(_DIRECTORY, 0, b""), where, 0o700)
 
 
-def draft_node(state: State, make: Maker, place: int, is_directory: bool = False) -> Draft:
+def draft_node(state: State, make: Maker, place: int, bits: int = 0o600) -> Draft:
     """Anything but a regular file."""
     name = state.draft_name()
-    make(place, name, 0o700 if is_directory else 0o600)
+    make.make(place, name, bits)
     try:
-        fd = state.descriptors.open(lambda: os.open(name, syscalls.OPEN_NODE, dir_fd=place))
+        fd = state.descriptors.open_at(place, name, syscalls.OPEN_NODE)
     except BaseException:
         remove(place, name)
         raise
-    return Draft(state, fd, name, place, is_directory)
+    return Draft(state, fd, name, place, make.kind == _DIRECTORY)
 
 
 def work_fd_of(state: State) -> int:
@@ -276,7 +311,7 @@ def sync_changed(state: State) -> None:
 
 def sync_directory(state: State, fd: int) -> None:
     """fsync(2) of a directory that is only held by O_PATH."""
-    readable = state.descriptors.open(lambda: access.reopen(fd, os.O_RDONLY | os.O_DIRECTORY))
+    readable = state.descriptors.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(readable)
     finally:
@@ -289,20 +324,30 @@ def sync_directory(state: State, fd: int) -> None:
 def written_owner(state: State, fd: int, owner: Owner) -> Owner:
     """Owner and mode that a new file gets on disk: with an override xattr, which this writes, we own it ourselves."""
     assert state.upper is not None
-    kind = stat.S_IFMT(owner.mode)
+    ids, kind = state.ownership, owner.mode & _FORMAT
     if state.upper.override is None:
         return owner
-    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # it can hold none: see ownership.bare_owner
-        return owner if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), owner.mode, owner.rdev)
+    if kind not in (_REGULAR, _DIRECTORY):  # it can hold none: see ownership.bare_owner
+        return owner if ids.own_uid == 0 else Owner(ids.own_uid, ids.own_gid, owner.mode, owner.rdev)
     access.setxattr(fd, state.upper.override, format_override(owner))
-    mode = 0o755 if kind == stat.S_IFDIR else 0o600 | owner.mode & 0o111
-    return Owner(os.geteuid(), os.getegid(), kind | mode, 0)
+    mode = 0o755 if kind == _DIRECTORY else 0o600 | owner.mode & 0o111
+    return Owner(ids.own_uid, ids.own_gid, kind | mode, 0)
 
 
-def fill(state: State, draft: Draft, owner: Owner, acls: tuple[tuple[bytes, bytes], ...]) -> None:
-    """Owner, permission bits and ACLs of something new; the ids are those on disk."""
-    owner = written_owner(state, draft.fd, owner)
-    metadata.set_owner(draft.fd, owner.uid, owner.gid)
-    metadata.set_mode(draft.fd, owner.mode)
+def fill(state: State, draft: Draft, uid: int, gid: int, mode: int, acls: tuple[tuple[bytes, bytes], ...]) -> Stat:
+    """Owner, permission bits and ACLs of something new, whose ids are those on disk; what stat says of it then."""
+    assert state.upper is not None
+    fd = draft.fd
+    if state.upper.override is not None:
+        uid, gid, mode, _ = written_owner(state, fd, Owner(uid, gid, mode, 0))
+    if uid != state.ownership.own_uid or gid != state.ownership.own_gid:
+        set_owner(fd, uid, gid)
+    st = stat_of(fd)
+    is_done = mode & _FORMAT == _LINK or (st.st_mode ^ mode) & _PERMISSIONS == 0
+    if is_done and not acls:
+        return st
+    if not is_done:  # after the owner, as chown clears some bits
+        set_mode(fd, mode & _PERMISSIONS)
     for name, value in acls:
-        access.setxattr(draft.fd, name, value)
+        access.setxattr(fd, name, value)
+    return stat_of(fd)

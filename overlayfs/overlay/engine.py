@@ -35,7 +35,8 @@ from . import (
 )
 from . import rename as renaming
 from .claim import Claim
-from .copyup import CopyUp, Need
+from .copyup import Need
+from .copyup_file import CopyUp
 from .descriptors import OpenFile
 from .flags import file_flags
 from .inodes import ROOT, Directory, Inode

@@ -1,6 +1,8 @@
-"""How is a file's data read, written and made durable?
+# cython: language_level=3, annotation_typing=False
+"""How is a file opened, and how is its written data made durable?
 
-I/O is by inode, not by open file: who opened a file before it was copied up reads what is written later.
+I/O is by inode, not by open file: who opened a file before it was copied up reads what is written later. Reading and
+writing themselves: fileio. Compiled; C types are in files.pxd.
 """
 
 from __future__ import annotations
@@ -10,14 +12,34 @@ import os
 import stat
 from contextlib import suppress
 
-from ..tree import access, syscalls
-from ..tree.syscalls import stat_of
-from . import attributes, changing, content, copyup, protection
+from ..tree import syscalls
+from . import changing, copyup, protection
 from .descriptors import OpenFile, unpooled
+from .fileio import pooled, read, read_into, write
 from .inodes import Directory, Inode
 from .options import FsyncPolicy
 from .state import State
 from .values import AttributeChanges, Caller
+
+__all__ = [
+    "allocate",
+    "descriptor_to_sync",
+    "fetch",
+    "fsync",
+    "is_name_synced",
+    "note_created",
+    "note_sync",
+    "note_written_unseen",
+    "open_file",
+    "open_to_sync",
+    "pass_through",
+    "pooled",
+    "read",
+    "read_into",
+    "release",
+    "seek",
+    "write",
+]
 
 _NOBODY = Caller(0, 0)
 
@@ -39,7 +61,7 @@ def note_created(state: State, inode: Inode) -> None:
     """The file was just made and is open. Its descriptor stays until it is released: it may not be openable again."""
     inode.opens += 1
     opened = state.descriptors.file(inode.number)
-    if opened is not None and os.geteuid() != 0:
+    if opened is not None and state.ownership.own_uid != 0:
         opened.pins += 1
         state.created[inode.number] = opened
 
@@ -53,64 +75,12 @@ def release(state: State, inode: Inode) -> None:
         state.drop_if_unused(inode)
 
 
-def read(state: State, inode: Inode, offset: int, size: int) -> bytes:
-    data = os.pread(pooled(state, inode, writable=False).fd, size, offset)
-    attributes.note_read(state, inode)
-    return data
-
-
-def read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
-    """Fill the buffer without waiting; how much there was, None where the data would have to come from a disk."""
-    count = _read_into(state, inode, offset, buffer)
-    attributes.note_read(state, inode)
-    return count
-
-
-def _read_into(state: State, inode: Inode, offset: int, buffer: memoryview) -> int | None:
-    opened = pooled(state, inode, writable=False)
-    if not opened.may_wait:
-        return os.preadv(opened.fd, [buffer], offset)
-    try:
-        count = os.preadv(opened.fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            return None
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        if not syscalls.is_in_memory(opened.fd):  # it cannot say, so it may make us wait
-            return None
-        opened.may_wait = False
-        state.in_memory.add(stat_of(opened.fd).st_dev)
-        return os.preadv(opened.fd, [buffer], offset)
-    if count < len(buffer) and offset + count < attributes.attributes_of(state, inode).size:
-        return None  # a part is in memory, the rest is not
-    return count
-
-
 def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
-    """Have the disk read what `read_into` could not, without waiting for the data; for where they lie it may wait."""
+    """Start reading the data that `read_into` did not find in memory, without waiting for it; looking up its extents
+    may wait."""
     opened = pooled(state, inode, writable=False)
     with suppress(OSError):  # what cannot be fetched is read all the same
         os.posix_fadvise(opened.fd, offset, size, os.POSIX_FADV_WILLNEED)
-
-
-def write(state: State, inode: Inode, offset: int, data: bytes | memoryview) -> int:
-    """Write what fits; raises only where nothing was written. Copies up."""
-    copyup.ensure_upper(state, inode)
-    opened = pooled(state, inode, writable=True)
-    view, done = memoryview(data), 0
-    inode.note_lost_privileges()
-    while done < len(data):
-        try:
-            count = os.pwrite(opened.fd, view[done:], offset + done)
-        except OSError:
-            if not done:
-                raise
-            break
-        if not count:
-            break
-        done += count
-    return done
 
 
 def pass_through(state: State, inode: Inode) -> OpenFile | None:
@@ -154,15 +124,6 @@ def seek(state: State, inode: Inode, offset: int, whence: int) -> int:
     return os.lseek(pooled(state, inode, writable=False).fd, offset, whence)
 
 
-def pooled(state: State, inode: Inode, writable: bool) -> OpenFile:
-    """The descriptor of a file's data; pin it to use it beyond this operation."""
-    if isinstance(inode, Directory):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if inode.kind != stat.S_IFREG:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return content.open_pooled(state, inode, writable)
-
-
 def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
     """The descriptor that an fsync must go to, to be pinned; None where nothing can be dirty.
 
@@ -178,7 +139,7 @@ def descriptor_to_sync(state: State, inode: Inode) -> OpenFile | None:
 def _open_metacopy(state: State, inode: Inode) -> OpenFile:
     """The upper file itself, whose data nobody reads; closed when it is unpinned."""
     with state.upper_node(inode) as node:
-        return unpooled(state.descriptors.open(lambda: access.reopen(node, os.O_RDONLY)))
+        return unpooled(state.descriptors.reopen(node, os.O_RDONLY))
 
 
 def is_name_synced(state: State, inode: Inode) -> bool:
@@ -225,4 +186,4 @@ def open_to_sync(state: State, directory: Directory) -> int | None:
     if not directory.upper or state.options.fsync is FsyncPolicy.VOLATILE:
         return None
     fd = state.upper_fd(directory)
-    return state.descriptors.open(lambda: access.reopen(fd, os.O_RDONLY | os.O_DIRECTORY))
+    return state.descriptors.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""What can be wrong with an upper and its workdir, how bad is it, and what mends it?"""
+"""Which problems can an upper and its workdir have, how severe is each, and how is it repaired?"""
 
 from __future__ import annotations
 

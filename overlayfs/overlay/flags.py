@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from ..tree import access, fileflags, marks
+from ..tree import access, fileflags, marks, xattrs
 from ..tree.fileflags import FLAG_COMMANDS, READER_OF
 from . import copyup, protection
 from .inodes import Directory, Inode
@@ -62,5 +62,5 @@ def _store(state: State, fd: int, flags: int) -> None:
     name = state.prefix + marks.PROTECTION
     if flags:
         access.setxattr(fd, name, marks.protection_value(flags))
-    elif marks.read_xattr_of_descriptor(fd, name) is not None:
+    elif xattrs.read_xattr_of_descriptor(fd, name) is not None:
         access.removexattr(fd, name)

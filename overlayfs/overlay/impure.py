@@ -1,7 +1,9 @@
+# cython: language_level=3, annotation_typing=False
 """Which upper directories hold what came from a lower layer?
 
 The kernel's overlayfs marks them (fs/overlayfs/util.c, ovl_set_impure): elsewhere it lists the inode numbers of the
-upper as they are, in a marked directory those that stat(2) gives. For this overlay the mark means nothing.
+upper as they are, in a marked directory those that stat(2) gives. For this overlay the mark means nothing. Compiled; C
+types are in impure.pxd.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ def mark_for(state: State, directory: Directory, inode: Inode) -> None:
 
     Where the directory has another name of it, that brought the mark.
     """
-    if directory.impure or not state.xattrs_work or any(parent is directory for parent, _ in inode.names()):
+    if directory.impure or not state.xattrs_work or inode.parent is directory:
         return
+    for parent, _ in inode.names():
+        if parent is directory:
+            return
     if _came_from_below(state, inode):
         mark(state, directory)
 

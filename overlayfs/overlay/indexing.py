@@ -1,8 +1,11 @@
+# cython: language_level=3, annotation_typing=False
 """How do the names of a hard-linked lower file stay one file when it is copied up?
 
 As in the kernel's overlayfs with `index=on`: the copy lives in the workdir's `index` directory under the hex form of
 its origin, and the names in the upper are hard links of it. A lower name is led to the copy through the index. How
 many of the links on disk are no names in the merged tree is kept in the nlink xattr.
+
+Compiled; C types are in indexing.pxd.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from ..tree.syscalls import Stat, stat_of
-from . import attributes, copyup, impure, lookup
+from . import attributes, copyup_directory, impure, lookup, publishing
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
-from .merge import Kind, scan
+from .merge import Kind
+from .scanning import scan
 from .state import State
 
 log = Log(__name__)
@@ -82,8 +86,8 @@ def _forget_number(state: State, draft: Draft) -> None:
 
 def _publish_under_known_names(state: State, inode: Inode, draft: Draft) -> None:
     (parent, name), *others = inode.names()
-    copyup.ensure_upper_directory(state, parent)
-    copyup.publish_name(state, draft, parent, name)
+    copyup_directory.ensure_upper_directory(state, parent)
+    publishing.publish_name(state, draft, parent, name)
     state.unshare(inode)  # names that are not known go on naming the lower file
     for other_parent, other in others:
         try:
@@ -108,20 +112,13 @@ def _can_index(state: State, inode: Inode) -> bool:
 
 def _link_name(state: State, dir_fd: int, source: bytes, parent: Directory, name: bytes) -> None:
     """Link a copy into the upper under a name that it has in the merged tree already."""
-    copyup.ensure_upper_directory(state, parent)
+    copyup_directory.ensure_upper_directory(state, parent)
     to_fd = state.upper_fd(parent)
     with unseen(to_fd):
         impure.mark(state, parent)
         access.link(dir_fd, source, to_fd, name)
     lookup.note(parent, name, Kind.FILE)
     note_changed(state, parent)
-
-
-def copy_up_name(state: State, inode: Inode, parent: Directory, name: bytes, need: copyup.Need) -> None:
-    """Copy up a file that is no directory, and have the copy under this very name."""
-    copyup.copy_up(state, inode, need)
-    if name not in lookup.above(state, parent):
-        link_lower_name(state, inode, parent, name)
 
 
 def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
@@ -131,7 +128,8 @@ def link_lower_name(state: State, inode: Inode, parent: Directory, name: bytes) 
     links_below = _stat(*state.lower_place(inode.lower)).st_nlink
     with state.upper_node(inode) as fd:
         _count_from_lower(state, fd, inode.names_left(stat_of(fd)) - links_below)
-        _link_name(state, *state.place(inode), parent, name)
+        dir_fd, source = state.place(inode)
+        _link_name(state, dir_fd, source, parent, name)
         inode.lost_links += 1
         inode.attributes = None
         _count_from_upper(state, fd, inode.lost_links)

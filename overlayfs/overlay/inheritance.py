@@ -1,9 +1,11 @@
-"""Where is a draft made, so that it ends as if it had been made in its place?
+# cython: language_level=3, annotation_typing=False
+"""In which directory is a draft made, so that it inherits the flags and the project of its future parent?
 
-A filesystem gives a new file some flags of its directory, and the project whose quota it counts for; and it refuses to
-move a file of another project into a directory that hands its own on. Where a directory does not hand on what the
-workdir does, its drafts are made in a directory of the workdir that is given the same flags before: only what is made
-takes them, so one is enough, and it goes with the mount.
+A filesystem gives a new file some flags and the project id (for quotas) of its directory, and refuses to move a file of
+another project into a directory with FS_XFLAG_PROJINHERIT. If the workdir would hand on other flags than the future
+parent, the draft is made in a subdirectory of the workdir that first gets the parent's flags. Files take the flags only
+when they are made, so one subdirectory serves all parents; it is removed at the end of the mount.
+Compiled; C types are in inheritance.pxd.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def of(state: State, directory: Directory) -> Inheritance:
 
 def _read(state: State, dir_fd: int) -> Inheritance:
     try:
-        fd = state.descriptors.open(lambda: fileflags.open_to_control(dir_fd))
+        fd = state.descriptors.reopen(dir_fd, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError:
         return fileflags.NOTHING_INHERITED
     try:
@@ -60,7 +62,7 @@ def _place(state: State, wanted: Inheritance) -> int:
     work_fd = drafts.work_fd_of(state)
     if state.work_inheritance is None:
         state.work_inheritance = _read(state, work_fd)
-    if wanted == state.work_inheritance:
+    if wanted is state.work_inheritance or wanted == state.work_inheritance:
         return work_fd
     if state.draft_place is None:
         state.draft_place = _make_place(state, work_fd)
@@ -78,7 +80,7 @@ def _make_place(state: State, work_fd: int) -> DraftPlace:
     os.mkdir(name, 0o700, dir_fd=work_fd)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return DraftPlace(state.descriptors.open(lambda: os.open(name, flags, dir_fd=work_fd)), name)
+        return DraftPlace(state.descriptors.open_at(work_fd, name, flags), name)
     except BaseException:
         drafts.remove(work_fd, name)
         raise

@@ -14,11 +14,11 @@ cdef class Inode:
     cdef public uint64_t nlookup
     cdef public int32_t opens
     cdef readonly uint32_t kind
-    cdef int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
-    cdef bint known
+    cdef readonly int32_t position  # of the layer in its parent's lowers that has it under its own name; _ELSEWHERE
+    cdef unsigned char known
     cdef signed char protecting  # immutable, append-only; -1: not read yet
-    cdef public bint upper
-    cdef public bint metacopy
+    cdef public unsigned char upper  # bool
+    cdef public unsigned char metacopy  # bool
     cdef Rare _rare(self)
     cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks)
 

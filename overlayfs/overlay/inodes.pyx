@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What does the mount know of a file that the kernel knows?
+"""Which state does the mount keep for each inode that the kernel has looked up?
 
 An `Inode` lives as long as the kernel holds lookups of it, or somebody needs it as the parent of such a one. All
 changes happen on the thread that owns the `State`.
@@ -100,7 +100,7 @@ cdef class Inode:
 
     @property
     def attributes(self):
-        """What stat(2) says of it, None when that must be read again."""
+        """The cached attributes, None if they must be read again."""
         return shown(&self.attr) if self.known else None
 
     @attributes.setter

@@ -2,12 +2,12 @@
 
 A layer is held by a descriptor of its root; every access goes beneath it.
 
-Reading moves no access time in a lower layer, nor in any layer where the mount is read-only or `noatime`. Where we may
-copy the layer's mount (root, also of a user namespace) the copy sees to it. Elsewhere files and directories are opened
-with O_NOATIME, which the kernel allows for those of our own user; what is left then is the reading of a symlink and of
-strangers' files, which move the time as the mount of the disk says: mostly once a day (relatime), and never where that
-is read-only or noatime. In an upper without `noatime` the disk's mount decides on every read that reaches the disk's
-filesystem; what the kernel answers from its cache (pages, symlinks, listings in memory) moves nothing.
+Reads leave access times alone in lower layers, and in every layer of a read-only or `noatime` mount. Where we may copy
+the layer's mount (root, also of a user namespace), the copy has the mount flags for that. Elsewhere files and
+directories are opened with O_NOATIME, which the kernel allows for files of our own user; reads of symlinks and of other
+users' files then move the access time as the flags of the disk's mount say: mostly once a day (relatime), never if it
+is read-only or noatime. In an upper without `noatime` those flags decide for every read that reaches the disk's
+filesystem; a read that the kernel answers from its cache (pages, symlinks, listings) moves no access time.
 """
 
 from __future__ import annotations

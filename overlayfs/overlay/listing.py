@@ -1,9 +1,9 @@
 # cython: language_level=3, annotation_typing=False
 """Which entries does a directory show, and in what order?
 
-A name keeps its place as long as it is there, however many read the directory and whatever else comes and goes: what
-was there all the time is shown exactly once. What is new comes at the end, for those who start after it was made. A
-directory has one listing for all its readers, as the kernel need not say who opens and closes it.
+A name keeps its offset as long as it exists, whatever other names are made and removed meanwhile, so each reader sees a
+name that exists all the time exactly once. New names are appended, for readers that start later. All readers of a
+directory share one listing, because on root's mounts the kernel sends no OPENDIR and RELEASEDIR.
 
 Compiled; C types are in listing.pxd.
 """

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""Which file is this name?
+"""Which inode does a name in a directory lead to?
 
 A directory is read once per layer; then every lookup in it, of absent names too, is a dict lookup. `child` is the
 only way from a name to an inode; it does not raise nlookup. Neighbours: merge (which names), redirects (where a
@@ -15,13 +15,14 @@ import time
 
 from overlayfs._typing import Final, TypeVar
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import Stat
 from . import attributes, redirects
 from .inodes import Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from .layer import UPPER_INDEX, Layer, Location
-from .merge import Candidates, Kind, Names, merge, scan
+from .merge import Candidates, Kind, Names, merge
+from .scanning import scan
 from .state import State
 from .whiteouts import LONGEST_NAME
 
@@ -79,9 +80,9 @@ def _scan(state: State, layer: Layer, dir_fd: int) -> Names:
 
 
 def note(parent: Directory, name: bytes, kind: Kind | None) -> None:
-    """The upper changed under our hands: keep what is known of it right; None says that the name is gone.
+    """Update the cached names of the upper directory after an operation changed one; None says that the name is gone.
 
-    Cannot fail: what was not read yet is read later, as it is then.
+    Cannot fail: a directory that was not read yet is read later, in its state then.
     """
     if parent.above is not None and kind is not None:
         parent.above[name] = kind
@@ -270,7 +271,7 @@ def _share_upper(state: State, inode: Inode, dir_fd: int, st: Stat, found: Marks
     state.share(inode, UPPER_INDEX, st)
     if not state.index_names or state.index_fd is None or inode.parent is None:
         return
-    origin = marks.read_xattr(dir_fd, inode.name, state.prefix + marks.ORIGIN)
+    origin = xattrs.read_xattr(dir_fd, inode.name, state.prefix + marks.ORIGIN)
     name = origin.hex().encode() if origin else b""
     if name not in state.index_names:
         return

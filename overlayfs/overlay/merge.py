@@ -1,7 +1,7 @@
 """Which names does a directory of several layers have, and which layers' answers are visible?
 
-Pure but for `scan`, which reads one directory of one layer. A name's *candidates* are the layers, top first, whose
-file of that name takes part: one layer for anything but a directory, a run of layers for a directory.
+Pure. Neighbour: scanning, which reads one directory of one layer. A name's *candidates* are the layers, top first,
+whose file of that name takes part: one layer for anything but a directory, a run of layers for a directory.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from enum import IntEnum
 
 from overlayfs._typing import NamedTuple
 
-from ..tree import access, marks
-
 
 class Kind(IntEnum):
-    """What a layer has under a name."""
+    """The kind of entry that a layer has under a name."""
 
     FILE = 1
     DIRECTORY = 2
@@ -32,35 +30,6 @@ class Names(NamedTuple):
 
 # Positions in the parent's stack of layers. An int: a file. A tuple: a directory that all these layers have.
 Candidates = int | tuple[int, ...]
-
-
-def scan(dir_fd: int, opacity: marks.Opacity, spelled: marks.Spelling, quietly: bool = False) -> Names:
-    """Read a directory of a layer, `quietly` without moving its access time where we may. Raises what reading it
-    raises: an unreadable layer is never a smaller listing."""
-    kinds: dict[bytes, Kind] = {}
-    hidden: list[bytes] = []
-    opaque = opacity is marks.Opacity.OPAQUE
-    xattr_whiteouts = opacity is marks.Opacity.XATTR_WHITEOUTS
-    file, directory, whiteout, prefix = Kind.FILE, Kind.DIRECTORY, Kind.WHITEOUT, marks.WHITEOUT_PREFIX
-    for name, found in access.scan(dir_fd, quietly):
-        if name.startswith(prefix):
-            opaque = opaque or name == marks.OPAQUE_NAME
-            deleted = marks.whited_out_name(name)
-            if deleted is not None:
-                hidden.append(deleted)
-        elif found == access.DIRECTORY:
-            kinds[name] = directory
-        elif found == access.SYMLINK or (found == access.REGULAR and not xattr_whiteouts):
-            kinds[name] = file
-        else:
-            kinds[name] = whiteout if marks.is_whiteout(dir_fd, name, access.stat_at(dir_fd, name), spelled) else file
-    for name in hidden:
-        here = kinds.get(name)
-        if here is None:
-            kinds[name] = Kind.WHITEOUT
-        elif here is Kind.DIRECTORY:
-            kinds[name] = Kind.OPAQUE_DIRECTORY
-    return Names(kinds, opaque)
 
 
 def merge(stack: Iterable[Names]) -> dict[bytes, Candidates]:

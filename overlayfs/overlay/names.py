@@ -1,14 +1,14 @@
-"""How do names come and go that files have already: link, unlink, rmdir?
+# cython: language_level=3, annotation_typing=False
+"""How are names of existing files added and removed: link, unlink, rmdir?
 
-What is deleted is hidden in one step. No data is copied up to be deleted. Neighbour: making (what is new).
+A deletion hides the name in one step, and copies no data up. Neighbour: making (what is new). Compiled; C
+types are in names.pxd.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from ..tree import access, metadata, syscalls
 from ..tree.syscalls import stat_of
@@ -20,6 +20,8 @@ from .merge import Kind
 from .options import WhiteoutFormat
 from .state import State
 
+_WHITEOUT, _OPAQUE_DIRECTORY = Kind.WHITEOUT, Kind.OPAQUE_DIRECTORY
+
 
 def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     """Give a file one more name."""
@@ -29,9 +31,11 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
     protection.refuse_change(state, inode)
     copyup.ensure_upper_directory(state, parent)
     copyup.copy_up(state, inode)
-    with state.upper_node(inode) as fd:
-        st = stat_of(fd)
-    indexing.before_linking(state, inode)
+    if not inode.upper:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    st = attributes.real_stat(state, inode)
+    if inode.index_name is not None:
+        indexing.before_linking(state, inode)
     before = attributes.attributes_of(state, inode)
     dir_fd = state.upper_fd(parent)
     orphan = state.orphans.get(inode.number)
@@ -50,41 +54,45 @@ def link(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
 def _link_named(state: State, inode: Inode, parent: Directory, dir_fd: int, name: bytes) -> None:
     from_fd, source = state.place(inode)
     impure.mark_for(state, parent, inode)
-
-    def link_at(to_fd: int, to: bytes) -> None:
-        access.link(from_fd, source, to_fd, to)
-
-    _link_over_whiteout(state, parent, dir_fd, name, link_at)
+    if not _is_hidden(state, parent, name):
+        access.link(from_fd, source, dir_fd, name)
+        return
+    try:
+        access.link(from_fd, source, dir_fd, name)
+        whiteouts.remove_oci_whiteout(dir_fd, name)
+    except FileExistsError:
+        draft = state.draft_name()
+        access.link(from_fd, source, drafts.work_fd_of(state), draft)
+        _replace_whiteout(state, draft, dir_fd, name)
 
 
 def _link_orphan(state: State, inode: Inode, parent: Directory, orphan: int, dir_fd: int, name: bytes) -> None:
     """Name an O_TMPFILE; ENOENT for a file that was unlinked, as everywhere."""
-    _link_over_whiteout(state, parent, dir_fd, name, lambda to_fd, to: access.link_descriptor(orphan, to_fd, to))
+    try:
+        access.link_descriptor(orphan, dir_fd, name)
+        if _is_hidden(state, parent, name):
+            whiteouts.remove_oci_whiteout(dir_fd, name)
+    except FileExistsError:
+        if not _is_hidden(state, parent, name):
+            raise
+        draft = state.draft_name()
+        access.link_descriptor(orphan, drafts.work_fd_of(state), draft)
+        _replace_whiteout(state, draft, dir_fd, name)
     state.drop_orphan(inode)
 
 
-def _link_over_whiteout(
-    state: State, parent: Directory, dir_fd: int, name: bytes, link_at: Callable[[int, bytes], None]
-) -> None:
-    """Link under a name that nothing visible has; a whiteout goes in the same step, so a failure uncovers nothing."""
-    hidden = lookup.above(state, parent).get(name) is Kind.WHITEOUT
-    work_fd = state.work_fd
-    assert work_fd is not None
+def _is_hidden(state: State, parent: Directory, name: bytes) -> bool:
+    return lookup.above(state, parent).get(name) is _WHITEOUT
+
+
+def _replace_whiteout(state: State, draft: bytes, dir_fd: int, name: bytes) -> None:
+    """Have a link in the workdir take the place of a whiteout in one step, so that a failure uncovers nothing."""
+    work_fd = drafts.work_fd_of(state)
     try:
-        link_at(dir_fd, name)
-    except FileExistsError:
-        if not hidden:
-            raise
-        draft = state.draft_name()
-        link_at(work_fd, draft)
-        try:
-            access.rename(work_fd, draft, dir_fd, name)
-        except OSError:
-            drafts.remove(work_fd, draft)
-            raise
-    else:
-        if hidden:
-            whiteouts.remove_oci_whiteout(dir_fd, name)
+        access.rename(work_fd, draft, dir_fd, name)
+    except OSError:
+        drafts.remove(work_fd, draft)
+        raise
 
 
 def unlink(state: State, parent: Directory, name: bytes) -> None:
@@ -102,12 +110,17 @@ def hide(state: State, parent: Directory, name: bytes, inode: Inode) -> None:
     dir_fd = state.upper_fd(parent)
     covered = lookup.in_lower(state, parent, name)
     if prepare_to_hide(state, parent, name, inode):
-        with hold(state, inode):
+        holds = hold(state, inode)
+        try:
             _remove(state, dir_fd, name, inode, covered)
-        lookup.note(parent, name, Kind.WHITEOUT if covered else None)
+        except BaseException:
+            if holds:
+                state.drop_orphan(inode)
+            raise
+        lookup.note(parent, name, _WHITEOUT if covered else None)
     else:
         whiteouts.whiteout(state, dir_fd, name)
-        lookup.note(parent, name, Kind.WHITEOUT)
+        lookup.note(parent, name, _WHITEOUT)
         note_hidden(state, inode)
     parent.attributes = None
     drafts.note_changed(state, parent)
@@ -166,25 +179,18 @@ def note_hidden(state: State, inode: Inode) -> None:
         inode.attributes = None
 
 
-@contextmanager
-def hold(state: State, inode: Inode) -> Iterator[None]:
-    """While a name of an upper file goes: if it is the last one, keep hold of the file for those who use it.
+def hold(state: State, inode: Inode) -> bool:
+    """A name of an upper file is about to go: if it is the last one, keep hold of the file for those who use it.
 
-    Where the block fails the name has stayed, and with it nothing needs to be held.
+    True where it is held only since now: then `state.drop_orphan` where the name stays after all.
     """
-    indexing.before_linking(state, inode)
+    if inode.index_name is not None:
+        indexing.before_linking(state, inode)
     if not _may_lose_all_names(state, inode):
-        yield
-        return
-    if isinstance(inode, Directory):
-        state.upper_fd(inode)
+        return False
     dir_fd, name = state.place(inode)
-    state.orphans[inode.number] = state.descriptors.open(lambda: access.open_at(dir_fd, name, syscalls.OPEN_NODE))
-    try:
-        yield
-    except BaseException:
-        state.drop_orphan(inode)
-        raise
+    state.orphans[inode.number] = state.descriptors.open_at(dir_fd, name, syscalls.OPEN_NODE)
+    return True
 
 
 def _may_lose_all_names(state: State, inode: Inode) -> bool:
@@ -194,12 +200,12 @@ def _may_lose_all_names(state: State, inode: Inode) -> bool:
 
 
 def forget_name(state: State, inode: Inode, parent: Directory, name: bytes) -> None:
-    """The name is gone from disk: let the inode know, and go if nobody needs it."""
+    """Remove a name that is gone from disk from its inode, and drop the inode if it is unused."""
     if parent.children.get(name) is inode:
         del parent.children[name]
     inode.remove_name(parent, name)
     inode.attributes = None
-    if inode.parent is None:
+    if inode.parent is None and state.sync_errors:
         state.sync_errors.pop(inode.number, None)
     if inode.index_name is not None and not list(inode.names()) and inode.number in state.orphans:
         indexing.remove(state, inode)
@@ -250,13 +256,18 @@ def replace_by_empty(state: State, directory: Directory) -> None:
 
 def _is_empty_on_disk(state: State, directory: Directory) -> bool:
     fd = state.upper_fd(directory)
-    return not state.descriptors.open(lambda: access.list_names(fd))
+    while True:
+        try:
+            return not access.list_names(fd)
+        except OSError as error:
+            if not state.descriptors.may_try_again(error):
+                raise
 
 
 def _hide_below(state: State, draft: Draft, parent: Directory, name: bytes) -> None:
     """An opaque file would make a directory not empty; a whiteout beside it says the same."""
     if state.whiteout is WhiteoutFormat.OCI:
         whiteouts.oci_whiteout(state.upper_fd(parent), name)
-        lookup.note(parent, name, Kind.OPAQUE_DIRECTORY)
+        lookup.note(parent, name, _OPAQUE_DIRECTORY)
     else:
         whiteouts.make_opaque(state, draft.fd)

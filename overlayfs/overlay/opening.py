@@ -1,4 +1,4 @@
-"""How does a mount come to life: open and check the layers, lock, clean up, find out what the upper can do?
+"""How is an overlay opened: open and check the layers, lock, clean up, probe the features of the upper?
 
 Every refusal is a MountError of one line that says what is wrong; nothing is changed on disk before all checks passed.
 """

@@ -1,6 +1,6 @@
 """How option text is spelled: splitting `-o` lists, escapes, quotes, and the values of single options.
 
-Pure, from text to facts; which option means what is in `options.py`.  Every parser raises ValueError
+Pure, from text to facts; which option means what is in `option_parser.py`.  Every parser raises ValueError
 whose message says what is allowed; the caller puts the option's name and value beside it.
 """
 

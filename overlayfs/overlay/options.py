@@ -1,4 +1,4 @@
-"""What a mount was asked for: the overlay's options as facts.
+"""Which options was the overlay mounted with?
 
 How they are spelled in `-o` text is `option_parser`'s; checks that need a filesystem are the engine's.
 """

@@ -1,4 +1,4 @@
-"""Whose is a file: as the disk says, and as the mount shows it.
+"""Which owner does a file have on disk, and which does the mount show?
 
 Two independent translations: id maps and squashing (options), and override xattrs, in which rootless engines keep
 the owner, mode and type that they may not give a file (containers/storage, fuse-overlayfs). An id that no map has is
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from overlayfs._typing import Final, NamedTuple
 
-from ..tree import marks, metadata
+from ..tree import marks, metadata, xattrs
 from ..tree.syscalls import Stat
 from .options import IdRange, OverlayOptions
 
@@ -37,11 +37,15 @@ class Owner(NamedTuple):
 
 
 class Ownership:
-    """Translates owners between disk and mount by the mount's options."""
+    """Translates owners between disk and mount by the mount's options.
+
+    `own_uid` and `own_gid` are the ids that new files get by themselves: this process never changes its own.
+    """
 
     def __init__(self, options: OverlayOptions) -> None:
         self._uid_map, self._gid_map = options.uid_map, options.gid_map
         self._squash_uid, self._squash_gid = options.squash_uid, options.squash_gid
+        self.own_uid, self.own_gid = os.geteuid(), os.getegid()
         self.plain = not (self._uid_map or self._gid_map) and self._squash_uid is None and self._squash_gid is None
 
     def shown_uid(self, uid: int) -> int:
@@ -51,10 +55,10 @@ class Ownership:
         return _shown(gid, self._gid_map) if self._squash_gid is None else self._squash_gid
 
     def disk_uid(self, uid: int) -> int:
-        return _disk(uid, self._uid_map) if self._squash_uid is None else os.geteuid()
+        return _disk(uid, self._uid_map) if self._squash_uid is None else self.own_uid
 
     def disk_gid(self, gid: int) -> int:
-        return _disk(gid, self._gid_map) if self._squash_gid is None else os.getegid()
+        return _disk(gid, self._gid_map) if self._squash_gid is None else self.own_gid
 
     def shown_value(self, xattr: bytes, value: bytes) -> bytes:
         """The value of an xattr on disk as the mount shows it: ACLs and capabilities hold ids."""
@@ -90,7 +94,7 @@ def _disk(shown: int, ranges: Sequence[IdRange]) -> int:
 
 def override_name(root_fd: int) -> bytes | None:
     """The override xattr that a layer uses: the one on its root directory."""
-    names = (name for name in marks.OVERRIDE_NAMES if marks.read_xattr_of_descriptor(root_fd, name) is not None)
+    names = (name for name in marks.OVERRIDE_NAMES if xattrs.read_xattr_of_descriptor(root_fd, name) is not None)
     return next(names, None)
 
 

@@ -1,9 +1,11 @@
-"""What do immutable and append-only files and directories forbid, whoever asks?
+# cython: language_level=3, annotation_typing=False
+"""Which operations do the immutable and append-only flags forbid to every caller?
 
-The flags of a file in the upper are kept in an xattr, so that no flag on disk stands in the way of a copy-up or of who
-removes the upper; those of a lower file are the file's own. The rules are the kernel's (fs/namei.c, fs/attr.c,
-fs/xattr.c, fs/open.c). A flag on a file in the upper itself is enforced by its filesystem. Every function here raises
-EPERM or does nothing, and costs nothing where the flags are known to be absent.
+The flags of a file in the upper are kept in an xattr, so that no flag on disk prevents a copy-up or the removal of the
+upper; the flags of a lower file are its inode flags. The rules are the kernel's (fs/namei.c, fs/attr.c, fs/xattr.c,
+fs/open.c). The upper's filesystem itself enforces a flag that is set on a file there. Every function here raises EPERM
+or does nothing, and makes no system call if the flags are known to be absent. Compiled; C types are in
+protection.pxd.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
 
 from overlayfs._typing import NoReturn
 
-from ..tree import marks
+from ..tree import marks, xattrs
 from ..tree.fileflags import APPEND_ONLY, IMMUTABLE, protecting_flags
 from .inodes import Directory, Inode
 from .state import State
 from .values import AttributeChanges
 
+_PROTECTED = (stat.S_IFREG, stat.S_IFDIR)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 
 
@@ -28,7 +30,8 @@ def flags_of(state: State, inode: Inode) -> int:
     """IMMUTABLE and APPEND_ONLY as far as they are set; one system call in the life of an inode of a lower layer."""
     known = inode.protection
     if known is None:
-        known = inode.protection = _read(state, inode) if inode.kind in (stat.S_IFREG, stat.S_IFDIR) else 0
+        known = _read(state, inode) if inode.kind in _PROTECTED else 0
+        inode.protection = known
     return known
 
 
@@ -37,10 +40,11 @@ def _read(state: State, inode: Inode) -> int:
         return 0
     dir_fd, name = state.place(inode)
     if not inode.upper:
-        with suppress(FileNotFoundError):  # the layer changed: who needs the file itself will notice
+        try:
             return protecting_flags(dir_fd, name)
-        return 0
-    return marks.protection_of_value(marks.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
+        except FileNotFoundError:  # the layer changed: who needs the file itself will notice
+            return 0
+    return marks.protection_of_value(xattrs.read_xattr(dir_fd, name, state.prefix + marks.PROTECTION))
 
 
 def _refuse(name: bytes = b"") -> NoReturn:
@@ -76,7 +80,7 @@ def refuse_allocation(state: State, inode: Inode, mode: int) -> None:
 
 
 def refuse_change(state: State, inode: Inode) -> None:
-    """Of xattrs and the number of links."""
+    """EPERM for changing xattrs or the number of links."""
     if inode.protection != 0 and flags_of(state, inode):
         _refuse(inode.name)
 

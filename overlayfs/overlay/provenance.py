@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ..tree import access, marks
+from ..tree import access, marks, xattrs
 from ..tree.syscalls import OPEN_DIRECTORY, Stat
 from .layer import Layer, Location
 from .view import View
@@ -24,7 +24,7 @@ _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Role(Enum):
-    """What a layer has to do with a path."""
+    """The role of a layer for a path."""
 
     PROVIDES = "provides"  # the visible file, or the top of a merged directory
     MERGED = "merged"  # a directory below, whose entries show through
@@ -61,7 +61,8 @@ class Provenance:
 
     @property
     def deleter(self) -> Answer | None:
-        """What deletes the path, where that is why there is none."""
+        """The answer with the whiteout or file that deletes the path; None if the path is present, or absent for
+        another reason."""
         return None if self.provider else next((a for a in self.answers if a.role is Role.DELETES), None)
 
 
@@ -264,7 +265,7 @@ def _opaque_mark(view: View, directory: Location) -> str:
             return "a .wh..wh..opq file"
         if not directory.path:
             return ""
-        values = ((name, marks.read_xattr(fd, b".", name)) for name in view.spelling(directory).opaque)
+        values = ((name, xattrs.read_xattr(fd, b".", name)) for name in view.spelling(directory).opaque)
         name, value = next(((name, value) for name, value in values if value is not None), (b"", b""))
         return os.fsdecode(name) if value == b"y" else ""
     finally:

@@ -1,21 +1,21 @@
+# cython: language_level=3, annotation_typing=False
 """How does a file or directory move, in one step for observers and for a crash?
 
-First everything that may fail and does not show: checks, copy-ups, redirect and opaque marks. Then one rename on
-disk that also leaves the whiteout, where the format can. A directory that is merged with lower layers moves with a
-redirect; where that cannot be written, it is copied up with all it holds first.
+All steps that may fail and that nobody sees come first: checks, copy-ups, redirect and opaque marks. One rename on disk
+follows, which also leaves the whiteout if the whiteout format allows it. A merged directory gets a redirect; if no
+redirect can be written, the directory is first copied up with its whole content. Compiled; C types are in rename.pxd.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
-from . import copyup, copyup_tree, drafts, impure, indexing, lookup, making, names, protection, whiteouts
+from . import copyup, copyup_tree, drafts, impure, lookup, making, names, protection, whiteouts
 from .inodes import Directory, Inode
 from .merge import Kind
 from .options import RedirectDir, WhiteoutFormat
@@ -23,6 +23,7 @@ from .state import State
 
 log = Log(__name__)
 
+_WHITEOUT, _OPAQUE_DIRECTORY, _OVERLAY = Kind.WHITEOUT, Kind.OPAQUE_DIRECTORY, WhiteoutFormat.OVERLAY
 NOREPLACE, EXCHANGE, WHITEOUT = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE, syscalls.RENAME_WHITEOUT
 
 
@@ -48,7 +49,9 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
         return
     if flags & WHITEOUT:
         _fail(errno.EINVAL)
-    with _live(state, source.inode), _live(state, target.inode):
+    _keep(source.inode)
+    _keep(target.inode)
+    try:
         _copy_up(state, source)
         copyup.ensure_upper_directory(state, new_parent)
         if flags & EXCHANGE:
@@ -56,22 +59,24 @@ def rename(state: State, parent: Directory, name: bytes, new_parent: Directory, 
             _exchange(state, source, target)
         else:
             _move(state, source, target)
+    finally:
+        _let_go(state, target.inode)
+        _let_go(state, source.inode)
     drafts.note_changed(state, parent)
     drafts.note_changed(state, new_parent)
     drafts.sync_changed(state)
 
 
-@contextmanager
-def _live(state: State, inode: Inode | None) -> Iterator[None]:
-    """Keep an inode in the table, whoever else lets go of it meanwhile."""
+def _keep(inode: Inode | None) -> None:
+    """Keep an inode in the table, whoever else lets go of it, until `_let_go`."""
     if inode is not None:
         inode.nlookup += 1
-    try:
-        yield
-    finally:
-        if inode is not None:
-            inode.nlookup -= 1
-            state.drop_if_unused(inode)
+
+
+def _let_go(state: State, inode: Inode | None) -> None:
+    if inode is not None:
+        inode.nlookup -= 1
+        state.drop_if_unused(inode)
 
 
 def _check(state: State, source: _Side, target: _Side, flags: int) -> None:
@@ -138,7 +143,7 @@ def _copy_up(state: State, side: _Side) -> None:
         copyup.ensure_upper_directory(state, side.inode)
     else:
         assert side.inode is not None
-        indexing.copy_up_name(state, side.inode, side.parent, side.name, copyup.Need.METADATA)
+        copyup.copy_up_name(state, side.inode, side.parent, side.name, copyup.Need.METADATA)
 
 
 def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name: bytes) -> None:
@@ -181,7 +186,7 @@ def _move(state: State, source: _Side, target: _Side) -> None:
         left = _rename_on_disk(state, source, target, covered)
     else:
         left = _rename_over(state, source, target, replaced, covered)
-    lookup.note(source.parent, source.name, Kind.WHITEOUT if left else None)
+    lookup.note(source.parent, source.name, _WHITEOUT if left else None)
     lookup.note(target.parent, target.name, Kind.DIRECTORY if inode.is_directory else Kind.FILE)
     if replaced is not None:
         names.forget_name(state, replaced, target.parent, target.name)
@@ -193,8 +198,13 @@ def _rename_over(state: State, source: _Side, target: _Side, replaced: Inode, co
     if isinstance(replaced, Directory) and replaced.upper:
         names.replace_by_empty(state, replaced)
     if names.prepare_to_hide(state, target.parent, target.name, replaced):
-        with names.hold(state, replaced):
+        holds = names.hold(state, replaced)
+        try:
             return _rename_on_disk(state, source, target, covered)
+        except BaseException:
+            if holds:
+                state.drop_orphan(replaced)
+            raise
     left = _rename_on_disk(state, source, target, covered)
     names.note_hidden(state, replaced)
     return left
@@ -215,8 +225,8 @@ def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -
     """
     from_fd, to_fd = state.upper_fd(source.parent), state.upper_fd(target.parent)
     there = lookup.above(state, target.parent).get(target.name)
-    hidden, left = there is Kind.WHITEOUT, covered
-    if state.whiteout is WhiteoutFormat.OVERLAY:
+    hidden, left = there is _WHITEOUT, covered
+    if state.whiteout is _OVERLAY:
         left = _rename_with_whiteout(source, target, from_fd, to_fd, hidden, covered)
     elif not covered:
         left = _replace(source, target, from_fd, to_fd)
@@ -225,7 +235,7 @@ def _rename_on_disk(state: State, source: _Side, target: _Side, covered: bool) -
             _replace(source, target, from_fd, to_fd)
     else:
         _rename_and_xattr_whiteout(state, source, target, from_fd, to_fd, hidden)
-    if hidden or there is Kind.OPAQUE_DIRECTORY:  # what was moved hides what lies below by itself
+    if hidden or there is _OPAQUE_DIRECTORY:  # what was moved hides what lies below by itself
         whiteouts.remove_oci_whiteout(to_fd, target.name)
     return left
 

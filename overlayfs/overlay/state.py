@@ -35,15 +35,15 @@ class DraftPlace:
 class State:
     """Everything that changes while the mount lives.
 
-    `layers` is indexed as `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None
-    for a read-only mount. `lost_links` says how many names of a lower hard-linked file were deleted, kept in the
-    directory `links_fd`. `orphans` are descriptors (O_PATH) of upper files that lost their last name but are in use.
-    `by_real` finds inodes that may have several names. `sync_errors` holds files whose fsync failed: it stays failed
-    until they are deleted; `synced_names` those whose name in the upper is known to be on the disk: for others
-    fdatasync alone is not enough. `passed_through` are files that the kernel serves without us now, `written_unseen`
-    those that it may write so. `draft_place` is the directory of the workdir for drafts that take other flags than the
-    workdir hands on. `cannot_clone` are the devices whose files the upper can have no reflinks of; `in_memory` those
-    that are no disks. `unsynced` are directories that the operation changed and is to sync.
+    `layers` is indexed by `Location.layer`; data-only layers come last. `upper`, `work_fd` and `index_fd` are None in a
+    read-only mount. `lost_links` counts the deleted names of each lower hard-linked file, and is kept in the directory
+    `links_fd`. `orphans` holds descriptors (O_PATH) of upper files that have no name left but are in use. `by_real`
+    finds inodes that may have several names. `sync_errors` holds the errno of files whose fsync failed, until the files
+    are deleted; `synced_names` the files whose name in the upper is known to be on disk: for other files fdatasync does
+    not suffice. `passed_through` holds the files that the kernel serves by passthrough now, `written_unseen` those that
+    it may write by it. `draft_place` is the subdirectory of the workdir for drafts that must inherit other flags.
+    `cannot_clone` holds devices from which the upper cannot clone files (FICLONE), `in_memory` devices that are no
+    disks. `unsynced` holds the directories that the operation has changed and must fsync.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class State:
             inode.shared_as = [*(inode.shared_as or ()), key]
 
     def unshare(self, inode: Inode) -> None:
-        """The inode is no longer the file on disk that other names may lead to."""
+        """Remove the inode from `by_real`, so other names of the file on disk no longer find it."""
         for key in inode.shared_as or ():
             if self.by_real.get(key) is inode:
                 del self.by_real[key]
@@ -237,6 +237,8 @@ class State:
     def place(self, inode: Inode) -> tuple[int, bytes]:
         """Where a file that has a name is, as (directory descriptor, name); the upper before the lower."""
         if not inode.upper:
+            if inode.position >= 0 and inode.parent is not None:  # as most files: under its name in one of these
+                return self.lower_fd(inode.parent.lowers[inode.position]), inode.name
             location = inode.lowers[0] if isinstance(inode, Directory) else inode.lower
             assert location is not None
             return self.lower_place(location)

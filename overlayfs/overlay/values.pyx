@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What do requests and replies carry: who asks, which attributes are to change, what stat(2) says?
+"""Which data do requests and replies carry: the caller, attribute changes, attributes?
 
 Compiled, as the attributes of a file are the C struct that the kernel is sent.
 """
@@ -29,7 +29,8 @@ cdef class Caller:
 @cython.freelist(16)
 @cython.final
 cdef class AttributeChanges:
-    """What a setattr asks for; None leaves a field alone. Times are in ns since the epoch, `size` is in bytes.
+    """The attribute changes of a setattr; None leaves a field alone. Times are in ns since the epoch, `size` is in
+    bytes.
 
     `ctime_ns` cannot be set and is ignored. `by_writing` says that anybody who writes to the file may ask for it: the
     present as both times, or to lose setuid.

@@ -1,4 +1,4 @@
-"""What do layers show together, read only, without inodes and without a mount?
+"""Which merged tree do layers make, read without inodes and without a mount?
 
 For the questions asked about layers as they lie on disk (changes.py, provenance.py): a merged tree of
 nodes, each the places in the layers that make it up.  Nothing is remembered but directories read lately, so
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
-from ..tree import access, marks
+from ..tree import access, marks, xattrs
 from ..tree.marks import Spelling
 from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, Stat, file_handle, stat_of
 from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
-from .merge import Kind, Names, merge, scan
+from .merge import Kind, Names, merge
 from .ownership import Owner, bare_owner, parse_override
+from .scanning import scan
 from .values import Attributes
 
 _DIRECTORIES_REMEMBERED = 512
@@ -51,7 +52,7 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a node is: metadata and xattrs as a user of the mount sees them, where its bytes are.
+    """A node's metadata and xattrs as a user of the mount sees them, and the location of its data.
 
     `stat` is the file's own but for an override xattr of its layer; (`device`, `stat.ino`) tells hard links.
     """
@@ -112,7 +113,7 @@ class View:
         return _Naming(self._layers[place.layer].path, place.path)
 
     def names(self, place: Location) -> Names:
-        """What one directory of one layer says by itself."""
+        """The entries and marks of one directory of one layer."""
         known = self._read.get(place)
         if known is not None:
             self._read.move_to_end(place)
@@ -254,7 +255,7 @@ class View:
         return self._layers[place.layer].spelling
 
     def marks(self, place: Location) -> marks.Marks:
-        """What the overlay xattrs of one place say."""
+        """The decoded marks of one place."""
         parent, name = _parent(place)
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
@@ -269,7 +270,7 @@ class View:
         fd = self.open(parent, OPEN_DIRECTORY)
         try:
             with self.naming(place):
-                stored = marks.list_xattrs(fd, name)
+                stored = xattrs.list_xattrs(fd, name)
         finally:
             os.close(fd)
         prefixes = (self.spelling(place).prefix, marks.FUSE)
@@ -326,16 +327,16 @@ class View:
             with self.naming(node.places[0]):
                 st = stat_of(fd)
                 shown = self._attributes(node.places[0], fd, st)
-                stored = marks.list_xattrs_of_descriptor(fd)
+                stored = xattrs.list_xattrs_of_descriptor(fd)
                 spelling = self.spelling(node.places[0])
-                xattrs = _shown_xattrs(fd, stored, spelling)
+                shown_xattrs = _shown_xattrs(fd, stored, spelling)
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
         finally:
             os.close(fd)
         data = node.places[0] if stat.S_ISREG(st.st_mode) else None
         if data is not None and spelling.prefix + marks.METACOPY in stored:
             data = self.data(node)
-        return Version(shown, st.st_dev, xattrs, target, data)
+        return Version(shown, st.st_dev, shown_xattrs, target, data)
 
     def _attributes(self, place: Location, fd: int, st: Stat) -> Attributes:
         owner = self._overridden(place, fd, st) or Owner(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
@@ -360,7 +361,7 @@ class View:
             return None
         if not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
             return bare_owner(st)
-        value = marks.read_xattr_of_descriptor(fd, name)
+        value = xattrs.read_xattr_of_descriptor(fd, name)
         owner = None if value is None else parse_override(value)
         if owner is not None and not stat.S_IFMT(owner.mode):
             return owner._replace(mode=owner.mode | stat.S_IFMT(st.st_mode))

@@ -1,6 +1,8 @@
+# cython: language_level=3, annotation_typing=False
 """How is a deletion written into the upper?
 
-Three formats (formats: "Write"); the mount uses one. In each, a name is hidden in one step.
+Three formats (formats: "Write"); the mount uses one. In each, a name is hidden in one step. Compiled; C types are in
+whiteouts.pxd.
 """
 
 from __future__ import annotations
@@ -8,25 +10,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 from overlayfs._typing import Final
 
-from ..tree import access, marks, syscalls
+from ..tree import access, marks, syscalls, xattrs
 from . import drafts, inheritance
 from .options import WhiteoutFormat
 from .state import State
 
 LONGEST_NAME: Final = 255  # bytes; of every filesystem that can be an upper
+_OVERLAY, _OCI = WhiteoutFormat.OVERLAY, WhiteoutFormat.OCI
 _MODE = stat.S_IFCHR  # the kernel's whiteouts have no permission bits
 
 
 def whiteout(state: State, dir_fd: int, name: bytes) -> None:
     """Hide `name`, which the upper directory `dir_fd` does not have."""
-    if state.whiteout is WhiteoutFormat.OVERLAY:
+    if state.whiteout is _OVERLAY:
         access.mknod(dir_fd, name, _MODE)
-    elif state.whiteout is WhiteoutFormat.OCI:
+    elif state.whiteout is _OCI:
         oci_whiteout(dir_fd, name)
     else:
         announce(state, dir_fd)
@@ -41,9 +42,9 @@ def replace_by_whiteout(state: State, dir_fd: int, name: bytes) -> bool:
     """
     work_fd, gone = state.work_fd, state.draft_name()
     assert work_fd is not None
-    if state.whiteout is WhiteoutFormat.OVERLAY:
+    if state.whiteout is _OVERLAY:
         access.rename(dir_fd, name, work_fd, gone, syscalls.RENAME_WHITEOUT)
-    elif state.whiteout is WhiteoutFormat.OCI:
+    elif state.whiteout is _OCI:
         with oci_whiteout_beside(dir_fd, name):
             access.rename(dir_fd, name, work_fd, gone)
     else:
@@ -71,14 +72,20 @@ def remove_whiteout(dir_fd: int, name: bytes) -> None:
 
 def remove_oci_whiteout(dir_fd: int, name: bytes) -> None:
     """Remove the OCI spelling of a whiteout, if there is one, beside the file that took its place."""
-    with drafts.afterwards(), suppress(FileNotFoundError):
-        if len(marks.oci_whiteout(name)) <= LONGEST_NAME:
-            access.unlink(dir_fd, marks.oci_whiteout(name))
+    whiteout_file = marks.oci_whiteout(name)
+    if len(whiteout_file) > LONGEST_NAME:
+        return
+    try:
+        access.unlink(dir_fd, whiteout_file)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        drafts.note_left_over(error)
 
 
 def make_opaque(state: State, fd: int) -> None:
     """Let an upper directory hide all that lies below it."""
-    if state.whiteout is WhiteoutFormat.OCI:
+    if state.whiteout is _OCI:
         with drafts.unseen(fd):
             _make_mark(fd, marks.OPAQUE_NAME)
     else:
@@ -90,16 +97,25 @@ def oci_whiteout(dir_fd: int, name: bytes) -> bool:
     return _make_mark(dir_fd, marks.oci_whiteout(name))
 
 
-@contextmanager
-def oci_whiteout_beside(dir_fd: int, name: bytes) -> Iterator[None]:
-    """Hide what lies below `name` before that leaves the upper; if it stays, what it showed of the lower stays too."""
-    made = oci_whiteout(dir_fd, name)
-    try:
-        yield
-    except OSError:
-        if made:
-            remove_oci_whiteout(dir_fd, name)
-        raise
+class WhiteoutBeside:
+    """A block in which a name leaves the upper: what lies below is hidden before; if the name stays, what it showed of
+    the lower stays too."""
+
+    def __init__(self, dir_fd: int, name: bytes) -> None:
+        self._dir_fd = dir_fd
+        self._name = name
+        self._made = False
+
+    def __enter__(self) -> None:
+        self._made = oci_whiteout(self._dir_fd, self._name)
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if self._made and isinstance(error, OSError):
+            remove_oci_whiteout(self._dir_fd, self._name)
+
+
+def oci_whiteout_beside(dir_fd: int, name: bytes) -> WhiteoutBeside:
+    return WhiteoutBeside(dir_fd, name)
 
 
 def _make_mark(dir_fd: int, name: bytes) -> bool:
@@ -118,12 +134,12 @@ def draft_xattr_whiteout(state: State, dir_fd: int) -> drafts.Draft:
         access.setxattr(draft.fd, state.prefix + marks.WHITEOUT, b"y")
         os.fchmod(draft.fd, 0o644)  # an ordinary user's reader must be able to see the mark
     except BaseException:
-        draft.__exit__()
+        draft.close()
         raise
     return draft
 
 
 def announce(state: State, dir_fd: int) -> None:
     """Listings look for xattr whiteouts only where the directory says so."""
-    if marks.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
+    if xattrs.read_xattr_of_descriptor(dir_fd, state.prefix + marks.OPAQUE) is None:
         access.setxattr(dir_fd, state.prefix + marks.OPAQUE, b"x")

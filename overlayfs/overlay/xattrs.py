@@ -1,7 +1,7 @@
 # cython: language_level=3, annotation_typing=False
 """Which extended attributes does a file of the merged tree show?
 
-Reading never copies up; changing writes them. Compiled; C types are in xattrs.pxd.
+Reading never copies up. Neighbour: changing, which sets and removes xattrs. Compiled; C types are in xattrs.pxd.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 
 from ..tree import access, marks, metadata
+from ..tree.xattrs import list_xattrs, list_xattrs_of_descriptor, read_xattr_of_descriptor
 from .attributes import layer_of
 from .inodes import Directory, Inode
 from .state import State
@@ -33,17 +34,17 @@ def stored_names(state: State, inode: Inode) -> tuple[bytes, ...]:
     if known is not None and metadata.CAPABILITY in known and inode.number in state.written_unseen:
         known = None  # a write that we have not seen takes it
     if known is None or state.revalidates:
-        known = inode.xattr_names = tuple(_list(state, inode))
+        known = inode.xattr_names = _list(state, inode)
     return known
 
 
-def _list(state: State, inode: Inode) -> list[bytes]:
-    """By its name where it has one, as then nothing need be opened."""
+def _list(state: State, inode: Inode) -> tuple[bytes, ...]:
+    """Read by name if the file has one, as that needs no open descriptor."""
     if inode.is_directory or inode.number in state.orphans:
         with state.node(inode) as fd:
-            return marks.list_xattrs_of_descriptor(fd)
+            return list_xattrs_of_descriptor(fd)
     dir_fd, name = state.place(inode)
-    return marks.list_xattrs(dir_fd, name)
+    return list_xattrs(dir_fd, name)
 
 
 def find_xattr(state: State, inode: Inode, name: bytes) -> bytes | None:
@@ -68,6 +69,6 @@ def default_acl(state: State, directory: Directory) -> bytes | None:
     found = directory.default_acl
     if isinstance(found, bool):
         fd = state.upper_fd(directory)
-        found = marks.read_xattr_of_descriptor(fd, metadata.DEFAULT_ACL) if state.options.acl else None
+        found = read_xattr_of_descriptor(fd, metadata.DEFAULT_ACL) if state.options.acl else None
         directory.default_acl = found
     return found

@@ -3,6 +3,11 @@
 from .syscalls cimport Stat
 
 
+cdef extern from "<dirent.h>":
+    enum:
+        DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK
+
+
 cpdef int open_at(int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1
 cpdef int reopen(int fd, int flags, bint quietly=*) except -1
 cpdef int open_directory(bytes path) except -1
@@ -30,3 +35,6 @@ cdef class Listing:
     cdef bint _fill(self) except -1
     cdef int _find_kind(self) except -1
     cdef int _close(self) except -1
+
+
+cpdef Listing scan(int dir_fd, bint quietly=*)

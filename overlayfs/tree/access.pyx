@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""How is a file of the user's own used, whatever its permission bits say?
+"""How does the daemon access its own user's files that the permission bits deny to it?
 
-The callers of a mount are checked by the kernel (default_permissions); what it lets through is to be done. A daemon of
-root does it. An ordinary user's is refused on disk what root is not: to make a file's copy in a directory of mode
-0555, or to read a file of mode 0200 that is to be copied up. Each function here is the system call of its name; where
-that is refused with EACCES, a deputy makes it. Nothing is paid where it is not refused. Where no deputy can be had
+The kernel checks the callers of a mount (default_permissions), so the daemon must carry out every request that it gets.
+Root's daemon can. An ordinary user's daemon gets EACCES on disk where root does not: when it makes a file's copy in a
+directory of mode 0555, or reads a file of mode 0200 to copy it up. Each function here is the system call of its name;
+if that fails with EACCES, a deputy makes the call. Calls that succeed cost nothing more. If there can be no deputy
 (user namespaces are switched off), or where it is refused as well (the file is another user's, or has another group
 than the user's primary one), the error stays EACCES.
 
@@ -14,7 +14,7 @@ Callable from any thread. Compiled, as each function is one call of the C librar
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EACCES, EINTR, ENOENT, EPERM, ERANGE, errno
+from libc.errno cimport EACCES, EINTR, ENOENT, EOPNOTSUPP, EPERM, ERANGE, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 
@@ -32,7 +32,6 @@ from . import deputies
 
 cdef extern from *:
     """
-    #include <dirent.h>
     #include <stddef.h>
     #include <sys/syscall.h>
 
@@ -54,8 +53,6 @@ cdef extern from *:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
-    enum:
-        DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK
     long overlayfs_getdents64(int fd, void *buffer, size_t size) nogil
 
 DIRECTORY, REGULAR, SYMLINK = DT_DIR, DT_REG, DT_LNK
@@ -69,7 +66,8 @@ cdef int _NODE = O_PATH | O_NOFOLLOW | O_CLOEXEC
 
 
 cdef object _by_deputy(int code, bytes name, str call, tuple fds, tuple arguments):
-    """The result of a system call that failed with an errno; raises that where nobody can make the call for us."""
+    """Repeat a failed system call by the deputy and return its result; raises the errno if no deputy can make the
+    call."""
     if code != EACCES or geteuid() == 0:
         fail(code, name)
     return deputies.ask(call, fds, arguments, name)
@@ -131,7 +129,7 @@ cpdef int open_directory(bytes path) except -1:
     cdef int fd
     checked(&text, path)
     cdef int code = _open(AT_FDCWD, text, _READ_DIRECTORY, 0, &fd)
-    if code == EACCES or code == EPERM:  # it is only asked for once more where the way there is free
+    if code == EACCES or code == EPERM:  # the deputy is asked only if the path can be searched
         code = _open(AT_FDCWD, text, _READ_DIRECTORY | O_PATH, 0, &fd)
         if not code:
             try:
@@ -238,7 +236,7 @@ cdef class Listing:
         return length > 0
 
     cdef int _find_kind(self) except -1:
-        """Some filesystems do not tell it in a listing."""
+        """Stat the entry, as some filesystems leave DT_UNKNOWN in a listing."""
         try:
             self.kind = stat_at(self._fd, PyBytes_FromString(self.name)).st.st_mode >> 12
         except FileNotFoundError:

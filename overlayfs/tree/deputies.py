@@ -17,6 +17,11 @@ from overlayfs._typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .deputy import Deputy
 
+# Root needs none, and starts sooner without. Others import it now: later it might have to be read through the very
+# mount that waits for it.
+if os.geteuid() != 0:
+    from . import deputy  # noqa: F401
+
 log = Log(__name__)
 
 _TRIES = 2
@@ -26,8 +31,8 @@ _PASSING = (errno.EAGAIN, errno.ENOMEM)
 
 
 class _Deputies:
-    """The one of this process. `refused` is who cannot have any, so that it is not tried again; `locked` are the
-    descriptors with the locks of the writable layers."""
+    """The deputy of this process. `refused` is the owner (process and user) for which starting a deputy failed, so that
+    it is not tried again; `locked` are the descriptors with the locks of the writable layers."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
@@ -36,7 +41,7 @@ class _Deputies:
         self.locked: set[int] = set()
 
     def present(self) -> Deputy | None:
-        from .deputy import identity  # its imports take longer than a mount of root's, which needs none, may wait
+        from .deputy import identity
 
         with self._lock:
             if self._present is not None and not self._present.is_ours:
@@ -51,11 +56,11 @@ class _Deputies:
         try:
             self._present = Deputy(frozenset(self.locked))
         except OSError as error:
-            if error.errno in _NO_DESCRIPTORS:  # whoever asks may make room for some
+            if error.errno in _NO_DESCRIPTORS:  # the caller may close some descriptors and try again
                 raise
             if error.errno not in _PASSING:
                 self._refused = identity()
-            log.info("no user namespace to act in where permission bits are in the way: %s", error.strerror)
+            log.info("there is no user namespace in which a deputy could bypass permission bits: %s", error.strerror)
 
     def dismiss(self) -> None:
         with self._lock:

@@ -1,10 +1,10 @@
-"""Who makes a system call on the user's own files that their permission bits refuse to this process?
+"""How does an unprivileged daemon make system calls on its user's own files that the permission bits deny?
 
-A deputy: a child in a user namespace of its own, in which the user's uid and primary gid are mapped to themselves.
-There it has CAP_DAC_OVERRIDE over files that have both (user_namespaces(7); the kernel's privileged_wrt_inode_uidgid),
-and over nobody else's. It makes one system call at a time, for its parent alone, and hands opened descriptors back
-(SCM_RIGHTS): the parent's own credentials stay as they are, and no permission bits change on disk, so that a crash
-leaves nothing to restore.
+Through a deputy: a child in a user namespace of its own, in which the user's uid and primary gid are mapped to
+themselves. There it has CAP_DAC_OVERRIDE over files that have both (user_namespaces(7); the kernel's
+privileged_wrt_inode_uidgid), and over nobody else's. It makes one system call at a time, for its parent alone, and
+hands opened descriptors back (SCM_RIGHTS): the parent's own credentials stay as they are, and no permission bits change
+on disk, so that a crash leaves nothing to restore.
 
 The child is forked and not executed: a program on disk may lie below the very mount that the parent serves. One
 deputy serves all threads, one after the other. Neighbour: access, which decides when a deputy is asked.
@@ -199,7 +199,7 @@ def _run(channel: _socket.socket, locked: frozenset[int]) -> None:
         _become_deputy(channel, locked)
         _send(channel, (0, os.getpid()))
         _serve(channel)
-    except OSError as error:  # before it was ready, or the parent is gone
+    except OSError as error:  # the deputy could not be set up, or the parent is gone
         with suppress(OSError):
             _send(channel, (error.errno or errno.EIO, None))
     finally:
@@ -218,7 +218,7 @@ class GoneError(Exception):
 class Deputy:
     """The parent's end. `locked` are the descriptors with the locks that its work is done under.
 
-    Raises OSError where no child can be had that may do more than we.
+    Raises OSError if no child with more privileges than this process can be started.
     """
 
     def __init__(self, locked: frozenset[int] = frozenset()) -> None:
@@ -236,10 +236,10 @@ class Deputy:
             raise
 
     def ask(self, call: str, fds: tuple[int, ...], *arguments: object) -> object:
-        """Have it make one of CALLS; a descriptor that this returns is the caller's.
+        """Have the deputy make one of CALLS; the caller owns a descriptor that this returns.
 
-        Raises OSError as the call gave it; GoneError where it could not be asked, and EIO where it ended meanwhile, so
-        that it is not known what was done.
+        Raises the OSError of the call; GoneError if the deputy could not be asked; EIO if the deputy ended during the
+        call, which may or may not have been done.
         """
         with self._lock:
             if not self.is_ours:
@@ -288,7 +288,7 @@ def identity() -> tuple[int, int, int]:
 
 
 def _fork_twice(theirs: _socket.socket, locked: frozenset[int]) -> None:
-    """The deputy is nobody's child to wait for: whoever adopts orphans reaps it."""
+    """Fork twice, so the deputy is an orphan that init or a subreaper reaps."""
     import warnings
 
     with warnings.catch_warnings():

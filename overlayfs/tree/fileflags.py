@@ -1,6 +1,6 @@
 """Which flags does chattr(1) give a file, and how are they read and written?
 
-Two ioctls say the same: one in the bits of FS_IOC_GETFLAGS, one in those of struct fsxattr (linux/fs.h). Works on
+Two ioctls carry the same flags: FS_IOC_GETFLAGS as an int, FS_IOC_FSGETXATTR in struct fsxattr (linux/fs.h). Works on
 descriptors that are open for reading, but for `protecting_flags`, for which any will do. Thread-safe.
 """
 
@@ -64,9 +64,7 @@ def with_protecting(command: int, argument: bytes, flags: int) -> bytes:
 
 def control(fd: int, command: int, argument: bytes) -> bytes:
     """One of FLAG_COMMANDS; what the kernel leaves in the argument."""
-    buffer = bytearray(argument)
-    fcntl.ioctl(fd, command, buffer)
-    return bytes(buffer)
+    return fcntl.ioctl(fd, command, argument)
 
 
 def protecting_flags(dir_fd: int, name: bytes) -> int:
@@ -115,7 +113,7 @@ def open_to_control(fd: int) -> int:
 
 
 class Inheritance(NamedTuple):
-    """What a filesystem gives a new file for the directory that it is made in, beyond owner, mode and ACL."""
+    """The flags, extent size and project id that a new file inherits from its directory, beyond owner, mode and ACL."""
 
     flags: int = 0
     xflags: int = 0

@@ -18,9 +18,9 @@ from functools import partial
 
 from overlayfs._typing import Final, NamedTuple
 
-from . import access
 from .fileflags import APPEND_ONLY, IMMUTABLE
-from .syscalls import FileHandle, Stat, descriptor_path, entry_path
+from .syscalls import FileHandle, Stat, descriptor_path
+from .xattrs import list_xattrs, list_xattrs_of_descriptor, read_xattr, read_xattr_of_descriptor
 
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
@@ -52,7 +52,6 @@ OVERRIDE_NAMES: Final = (
 )
 LONGEST_REDIRECT: Final = 256
 _ESCAPE: Final = b"overlay."
-_NO_XATTRS: Final = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 
 
 class MissingDataError(OSError):
@@ -63,14 +62,14 @@ class MissingDataError(OSError):
 
 
 class MalformedMarkError(OSError):
-    """A mark that says nothing that may be followed. EIO, as the kernel's overlayfs."""
+    """A malformed mark, which is not followed: EIO, as in the kernel's overlayfs."""
 
     def __init__(self, reason: str, value: bytes) -> None:
         super().__init__(errno.EIO, reason, value)
 
 
 class Opacity(Enum):
-    """What the opaque mark of a directory says."""
+    """The values of a directory's opaque mark."""
 
     TRANSPARENT = "transparent"
     OPAQUE = "opaque"
@@ -83,7 +82,8 @@ class Spelling(NamedTuple):
     A mount has one prefix of its own. In an upper only marks of that prefix count, so that nothing which a user of the
     mount sets is one. Lower layers may have been written by a mount of the other prefix: there what hides (`opaque`, of
     which the first that is present counts, and `whiteout`) is read in every spelling, so it is not shown (`foreign`).
-    What leads elsewhere (redirect, metacopy) is not: who may set it under the other prefix could read any lower file.
+    Marks that lead elsewhere (redirect, metacopy) are ignored under the other prefix: a user who may set them there
+    could read any lower file.
     """
 
     prefix: bytes
@@ -135,8 +135,9 @@ def _may_set_trusted() -> bool:
 
 
 class Marks(NamedTuple):
-    """The overlay xattrs of one file in one layer."""
+    """The overlay xattrs of one file in one layer, and the stored names of all its xattrs."""
 
+    names: tuple[bytes, ...] = ()
     opacity: Opacity = Opacity.TRANSPARENT
     redirect: bytes | None = None
     metacopy_value: bytes | None = None
@@ -208,71 +209,30 @@ def _is_reserved(name: bytes, spelled: Spelling) -> bool:
     return name.startswith(FUSE) or name in OVERRIDE_NAMES or name in spelled.foreign
 
 
-def list_xattrs(dir_fd: int, name: bytes) -> list[bytes]:
-    """The xattr names of `name` itself (never of what it links to); empty where the filesystem has none."""
-    try:
-        return [os.fsencode(found) for found in os.listxattr(entry_path(dir_fd, name), follow_symlinks=False)]
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            return []
-        if error.errno != errno.EACCES:
-            raise
-    with access.node(dir_fd, name) as fd:
-        return list_xattrs_of_descriptor(fd)
-
-
-def list_xattrs_of_descriptor(fd: int) -> list[bytes]:
-    """As `list_xattrs`, of what the descriptor (O_PATH is enough) refers to."""
-    try:
-        return [os.fsencode(name) for name in os.listxattr(descriptor_path(fd))]
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            return []
-        raise
-
-
-def read_xattr(dir_fd: int, name: bytes, xattr: bytes) -> bytes | None:
-    """One xattr of `name` itself, None where it is absent or out of reach."""
-    try:
-        return os.getxattr(entry_path(dir_fd, name), xattr, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_XATTRS:
-            raise
-        if error.errno != errno.EACCES:
-            return None
-    with access.node(dir_fd, name) as fd:
-        return read_xattr_of_descriptor(fd, xattr)
-
-
-def read_xattr_of_descriptor(fd: int, xattr: bytes) -> bytes | None:
-    """As `read_xattr`, of what the descriptor (O_PATH is enough) refers to."""
-    try:
-        return access.getxattr(fd, xattr)
-    except OSError as error:
-        if error.errno in _NO_XATTRS:
-            return None
-        raise
-
-
 def read_marks(dir_fd: int, name: bytes, spelled: Spelling) -> Marks:
     """The marks of `name` in `dir_fd`; one system call where it has none."""
-    present = [stored for stored in list_xattrs(dir_fd, name) if stored.startswith(PREFIXES)]
-    return _marks(present, partial(read_xattr, dir_fd, name), spelled) if present else NO_MARKS
+    names = list_xattrs(dir_fd, name)
+    return _marks(names, partial(read_xattr, dir_fd, name), spelled) if names else NO_MARKS
 
 
 def read_marks_of_descriptor(fd: int, spelled: Spelling) -> Marks:
     """The marks of what the descriptor (O_PATH is enough) refers to."""
-    present = [name for name in list_xattrs_of_descriptor(fd) if name.startswith(PREFIXES)]
-    return _marks(present, partial(read_xattr_of_descriptor, fd), spelled) if present else NO_MARKS
+    names = list_xattrs_of_descriptor(fd)
+    return _marks(names, partial(read_xattr_of_descriptor, fd), spelled) if names else NO_MARKS
 
 
-def _marks(present: list[bytes], read: Callable[[bytes], bytes | None], spelled: Spelling) -> Marks:
+def _marks(names: tuple[bytes, ...], read: Callable[[bytes], bytes | None], spelled: Spelling) -> Marks:
+    present = [name for name in names if name.startswith(PREFIXES)]
+    if not present:
+        return Marks(names)
+
     def value(mark: bytes) -> bytes | None:
         name = spelled.prefix + mark
         return read(name) if name in present else None
 
     opaque = next((name for name in spelled.opaque if name in present), None)
     return Marks(
+        names,
         opacity=_opacity(None if opaque is None else read(opaque)),
         redirect=value(REDIRECT),
         metacopy_value=value(METACOPY),

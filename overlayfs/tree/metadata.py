@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from overlayfs._typing import Final, NamedTuple
 
-from . import access, marks, syscalls
+from . import access, marks, syscalls, xattrs
 from .syscalls import Stat, set_times
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -82,7 +82,7 @@ def map_capability(value: bytes, uid: Callable[[int], int]) -> bytes:
 
 
 class Inherited(NamedTuple):
-    """What a new file gets: permission bits, and the ACL xattrs to set on it."""
+    """The permission bits of a new file, and the ACL xattrs to set on it."""
 
     mode: int
     acls: tuple[tuple[bytes, bytes], ...] = ()
@@ -137,21 +137,24 @@ def copy_metadata(
     st: Stat | os.stat_result,
     spelled: marks.Spelling,
     without: bytes = b"",
+    present: tuple[bytes, ...] | None = None,
 ) -> None:
     """Give `target` an owner and mode, the xattrs of `source`, then the times in `st` (last: every step changes them).
 
+    `present` are the names of all xattrs of `source`, None where they are to be read.
     Overlay marks, as the layer of `source` is `spelled`, are not copied, nor is the xattr `without`. To be called after
     the data is written: writing clears capabilities.
     """
+    names = xattrs.list_xattrs_of_descriptor(source) if present is None else present
     set_owner(target, uid, gid)
-    copy_xattrs(source, target, spelled, without)
+    copy_xattrs(source, target, spelled, without, names)
     set_mode(target, mode)
     set_times(target, st.st_atime_ns, st.st_mtime_ns)
 
 
-def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes = b"") -> None:
-    """Copy every xattr that is not an overlay mark; escaped ones stay escaped."""
-    for name in marks.list_xattrs_of_descriptor(source):
+def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes, present: Iterable[bytes]) -> None:
+    """Copy every xattr of those that are `present` that is not an overlay mark; escaped ones stay escaped."""
+    for name in present:
         if name == without or (marks.shown_xattr(name, spelled) is None and name not in marks.OVERRIDE_NAMES):
             continue
         try:

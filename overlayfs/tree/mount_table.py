@@ -1,4 +1,4 @@
-"""What is mounted in a mount namespace? /proc/PID/mountinfo, see proc(5)."""
+"""Which mounts does a mount namespace have? Read from /proc/PID/mountinfo, see proc(5)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def unescape(text: bytes) -> bytes:
 
 
 def _unescaped(part: bytes) -> bytes:
-    """What stands after a backslash: three octal digits, otherwise it was no escape."""
+    """The byte of an escape, which is three octal digits after the backslash; anything else stays as it is."""
     digits = part[:3]
     if len(digits) < 3 or digits.strip(b"01234567") or digits > b"377":
         return b"\\" + part

@@ -11,7 +11,7 @@ modules, without exceptions.
 cimport cython
 from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
 from libc.string cimport memset
 
 import errno as errors
@@ -199,7 +199,7 @@ cdef int checked(const char **text, bytes name) except -1:
 @cython.final
 @cython.freelist(32)
 cdef class Stat:
-    """What stat(2) says of a file, with the names of os.stat_result."""
+    """The stat(2) of a file, with the attribute names of os.stat_result."""
 
     def is_same_file(self, Stat other not None):
         """As os.path.samestat."""
@@ -296,14 +296,14 @@ def file_attributes(int dir_fd, bytes name not None):
 
 
 def is_in_memory(int fd):
-    """True where it is known (statfs(2)) that nothing ever waits for a disk: on tmpfs and ramfs."""
+    """True for tmpfs and ramfs (by statfs(2)), where no I/O ever waits for a disk."""
     cdef statfs_t found
     return fstatfs(fd, &found) == 0 and (found.f_type == _TMPFS_MAGIC or found.f_type == _RAMFS_MAGIC)
 
 
 @cython.final
 cdef class FileHandle:
-    """What name_to_handle_at(2) says of a file: stable as long as the filesystem lives."""
+    """The file handle of name_to_handle_at(2): stable as long as the filesystem exists."""
 
     cdef readonly int type
     cdef readonly bytes bytes
@@ -475,7 +475,7 @@ cdef int try_set_mode(int fd, uint32_t mode) noexcept nogil:
         return 0
     if errno != EBADF:
         return errno
-    write_descriptor_path(path, fd)  # fchmod takes no O_PATH
+    write_descriptor_path(path, fd)
     return outcome(chmod(path, mode & 0o7777))
 
 
@@ -501,12 +501,48 @@ cdef int _to_timespec(timespec *time, object time_ns) except -1:
 
 cdef int try_set_times(int fd, const timespec *times) noexcept nogil:
     cdef char path[DESCRIPTOR_PATH_SIZE]
-    if futimens(fd, times) == 0:
+    if utimensat(fd, b"", times, AT_EMPTY_PATH) == 0:
         return 0
-    if errno != EBADF:
+    if errno != EINVAL:  # before Linux 5.8
         return errno
-    write_descriptor_path(path, fd)  # futimens takes no O_PATH
+    write_descriptor_path(path, fd)
     return outcome(utimensat(AT_FDCWD, path, times, 0))
+
+
+cdef int try_getxattr(int fd, const char *name, void *value, size_t size, ssize_t *length) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    length[0] = fgetxattr(fd, name, value, size)
+    if length[0] < 0 and errno == EBADF:
+        write_descriptor_path(path, fd)
+        length[0] = c_getxattr(path, name, value, size)
+    return 0 if length[0] >= 0 else errno
+
+
+cdef int try_listxattr(int fd, char *names, size_t size, ssize_t *length) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    length[0] = flistxattr(fd, names, size)
+    if length[0] < 0 and errno == EBADF:
+        write_descriptor_path(path, fd)
+        length[0] = c_listxattr(path, names, size)
+    return 0 if length[0] >= 0 else errno
+
+
+cdef int try_setxattr(int fd, const char *name, const void *value, size_t size, int flags) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    cdef int code = outcome(fsetxattr(fd, name, value, size, flags))
+    if code == EBADF:
+        write_descriptor_path(path, fd)
+        code = outcome(c_setxattr(path, name, value, size, flags))
+    return code
+
+
+cdef int try_removexattr(int fd, const char *name) noexcept nogil:
+    cdef char path[DESCRIPTOR_PATH_SIZE]
+    cdef int code = outcome(fremovexattr(fd, name))
+    if code == EBADF:
+        write_descriptor_path(path, fd)
+        code = outcome(c_removexattr(path, name))
+    return code
 
 
 def allocate(int fd, int mode, int64_t offset, int64_t length):
@@ -634,7 +670,7 @@ class SyncQueue:
             fail(code, b"")
 
     def ended(self, long wait_ns=0):
-        """Those that have ended, each with its token and an errno or 0; waits so long for one."""
+        """The completed fsyncs, each as its token and an errno or 0; waits up to the given time for the first."""
         ended = _take(self._context, wait_ns)
         if ended or not wait_ns:
             try:
@@ -646,7 +682,7 @@ class SyncQueue:
         return ended
 
     def close(self):
-        """Waits for what is under way."""
+        """Destroy the AIO context (io_destroy(2)); waits for the fsyncs in progress."""
         cdef aio_context_t context = self._context
         cdef int code
         with nogil:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import overlayfs.fuse.lane  # noqa: F401 - takes the engine's class as it is
 from overlayfs.fuse.session import MountOptions, serve_in_foreground
 from overlayfs.overlay import engine
 from overlayfs.overlay.engine import Overlay

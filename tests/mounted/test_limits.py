@@ -354,6 +354,7 @@ def test_client_that_waits_for_a_stopped_daemon_can_be_killed(stack: Stack) -> N
 
 BREAKABLE = """
 import os, sys
+from overlayfs.fuse import lane
 from overlayfs.overlay import engine
 from overlayfs.overlay.engine import Overlay
 from overlayfs.cli.mount_program import main

@@ -414,12 +414,24 @@ def test_mount_over_the_program_s_own_code(place: Place) -> None:
     subprocess.run(["umount", code], check=True)
 
 
+BROKEN = """\
+    from ..overlay.engine import Overlay as Whole
+
+    def broken(*_):
+        raise RuntimeError('a bug')
+
+    Overlay = type("Broken", (Whole,), {"readlink": broken})
+"""
+
+
 @pytest.mark.parametrize("lane", ["on", "off"])
 def test_bug_is_logged_and_survived_where_the_mount_covers_the_code(lane: str, place: Place) -> None:
     code, environ = copied_code(place)
     (code / "link").symlink_to("target")
-    with (code / "overlayfs" / "overlay" / "engine.py").open("a") as engine:
-        engine.write("\n\ndef broken(*_):\n    raise RuntimeError('a bug')\n\n\nOverlay.readlink = broken\n")
+    session = code / "overlayfs" / "fuse" / "session.py"
+    whole = session.read_text()
+    session.write_text(whole.replace("    from ..overlay.engine import Overlay\n", BROKEN))
+    assert session.read_text() != whole
     environ["OVERLAYFS_LOG"] = str(place.base / "log")
     done = place.run("-o", f"lowerdir={code},lane={lane}", code, env=environ, cwd=Path("/"))
     assert done == SILENT_SUCCESS

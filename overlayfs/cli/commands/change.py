@@ -1,4 +1,4 @@
-"""Commands that make images of other images."""
+"""The commands that make images from other images: commit, squash, append."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import typer
 
 from overlayfs.cli.app import AsJson, UserXattr, app, store_directory
 
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="By name, or ID.")]
-NewName = Annotated[str | None, typer.Argument(metavar="[NEW]", help="The new image's name; else IMAGE's.")]
-Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Into the image's history.")]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID.")]
+NewName = Annotated[
+    str | None, typer.Argument(metavar="[NEW]", help="The name of the new image; that of IMAGE by default.")
+]
+Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="A message for the image's history.")]
 Author = Annotated[str, typer.Option("--author", "-a", metavar="WHO", help='As "A B <a.b@example.org>".')]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--change", "-c", metavar="LINE", help='As in a Dockerfile: "ENV A=b", "CMD [...]"; repeat.'),
 ]
-Compression = Annotated[str, typer.Option("--compression", metavar="KIND", help="Of the layer: gzip, zstd or none.")]
+Compression = Annotated[
+    str, typer.Option("--compression", metavar="KIND", help="The compression of the layer: gzip, zstd or none.")
+]
 
 
-@app.command(short_help="Make what changed a layer of a new image.")
+@app.command(short_help="Save changes as a layer of a new image.")
 def commit(
     source: Annotated[
         str, typer.Argument(metavar="NAME|MNT|UPPER", help="A container, a mount, or an upper directory.")
     ],
     name: Annotated[str | None, typer.Argument(metavar="[IMAGE:TAG]", help="The name of the new image.")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", "-b", metavar="IMAGE", help="The image below, if that is not known.")
+        str | None, typer.Option("--base", "-b", metavar="IMAGE", help="The image below the upper, if it is not known.")
     ] = None,
     message: Message = "",
     author: Author = "",
@@ -36,13 +40,13 @@ def commit(
     user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep what a container, mount or upper changed in its image, as a new image with one more layer.
+    """Save the changes of a container, mount or upper as a new image with one more layer.
 
-    An upper is read as if you had mounted it: root names one of an ordinary user, or mounted with `-o userxattr`, with
-    --userxattr.
+    An upper is read as if you had mounted it: as root, give --userxattr for one of an ordinary user or one mounted
+    with `-o userxattr`.
 
-    Files that are as in the image are left out. With SOURCE_DATE_EPOCH in the environment (seconds) no time is later
-    than that, and the same changes give the same image. Prints the ID of the new image.
+    Unchanged files are left out. With SOURCE_DATE_EPOCH in the environment (seconds) no time is later than that, and
+    the same changes give the same image. Prints the ID of the new image.
 
     Exit status: 0 the image is there, 1 an error.
     """
@@ -52,7 +56,7 @@ def commit(
     commit_changes(store_directory(), source, base, request, user_xattr=user_xattr)
 
 
-@app.command(short_help="Make all layers of an image one.")
+@app.command(short_help="Merge all layers of an image into one.")
 def squash(
     image: Image,
     new: NewName = None,
@@ -62,7 +66,7 @@ def squash(
     compression: Compression = "gzip",
     as_json: AsJson = False,
 ) -> None:
-    """Make an image with one layer, without what upper layers of it hide.
+    """Make an image with a single layer, without the files that upper layers hide.
 
     Exit status: 0 the image is there, 1 an error.
     """
@@ -72,13 +76,13 @@ def squash(
     squash_image(store_directory(), image, request)
 
 
-@app.command(short_help="Put a directory on an image.")
+@app.command(short_help="Add a directory to an image as a layer.")
 def append(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="By name, or ID; `scratch` for no image.")],
-    source: Annotated[Path, typer.Argument(metavar="DIR|TAR", help="What lies in it becomes a layer.", exists=True)],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID; `scratch` for an empty image.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR|TAR", help="Its contents become a layer.", exists=True)],
     new: NewName = None,
     chown: Annotated[
-        str | None, typer.Option("--chown", metavar="UID:GID", help="Whose all files of DIR become.")
+        str | None, typer.Option("--chown", metavar="UID:GID", help="The owner of all files of DIR.")
     ] = None,
     message: Message = "",
     author: Author = "",
@@ -86,7 +90,7 @@ def append(
     compression: Compression = "gzip",
     as_json: AsJson = False,
 ) -> None:
-    """Make an image with one more layer: all that is in a directory, or a tar as it is.
+    """Make an image with one more layer: the contents of a directory, or an unchanged tar.
 
     Exit status: 0 the image is there, 1 an error.
     """

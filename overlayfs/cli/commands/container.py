@@ -22,12 +22,13 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Containers: na
 def run(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID.")],
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[CMD]...", help="What to run, instead of the image's own.")
+        list[str] | None, typer.Argument(metavar="[CMD]...", help="The command to run; the image's own by default.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Of the container; an existing one is run in again.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The name of the container; an existing one is used again."),
     ] = None,
-    remove: Annotated[bool, typer.Option("--rm", help="Throw the container away at the end.")] = False,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove the container at the end.")] = False,
     environment: Annotated[
         list[str] | None, typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable, or pass yours on.")
     ] = None,
@@ -35,21 +36,28 @@ def run(
         list[str] | None,
         typer.Option("--volume", "-v", metavar="SOURCE:TARGET[:ro]", help="Show a file or directory in it."),
     ] = None,
-    working_directory: Annotated[str, typer.Option("--workdir", "-w", metavar="DIR", help="Where it starts.")] = "",
+    working_directory: Annotated[
+        str, typer.Option("--workdir", "-w", metavar="DIR", help="The working directory.")
+    ] = "",
     user: Annotated[
-        str, typer.Option("--user", "-u", metavar="USER[:GROUP]", help="As whom; the image's names, or numbers.")
+        str,
+        typer.Option(
+            "--user", "-u", metavar="USER[:GROUP]", help="The user to run as: a name of the image, or a number."
+        ),
     ] = "",
     hostname: Annotated[
-        str, typer.Option("--hostname", "-h", metavar="NAME", help="Its host name; else the container's own name.")
+        str, typer.Option("--hostname", "-h", metavar="NAME", help="The host name; the container's name by default.")
     ] = "",
     entrypoint: Annotated[
-        str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; empty for none.")
+        str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Replaces the image's; empty for none.")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="It can write to volumes only.")] = False,
-    network: Annotated[Literal["host", "none"], typer.Option("--network", help="Which network it sees.")] = "host",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only volumes are writable.")] = False,
+    network: Annotated[
+        Literal["host", "none"], typer.Option("--network", help="The network of the container.")
+    ] = "host",
     runtime: Annotated[
         Literal["bwrap", "runc"] | None,
-        typer.Option("--runtime", help="What starts it; else the first that is there."),
+        typer.Option("--runtime", help="The runtime; by default the first that is installed."),
     ] = None,
     interactive: Annotated[  # noqa: ARG001 - it always has our standard input
         bool, typer.Option("--interactive", "-i", hidden=True)
@@ -58,7 +66,7 @@ def run(
 ) -> None:
     """Run a program in a container: a writable layer on IMAGE that is kept, unless --rm is given.
 
-    It has this terminal, and the signals that this program gets. As an ordinary user you are root in it.
+    The program has this terminal and gets the signals sent to `overlayfs run`. An ordinary user is root in it.
 
     Exit status: that of the program; 125 it could not be run, 126 it is not executable, 127 it is not in the image.
     """
@@ -98,7 +106,7 @@ def ps(
 def containers(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False, as_json: AsJson = False
 ) -> None:
-    """List all containers, also those that nobody uses."""
+    """List all containers, unused ones included."""
     from overlayfs.cli.container.containers import show_containers
 
     show_containers(store_directory(), everything=True, quiet=quiet, as_json=as_json)
@@ -107,9 +115,9 @@ def containers(
 @app.command(short_help="Remove containers.")
 def rm(
     names: Names,
-    force: Annotated[bool, typer.Option("--force", "-f", help="End what runs in them, unmount them.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="End their programs and unmount them.")] = False,
 ) -> None:
-    """Remove containers with all that was changed in them; their images stay.
+    """Remove containers with all their changes; their images stay.
 
     Exit status: 0 all are gone, 1 one could not be removed.
     """
@@ -119,9 +127,9 @@ def rm(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Throw away what a container changed.")
+@app.command(short_help="Discard the changes of containers.")
 def reset(names: Names) -> None:
-    """Make containers as they were when they were new, at once; what they changed is deleted in the background.
+    """Discard all changes of containers, at once; the files are deleted in the background.
 
     Exit status: 0 done, 1 one is in use or not there.
     """

@@ -1,4 +1,4 @@
-"""Commands that look into images."""
+"""The commands that look into images: tree, cat, cp, waste, report."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="A name or an ID
 @app.command(short_help="Show the files of an image.")
 def tree(
     image: ImageName,
-    path: Annotated[str, typer.Argument(metavar="[PATH]", help="Only what is at this path.")] = "/",
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="Show only this path.")] = "/",
     layer: Annotated[
-        int | None, typer.Option("--layer", metavar="N", help="Only what layer N (1 is the bottom) changed.")
+        int | None, typer.Option("--layer", metavar="N", help="Show only the changes of layer N (1 is the bottom).")
     ] = None,
     depth: Annotated[
         int | None, typer.Option("--depth", "-d", metavar="N", min=0, help="Only N levels of directories.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the files of an image as a tree: mode, owner, size, and the layer that each comes from.
+    """Show the files of an image as a tree: mode, owner, size, and the layer of each file.
 
     Exit status: 0 shown, 1 no such image, layer or path.
     """
@@ -47,7 +47,7 @@ def cat(
 
 @app.command(short_help="Copy files out of an image.")
 def cp(
-    source: Annotated[str, typer.Argument(metavar="IMAGE:/PATH", help="With /. at the end: what is in it.")],
+    source: Annotated[str, typer.Argument(metavar="IMAGE:/PATH", help="With /. at the end: its contents.")],
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, a new name, or - for a tar.")],
     archive: Annotated[
         bool, typer.Option("--archive", "-a", help="Keep owners, set-id bits, xattrs and devices.")
@@ -56,7 +56,7 @@ def cp(
 ) -> None:
     """Copy a file or directory out of an image, with modes, times and links.
 
-    Nothing is written outside DEST, whatever the image holds.
+    Nothing is written outside DEST, whatever the image contains.
 
     Exit status: 0 copied, 1 an error.
     """
@@ -70,14 +70,15 @@ def waste(
     image: ImageName,
     most: Annotated[int, typer.Option("--number", "-n", metavar="N", min=0, help="List so many.")] = 20,
     least: Annotated[
-        float, typer.Option("--min-efficiency", metavar="X", min=0, max=1, help="Below it the exit status is 3.")
+        float,
+        typer.Option("--min-efficiency", metavar="X", min=0, max=1, help="The exit status is 3 below this efficiency."),
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """List the files and directories that later layers delete or replace, the largest first.
 
-    The efficiency is the share of all bytes that can be seen. With --json there is dive's score too, which does not
-    count deleted directories.
+    The efficiency is the share of visible bytes. With --json the score of dive is shown too, which does not count
+    deleted directories.
 
     Exit status: 0 shown, 1 an error, 3 the efficiency is below --min-efficiency.
     """
@@ -87,14 +88,16 @@ def waste(
         raise typer.Exit(FINDINGS)
 
 
-@app.command(short_help="Make a page that shows an image.")
+@app.command(short_help="Write an HTML page about an image.")
 def report(
     image: ImageName,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to; - is standard output.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is standard output.")
+    ],
 ) -> None:
-    """Make one HTML page of an image: its layers, what is large or wasted, and all its files.
+    """Write one HTML page about an image: its layers, its large and wasted files, and all its files.
 
-    The page needs no network, and shows on a phone too.
+    The page needs no network, and suits a phone too.
 
     Exit status: 0 written, 1 an error.
     """

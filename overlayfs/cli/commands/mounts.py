@@ -1,4 +1,4 @@
-"""Commands for mounts, and those that take an image as well as a mount: mount, layers, diff."""
+"""The commands for mounts: mount, umount, mounts, stats, which, check; and layers and diff, which also take images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from overlayfs.cli.app import ERROR, FINDINGS, AsJson, UserXattr, app, store_directory
 
-Mountpoint = Annotated[str, typer.Argument(metavar="MNT", help="Where it is mounted.")]
+Mountpoint = Annotated[str, typer.Argument(metavar="MNT", help="The mountpoint.")]
 Lowers = Annotated[
     list[str] | None, typer.Option("--lower", "-l", metavar="DIR", help="A lower layer; repeat, top first.")
 ]
@@ -17,7 +17,7 @@ Lowers = Annotated[
 @app.command(short_help="Mount layers, or an image.")
 def mount(
     words: Annotated[
-        list[str], typer.Argument(metavar="[IMAGE] MNT", help="An image, unless --lower says what; the mountpoint.")
+        list[str], typer.Argument(metavar="[IMAGE] MNT", help="An image, unless --lower is given; the mountpoint.")
     ],
     lower: Lowers = None,
     upper: Annotated[
@@ -28,22 +28,22 @@ def mount(
         typer.Option("--work", "-w", metavar="DIR", help="Empty directory on the upper's filesystem."),
     ] = None,
     ephemeral: Annotated[
-        bool, typer.Option("--ephemeral", "-e", help="Writable; changes are thrown away at the unmount.")
+        bool, typer.Option("--ephemeral", "-e", help="Mount writable; changes are discarded at the unmount.")
     ] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Nothing can be written.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Mount read-only.")] = False,
     writable: Annotated[
-        bool, typer.Option("--rw", help="Of an image: changes go to a container; without --name to a passing one.")
+        bool, typer.Option("--rw", help="For an image: changes go to a container, without --name to a temporary one.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="With --rw: the container, made if it is not there.")
+        str | None, typer.Option("--name", metavar="NAME", help="With --rw: the container, made if it does not exist.")
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", metavar="OPTIONS", help="As of mount(8) and the kernel's overlayfs: a,b=c,…"),
+        typer.Option("-o", metavar="OPTIONS", help="Options of mount(8) and the kernel's overlayfs: a,b=c,…"),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", "-f", help="Return only when it is unmounted.")] = False,
     no_fast_lane: Annotated[
-        bool, typer.Option("--no-fast-lane", help="Let pyfuse3 answer every request; slower.")
+        bool, typer.Option("--no-fast-lane", help="Answer every request by pyfuse3; slower.")
     ] = False,
     poll: Annotated[
         int | None,
@@ -52,7 +52,7 @@ def mount(
         ),
     ] = None,
 ) -> None:
-    """Mount lower layers, and an upper that takes the changes, as one tree on MNT; or the layers of an image.
+    """Mount lower layers, and an upper for changes, as one tree on MNT; or mount an image.
 
     Without --upper, --ephemeral and --rw the mount is read-only.
 
@@ -81,7 +81,7 @@ def mount(
         make(request)
 
 
-@app.command(short_help="Unmount, and wait until all is written.")
+@app.command(short_help="Unmount, and wait until all data is written.")
 def umount(
     mountpoint: Mountpoint,
     lazy: Annotated[
@@ -90,7 +90,7 @@ def umount(
 ) -> None:
     """Unmount MNT; return when the daemon has written everything and ended.
 
-    Exit status: 0 unmounted, 1 it is in use (by whom is said) or not ours.
+    Exit status: 0 unmounted, 1 it is in use (the processes are listed) or not an overlayfs mount.
     """
     from overlayfs.cli.mounts.umount import take_down
 
@@ -131,12 +131,13 @@ def stats(
     mountpoint: Mountpoint,
     as_json: AsJson = False,
     watch: Annotated[
-        float | None, typer.Option("--watch", metavar="SECONDS", min=0.1, help="Again and again, until Ctrl-C.")
+        float | None,
+        typer.Option("--watch", metavar="SECONDS", min=0.1, help="Repeat every so many seconds, until Ctrl-C."),
     ] = None,
 ) -> None:
-    """Show how many requests of each kind a mount has had and who answered them, and what its daemon holds.
+    """Count the requests of each kind that a mount has answered, on which path, and the objects that its daemon holds.
 
-    Exit status: 0 shown, 1 an error, also where its daemon is of a version that counts nothing.
+    Exit status: 0 shown, 1 an error, for example a daemon of a version that does not count.
     """
     from overlayfs.cli.mounts.stats import show_stats
 
@@ -145,12 +146,12 @@ def stats(
     show_stats(mountpoint, as_json, watch)
 
 
-@app.command(short_help="Say which layer a file comes from.")
+@app.command(short_help="Tell which layer a file comes from.")
 def which(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="In a mount; may be deleted.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say which layer provides a file, which layers hold hidden versions, and what deletes it.
+    """Tell which layer provides a file, which layers have hidden versions of it, and which one deletes it.
 
     Exit status: 0 all paths are there, 1 one is not (or an error).
     """
@@ -160,25 +161,25 @@ def which(
         raise typer.Exit(ERROR)
 
 
-@app.command(short_help="Show what changed.")
+@app.command(short_help="Show changes.")
 def diff(
     tree: Annotated[str, typer.Argument(metavar="TREE", help="A mount, an upper, a container, or an image.")],
     other: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The image to compare the first with.")] = None,
     lower: Lowers = None,
-    stat: Annotated[bool, typer.Option("--stat", help="With sizes, and a sum at the end.")] = False,
-    patch: Annotated[bool, typer.Option("--patch", "-p", help="As a patch, for text files.")] = False,
+    stat: Annotated[bool, typer.Option("--stat", help="Show sizes, and a sum at the end.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", "-p", help="Print a patch of the text files.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also directories of which only the times changed.")
+        bool, typer.Option("--all", "-a", help="Include directories of which only the times changed.")
     ] = False,
     user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
     """List what was added (A), modified (M) and deleted (D) against the lower layers.
 
-    A container's name (./NAME is a directory) tells what it changed in its image; two images: from the first to the
-    second. Of a mount all layers are known. For an UPPER that is not mounted, name its lowers with --lower; without
-    them only the upper's own marks can tell A from M. It is read as if you had mounted it: root names one of an
-    ordinary user, or mounted with `-o userxattr`, with --userxattr.
+    TREE may be a mount, a container (write ./NAME for a directory), an upper, or an image, which is compared with
+    IMAGE. For an UPPER that is not mounted, name its lowers with --lower; without them only the upper's own marks
+    tell A from M. An upper is read as if you had mounted it: as root, give --userxattr for one of an ordinary user or
+    one mounted with `-o userxattr`.
 
     Exit status: 0 whether there are changes or not, 1 an error.
     """
@@ -197,20 +198,20 @@ def diff(
     show_image_changes(tree, other, form, everything, store_directory())
 
 
-@app.command(short_help="Find and mend what a crash left.")
+@app.command(short_help="Find and repair damage of a crash.")
 def check(
     upper: Annotated[str, typer.Argument(metavar="UPPER", help="An upper directory that is not mounted.")],
     work: Annotated[str, typer.Argument(metavar="WORK", help="Its workdir.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be; user data is kept.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired; user data is kept.")] = False,
     user_xattr: UserXattr = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find what a crash or tampering left in an upper and its workdir.
+    """Find the traces of a crash or of tampering in an upper and its workdir.
 
-    The upper is read as if you had mounted it: root names one of an ordinary user, or mounted with `-o userxattr`,
-    with --userxattr.
+    The upper is read as if you had mounted it: as root, give --userxattr for one of an ordinary user or one mounted
+    with `-o userxattr`.
 
-    Exit status: 0 nothing found or all mended, 1 an error, 3 something is left to mend.
+    Exit status: 0 nothing found or all repaired, 1 an error, 3 something is left to repair.
     """
     from overlayfs.cli.mounts.check import show_findings
 

@@ -11,20 +11,20 @@ from overlayfs.cli.app import AsJson, app, store_directory
 
 Ca = Annotated[
     Path | None,
-    typer.Option("--ca", metavar="FILE", help="Trust this authority too (PEM).", exists=True, dir_okay=False),
+    typer.Option(
+        "--ca", metavar="FILE", help="Trust this certificate authority too (PEM).", exists=True, dir_okay=False
+    ),
 ]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Loopback only: plain HTTP, or TLS that nobody vouches for.")
-]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Loopback only: plain HTTP, or an unverified certificate.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result; no progress.")]
-RegistryName = Annotated[str, typer.Argument(metavar="[REGISTRY]", help="Host and port; docker.io if not named.")]
+RegistryName = Annotated[str, typer.Argument(metavar="[REGISTRY]", help="Host and port; docker.io by default.")]
 
 
 @app.command(short_help="Fetch an image from a registry.")
 def pull(
-    name: Annotated[str, typer.Argument(metavar="IMAGE", help="As docker names them: [HOST[:PORT]/]NAME[:TAG].")],
+    name: Annotated[str, typer.Argument(metavar="IMAGE", help="Names as in docker: [HOST[:PORT]/]NAME[:TAG].")],
     platform: Annotated[
-        str | None, typer.Option("--platform", metavar="OS/ARCH", help="linux/arm64/v8; this machine's if not said.")
+        str | None, typer.Option("--platform", metavar="OS/ARCH", help="linux/arm64/v8; this machine's by default.")
     ] = None,
     all_platforms: Annotated[
         bool, typer.Option("--all-platforms", help="The whole index, with the images of all platforms.")
@@ -37,7 +37,7 @@ def pull(
 ) -> None:
     """Fetch an image into the store, from a mirror of registries.toml or from the registry itself.
 
-    What the store has is not fetched again, and what broke off goes on where it ended.
+    Blobs that the store has are not fetched again, and interrupted downloads are resumed.
 
     Exit status: 0 the image is in the store, 1 it could not be fetched.
     """
@@ -51,9 +51,9 @@ def pull(
 
 @app.command(short_help="Send an image to a registry.")
 def push(
-    name: Annotated[str, typer.Argument(metavar="IMAGE", help="Of the store, by name or ID.")],
+    name: Annotated[str, typer.Argument(metavar="IMAGE", help="Images of the store, by name or ID.")],
     destination: Annotated[
-        str | None, typer.Argument(metavar="[DESTINATION]", help="Under which name, if not its own.")
+        str | None, typer.Argument(metavar="[DESTINATION]", help="The name in the registry; its own by default.")
     ] = None,
     ca: Ca = None,
     insecure: Insecure = False,
@@ -62,7 +62,7 @@ def push(
 ) -> None:
     """Send an image of the store to the registry that its name, or DESTINATION, begins with.
 
-    What the repository has is not sent, and what another one there has is mounted.
+    Blobs that the repository has are not sent; those in another repository there are mounted from it.
 
     Exit status: 0 the registry has the image, 1 it could not be sent.
     """
@@ -74,19 +74,21 @@ def push(
 @app.command(short_help="Keep a user name and password.")
 def login(
     registry: RegistryName = "docker.io",
-    username: Annotated[str | None, typer.Option("--username", "-u", metavar="NAME", help="Asked if not said.")] = None,
+    username: Annotated[
+        str | None, typer.Option("--username", "-u", metavar="NAME", help="Asked for if not given.")
+    ] = None,
     from_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from standard input.")
     ] = False,
     ca: Ca = None,
     insecure: Insecure = False,
 ) -> None:
-    """Ask a registry whether it takes a user name and password, and keep them for later.
+    """Check a user name and password with a registry, and keep them for later.
 
-    They are kept where docker, podman and skopeo find them too: with a credential helper if docker's config.json
-    names one, and otherwise in $REGISTRY_AUTH_FILE or ~/.docker/config.json.
+    Docker, podman and skopeo find them too: they are kept by a credential helper if docker's config.json names one,
+    otherwise in $REGISTRY_AUTH_FILE or ~/.docker/config.json.
 
-    Exit status: 0 the registry takes them, 1 it does not.
+    Exit status: 0 the registry accepts them, 1 it does not.
     """
     from overlayfs.cli.store.transfer import access, log_in
 
@@ -96,11 +98,11 @@ def login(
 @app.command(short_help="Forget a user name and password.")
 def logout(
     registry: RegistryName = "docker.io",
-    everywhere: Annotated[bool, typer.Option("--all", "-a", help="Of all registries.")] = False,
+    everywhere: Annotated[bool, typer.Option("--all", "-a", help="Forget those of all registries.")] = False,
 ) -> None:
-    """Remove what is kept for a registry, wherever it is kept.
+    """Remove the credentials of a registry, wherever they are kept.
 
-    Exit status: 0 nothing is kept any more, 1 an error.
+    Exit status: 0 no credentials are left, 1 an error.
     """
     from overlayfs.cli.store.transfer import log_out
 
@@ -109,16 +111,16 @@ def logout(
 
 @app.command(short_help="List the tags of a repository.")
 def search_tags(
-    name: Annotated[str, typer.Argument(metavar="REPOSITORY", help="As an image is named, without a tag.")],
+    name: Annotated[str, typer.Argument(metavar="REPOSITORY", help="The name of an image, without a tag.")],
     matching: Annotated[
         str | None, typer.Option("--filter", "-f", metavar="GLOB", help="Only tags like this: '1.*'.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show at most so many.")] = None,
     ca: Ca = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the tags that a registry has of a repository, in its order.
+    """List the tags of a repository, in the order of the registry.
 
     Exit status: 0 listed, 1 the repository is not there, or an error.
     """

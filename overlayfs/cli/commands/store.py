@@ -1,4 +1,4 @@
-"""Commands that keep images: in and out of the store as files, names, and what the store holds."""
+"""The commands that keep images: load, save, import, export, images, inspect, history, tag, rmi, prune, verify."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import typer
 from overlayfs.cli.app import FINDINGS, AsJson, app
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Names = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="By name, or the start of an ID.")]
-NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Nothing is shortened.")]
-Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Not to standard output.")]
+Names = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="A name, or the start of an ID.")]
+NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Do not shorten columns.")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE, not to standard output.")
+]
 
 
 class ArchiveFormat(StrEnum):
-    """How `save` writes."""
+    """The formats of `save`."""
 
     OCI = "oci-archive"
     DOCKER = "docker-archive"
@@ -24,7 +26,7 @@ class ArchiveFormat(StrEnum):
 
 
 class Compression(StrEnum):
-    """How an archive as a whole is compressed."""
+    """The compression of a whole archive."""
 
     GZIP = "gzip"
     ZSTD = "zstd"
@@ -45,7 +47,7 @@ def load(
     """Load images from an archive of docker, podman or skopeo (docker-archive, oci-archive), also compressed by gzip or
     zstd, or from an OCI layout directory.
 
-    Exit status: 0 all are loaded, 1 an error, and no image of the archive has got a name.
+    Exit status: 0 all are loaded, 1 an error; then no image of the archive was named.
     """
     from overlayfs.cli.store.archives import load_images
 
@@ -64,9 +66,9 @@ def save(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Save images to one archive, the same bytes for the same images.
+    """Save images to one archive; the same images give the same bytes.
 
-    Exit status: 0 saved, 1 an error; then there is no file.
+    Exit status: 0 saved, 1 an error; then no file is left.
     """
     from overlayfs.cli.store.archives import save_images
 
@@ -75,16 +77,20 @@ def save(
 
 @app.command("import", short_help="Make an image of a root filesystem.")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="A tar, also compressed, or a directory.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|DIR|-", help="A tar, which may be compressed, or a directory.")
+    ],
     name: Annotated[str | None, typer.Argument(metavar="[NAME[:TAG]]", help="The name of the new image.")] = None,
-    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Into the image's history.")] = "",
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="A message for the image's history.")
+    ] = "",
     change: Annotated[
         list[str] | None,
         typer.Option("--change", "-c", metavar="LINE", help='As in a Dockerfile: "ENV A=b", "CMD [...]"; repeat.'),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an image of one layer: all files of a tar (`-`: standard input) or directory. Prints its ID.
+    """Make an image of one layer from a tar (`-`: standard input) or a directory. Prints its ID.
 
     Exit status: 0 the image is there, 1 an error.
     """
@@ -96,14 +102,16 @@ def import_(
 
 @app.command(short_help="Write all files of a container or image as a tar.")
 def export(
-    name: Annotated[str, typer.Argument(metavar="NAME|IMAGE", help="A container, or else an image.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|IMAGE", help="A container or an image; a container of that name precedes.")
+    ],
     output: Output = None,
     compression: Annotated[Compression | None, typer.Option("--compress", help="Compress the tar.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write the root filesystem of a container, with what it changed, or of an image as one tar.
+    """Write the root file system of a container, with its changes, or of an image as one tar.
 
-    Exit status: 0 written, 1 an error; then there is no file.
+    Exit status: 0 written, 1 an error; then no file is left.
     """
     from overlayfs.cli.store.rootfs import export_filesystem
 
@@ -112,13 +120,13 @@ def export(
 
 @app.command(short_help="List images.")
 def images(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this repository, or name.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="List only this repository or name.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only IDs.")] = False,
     no_trunc: NoTrunc = False,
-    digests: Annotated[bool, typer.Option("--digests", help="Also the digests of manifests.")] = False,
+    digests: Annotated[bool, typer.Option("--digests", help="Show the digests of manifests.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the images of the store. SIZE is that of the unpacked layers; `packed` says that they are not unpacked."""
+    """List the images of the store. SIZE is that of the unpacked layers; `packed` means that they are not unpacked."""
     from overlayfs.cli.store.images import show_images
 
     show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json)
@@ -126,7 +134,7 @@ def images(
 
 @app.command(short_help="Show an image's configuration, layers and digests.")
 def inspect(names: Names, as_json: AsJson = False) -> None:
-    """Show what an image is: configuration, layers, sizes, digests; --json as docker does.
+    """Show an image: configuration, layers, sizes, digests; --json in the format of docker.
 
     Exit status: 0 shown, 1 there is no such image.
     """
@@ -149,7 +157,7 @@ def history(
 def tag(
     name: Annotated[str, typer.Argument(metavar="IMAGE")], new: Annotated[str, typer.Argument(metavar="NAME[:TAG]")]
 ) -> None:
-    """Give an image another name; an image that had it stays without it."""
+    """Give an image another name; an image that had the name is kept without it."""
     from overlayfs.cli.store.keeping import add_name
 
     add_name(name, new)
@@ -158,14 +166,12 @@ def tag(
 @app.command(short_help="Remove images.")
 def rmi(
     names: Names,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Also all names of an ID, and images that containers use.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Remove all names of an ID, and images in use.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove names, and images with their last name; what a container or mount needs of them stays until that ends.
+    """Remove names, and images with their last name; layers that a container or mount needs stay until it ends.
 
-    Exit status: 0 all are removed, 1 one is not there, or in use.
+    Exit status: 0 all are removed, 1 one does not exist or is in use.
     """
     from overlayfs.cli.store.keeping import remove_images
 
@@ -173,22 +179,24 @@ def rmi(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Remove what nothing refers to.")
+@app.command(short_help="Remove unused blobs, layers and images.")
 def prune(
-    named: Annotated[bool, typer.Option("--all", "-a", help="Also images with a name that no container uses.")] = False,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    named: Annotated[
+        bool, typer.Option("--all", "-a", help="Remove named images too, unless a container uses them.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only list what would be removed.")] = False,
     share: Annotated[
         Literal["reflink", "hardlink"] | None,
-        typer.Option("--share", help="Let equal files of the layers that stay share their bytes."),
+        typer.Option("--share", help="Make equal files of the remaining layers share disk space."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images without a name, blobs and layers that no image needs, and remains of interrupted work. What is
-    mounted, or used by a container, stays.
+    """Remove images without a name, blobs and layers that no image needs, and leftovers of interrupted work. Images in
+    use by a mount or container stay.
 
-    --share hardlink is for filesystems without reflinks: files that are equal in owner, mode, times and all become
-    one, so a later change of one by hand changes all.
+    --share hardlink is for file systems without reflinks: files with equal content and attributes become one, so a
+    later change of one by hand changes all.
 
     Exit status: 0 done, 1 an error, or others work in the store.
     """
@@ -201,13 +209,13 @@ def prune(
 
 @app.command(short_help="Find damaged images and layers.")
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Only these.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Verify only these images.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged, to be loaded, pulled or unpacked again.")
+        bool, typer.Option("--repair", help="Remove damaged objects; load, pull or unpack them again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read all blobs and unpacked layers, and compare them with their digests and indexes.
+    """Compare all blobs with their digests and all unpacked layers with their indexes.
 
     Exit status: 0 nothing is damaged, or all damage is removed; 1 an error, 3 something is damaged.
     """

@@ -1,4 +1,4 @@
-"""`overlayfs ps`, `containers`, `rm` and `reset`: what containers there are, and how they go or start anew."""
+"""`overlayfs ps`, `containers`, `rm` and `reset`: list, remove and reset containers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST_COMMAND: Final = 40
 
 
 def show_containers(store_directory: Path | None, *, everything: bool, quiet: bool, as_json: bool) -> None:
-    """The containers in use, or all, the newest first."""
+    """List the containers in use, or all, newest first."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         containers.sweep()
@@ -82,7 +82,7 @@ def _row(container: Container) -> list[Cell]:
 
 
 def _status(container: Container) -> tuple[str, str]:
-    """The word for its state, and a style."""
+    """The state of the container in a word, and its style."""
     if container.is_in_use:
         return ("mounted", "green") if container.mountpoint else ("running", "green")
     if container.exit_status is not None:
@@ -91,8 +91,8 @@ def _status(container: Container) -> tuple[str, str]:
 
 
 def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
-    """What a container changed, None where none has that name or ID; the caller closes it."""
-    if not (store_directory or default_directory()).exists():  # looking makes no store
+    """The changes of a container, None if none has that name or ID; the caller closes the result."""
+    if not (store_directory or default_directory()).exists():  # listing must not make a store
         return None
     with Store.open(store_directory) as store:
         containers = Containers(store)
@@ -103,7 +103,7 @@ def compare_container(store_directory: Path | None, name: str) -> Comparison | N
 
 
 def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> bool:
-    """Remove containers; whether all are gone. What fails is said on standard error."""
+    """Remove containers; whether all are gone. Failures are reported on standard error."""
 
     def one(containers: Containers, name: str) -> None:
         container = containers.find(name)
@@ -114,14 +114,14 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
         except InUseError as error:
             raise InUseError(str(error) if force else f"{error}, or use --force") from None
         except NotFoundError:
-            if not container.is_ephemeral:  # else it went when its process did
+            if not container.is_ephemeral:  # otherwise it went with its process
                 raise
 
     return _each(store_directory, names, one)
 
 
 def _end_use(container: Container) -> None:
-    """End whoever uses it: by asking, then by force."""
+    """End the process that uses the container: by SIGTERM, then by force."""
     if container.mountpoint:
         take_down(container.mountpoint, lazy=False)
         return
@@ -129,7 +129,7 @@ def _end_use(container: Container) -> None:
     with suppress(ProcessLookupError):
         pid_fd = os.pidfd_open(container.process.pid)
         try:
-            if container.process.is_alive():  # else the number is another's by now
+            if container.process.is_alive():  # otherwise another process has the pid by now
                 signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
                 if not wait_until_ended(pid_fd, _PATIENCE_S):
                     signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
@@ -139,7 +139,7 @@ def _end_use(container: Container) -> None:
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
-    """Throw away what containers changed; whether all are as new."""
+    """Discard the changes of containers; whether all were reset."""
     left: list[Path] = []
 
     def one(containers: Containers, name: str) -> None:
@@ -158,7 +158,7 @@ def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
 
 
 def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[Containers, str], None]) -> bool:
-    """Do `work` on each, whatever becomes of the others; whether it was done on all."""
+    """Do `work` on each container, even if it fails on others; whether it succeeded on all."""
     done = True
     with Store.open(store_directory) as store:
         containers = Containers(store)

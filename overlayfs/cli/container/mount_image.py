@@ -1,7 +1,7 @@
-"""`overlayfs mount IMAGE MNT`: an image's layers, with a container's upper on them if it is to be written to.
+"""`overlayfs mount IMAGE MNT`: the layers of an image, for a writable mount with the upper of a container.
 
-Root sees the image's owners, and so does anybody in a read-only mount. In a writable mount of an ordinary user that
-user and the image's root change places: so they may change the image, and what they write is root's in a commit.
+Root sees the owners of the image, as does anybody in a read-only mount. In a writable mount of an ordinary user, that
+user and the image's root change places: so the user may change the image, and commits new files as root's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from overlayfs.overlay.option_text import MAX_ID
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One mount to be made; `record` keeps what it needs until its daemon has a record of its own."""
+    """A mount to make; `record` protects its layers from pruning until the daemon has its own record."""
 
     request: Request
     use: Use
@@ -36,7 +36,7 @@ class _Plan:
 
 
 def mount_image(request: Request, writable: bool, name: str | None, store_directory: Path | None) -> None:
-    """Mount, and return once it is live (in the foreground: once it is gone). Raises ImageError, MountError."""
+    """Mount an image, and return once it is live (in the foreground: unmounted). Raises ImageError, MountError."""
     writable = writable or request.ephemeral
     _check(request, writable, name)
     with Store.open(store_directory) as store:
@@ -91,19 +91,19 @@ def _on_container(request: Request, containers: Containers, container: Container
             f"uidmapping={_exchanged_with_root(os.geteuid())}",
             f"gidmapping={_exchanged_with_root(os.getegid())}",
         )
-        options += request.options  # what a person asks for wins
+        options += request.options  # explicit options of the user take precedence
     upper, work = containers.upper(container.name), containers.work(container.name)
     return replace(request, upper=str(upper), work=str(work), ephemeral=False, options=options)
 
 
 def _exchanged_with_root(own: int) -> str:
-    """A mapping of all ids in which root and `own` change places."""
+    """An id mapping in which root and `own` change places."""
     ranges = [(own, 0, 1), (0, own, 1), (1, 1, own - 1), (own + 1, own + 1, MAX_ID - own)]
     return ":".join(f"{disk}:{shown}:{size}" for disk, shown, size in ranges if size > 0)
 
 
 def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:
-    """From now on it is the daemon's; without one it has ended, or never was."""
+    """Hand the container and its record over to the daemon; without a daemon give them up."""
     container, containers = plan.container, Containers(store)
     if daemon is not None:
         process = Process.of(daemon)

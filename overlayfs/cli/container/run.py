@@ -1,9 +1,9 @@
-"""`overlayfs run`: a program in a container, from the image's name to the program's exit status.
+"""`overlayfs run`: run a program in a container, from the image's name to the program's exit status.
 
-As with docker 125 says that we failed, 126 that the program cannot be executed, 127 that it is not there. Steps: the
-container is made or claimed while the store is open; then this process gets mounts of its own (an ordinary user a user
-namespace as well), a child serves the container's tree, and the runtime runs the program on it. However this process
-ends, the kernel ends the child and with it the mount; a janitor, which outlives it, does what is left.
+As in docker, 125 means that overlayfs failed, 126 that the program cannot be executed, 127 that it does not exist.
+Steps: the container is made or claimed while the store is open; this process then gets a mount namespace (an ordinary
+user also a user namespace), a child serves the container's tree, and the runtime runs the program on it. However this
+process ends, the kernel ends the child and the mount; a janitor process, which outlives it, cleans up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NAMES_OF_HOSTS: Final = {Path(path): path for path in ("/etc/resolv.conf", "/et
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """The command line of `overlayfs run`; `overrides` is what it says in place of the image's configuration."""
+    """The command line of `overlayfs run`; `overrides` replace values of the image's configuration."""
 
     image: str
     overrides: Overrides
@@ -55,7 +55,7 @@ class RunRequest:
 
 
 def run(request: RunRequest, store_directory: Path | None) -> int:
-    """Run to the end; the exit status. What fails on our side is said on standard error."""
+    """Run the program until it ends; the exit status. Failures of overlayfs are reported on standard error."""
     try:
         return _run(request, store_directory)
     except NotThereError as error:
@@ -77,7 +77,8 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     if request.hostname:
         check_hostname(request.hostname)
     volumes = [Volume.parse(text) for text in request.volumes]
-    volumes.sort(key=lambda volume: volume.target.count("/"))  # one within another's target is to be seen in it
+    # a volume within the target of another must be mounted after it
+    volumes.sort(key=lambda volume: volume.target.count("/"))
     check_distinct([volume.target for volume in volumes])
     kind, program = find_runtime(request.runtime, has_terminal=_has_terminal())
     with Store.open(store_directory) as store:
@@ -101,7 +102,7 @@ def _make_or_claim(store: Store, image: Image, request: RunRequest) -> Container
     layers = lower_keys(store, image)
     if request.name is not None and containers.directory(request.name).exists():
         if request.removes:
-            raise InUseError(f"the container {request.name} is there already: leave --rm out to run in it again")
+            raise InUseError(f"the container {request.name} exists already: leave out --rm to run in it again")
         return containers.claim(request.name, image)
     return containers.create(request.name, image, layers, is_ephemeral=request.removes)
 
@@ -121,7 +122,7 @@ class _Running:
 
     @property
     def bundle(self) -> Path:
-        """For what the runtime needs, outside of the container's tree."""
+        """A directory for files of the runtime, outside of the container's tree."""
         return self.root.parent / "bundle"
 
     def run(self, config: RunConfig, request: RunRequest, volumes: list[Volume]) -> int:
@@ -151,12 +152,12 @@ class _Running:
                 lowers=tuple(os.fsencode(path) for path in containers.lowers(self.container)),
                 upper=os.fsencode(containers.upper(self.container.name)),
                 work=os.fsencode(containers.work(self.container.name)),
-                # what is thrown away need not survive a power cut
+                # a throw-away container need not survive a power cut
                 fsync=FsyncPolicy.VOLATILE if self.container.is_ephemeral else FsyncPolicy.AUTO,
             )
 
     def _enter(self, needed: Needed) -> bool:
-        """Have mounts of our own; whether the image's users other than root can exist."""
+        """Enter the namespaces; whether users other than root exist in them."""
         if os.geteuid() == 0:
             enter_mount_namespace(needed)
             return True
@@ -182,7 +183,7 @@ class _Running:
             Containers(store).change(self.container.name, **members)
 
     def _leave_janitor(self) -> None:
-        """Leave a process behind that cleans up if this one is killed: it sleeps until this one has ended."""
+        """Leave a process behind that cleans up after this one has ended, in case it is killed."""
         leave_behind(self._clean_up, after=os.pidfd_open(os.getpid()))
 
     def _clean_up(self) -> None:
@@ -190,7 +191,7 @@ class _Running:
             return
         with Store.open(self.store) as store:
             left = Containers(store).find(self.container.name)
-        if left.process == self.container.process:  # else it ended in peace
+        if left.process == self.container.process:  # otherwise it ended normally
             stop(self.kind, self.program, self.bundle, self.container.name)
             self.end(None)
 
@@ -202,12 +203,12 @@ class _Running:
 
 
 def _has_terminal() -> bool:
-    """Whether the program gets a terminal to read from and write to."""
+    """Whether standard input and output of the program are a terminal."""
     return os.isatty(0) and os.isatty(1)
 
 
 def _root_alone(user: User) -> User:
-    """The image's root where there is nobody else, in no further groups. Raises NotFoundError for others."""
+    """Root without supplementary groups, in a namespace with no other user. Raises NotFoundError for other users."""
     if user.uid or user.gid:
         raise NotFoundError(
             f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
@@ -220,7 +221,7 @@ def _scaffold(places: Mountpoints) -> list[str]:
 
 
 def _prepare(places: Mountpoints, directory: str, volumes: list[Volume], network: Network) -> list[Bind]:
-    """Have all places there that the host's things are mounted on, and the working directory."""
+    """Make the mountpoints for files of the host, and the working directory."""
     for path in SYSTEM:
         places.own(path)
     places.directory(directory)
@@ -229,7 +230,7 @@ def _prepare(places: Mountpoints, directory: str, volumes: list[Volume], network
         given = {volume.target for volume in volumes}
         for source, target in _NAMES_OF_HOSTS.items():
             if target not in given and source.is_file():
-                with suppress(InvalidError):  # the image has something odd there: it is left alone
+                with suppress(InvalidError):  # the image has an unexpected file there, which is left alone
                     binds.append(Bind(str(source.resolve()), places.file(target), is_read_only=True))
     binds += [
         Bind(str(volume.source), places.for_volume(volume), is_read_only=volume.is_read_only) for volume in volumes

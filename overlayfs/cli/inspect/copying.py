@@ -1,4 +1,4 @@
-"""`overlayfs cat` and `overlayfs cp`: files of an image, to standard output or into a directory here."""
+"""`overlayfs cat` and `overlayfs cp`: write files of an image to standard output or copy them into a directory."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def copy_from_image(name: str, destination: str, *, follow: bool, archive: bool,
 
 def _write_tar(node: Node, content: Content, name: bytes) -> None:
     if sys.stdout.isatty():
-        raise CommandError("a tar is nothing for a terminal: send it to a file or a program")
+        raise CommandError("a tar is not written to a terminal: redirect it to a file or a program")
     sys.stdout.flush()
     write_tar(node, content, name, sys.stdout.buffer)
 
 
 def _destination(node: Node, destination: bytes, contents_only: bool) -> tuple[int, bytes]:
-    """The directory to write beneath, which the caller owns, and the name to make there (b"": what the node holds)."""
+    """A descriptor of the directory to write into, which the caller owns, and the name to make (b"": entries only)."""
     if os.path.isdir(destination):
         name = b"" if contents_only and node.is_directory else node.name
         return _open_directory(destination), name
     above, name = os.path.split(destination.rstrip(b"/"))
     if node.is_directory and os.path.lexists(destination):
-        raise CommandError(f"{printable(destination)}: is no directory, so no directory can be copied to it")
+        raise CommandError(f"{printable(destination)}: not a directory, so a directory cannot be copied to it")
     if destination.endswith(b"/") and not node.is_directory:
         raise OSError(errno.ENOENT, "No such directory", destination)
     if name in (b"", b".", b".."):

@@ -1,4 +1,4 @@
-"""`overlayfs diff`: what an upper added, modified and deleted, as a list, with sizes, as a patch, as JSON."""
+"""`overlayfs diff`: the additions, modifications and deletions of an upper: a list, with sizes, a patch, or JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Form(Enum):
 def show_changes(
     tree: str, lowers: Sequence[str] | None, form: Form, everything: bool, *, user_xattr: bool = False
 ) -> None:
-    """Show what the upper of a mount, a container, or an upper by itself, changed."""
+    """Show the changes of a mount, a container, or an upper directory."""
     with _open(os.fsencode(tree), lowers, user_xattr) as comparison:
         show(comparison, form, everything)
 
@@ -47,7 +47,7 @@ class Compared(Changed, Protocol):
 
 
 def show(comparison: Compared, form: Form, everything: bool) -> None:
-    """Show changes; without `everything` not the directories that merely had entries changed."""
+    """Show changes; directories of which only the times changed are shown with `everything`."""
     changes = (c for c in comparison if everything or not c.touches_only_directory_times)
     if form is Form.JSON:
         print_json([_document(change) for change in changes])
@@ -60,7 +60,7 @@ def show(comparison: Compared, form: Form, everything: bool) -> None:
 
 
 def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Comparison:
-    """A container's changes before those of a directory of that name, which ./NAME means, as `commit` has it."""
+    """A container precedes a directory of the same name, for which users write ./NAME; as in `commit`."""
     if not lowers and not user_xattr and b"/" not in tree:
         container = compare_container(store_directory(), os.fsdecode(tree))
         if container is not None:
@@ -77,18 +77,18 @@ def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Compar
         below = None if lowers is None else [os.fsencode(lower) for lower in lowers]
         return Comparison.open(path, below, prefix=marks.USER if user_xattr else None)
     if lowers:
-        raise CommandError(f"{printable(tree)}: a mount knows its lower layers: leave --lower out")
+        raise CommandError(f"{printable(tree)}: the lower layers of a mount are known: leave out --lower")
     if user_xattr:
-        raise CommandError(f"{printable(tree)}: a mount knows how its marks are spelled: leave --userxattr out")
+        raise CommandError(f"{printable(tree)}: the spelling of a mount's marks is known: leave out --userxattr")
     status = read_status(path)
     if status.upper is None:
-        raise CommandError(f"{printable(tree)}: mounted without an upper, so nothing can have changed")
+        raise CommandError(f"{printable(tree)}: mounted without an upper, so there are no changes")
     in_time(lambda: _sync(path), SYNC_WITHIN_S)
     return Comparison.open(status.upper, status.lowers, status.data_lowers, status.work, prefix=status.xattr_prefix)
 
 
 def _sync(mountpoint: bytes) -> None:
-    """Let the kernel hand what it has not written yet to the daemon: with writeback=1 the upper lags behind."""
+    """Make the kernel write its dirty pages to the daemon, as with writeback=1 the upper lags behind."""
     fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_filesystem(fd)

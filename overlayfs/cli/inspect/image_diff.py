@@ -1,4 +1,4 @@
-"""`overlayfs diff IMAGE_A IMAGE_B`: two images, told in the same forms as what an upper changed."""
+"""`overlayfs diff IMAGE_A IMAGE_B`: the differences of two images, in the same formats as the changes of an upper."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def show_image_changes(old: str, new: str, form: Form, everything: bool, store: 
 
 
 class ImageComparison:
-    """The changes between two images, as those of an upper are told (overlay/changes.py); a context manager.
+    """The changes between two images, with the interface of overlay/changes.py; a context manager.
 
-    The numbers of the second image's layers go on after those of the first one's.
+    The layers of the second image are numbered after those of the first.
     """
 
     def __init__(self, old: Looked, new: Looked) -> None:
@@ -65,7 +65,7 @@ class ImageComparison:
         return old.open_at(layer, path) if layer < self._layers else new.open_at(layer - self._layers, path)
 
     def gone_with(self, change: Change) -> Iterator[Change]:
-        """What was in the directory that the change last told deleted or replaced, deepest first."""
+        """The entries of a directory that the last change deleted or replaced, deepest first."""
         told = self._gone.get(change.path)
         nodes = [node for node in gone(told) if node.path != change.path] if told else []
         for node in reversed(nodes):

@@ -1,4 +1,4 @@
-"""`overlayfs layers IMAGE`: what each layer of an image brings, changes and deletes, and what made it."""
+"""`overlayfs layers IMAGE`: what each layer of an image adds, changes and deletes, and the step that made it."""
 
 from __future__ import annotations
 

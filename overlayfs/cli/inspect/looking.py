@@ -1,4 +1,4 @@
-"""What the commands that look into an image share: the image, its layers' indexes, and names like IMAGE:/PATH."""
+"""How do commands open an image to look into it? Its layers with their indexes, and arguments like IMAGE:/PATH."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Looked:
 
     @cached_property
     def trees(self) -> list[Node]:
-        """What can be seen after each layer."""
+        """The merged tree after each layer."""
         return merged_trees(self.indexes)
 
     @cached_property
     def tree(self) -> Node:
-        """What can be seen in the image."""
+        """The merged tree of the image."""
         from overlayfs.image.inspect.browse import EMPTY
 
         return self.trees[-1] if self.trees else EMPTY
@@ -44,7 +44,7 @@ class Looked:
         return Content(self.directories)
 
     def layer_number(self, layer: int) -> int:
-        """The position of the layer that people call `layer`, counted from 1."""
+        """The index of the layer with the number `layer`, which users count from 1."""
         if not 1 <= layer <= len(self.indexes):
             raise CommandError(f"{self.image.name}: no layer {layer}: it has {len(self.indexes)}")
         return layer - 1
@@ -52,7 +52,7 @@ class Looked:
 
 @contextmanager
 def open_image(name: str, directory: Path | None) -> Iterator[Looked]:
-    """Look at an image; layers that are not unpacked yet are. The store stays open, so nothing is pruned meanwhile."""
+    """Open an image, unpacking missing layers. The store stays open, so nothing is pruned meanwhile."""
     with Store.open(directory) as store:
         yield look_at(name, store)
 

@@ -1,7 +1,7 @@
-"""How do changes look as a patch that `git apply` and `patch -p1` take?
+"""How are changes shown as a patch for `git apply` and `patch -p1`?
 
-The extended headers are git's (git-diff documentation, "Generating patch text with -p"). What a patch cannot
-say (owners, times, xattrs, devices, directories) is left out; `overlayfs diff --json` says it.
+The extended headers are git's (git-diff documentation, "Generating patch text with -p"). Attributes that a patch cannot
+hold (owners, times, xattrs, devices, directories) are left out; `overlayfs diff --json` has them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ESCAPES = {7: b"a", 8: b"b", 9: b"t", 10: b"n", 11: b"v", 12: b"f", 13: b"r", 3
 
 
 class Changed(Protocol):
-    """What a patch needs to know beyond the changes: the bytes of files, and what went with a directory."""
+    """What a patch needs besides the changes: the bytes of files, and the entries of removed directories."""
 
     def open_data(self, version: Version) -> int: ...
 
@@ -44,7 +44,7 @@ def print_patch(changes: Iterable[Change], comparison: Changed) -> None:
 
 
 def _expanded(changes: Iterable[Change], comparison: Changed) -> Iterator[Change]:
-    """Deleted directories file by file, before what takes their place."""
+    """The changes with deleted directories file by file, before the files that replace them."""
     for change in changes:
         yield from comparison.gone_with(change)
         yield change
@@ -57,7 +57,7 @@ def _style(line: bytes) -> str:
 
 
 def patch_of(change: Change, comparison: Changed) -> Iterator[bytes]:
-    """The lines of one change, without their newlines; none for what a patch cannot say."""
+    """The lines of one change, without newlines; none for a change that a patch cannot hold."""
     before, after = _content(change.before, comparison), _content(change.after, comparison)
     if before is None and after is None:
         return
@@ -74,7 +74,7 @@ def _kind(version: Version) -> int:
 
 
 def _content(version: Version | None, comparison: Changed) -> bytes | None:
-    """What git would store: the bytes of a file, the target of a symlink; None for anything else."""
+    """The bytes that git stores: of a file, or the target of a symlink; None for other types."""
     if version is None:
         return None
     if version.target is not None:
@@ -139,7 +139,7 @@ def _split(content: bytes) -> list[bytes]:
 
 
 def _file_name(name: bytes) -> bytes:
-    """A name with a space ends with a tab, as patch(1) would take what follows for a date."""
+    """The name in a patch header; a tab ends a name with a space, as patch(1) would read the rest as a date."""
     return name + b"\t" if b" " in name and not name.startswith(b'"') else name
 
 
@@ -148,7 +148,7 @@ def _is_header(line: bytes, names: tuple[bytes, bytes]) -> bool:
 
 
 def _quote(name: bytes) -> bytes:
-    """A name as git quotes it: in C style where it has anything but printable ASCII."""
+    """The name in quotes as git writes it: in C style if it has other bytes than printable ASCII."""
     if not _UNSAFE.search(name):
         return name
     escaped = _UNSAFE.sub(lambda m: b"\\" + _ESCAPES.get(m[0][0], b"%03o" % m[0][0]), name)

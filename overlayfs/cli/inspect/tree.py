@@ -1,4 +1,4 @@
-"""`overlayfs tree`: the files of an image, or what one of its layers did, as a tree."""
+"""`overlayfs tree`: the files of an image, or the changes of one of its layers, as a tree."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TYPES = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "c": "char
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The tree to show, and what happened to which of its paths where it is that of one layer."""
+    """The tree to show; for the tree of one layer also the kind of change of each path."""
 
     root: Node
     changes: dict[bytes, ChangeKind] | None = None
 
 
 def show_tree(name: str, path: str, layer: int | None, depth: int | None, as_json: bool, store: Path | None) -> None:
-    """Show what is at `path` of an image: all of it, or with `layer` (from 1, the bottom one) what that layer did."""
+    """Show the tree at `path` of an image, or the changes of `layer` (from 1, the bottom one) there."""
     with open_image(name, store) as looked:
         shown = Shown(looked.tree) if layer is None else _of_layer(looked, looked.layer_number(layer))
         shown = replace(shown, root=resolve(shown.root, os.fsencode(path)))
@@ -57,7 +57,7 @@ def _bare(node: Node) -> Node:
 
 
 def _put(root: Node, tree: Node, node: Node) -> None:
-    """Add a node to the tree that is being made, with the directories on the way as they are in `tree`."""
+    """Add a node to the tree under construction, with its parent directories as they are in `tree`."""
     here, there = root, tree
     for name in node.path.split(b"/")[:-1]:
         there = there.children.get(name, EMPTY)

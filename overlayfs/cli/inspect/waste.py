@@ -12,7 +12,7 @@ _STYLES = {Reason.DELETED: "red", Reason.REPLACED: "yellow", Reason.REWRITTEN: "
 
 
 def show_waste(name: str, most: int, as_json: bool, store: Path | None) -> float:
-    """Show the `most` largest things that are hidden; the efficiency, 1 at best."""
+    """Show the `most` largest hidden files and directories; the efficiency, 1 at best."""
     with open_image(name, store) as looked:
         waste = find_waste(looked.indexes, looked.trees)
     if as_json:

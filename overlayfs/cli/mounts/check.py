@@ -1,4 +1,4 @@
-"""`overlayfs check`: what a crash or tampering left, for people and programs."""
+"""`overlayfs check`: traces of a crash or of tampering in an upper, printed as text or JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
 
 
 def show_findings(upper: str, work: str, repair: bool, as_json: bool, *, user_xattr: bool = False) -> bool:
-    """Check, and repair if asked; False if something is left to mend."""
+    """Check, and repair if asked to; False if something is left to repair."""
     directories = [os.fsencode(path) for path in (upper, work)]
     for path in directories:
         if not os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""`overlayfs mounts` and `overlayfs layers`: what is mounted, and from what?"""
+"""`overlayfs mounts` and `overlayfs layers MNT`: list the mounts, and the layers of a mount."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from overlayfs.tree.mount_table import MountEntry
 
 
 def show_mounts(as_json: bool) -> None:
-    """Every overlayfs mount of this namespace; one whose daemon does not answer is shown too."""
+    """Show all overlayfs mounts of this namespace, including those whose daemon does not answer."""
     answers = [(entry, _ask(entry)) for entry in our_mounts()]
     if as_json:
         print_json([_mount_document(entry, answer) for entry, answer in answers])
@@ -70,13 +70,13 @@ def status_of(mountpoint: str) -> tuple[MountEntry, Status]:
     try:
         return entry, read_status(path)
     except CommandError as error:
-        if mount_at(path) != entry:  # it was unmounted meanwhile, and what is below has answered
+        if mount_at(path) != entry:  # it was unmounted meanwhile, and the mount below has answered
             raise nothing from error
         raise type(error)(f"{printable(path)}: {error}") from error
 
 
 def is_mountpoint(name: str) -> bool:
-    """Whether a mount is meant rather than an image: a path by its look, or where something is mounted."""
+    """Whether the name means a mount, not an image: it looks like a path, or something is mounted there."""
     return name.startswith(("/", ".")) or mount_at(resolve(os.fsencode(name))) is not None
 
 

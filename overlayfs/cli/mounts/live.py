@@ -1,8 +1,8 @@
-"""What is mounted now, and what does the daemon behind it say?
+"""Which overlayfs mounts are there, and how is a daemon asked about its mount?
 
-Facts come from /proc/self/mountinfo and from the daemon itself, which answers
-getxattr(MOUNTPOINT, "user.overlayfs.status") with a JSON document.  A hung daemon must not hang the
-caller: everything that may wait for one runs in a thread that is abandoned after `ANSWER_WITHIN_S`.
+/proc/self/mountinfo lists the mounts, and a daemon answers getxattr(MOUNTPOINT, "user.overlayfs.status") with a JSON
+document. A hung daemon must not hang the caller, so every call that may wait for one runs in a thread, which is
+abandoned after `ANSWER_WITHIN_S`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class CommandError(Exception):
-    """What a command cannot do; `str(error)` is the one line for the user."""
+    """A command failed; `str(error)` is the one-line message for the user."""
 
 
 class NotAnswering(CommandError):
@@ -37,7 +37,7 @@ class NotAnswering(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a daemon says of its mount; paths are absolute, in the daemon's view of the machine."""
+    """The status of a mount from its daemon; paths are absolute, in the mount namespace of the daemon."""
 
     version: str
     pid: int
@@ -83,9 +83,9 @@ def _path_or_none(path: str | None) -> bytes | None:
 
 
 def in_time(question: Callable[[], T], timeout_s: float = ANSWER_WITHIN_S) -> T:
-    """`question()`, or NotAnswering after `timeout_s`; its own exception is raised here.
+    """The result or exception of `question()`; NotAnswering after `timeout_s`.
 
-    The thread left behind waits in the kernel, killably: it ends with this process.
+    The abandoned thread waits in the kernel, but can be killed: it ends with this process.
     """
     answer: list[T] = []
     failure: list[BaseException] = []
@@ -107,7 +107,7 @@ def in_time(question: Callable[[], T], timeout_s: float = ANSWER_WITHIN_S) -> T:
 
 
 def is_ours(entry: MountEntry) -> bool:
-    """Whether an overlayfs daemon serves it: by its type or, as `subtype=` can give it another, by its answer."""
+    """Whether an overlayfs daemon serves the mount: by type, or by its answer, as `subtype=` may change the type."""
     if entry.filesystem_type == FILESYSTEM_TYPE or not entry.filesystem_type.startswith(b"fuse."):
         return entry.filesystem_type == FILESYSTEM_TYPE
     try:
@@ -118,7 +118,7 @@ def is_ours(entry: MountEntry) -> bool:
 
 
 def our_mounts() -> list[MountEntry]:
-    """The overlayfs mounts, without those that a later mount on the same directory covers."""
+    """The overlayfs mounts that no later mount on the same directory covers."""
     topmost = {entry.mountpoint: entry for entry in mount_entries()}
     return [entry for entry in topmost.values() if is_ours(entry)]
 
@@ -130,7 +130,7 @@ def mount_at(mountpoint: bytes) -> MountEntry | None:
 
 
 def mount_containing(path: bytes) -> MountEntry | None:
-    """The mount in which an absolute path, symlinks resolved, lies."""
+    """The mount that contains an absolute path without symlinks."""
     best: MountEntry | None = None
     for entry in mount_entries():
         inside = path == entry.mountpoint or path.startswith(entry.mountpoint.rstrip(b"/") + b"/")
@@ -145,7 +145,7 @@ def resolve(path: bytes) -> bytes:
 
 
 def resolve_name(path: bytes) -> bytes:
-    """As `resolve`, but the last component itself stays what it is: a symlink, or nothing at all."""
+    """As `resolve`, but the last component may be a symlink or missing."""
     parent, name = os.path.split(os.path.abspath(path))
     return os.path.join(resolve(parent), name) if name else parent
 
@@ -153,7 +153,7 @@ def resolve_name(path: bytes) -> bytes:
 def read_status(mountpoint: bytes, timeout_s: float = ANSWER_WITHIN_S) -> Status:
     """Ask the daemon behind `mountpoint`.
 
-    Raises NotAnswering, or CommandError when nothing of ours is behind it or it may not be asked.
+    Raises NotAnswering; CommandError if it is not an overlayfs mount, or the user may not ask.
     """
     try:
         text = in_time(lambda: _read_status_text(mountpoint), timeout_s)
@@ -161,7 +161,7 @@ def read_status(mountpoint: bytes, timeout_s: float = ANSWER_WITHIN_S) -> Status
     except OSError as error:
         raise CommandError(_why_no_status(error)) from error
     except (KeyError, TypeError, ValueError) as error:
-        raise CommandError("its status is of another version of overlayfs") from error
+        raise CommandError("its daemon is another version of overlayfs") from error
 
 
 def _read_status_text(mountpoint: bytes) -> bytes:
@@ -191,7 +191,7 @@ def _why_no_status(error: OSError) -> str:
 
 
 def holders_elsewhere(device: bytes) -> list[int]:
-    """Processes, one of each other mount namespace that still has the filesystem with this device number."""
+    """One process of each other mount namespace that still has the file system with this device number mounted."""
     found: dict[str, int] = {}
     ours = os.readlink("/proc/self/ns/mnt")
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
@@ -209,7 +209,7 @@ def _has_device(pid: int, device: bytes) -> bool:
 
 
 def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> bool:
-    """Whether this very mount left the namespace in time; None waits for ever.
+    """Wait until this mount has left the namespace; False after the timeout (None: wait for ever).
 
     The kernel flags a poll of mountinfo with POLLERR and POLLPRI at each change of the mount table.
     """
@@ -226,7 +226,7 @@ def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> b
 
 
 def wait_until_ended(pid_fd: int, timeout_s: float | None = None) -> bool:
-    """Whether the process behind a pidfd ended in time (one that nobody reaped has ended too)."""
+    """Wait until the process of a pidfd has ended (a zombie counts as ended); False after the timeout."""
     poller = select.poll()
     poller.register(pid_fd, select.POLLIN)
     return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))

@@ -1,4 +1,4 @@
-"""`overlayfs mount`: from what a person says to a live mount, throw-away uppers included."""
+"""`overlayfs mount`: from the command line to a live mount, throw-away uppers included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPECIAL = re.compile(r'([\\:,"])')
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The command line of `overlayfs mount`; `words` are its arguments that are no options."""
+    """The command line of `overlayfs mount`; `words` are its positional arguments."""
 
     words: tuple[str, ...]
     lowers: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ def mount(request: Request) -> None:
 
 
 def announce(request: Request, kept: str = "") -> None:
-    """Tell a person that the mount is live, and what becomes of what is written."""
+    """Tell a user at a terminal that the mount is live, and where changes go."""
     if not request.foreground and is_terminal():
         where = os.path.realpath(os.fsencode(request.mountpoint))
         Lines().print(Cell(printable(where), "bold"), Cell(" is mounted" + kept))
@@ -68,7 +68,7 @@ def _check(request: Request) -> None:
 
 
 def serve(request: Request, upper: str | None, work: str | None) -> int | None:
-    """The daemon's process id, None in the foreground, where this returns at the end of the mount."""
+    """Serve the mount: the pid of the daemon; in the foreground None, after the unmount."""
     from overlayfs.fuse.session import serve_in_background, serve_in_foreground
 
     parsed = parse_options([*request.options, *_option_texts(request, upper, work)], os.curdir)
@@ -82,7 +82,7 @@ def serve(request: Request, upper: str | None, work: str | None) -> int | None:
 
 
 def _option_texts(request: Request, upper: str | None, work: str | None) -> Iterator[str]:
-    """What the options of this command say in the words of `-o`."""
+    """The options of this command in the spelling of `-o`."""
     if request.lowers:
         yield "lowerdir=" + ":".join(map(_escape, request.lowers))
     if upper is not None and work is not None:
@@ -115,7 +115,7 @@ def _mount_ephemeral(request: Request) -> None:
 
 
 def _remove_after(daemon: int, scratch: Path) -> None:
-    """Leave a process behind that throws away what was written once the daemon has ended, however it ends."""
+    """Leave a process behind that removes the throw-away upper once the daemon has ended, however it ends."""
     from overlayfs.cli.background import leave_behind
     from overlayfs.fuse import throwaway
 

@@ -1,7 +1,7 @@
-"""`mount -o remount,…`: other flags for a mount that is there.
+"""`mount -o remount,…`: change the flags of a live mount.
 
-Flags are the kernel's: it refuses writing to what is read-only by itself. Layers cannot change, and what was mounted
-read-only has no workdir to write with.
+The kernel enforces the flags: it refuses writes to a read-only mount. Layers cannot change, and a mount that was
+read-only from the start has no workdir to write with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from overlayfs.tree.syscalls import mount
 
 
 def remount(target: str, texts: Sequence[str]) -> None:
-    """Raises MountError, and then nothing has changed."""
+    """Remount. Raises MountError, after which nothing has changed."""
     try:
         path = resolve(os.fsencode(os.path.abspath(target)))
         entry = mount_at(path)
@@ -38,7 +38,7 @@ def remount(target: str, texts: Sequence[str]) -> None:
 
 
 def _flags(entry: MountEntry) -> int:
-    """The MS_* bits that a mount has now; what it is not asked to change must stay, nosuid first of all."""
+    """The current MS_* bits of a mount, which a remount must keep, nosuid above all."""
     flags = 0
     for name in (*entry.options, *entry.filesystem_options.split(b",")):
         change = FLAG_CHANGES.get(name)

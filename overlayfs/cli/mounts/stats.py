@@ -1,4 +1,4 @@
-"""`overlayfs stats`: what has a mount been asked, who answered, and what does it hold in memory?"""
+"""`overlayfs stats`: the requests of a mount, who answered them, and what its daemon holds in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEYS = ("lane", "requests", "caches", "descriptors", "rss_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The counters of one mount: of each kind of request how many the lane answered and how many it forwarded."""
+    """The counters of one mount: for each kind of request how many the lane answered and how many it forwarded."""
 
     has_lane: bool
     requests: dict[str, tuple[int, int]]
@@ -55,7 +55,7 @@ class Stats:
 
 
 def show_stats(mountpoint: str, as_json: bool, every_s: float | None) -> None:
-    """Show the counters once, or again and again until interrupted."""
+    """Show the counters once, or repeatedly until interrupted."""
     if as_json:
         document, _ = _read(mountpoint)
         print_json({key: document[key] for key in _KEYS})
@@ -72,7 +72,9 @@ def _read(mountpoint: str) -> tuple[dict[str, Any], Stats]:
         return status.document, Stats.parse(status.document)
     except (AttributeError, KeyError, TypeError, ValueError):
         where = printable(entry.mountpoint)
-        raise CommandError(f"{where}: its daemon is overlayfs {status.version}, which counts nothing") from None
+        raise CommandError(
+            f"{where}: its daemon is overlayfs {status.version}, which does not count requests"
+        ) from None
 
 
 def _print(stats: Stats, rates: dict[str, float] | None = None) -> None:
@@ -136,7 +138,7 @@ def _print_more(stats: Stats, rates: dict[str, float]) -> None:
 
 
 def _open_screen(stack: ExitStack) -> Callable[[Stats, dict[str, float]], None]:
-    """A table that is painted over, until the stack is closed."""
+    """A table that is redrawn in place until the stack is closed."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`overlayfs umount`: take a mount down, wait until it and its daemon are gone, say who keeps it busy."""
+"""`overlayfs umount`: unmount, wait until mount and daemon are gone, name the processes that keep it busy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USERS_SHOWN = 5
 
 
 def take_down(mountpoint: str, lazy: bool) -> None:
-    """Unmount; returns once the daemon has let go of the upper, unless `lazy`."""
+    """Unmount, and unless `lazy` wait until the daemon has released the upper."""
     path = resolve_name(os.fsencode(mountpoint))
     entry = mount_at(path)
     if entry is None:  # perhaps a symlink to a mountpoint, as every other command takes it
@@ -50,7 +50,7 @@ def take_down(mountpoint: str, lazy: bool) -> None:
 
 
 def _daemon_of(mountpoint: bytes) -> int | None:
-    """A pidfd of the daemon, so that its end can be awaited; None if it does not say who it is."""
+    """A pidfd of the daemon, to await its end; None if its pid is unknown."""
     try:
         return os.pidfd_open(read_status(mountpoint, timeout_s=2.0).pid)
     except (CommandError, OSError):
@@ -102,7 +102,7 @@ def _users_of(mountpoint: bytes) -> list[str]:
 
 
 def _paths_held_by(pid: int) -> list[bytes]:
-    """Reading these links asks the kernel's tables only, never the mounted filesystem."""
+    """The targets of /proc links of a process; reading them never accesses the mounted file system."""
     links = [f"/proc/{pid}/{kind}" for kind in ("cwd", "root", "exe")]
     with suppress(OSError):  # another user's process, or one just gone
         links += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]

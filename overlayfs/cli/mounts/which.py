@@ -1,4 +1,4 @@
-"""`overlayfs which`: which layer provides a file, which hide or delete the others?"""
+"""`overlayfs which`: the layer that provides a file, and the layers that hide or delete other versions."""
 
 from __future__ import annotations
 

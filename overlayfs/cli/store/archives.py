@@ -22,7 +22,7 @@ _STDIN = "-"
 
 
 def load_images(source: str, name: str | None, *, unpack: bool, quiet: bool, as_json: bool) -> None:
-    """Take in the images of an archive or a layout directory, and say which they are."""
+    """Load the images of an archive or layout directory, and print their names."""
     from overlayfs.image.archive.load import load
 
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
@@ -41,7 +41,7 @@ def load_images(source: str, name: str | None, *, unpack: bool, quiet: bool, as_
 
 
 def tell_what_was_lost(store: Store, images: Sequence[Image]) -> None:
-    """What of the images' layers could not be unpacked as it is, counted, on standard error."""
+    """Report on standard error how many attributes of the layers could not be kept."""
     layers = LayerStore(store)
     keys = dict.fromkeys(key for image in images for key in layers.keys(image) or ())
     lost = Counter[str]()
@@ -56,14 +56,14 @@ def _warn(line: str) -> None:
 
 
 def standard_input(expected: str) -> BinaryIO:
-    """The pipe or file that the program is fed; CommandError for a terminal."""
+    """Standard input; CommandError if it is a terminal."""
     if sys.stdin is None or sys.stdin.isatty():
         raise CommandError(f"{expected} is expected on standard input: redirect it, or name a file")
     return sys.stdin.buffer
 
 
 def save_images(names: Sequence[str], target: str | None, kind: str, compression: str | None, quiet: bool) -> None:
-    """Write images into one archive, or as a layout into a directory."""
+    """Write images to one archive, or to a layout directory."""
     from overlayfs.image.archive.load import save, save_directory
     from overlayfs.image.tar.compression import open_compressed
 
@@ -85,9 +85,9 @@ def _distinct(images: list[Image]) -> list[Image]:
 
 @contextmanager
 def written(target: str | None, what: str) -> Iterator[BinaryIO]:
-    """Where to write: standard output, which must not be a terminal, or a file.
+    """The stream to write to: standard output, which must not be a terminal, or a file.
 
-    The file appears when it is complete and on the disk; a pipe or device that is named is written into.
+    The file appears once it is complete and synced; an existing pipe or device is written to.
     """
     if target in (None, _STDIN):
         if sys.stdout.isatty():
@@ -113,7 +113,7 @@ def written(target: str | None, what: str) -> Iterator[BinaryIO]:
 
 
 def _new_file(staged: Path, path: Path) -> BinaryIO:
-    """The file `staged`, which becomes `path`; errors speak of that."""
+    """The file `staged`, which becomes `path`; errors name `path`."""
     try:
         return open(staged, "xb", buffering=1 << 20)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`commit`, `squash` and `append`: from what a person names to a new image, and what is said of it."""
+"""`commit`, `squash` and `append`: make a new image of the named source, and report it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_IMAGE: Final = "scratch"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What all commands that make an image are told; `name` is the new one's."""
+    """The options common to all commands that make an image; `name` is the name of the new one."""
 
     name: str | None
     message: str
@@ -43,9 +43,9 @@ class Request:
     as_json: bool
 
     def making(self, verb: str, progress: Progress) -> Making:
-        """Raises InvalidError for a compression, a text or a SOURCE_DATE_EPOCH that makes no sense."""
+        """The options as a Making. Raises InvalidError for an invalid compression, text or SOURCE_DATE_EPOCH."""
         if self.compression not in _COMPRESSIONS:
-            raise InvalidError(f"no compression is called {self.compression!r}: use {', '.join(_COMPRESSIONS)}")
+            raise InvalidError(f"unknown compression {self.compression!r}: use {', '.join(_COMPRESSIONS)}")
         for text in (self.message, self.author, *self.changes):
             _check_is_text(text)
         return Making(
@@ -63,12 +63,12 @@ def _check_is_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidError(f"{printable(os.fsencode(text))}: an image holds nothing but UTF-8") from None
+        raise InvalidError(f"{printable(os.fsencode(text))}: an image configuration can hold only UTF-8") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is to be committed, and on which image it is, if that is known. Of a mount its marks' spelling is."""
+    """The changes to commit, and the image below them if known. `may_hold_marks`: see `write_layer`."""
 
     comparison: Comparison
     base: Image | None
@@ -78,7 +78,7 @@ class Source:
 def commit_changes(
     directory: Path | None, source: str, base: str | None, request: Request, *, user_xattr: bool = False
 ) -> None:
-    """Commit a container, a mount or an upper directory, whose marks are `user_xattr`s if it was mounted so."""
+    """Commit a container, a mount or an upper directory; `user_xattr` if the upper has user.overlay.* marks."""
 
     def make(store: Store, reference: Reference | None, making: Making) -> Made:
         base_image = None if base is None else store.find(base)
@@ -98,7 +98,7 @@ def squash_image(directory: Path | None, name: str, request: Request) -> None:
 
 
 def append_to(directory: Path | None, name: str, source: Path, chown: str | None, request: Request) -> None:
-    """Append a directory or tar; to no image if that is called `scratch`."""
+    """Append a directory or tar to an image; `scratch` stands for an empty one."""
 
     def make(store: Store, reference: Reference | None, making: Making) -> Made:
         image = None if name == NO_IMAGE else store.find(name)
@@ -156,12 +156,12 @@ def _find_source(store: Store, source: str, base: Image | None, progress: Progre
     entry = mount_at(path)
     if entry is not None and is_ours(entry):
         if user_xattr:
-            raise CommandError(f"{printable(path)}: a mount knows how its marks are spelled: leave --userxattr out")
+            raise CommandError(f"{printable(path)}: the spelling of a mount's marks is known: leave out --userxattr")
         return _mount(store, path, base)
     if not os.path.isdir(path):
         raise CommandError(f"{printable(os.fsencode(source))}: no container, mount or directory of that name")
     if base is None:
-        raise CommandError(f"{printable(os.fsencode(source))}: say with --base on which image this upper is")
+        raise CommandError(f"{printable(os.fsencode(source))}: name the image below this upper with --base")
     lowers = lower_directories(store, base, progress)
     prefix = marks.USER if user_xattr else None
     return Source(Comparison.open(path, [os.fsencode(lower) for lower in lowers], prefix=prefix), base)
@@ -178,7 +178,7 @@ def _container(store: Store, name: str, base: Image | None) -> Source:
 def _mount(store: Store, path: bytes, base: Image | None) -> Source:
     status = read_status(path)
     if status.upper is None:
-        raise CommandError(f"{printable(path)}: mounted without an upper, so nothing can have changed")
+        raise CommandError(f"{printable(path)}: mounted without an upper, so there are no changes")
     base = base or _image_below(store, path, status.lowers)
     _sync_mount(path)
     comparison = Comparison.open(
@@ -188,7 +188,7 @@ def _mount(store: Store, path: bytes, base: Image | None) -> Source:
 
 
 def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Image:
-    """The image whose layers are mounted: as its record says, or one that has the very same."""
+    """The image whose layers are mounted: the one in the record of the mount, or one with the same layers."""
     for use in store.mounts().values():
         if use.image is not None and os.fsencode(use.mountpoint) == mountpoint:
             return store.load_by_manifest(use.image)
@@ -199,11 +199,11 @@ def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Im
             map(os.path.realpath, lowers)
         ):
             return image
-    raise CommandError(f"{printable(mountpoint)}: say with --base on which image it is: its layers are not the store's")
+    raise CommandError(f"{printable(mountpoint)}: its layers are not in the store: name its image with --base")
 
 
 def _sync_mount(mountpoint: bytes) -> None:
-    """Let the kernel hand what it has not written yet to the daemon; nothing where nothing of ours is mounted."""
+    """Make the kernel write its dirty pages to the daemon; does nothing if no overlayfs is mounted there."""
     entry = mount_at(mountpoint) if mountpoint else None
     if entry is None or not is_ours(entry):
         return

@@ -1,4 +1,4 @@
-"""`overlayfs images`: what does the store have?"""
+"""`overlayfs images`: list the images of the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONG_AGO_S = 40 * 365 * 86400
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """One line: an entry of the index and its image, or why that cannot be read."""
+    """One line: an entry of the index, and its image or the reason why that cannot be read."""
 
     entry: Entry
     image: Image | None
@@ -55,7 +55,7 @@ def unpacked_size(store: Store, image: Image) -> int | None:
 
 
 def show_images(wanted: str | None, *, quiet: bool, whole: bool, digests: bool, as_json: bool) -> None:
-    """All images, or those of one repository or name; one that is damaged is shown too."""
+    """List all images, or those of one repository or name, damaged ones included."""
     repository = Reference.parse(wanted) if wanted is not None else None
     has_tag = wanted is not None and ":" in wanted.rpartition("/")[2]
     with Store.open(store_directory()) as store:
@@ -132,7 +132,7 @@ def digests_of(names: Iterable[Reference], digest: Digest) -> list[str]:
 
 
 def ago(created: str) -> str:
-    """How long ago an RFC 3339 time was; the date where that is as far away as in images made to be reproducible."""
+    """How long ago an RFC 3339 time was; the date if it is very old, as in reproducible images."""
     moment = _parse_time(created)
     if moment is None:
         return "-"

@@ -1,4 +1,4 @@
-"""`overlayfs inspect` and `history`: what is an image, and how was it made?"""
+"""`overlayfs inspect` and `history`: show an image, and the steps that made it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _in_words(value: object) -> str:
 
 
 def show_history(name: str, *, whole: bool, as_json: bool) -> None:
-    """How an image came to be, newest step first."""
+    """Show the steps that made an image, newest first."""
     with Store.open(store_directory()) as store:
         image = store.find(name)
     steps = _steps(image)
@@ -133,7 +133,7 @@ def show_history(name: str, *, whole: bool, as_json: bool) -> None:
 
 
 def _steps(image: Image) -> list[tuple[History, int]]:
-    """Each step and the bytes of its layer as it is packed, newest first; layers that no step tells of are last."""
+    """Each step and the compressed size of its layer, newest first; layers without a step come last."""
     sizes = iter([layer.size for layer in image.manifest.layers])
     told = [(step, 0 if step.empty_layer else next(sizes, 0)) for step in image.config.history]
     return [*told, *((History(), size) for size in sizes)][::-1]
@@ -161,6 +161,6 @@ def _step_document(image: Image, step: History, size: int, number: int) -> dict[
 
 
 def _command(text: str, whole: bool) -> str:
-    """A step's command without what a builder put before it, in one line."""
+    """The command of a step in one line, without the prefix that builders add."""
     line = safe(" ".join(text.removeprefix("/bin/sh -c ").removeprefix("#(nop) ").split()))
     return line if whole or len(line) <= _LONGEST_COMMAND else f"{line[: _LONGEST_COMMAND - 1]}…"

@@ -1,4 +1,4 @@
-"""`tag`, `rmi`, `prune`, `verify`: names for images, what to throw away, and what is damaged."""
+"""`tag`, `rmi`, `prune`, `verify`: name and remove images, clean up the store, find damage."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def add_name(name: str, new: str) -> None:
 
 
 def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
-    """Remove names, and what only they needed; where others work in the store that is left to `prune`.
+    """Remove names and everything that only they needed; if others work in the store, the latter is left to `prune`.
 
-    Whether all are gone; what fails is said on standard error, and the others go all the same.
+    Removes every name it can and reports the rest on standard error; whether all are gone.
     """
     gone: list[str] = []
     is_done = True
@@ -59,7 +59,7 @@ def _prune_after(store: Store) -> PruneReport:
 
 
 def prune_store(named: bool, force: bool, dry_run: bool, share: str | None, as_json: bool) -> None:
-    """Remove what nothing refers to; asks a person before images with names go. `share` is a value of Sharing."""
+    """Remove unused objects; asks the user before it removes named images. `share` is a value of Sharing."""
     with Store.open(store_directory()) as store:
         if named and not force and not dry_run:
             _confirm(prune(store, named=True, dry_run=True))
@@ -88,7 +88,7 @@ def _confirm(report: PruneReport) -> None:
     if not report.images:
         return
     if not sys.stdin.isatty():
-        raise CommandError("--all removes images that have names: say --force where nobody can be asked")
+        raise CommandError("--all removes named images: without a terminal to confirm that, give --force")
     print(f"These images are used by no container: {', '.join(report.images)}", file=sys.stderr)
     print("Remove them? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -116,12 +116,12 @@ def _print_report(report: PruneReport, verb: str) -> None:
 
 
 def show_damage(names: Sequence[str], repair: bool, as_json: bool) -> bool:
-    """Read all that the store has; whether nothing is damaged, or all damage was removed."""
+    """Verify the store; whether nothing is damaged, or all damage was removed."""
     from overlayfs.image.store.verify import mend, verify
 
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(store_directory()))
-        if repair:  # so that what is found is what is removed
+        if repair:  # so that exactly the damage that was found is removed
             stack.enter_context(store.alone())
         findings = verify(store, names, stack.enter_context(shown_progress()))
         mended = mend(store, findings) if repair else []

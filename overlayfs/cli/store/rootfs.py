@@ -1,4 +1,4 @@
-"""`import` and `export`: whole root filesystems, as tars or directories, to images and from images and containers."""
+"""`import` and `export`: root file systems, as tars or directories, to images and from images and containers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def export_filesystem(name: str, target: str | None, compression: str | None, qu
 
 
 def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Container | None]:
-    """The layers of what is called `name`, top first, and the container that the first belongs to, if it is one."""
+    """The layers of the container or image `name`, top first, and the container, if it is one."""
     containers = Containers(store)
     try:
         container = containers.find(name)

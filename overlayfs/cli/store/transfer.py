@@ -29,7 +29,7 @@ _HUB = frozenset({"index.docker.io", "registry-1.docker.io"})
 
 
 def access(ca: Path | None, insecure: bool) -> Access:
-    """How registries are reached by this command."""
+    """The Access that the options of the command describe."""
     return Access(Registries.load(), ca, insecure)
 
 
@@ -44,7 +44,7 @@ class Wanted:
 
 
 def fetch(directory: Path | None, wanted: Wanted, how: Access, *, quiet: bool, as_json: bool) -> None:
-    """Pull, and say what has come."""
+    """Pull an image, and report it."""
     reference = Reference.parse(wanted.name)
     platform = parse_platform(wanted.platform) if wanted.platform else None
     with Store.open(directory) as store, shown_progress(quiet) as progress:
@@ -81,12 +81,12 @@ def _described(image: Image) -> dict[str, object]:
 def send(
     directory: Path | None, name: str, destination: str | None, how: Access, *, quiet: bool, as_json: bool
 ) -> None:
-    """Push, and say what the registry has now."""
+    """Push an image, and report it."""
     with Store.open(directory) as store, shown_progress(quiet) as progress:
         image = store.find(name)
         reference = Reference.parse(destination) if destination else image.reference
         if reference is None:
-            raise CommandError(f"{name} has no name in the store; say under which name to push it")
+            raise CommandError(f"{name} has no name in the store; give a name to push it under")
         pushed = _run(lambda: push(store, image, reference, how, progress))
     if as_json:
         blobs = {how.capitalize(): count for how, count in pushed.counts.items()}
@@ -131,7 +131,7 @@ def _ask_for_credential(registry: str, username: str | None, from_stdin: bool) -
 
 
 def log_out(registry: str | None) -> None:
-    """Forget what is kept for a registry, or for all."""
+    """Remove the credentials of a registry, or of all."""
     names = known_registries() if registry is None else [_registry(registry).registry]
     for name in names:
         places = forget_credential(name)

@@ -1,7 +1,8 @@
-"""How are images read from what `docker save` writes?
+"""How are the images in an archive of `docker save` read?
 
 Docker Image Specification v1.2, "Combined Image JSON + Filesystem Changeset Format": manifest.json names a
-configuration and layers, whose files may have any name. A format without it, from before docker 1.10, is not read.
+configuration and layers, whose files may have any name. The format before docker 1.10, without manifest.json, is not
+supported.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .members import Members
 
 
 class DockerImage(Struct, frozen=True, rename="pascal"):
-    """One item of manifest.json; the strings but the tags are names of members, layers bottom first."""
+    """One item of manifest.json. Configuration and layers are names of members, layers bottom first."""
 
     config: str
     layers: list[str]
@@ -46,7 +47,7 @@ def docker_images(store: Store, members: Members) -> Iterator[tuple[Descriptor, 
 
 
 def _keep_docker_image(store: Store, members: Members, image: DockerImage) -> Descriptor:
-    """Keep an image as an OCI image with the same configuration, so the same ID; layers stay as they are."""
+    """Keep an image as an OCI image with the same configuration, so with the same ID; layers are not changed."""
     described = members.describe(_clean(image.config), OCI_CONFIG)
     config = parse(members.read(_clean(image.config)), ImageConfig, f"{members.what}: {image.config}")
     _check_name(image.config, described, members.what)
@@ -69,12 +70,12 @@ def _layer(members: Members, name: str) -> tuple[str, Descriptor]:
 
 
 def _clean(name: str) -> str:
-    """A member's name as TarReader gives it."""
+    """The name of a member, normalised as TarReader does."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _check_name(name: str, described: Descriptor, what: str) -> None:
-    """Docker names a configuration for its digest: then it must be that."""
+    """Raises DigestError if a configuration is named by a digest, as docker does, and does not match it."""
     stem = name.rpartition("/")[2].removesuffix(".json")
     if re.fullmatch("[0-9a-f]{64}", stem) and stem != hex_of(described.digest):
         raise DigestError(f"{what}: {name} has other content: its digest is {described.digest}")

@@ -1,8 +1,8 @@
-"""How do images come from files and go to files? Archives of docker and OCI, and OCI layout directories.
+"""How are images loaded from files? From archives of docker and OCI, and from OCI layout directories.
 
-docker-archive: what `docker save` writes (Docker Image Specification v1.2, "Combined Image JSON + Filesystem
-Changeset Format"). oci-archive: an OCI image layout (image-layout.md) as a tar. `load` takes both, a directory too,
-also compressed; it publishes blobs first and names last.
+docker-archive: the output of `docker save` (Docker Image Specification v1.2, "Combined Image JSON + Filesystem
+Changeset Format"). oci-archive: an OCI image layout (image-layout.md) as a tar. Both may be compressed. Blobs are
+published first and names last.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def load(
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Image]:
-    """Take in all images of an archive (a path, or a stream that is read to its end) or of a layout directory.
+    """Load all images of an archive (a path, or a stream that is read to its end) or of a layout directory.
 
-    They keep their names, or have `name` if it is one image. A tag without a repository, as layouts may have, is one
-    of the repository that the file or directory is named for; an image for which no name is found has none. With
-    `unpack` their layers are unpacked too. `tell` gets a line for each thing that is skipped, as it is no image. Raises
-    ImageError, and then no image has got a name.
+    The images keep their names; a single image gets `name` instead, if given. A tag without a repository, which layouts
+    may have, belongs to the repository that the file or directory is named after; an image without any name is kept
+    unnamed. With `unpack` the layers are unpacked too. `tell` gets a line for each skipped artifact. If ImageError is
+    raised, no image has been named.
     """
     taking = _Taking(store, name, unpack, progress, tell)
     limits = limits or store.limits.of_archive
@@ -79,7 +79,7 @@ def _load_stream(taking: _Taking, stream: _Watched, what: str, stem: str | None,
 
 
 class _Watched:
-    """A source whose reader is watched."""
+    """A source that reports the progress of its reader."""
 
     def __init__(self, source: Source, task: Task) -> None:
         self._source, self.task = source, task
@@ -96,7 +96,7 @@ Found = list[tuple[Descriptor, Reference | None]]
 
 @dataclass(frozen=True, slots=True)
 class _Taking:
-    """What to do with the images of an archive: keep their blobs, unpack them, and give them names at last."""
+    """Takes in the images of an archive: keeps their blobs, unpacks them, and names them last."""
 
     store: Store
     name: str | None
@@ -105,7 +105,7 @@ class _Taking:
     tell: Callable[[str], None]
 
     def find(self, members: Members, stem: str | None) -> Found:
-        """The images, whose blobs are kept."""
+        """Keep the blobs of the images; their descriptors and names."""
         skipped: list[str] = []
         found = self._oci_images(members, stem, skipped.append)
         if not found and members.has("manifest.json"):
@@ -122,7 +122,7 @@ class _Taking:
         return found if self.name is None else self._renamed(found, Reference.parse(self.name), members.what)
 
     def _oci_images(self, members: Members, stem: str | None, skip: Callable[[str], None]) -> Found | None:
-        """Those that index.json names; None without it, and where it is broken beside a manifest.json."""
+        """The images of index.json; None without it, or if it is broken and there is a manifest.json."""
         if not members.has("index.json"):
             return None
         try:
@@ -153,7 +153,7 @@ class _Taking:
 
 
 def _stem(path: Path) -> str | None:
-    """The repository that tags in a file `debian.tar.gz` or a directory `debian` are of; None if it cannot be one."""
+    """The repository for bare tags in a file `debian.tar.gz` or directory `debian`; None if the name does not suit."""
     stem = re.sub(r"(\.(oci|docker|tar|tgz|gz|zst|zstd))+$", "", path.name).lower()
     try:
         Reference.parse(stem)

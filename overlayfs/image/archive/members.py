@@ -1,8 +1,7 @@
-"""What does an archive or a directory of an image hold? Its members by name, whatever container they came in.
+"""What does an image archive or layout directory hold? Its members by name, whatever the format.
 
-A tar is read once, from the start to the end, as it may come through a pipe: each member is staged in the store and
-hashed on the way, and only what an image turns out to need becomes a blob. Names in archives are hostile: none is ever
-used as a path.
+A tar is read once, from start to end, as it may come through a pipe: each member is staged in the store and hashed on
+the way, and becomes a blob only if an image needs it. Names in archives are hostile: none is ever used as a path.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from ..tar.tally import Room
 _CHUNK: Final = 1 << 20
 _BLOBS: Final = f"blobs/{ALGORITHM}/"
 _DEEPEST: Final = 3
-"""Components of a name: `blobs/sha256/HEX`. What lies deeper is of no image, and is passed over."""
+"""Components of a name: `blobs/sha256/HEX`. Members in deeper directories belong to no image and are skipped."""
 _LARGEST_SPARSE: Final = DEFAULT_LIMITS.disk_size
-"""Bytes. Holes take no room in an archive, but time: they are hashed."""
+"""Bytes. Holes take no space in an archive, but hashing them takes time."""
 
 
 class Members(Protocol):
@@ -48,16 +47,16 @@ class Members(Protocol):
     def has(self, name: str) -> bool: ...
 
     def read(self, name: str) -> bytes:
-        """A document. Raises NotFoundError, LimitError."""
+        """The bytes of a document. Raises NotFoundError, LimitError."""
 
     def magic(self, name: str) -> bytes:
-        """The first bytes, six if there are so many."""
+        """The first six bytes, or fewer if the member is shorter."""
 
     def describe(self, name: str, media_type: str) -> Descriptor:
-        """Its digest and size."""
+        """The digest and size of a member."""
 
     def keep(self, name: str, expected: Descriptor) -> None:
-        """Put it into the store, where it is not yet. Raises DigestError if it is not what is expected."""
+        """Put a member into the store, if it is not there yet. Raises DigestError if it is not the expected blob."""
 
 
 def blob_name(digest: Digest) -> str:
@@ -66,7 +65,7 @@ def blob_name(digest: Digest) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """A member's bytes: in a file of ours, or in the blob that the store has already."""
+    """The bytes of a member: in a staged file, or in a blob that the store has already."""
 
     path: Path
     digest: Digest
@@ -85,7 +84,7 @@ class ArchiveMembers:
         self._numbers = count()
 
     def read_all(self, source: Source, limits: Limits) -> None:
-        """Read the archive to its end. Raises InvalidError for what no image archive holds."""
+        """Read the archive to its end. Raises InvalidError for members that do not belong in an image archive."""
         reader = TarReader.of(open_decompressed(source, limits, self.what), limits, self.what)
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -103,7 +102,7 @@ class ArchiveMembers:
         reader.drain()
 
     def _take(self, name: str, entry: Entry, reader: TarReader, room: Room) -> None:
-        """Take in one member; of several with one name the last counts, as where docker and tar extract them."""
+        """Stage one member; of several with one name the last counts, as when docker and tar extract them."""
         if name.count("/") >= _DEEPEST:
             return
         if entry.kind not in "flh":
@@ -125,7 +124,7 @@ class ArchiveMembers:
             replaced.path.unlink()
 
     def _is_staged(self, member: _Staged) -> bool:
-        """Whether its file is ours, and not a blob of the store."""
+        """Whether the bytes are in a staged file, not in a blob of the store."""
         return member.path.parent == self._directory
 
     def _stage(self, name: str, entry: Entry, reader: TarReader, room: Room) -> _Staged:
@@ -150,7 +149,7 @@ class ArchiveMembers:
             return False
 
     def _find(self, name: str) -> _Staged:
-        """The member, through links within the archive. Raises NotFoundError."""
+        """The member with this name; links within the archive are followed. Raises NotFoundError."""
         for _ in range(8):
             if name not in self._links:
                 break
@@ -248,7 +247,7 @@ class DirectoryMembers:
 
 
 def _digest_named(name: str) -> Digest | None:
-    """The digest that a member's name promises; InvalidError is left to whoever looks for that name."""
+    """The digest in the name of a member. A malformed one is no error here, but where that name is looked up."""
     text = name.removeprefix(_BLOBS)
     if text != name and len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return Digest(f"{ALGORITHM}:{text}")

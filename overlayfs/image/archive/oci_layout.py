@@ -1,7 +1,7 @@
-"""How are images read from an OCI image layout? (image-layout.md, image-index.md)
+"""How are the images in an OCI image layout read? (image-layout.md, image-index.md)
 
-What comes is checked before anything is kept: documents against their digests, manifests against configurations. The
-blobs of an image are kept before its manifest, that before an index that has it for a member.
+Everything is checked before it is kept: documents against their digests, manifests against configurations. The blobs of
+an image are kept before its manifest, and the manifest before an index that contains it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..store.names import bare
 from .members import Members, blob_name
 
 CONTAINERD_NAME: Final = "io.containerd.image.name"
-"""The annotation by which containerd, and docker since version 25, write a full name."""
+"""The annotation in which containerd, and docker since version 25, write the full name."""
 
 
 def read_index(members: Members) -> Index:
@@ -42,7 +42,7 @@ def read_index(members: Members) -> Index:
 def oci_images(
     members: Members, index: Index, stem: str | None, skip: Callable[[str], None]
 ) -> Iterator[tuple[Descriptor, Reference | None]]:
-    """The images of the layout, whose blobs are kept; of each thing beside them that is none `skip` is told."""
+    """Keep the blobs of all images of the layout; `skip` is told of each artifact that is not an image."""
     for descriptor in index.manifests:
         try:
             _keep_tree(members, descriptor)
@@ -70,7 +70,7 @@ def _name_of(descriptor: Descriptor, stem: str | None) -> Reference | None:
 
 
 def _keep_tree(members: Members, descriptor: Descriptor, *, is_member: bool = False) -> None:
-    """Keep an image, or an index with those of its images that are there (at least one); what names others last."""
+    """Keep an image, or an index with the images of it that are there (at least one); referring documents last."""
     name = blob_name(descriptor.digest)
     if descriptor.media_type in INDEX_TYPES and not is_member:
         index = parse(_document(members, descriptor), Index, f"{members.what}: the index {descriptor.digest}")
@@ -89,7 +89,7 @@ def _keep_tree(members: Members, descriptor: Descriptor, *, is_member: bool = Fa
 
 
 def _keep_member(members: Members, member: Descriptor) -> bool:
-    """Keep one image of an index; False for what is none, which stays out, as what the index says is none."""
+    """Keep one image of an index; False for an artifact, which is left out."""
     try:
         _keep_tree(members, member, is_member=True)
     except ArtifactError:
@@ -110,7 +110,7 @@ def _keep_parts(members: Members, descriptor: Descriptor) -> None:
 
 
 def _check_layer_types(manifest: Manifest, what: str) -> None:
-    """Raises InvalidError for layers of a type that we do not know: others' URLs, encrypted ones, no images."""
+    """Raises InvalidError for unsupported types of layers: foreign, encrypted, or of artifacts."""
     for layer in manifest.layers:
         if layer.media_type not in LAYER_TYPES:
             raise InvalidError(f"{what}: a layer is of the type {layer.media_type!r}, which is not supported")

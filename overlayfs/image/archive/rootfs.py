@@ -1,4 +1,4 @@
-"""How does a whole root filesystem become an image, and an image (or container) one again?"""
+"""How does a whole root file system become an image, and an image or container a tar of its root file system?"""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..store.store import Image, Store
 def import_rootfs(
     store: Store, source: Path | BinaryIO, reference: Reference | None, making: Making | None = None
 ) -> Image:
-    """An image of one layer: a directory, or a tar (plain, gzip or zstd; an open file is read to its end) as it is.
+    """Make an image of one layer from a directory or an unchanged tar (plain, gzip or zstd; a file is read to its end).
 
-    Raises InvalidError for a tar that is not fit for a layer, and for a directory with names that no layer can hold.
+    Raises InvalidError for a tar or directory that does not suit a layer.
     """
     # the descriptor as a path: pipes can be opened by it too
     path = source if isinstance(source, Path) else Path(f"/proc/self/fd/{source.fileno()}")
@@ -36,9 +36,9 @@ def export_rootfs(
     scaffold: Sequence[str] = (),
     has_upper: bool = False,
 ) -> LayerSummary:
-    """Write what layers (top first; a container's upper is one) show together as an uncompressed tar.
+    """Write the merged tree of layers (top first; the upper of a container is one) as an uncompressed tar.
 
-    Of a container without its `scaffold`.
+    The `scaffold` of a container is left out.
     """
     layers, left_out = [os.fsencode(path) for path in directories], [os.fsencode(path) for path in scaffold]
     with Comparison.open_whole(layers, left_out, has_upper=has_upper) as whole:
@@ -46,5 +46,5 @@ def export_rootfs(
 
 
 def export_image(store: Store, image: Image, out: Output, progress: Progress = NO_PROGRESS) -> LayerSummary:
-    """As `export_rootfs`, of an image, whose layers are unpacked if they are not yet."""
+    """As `export_rootfs`, for an image; missing layers are unpacked."""
     return export_rootfs(lower_directories(store, image, progress), out)

@@ -1,8 +1,9 @@
-"""How do images become an archive? The same bytes for the same images: no times, no owners, an order of its own.
+"""How are images saved to an archive? Deterministically: without times and owners, in a fixed order.
 
-An oci-archive is an OCI image layout with all blobs as they are, so that digests stay. It has docker's manifest.json as
-well, as those of docker since version 25 do: every docker's and podman's `load` reads it. A docker-archive is for tools
-that know no other: layers are not compressed. An oci-dir is the layout as a directory.
+An oci-archive is an OCI image layout with all blobs unchanged, so digests stay the same. It also has docker's
+manifest.json, as docker writes it since version 25, so that `load` of every docker and podman reads it. A
+docker-archive is for tools that know only that format: its layers are not compressed. An oci-dir is the layout as a
+directory.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _Target(Protocol):
 def save(
     store: Store, images: Sequence[Image], out: Sink, kind: str = "oci-archive", progress: Progress = NO_PROGRESS
 ) -> None:
-    """Write an archive of `images` into `out`; the caller makes it durable. InvalidError for an unknown `kind`."""
+    """Write an archive of `images` into `out`; the caller syncs it. InvalidError for an unknown `kind`."""
     target = _Tar(out)
     if kind == "oci-archive":
         _write_oci(store, images, target, progress.begin("save", None))
@@ -53,7 +54,7 @@ def save(
 
 
 def save_directory(store: Store, images: Sequence[Image], path: Path, progress: Progress = NO_PROGRESS) -> None:
-    """Make the directory `path`, an OCI layout of `images`; complete and on the disk, or not at all."""
+    """Make the directory `path`, an OCI layout of `images`; it appears complete and synced, or not at all."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidError(f"{path} exists and is not empty: name another directory")
     path = path.absolute()
@@ -83,7 +84,7 @@ def _write_oci(store: Store, images: Sequence[Image], target: _Target, task: Tas
 
 
 def _named(image: Image) -> Descriptor:
-    """The descriptor for index.json: with the full name, as podman, containerd and docker look for it."""
+    """The descriptor for index.json, with the full name in the annotations that podman, containerd and docker read."""
     descriptor = image.root or image.descriptor
     if image.reference is None:
         return descriptor
@@ -92,7 +93,7 @@ def _named(image: Image) -> Descriptor:
 
 
 def _blobs(store: Store, images: Sequence[Image]) -> Iterator[Descriptor]:
-    """Every blob once: the documents of an image, and then its layers."""
+    """Each blob once: the documents of an image, then its layers."""
     seen: set[Digest] = set()
     for image in images:
         for blob in _blobs_of(store, image.root or image.descriptor):
@@ -155,7 +156,7 @@ def _layer_name(diff_id: Digest) -> str:
 
 
 def _size(store: Store, layer: Descriptor, diff_id: Digest) -> int:
-    """Bytes of the layer's tar, all of which are read: a tar says a member's size before its data."""
+    """The size of the tar of a layer, found by decompressing it, as a tar has the size of a member before its data."""
     if LAYER_TYPES.get(layer.media_type, "") is None:
         return layer.size
     hashed, size = hashlib.sha256(), 0
@@ -175,29 +176,29 @@ def _plain_chunks(store: Store, layer: Descriptor) -> Iterator[bytes]:
 
 
 def _distinct(images: Sequence[Image]) -> list[Image]:
-    """Each image that docker can tell apart, by its ID, whatever names it has."""
+    """The images without duplicates: docker identifies an image by its ID."""
     return list({image.id: image for image in reversed(images)}.values())[::-1]
 
 
 def _as_docker(image: Image) -> DockerImage:
-    """The image in an OCI layout, as docker's manifest.json has it."""
+    """The entry of docker's manifest.json for an image in an OCI layout."""
     return DockerImage(blob_name(image.id), [blob_name(layer.digest) for layer in image.manifest.layers])
 
 
 def _docker_manifest(items: Sequence[DockerImage], images: Sequence[Image]) -> bytes:
-    """manifest.json; `items` are those of the distinct images, in order."""
+    """The bytes of manifest.json; `items` are the entries of the distinct images, in order."""
     pairs = zip(items, _distinct(images), strict=True)
     return msgspec.json.encode([replace(item, repo_tags=_tags(images, image)) for item, image in pairs])
 
 
 def _tags(images: Sequence[Image], image: Image) -> list[str]:
-    """All names of one image; a name with a digest only is none for docker."""
+    """All names of one image with a tag; docker has no names by digest alone."""
     references = [other.reference for other in images if other.id == image.id]
     return [f"{reference.name}:{reference.tag}" for reference in references if reference and reference.tag]
 
 
 def _repositories(images: Sequence[Image]) -> bytes:
-    """Of the format's first version: repository and tag to the name of the top layer."""
+    """The `repositories` file of the first format version: repository and tag to the name of the top layer."""
     repositories: dict[str, dict[str, str]] = {}
     for image in images:
         if image.reference and image.reference.tag and image.config.rootfs.diff_ids:
@@ -210,7 +211,7 @@ def _repositories(images: Sequence[Image]) -> bytes:
 
 
 class _Tar:
-    """The members of a tar, one after the other."""
+    """Writes the files as members of a tar."""
 
     def __init__(self, out: Sink) -> None:
         self._out = out
@@ -223,7 +224,7 @@ class _Tar:
 
 
 class _Directory:
-    """A directory that is made under another name."""
+    """Writes the files into a directory that is staged under another name."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -232,7 +233,7 @@ class _Directory:
     def add(self, name: str, size: int, data: Iterable[bytes]) -> None:
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:  # buffered: what has no buffer may write less than it is given
+        with open(path, "xb") as file:  # buffered, as unbuffered streams may write fewer bytes than they are given
             for chunk in data:
                 file.write(chunk)
             file.flush()
@@ -245,5 +246,5 @@ class _Directory:
         sync_directory(path.parent)
 
     def discard(self) -> None:
-        """Forget it, if it was not published."""
+        """Remove the directory, unless it was published."""
         remove_tree(self._path)

@@ -1,9 +1,9 @@
 """What does an image show, which layer shows it, and what did each layer change?
 
-Answered from the layers' file indexes alone; no file is opened. A merged tree is made of nodes that are never changed
-once their layer is added, so that the tree after each layer shares all that the layer did not touch with the one
-below it, and comparing two trees skips what they share. Layers are numbered from 0, the bottom one. All walks are
-loops: an image may nest directories deeper than Python nests calls.
+The answers come from the file indexes of the layers alone; no file is opened. The nodes of a merged tree are never
+changed once their layer is added. The tree after each layer thus shares everything that the layer did not touch with
+the tree before, and a comparison of two trees skips shared nodes. Layers are numbered from 0, the bottom one. All walks
+are loops, as an image may nest directories deeper than Python nests calls.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ _TYPES: Final = {
     "c": stat.S_IFCHR,
     "b": stat.S_IFBLK,
 }
-_NO_CHILDREN: Final[dict[bytes, Node]] = {}  # of all that is no directory: one for each would cost as much as the node
+_NO_CHILDREN: Final[
+    dict[bytes, Node]
+] = {}  # shared by all nodes but directories, as a dict each would cost as much as the node
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A path of a merged tree: what the topmost layer that has it says.
+    """A path of a merged tree, as the topmost layer with that path describes it.
 
     `layer` is that layer's number. A hard link has the record of its file under its own path; `origin`, the layer
     and path of the record with the bytes, is the same for all names of one file.
@@ -72,7 +74,7 @@ class Node:
 
 
 EMPTY: Final = Node(Record(b"", "d", 0o755), 0, (0, b""))
-"""The tree of no layers."""
+"""The tree of an image without layers."""
 
 
 def merged_trees(indexes: Iterable[LayerIndex]) -> list[Node]:
@@ -84,12 +86,12 @@ def merged_trees(indexes: Iterable[LayerIndex]) -> list[Node]:
 
 
 def merged_tree(indexes: Iterable[LayerIndex]) -> Node:
-    """The root of what all layers show together."""
+    """The root of the merged tree of all layers."""
     return (merged_trees(indexes) or [EMPTY])[-1]
 
 
 def merged_pair(left: Sequence[LayerIndex], right: Sequence[LayerIndex]) -> tuple[Node, Node]:
-    """The roots of two images; they share what the layers at the bottom that both have show, so comparing is quick."""
+    """The roots of two images. They share the nodes of common bottom layers, which makes comparing them fast."""
     alike = takewhile(lambda pair: pair[0].diff_id == pair[1].diff_id, zip(left, right, strict=False))
     common = sum(1 for _ in alike)
     base = merged_tree(left[:common])
@@ -105,7 +107,7 @@ def _on_top(tree: Node, indexes: Sequence[LayerIndex], start: int) -> Node:
 def add_layer(below: Node, index: LayerIndex, number: int) -> Node:
     """The root of the tree with one more layer on top; `below` stays as it is."""
     adding = _Adding(below, index, number)
-    for record in index.records:  # first what is gone: a layer may delete and make anew under one name
+    for record in index.records:  # deletions first: a layer may delete a name and make it again
         if record.kind == "w":
             adding.delete(record.path)
         elif record.is_opaque:
@@ -117,7 +119,7 @@ def add_layer(below: Node, index: LayerIndex, number: int) -> Node:
 
 
 class _Adding:
-    """The tree in the making. Invariant: the directories in `_own` are this layer's copies and may still change."""
+    """A tree under construction. Invariant: directories in `_own` are copies of this layer and may still change."""
 
     def __init__(self, below: Node, index: LayerIndex, number: int) -> None:
         self._below, self._index, self._number = below, index, number
@@ -132,7 +134,7 @@ class _Adding:
         return Node(node.record, node.layer, node.origin, dict(node.children))
 
     def directory(self, path: bytes) -> Node:
-        """This layer's copy of a directory; one that no layer names, or a file below, is made a directory."""
+        """This layer's copy of a directory, which is made if it is missing or a file."""
         missing = []
         while path not in self._own:
             missing.append(path)
@@ -165,7 +167,7 @@ class _Adding:
             self.directory(above).children[name] = node
 
     def _linked(self, link: Record) -> Node:
-        """A hard link as the file that it names, which is in this layer or, as umoci writes it, in one below."""
+        """The file that a hard link refers to: in this layer or, as umoci writes it, in one below."""
         if self._records is None:
             self._records = {record.path: record for record in self._index.records if record.kind != "w"}
         record, seen = link, set[bytes]()
@@ -195,7 +197,7 @@ def _renamed(record: Record, path: bytes) -> Record:
 
 
 def find(root: Node, path: bytes) -> Node | None:
-    """The node at a path, symlinks not followed; None where there is none."""
+    """The node at a path, without following symlinks; None if there is none."""
     node: Node | None = root
     for name in filter(None, path.split(b"/")):
         node = node.children.get(name) if node else None
@@ -232,7 +234,7 @@ def resolve(root: Node, path: bytes, *, follow: bool = True) -> Node:
 
 
 def _components(path: bytes) -> list[bytes]:
-    """The names of a path; a slash at its end asks for a directory, as `/.`."""
+    """The components of a path; a slash at the end requires a directory, like `/.`."""
     return [*filter(None, path.split(b"/")), *([b"."] if path.endswith(b"/") else [])]
 
 
@@ -241,7 +243,7 @@ def _not_found(code: int, path: bytes) -> OSError:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it: each directory before what is in it, names in byte order."""
+    """The node and all its descendants: directories before their entries, names in byte order."""
     waiting = [node]
     while waiting:
         node = waiting.pop()
@@ -252,7 +254,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 @dataclass(frozen=True, slots=True)
 class NodeChange:
-    """One path that two trees differ in. A deleted directory, or one replaced by a file, is one change."""
+    """One path in which two trees differ. A deleted directory, or one replaced by a file, is one change."""
 
     before: Node | None
     after: Node | None
@@ -271,7 +273,7 @@ class NodeChange:
 
     @property
     def aspects(self) -> frozenset[Aspect]:
-        """In what a modification differs; empty for an addition and a deletion."""
+        """The aspects in which a modification differs; empty for additions and deletions."""
         if self.before is None or self.after is None:
             return frozenset()
         old, new = self.before.record, self.after.record
@@ -279,7 +281,7 @@ class NodeChange:
 
     @property
     def touches_only_directory_times(self) -> bool:
-        """True for a directory that merely had entries changed."""
+        """Whether only the times of a directory differ, as its entries were changed."""
         return self.after is not None and self.after.is_directory and self.aspects == {Aspect.TIMES}
 
 
@@ -296,7 +298,7 @@ _ASPECTS: Final[dict[Aspect, Callable[[Record, Record], bool]]] = {
 
 
 def differing(old: Node, new: Node) -> Iterator[NodeChange]:
-    """The paths whose nodes are not the very same, also what was rewritten as it was, in the order of `walk`."""
+    """The paths whose nodes are not shared, in the order of `walk`; includes files rewritten without a change."""
     waiting: list[tuple[Node | None, Node | None]] = [(old, new)]
     while waiting:
         before, after = waiting.pop()
@@ -310,13 +312,13 @@ def differing(old: Node, new: Node) -> Iterator[NodeChange]:
 
 
 def compare(old: Node, new: Node) -> Iterator[NodeChange]:
-    """What was added, modified and deleted from one tree to another, of one image or of two."""
+    """The additions, modifications and deletions from one tree to another, of one image or two."""
     return (c for c in differing(old, new) if c.aspects or c.kind is not ChangeKind.MODIFIED)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerChanges:
-    """What one layer did: `size` is the bytes of its files; the others count paths, in deleted directories too."""
+    """The changes of one layer: `size` is in bytes; the others count paths, those in deleted directories included."""
 
     number: int
     size: int
@@ -326,7 +328,7 @@ class LayerChanges:
 
 
 def layer_changes(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> list[LayerChanges]:
-    """One for each layer, bottom first; `trees` are their merged trees."""
+    """The changes of each layer, bottom first; `trees` are their merged trees."""
     return [
         LayerChanges(number, index.size, *_counts(below, tree))
         for number, (index, below, tree) in enumerate(zip(indexes, [EMPTY, *trees], trees, strict=False))
@@ -343,7 +345,7 @@ def _counts(old: Node, new: Node) -> tuple[int, int, int]:
 
 
 def gone(change: NodeChange) -> Iterator[Node]:
-    """The nodes that went with a change: a deleted path and all below it, and what was in a replaced directory."""
+    """The nodes that a change removes: a deleted path with its descendants, and the entries of a replaced directory."""
     if change.before is None or (change.after is not None and change.after.is_directory):
         return
     nodes = walk(change.before)

@@ -1,11 +1,11 @@
-"""How do files of an image get out of it, as `cp` does?
+"""How are files copied out of an image, as `cp` does?
 
-What an image holds decides nothing about where is written: everything is made beneath one directory that the caller
-holds open, by paths without `..` through which no symlink is followed, not even one that was there before. A file is
-made under another name and renamed into place, so it replaces a symlink instead of being written through it.
+The image cannot influence where files are written: everything is made beneath one directory that the caller holds open,
+by paths without `..`, and no symlink is followed, not even an existing one. A file is made under another name and
+renamed into place, so it replaces a symlink instead of being written through it.
 
-Owners, xattrs, devices and set-id bits are kept only when asked for: a copy that belongs to its caller must not run
-as the caller because the image says so.
+Owners, xattrs, devices and set-id bits are kept only on request: a copy that belongs to the caller must not run with
+the caller's rights because the image sets a set-id bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REFUSED: Final = (errno.EPERM, errno.ENOTSUP, errno.EINVAL)
 
 @dataclass(slots=True)
 class Copied:
-    """What was copied, and what could not be kept: how often, by what it is ("device", "owner", "xattr NAME")."""
+    """Counts of what was copied and what could not be kept, the latter by kind ("device", "owner", "xattr NAME")."""
 
     paths: int = 0
     size: int = 0
@@ -43,10 +43,10 @@ class Copied:
 def copy_out(
     source: Node, content: Content, into: int, name: bytes, *, archive: bool = False, progress: Progress = NO_PROGRESS
 ) -> Copied:
-    """Copy a node with all below it to `name` in the directory `into`; b"" copies what is in it into `into` itself.
+    """Copy a node and its descendants to `name` in the directory `into`; b"" copies its entries into `into` itself.
 
-    A directory that is there already takes the files in, and keeps its own mode and times. Raises OSError with the
-    path in the image; what was copied before stays.
+    Files are added to a directory that exists already, which keeps its mode and times. Raises OSError with the path in
+    the image; files copied before that stay.
     """
     copying = _Copying(source, content, into, name, archive)
     task = progress.begin("/" + os.fsdecode(source.path), sum(node.size for node in walk(source)))
@@ -70,7 +70,7 @@ class _Copying:
         self.done = Copied()
 
     def _place(self, node: Node) -> bytes:
-        """Where a node goes, relative to `into`."""
+        """The target path of a node, relative to `into`."""
         rest = node.path[self._skipped :].lstrip(b"/")
         return b"/".join(filter(None, (self._name, rest)))
 
@@ -123,7 +123,7 @@ class _Copying:
         self.done.paths += 1
 
     def _maker(self, node: Node) -> Callable[[Node, int, bytes], None] | None:
-        """What makes such a node; None where it is left out."""
+        """The function that makes such a node; None if it is left out."""
         if node.origin in self._places:
             return self._link
         makers = {"f": self._write, "l": self._symlink, "p": self._special, "c": self._special, "b": self._special}
@@ -170,7 +170,7 @@ class _Copying:
             os.close(fd)
 
     def _describe(self, node: Node, fd: int) -> None:
-        """Owner, xattrs, mode, times, in this order: a change of owner takes capabilities and set-id bits away."""
+        """Set owner, xattrs, mode, times, in this order: a change of owner clears capabilities and set-id bits."""
         path, record = descriptor_path(fd), node.record
         is_owners = not self._archive or self._give_away(path, node)
         if self._archive:
@@ -179,7 +179,7 @@ class _Copying:
         set_times(fd, record.mtime_ns, record.mtime_ns)
 
     def _give_away(self, path: bytes, node: Node) -> bool:
-        """Whether the file now belongs to whom the image says."""
+        """Change the owner; whether the file has the owner of the image now."""
         try:
             os.chown(path, node.record.uid, node.record.gid)
         except PermissionError:
@@ -197,7 +197,7 @@ class _Copying:
                 self.done.left_out["xattr " + os.fsdecode(name)] += 1
 
     def finish_directories(self) -> None:
-        """Last, the deepest first: a directory may forbid writing, and what is made in it changes its times."""
+        """Set metadata of directories last, deepest first: a mode may forbid writing, new entries change times."""
         for place, node in reversed(self._made):
             fd = open_beneath(self._into, place, OPEN_DIRECTORY)
             try:

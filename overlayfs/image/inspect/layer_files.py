@@ -1,7 +1,7 @@
-"""Where are the bytes of an image's files? In the directories of its layers, each held by a descriptor of its root.
+"""How are the files of an image opened? In the directories of its layers, each held by a descriptor of its root.
 
-Every file is opened beneath its layer's root and never through a symlink, so a layer that somebody tampered with
-leads nowhere else.
+Every file is opened beneath the root of its layer and never through a symlink, so a tampered layer cannot lead
+elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .browse import Node
 
 
 class Content:
-    """The files of an image whose layers lie in `directories`, bottom first; a context manager."""
+    """Opens the files of an image with layers in `directories`, bottom first; a context manager."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
@@ -38,8 +38,8 @@ class Content:
     def open(self, node: Node) -> int:
         """Open a regular file for reading; the caller owns the descriptor.
 
-        Raises EISDIR for a directory and EINVAL for anything else without bytes; EIO where the layer's directory is
-        not what its index says.
+        Raises EISDIR for a directory, EINVAL for other types without data, EIO if the directory of the layer does not
+        match its index.
         """
         if node.record.kind != "f":
             code = errno.EISDIR if node.is_directory else errno.EINVAL

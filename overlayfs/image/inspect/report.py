@@ -1,8 +1,8 @@
-"""An image as one page to look at: no network, no fonts or scripts from elsewhere, everything in one file.
+"""How does an image become one HTML page? All in one file, without network access, fonts or scripts from elsewhere.
 
-The parts of the page are the files in page/. What comes from the image is only ever data: JSON in which nothing can
-end the element it stands in, read by the page's own script, which the page's content security policy names by its
-hash, and shown as text.
+The parts of the page are the files in page/. Contents of the image are only ever data: JSON that cannot end the element
+it stands in. The page's own script, which the content security policy names by its hash, reads them and shows them as
+text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .waste import Waste, find_waste
 if TYPE_CHECKING:
     from ..store.store import Image
 
-_MOST_WASTED: Final = 500  # the page lists no more; its sums are of all
+_MOST_WASTED: Final = 500  # the most entries on the page; its sums are of all
 
 
 def report_page(image: Image, indexes: Sequence[LayerIndex], printable: Callable[[bytes], str]) -> bytes:
-    """The page of an image with these layers, bottom first; `printable` makes names and texts fit to be seen."""
+    """The page of an image with these layers, bottom first; `printable` escapes names and texts."""
     page = {
         name: files(__package__).joinpath("page", name).read_bytes() for name in ("page.html", "page.css", "page.js")
     }
@@ -43,7 +43,7 @@ def report_page(image: Image, indexes: Sequence[LayerIndex], printable: Callable
 
 
 def _pieces(template: bytes, marks: list[bytes]) -> list[bytes]:
-    """The template cut at each mark, of which every one stands in it once, in this order."""
+    """The template, cut at the marks; each occurs once, in this order."""
     pieces = []
     for mark in marks:
         before, _, template = template.partition(mark)
@@ -52,23 +52,23 @@ def _pieces(template: bytes, marks: list[bytes]) -> list[bytes]:
 
 
 def _policy(script: bytes, style: bytes) -> bytes:
-    """Nothing is loaded from anywhere, and no other script than the page's own is run."""
+    """The content security policy: nothing is loaded, and no script but the page's own is run."""
     return f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'".encode()
 
 
 def _hash(source: bytes) -> str:
-    """As Content Security Policy Level 3 names an inline script or style."""
+    """The hash by which Content Security Policy Level 3 names an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source).digest()).decode()}'"
 
 
 def embedded(document: Any) -> bytes:
-    """JSON that can stand in a script element: HTML sees no tag, comment or entity in it."""
+    """JSON for a script element: without characters that HTML would read as a tag, comment or entity."""
     text = msgspec.json.encode(document)
     return text.replace(b"<", rb"\u003c").replace(b">", rb"\u003e").replace(b"&", rb"\u0026")
 
 
 def report_document(image: Image, indexes: Sequence[LayerIndex], printable: Callable[[bytes], str]) -> dict[str, Any]:
-    """All that the page knows."""
+    """The data of the page."""
     trees = merged_trees(indexes)
 
     def text(words: str) -> str:

@@ -1,8 +1,8 @@
-"""How does a merged tree become a small JSON document? One column for each fact, in the order of a walk.
+"""How does a merged tree become a small JSON document? One column for each attribute, in the order of a walk.
 
-The page's script (page/page.js, `readTree`) is the other side. A column of numbers says each value once and then how
-often it is repeated, as a negative number: [7, -3, 8] is 7 7 7 7 8. Names are joined by "/", which no name contains; an
-empty one ends a directory. 100,000 files take some 3 MB.
+The page's script (page/page.js, `readTree`) decodes it. A column of numbers has each value once, followed by its number
+of repetitions as a negative number: [7, -3, 8] is 7 7 7 7 8. Names are joined by "/", which no name contains; an empty
+name ends a directory. 100,000 files take about 3 MB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 def tree_document(root: Node, printable: Callable[[bytes], str]) -> dict[str, Any]:
-    """The columns of a tree; `printable` makes names fit to be seen.
+    """The columns of a tree; `printable` escapes names.
 
     `kinds` numbers a palette of [kind, permission bits, uid, gid], `times` one of seconds; `first` has, for each
     further name of a hard-linked file, its position and that of the first name, which alone has the size.
@@ -51,7 +51,7 @@ def _first_names(nodes: Iterable[Node]) -> list[tuple[int, int]]:
 
 
 def names_column(nodes: Iterable[Node], printable: Callable[[bytes], str]) -> str:
-    """The names of a walk, the root's left out."""
+    """The names of a walk, without the root."""
     parts: list[str] = []
     depth = 0
     for node in nodes:
@@ -65,7 +65,7 @@ def names_column(nodes: Iterable[Node], printable: Callable[[bytes], str]) -> st
 
 
 def repeats(values: Iterable[int]) -> list[int]:
-    """Values that are 0 or more, runs shortened."""
+    """Non-negative values with runs shortened."""
     column: list[int] = []
     last, again = -1, 0
     for value in values:
@@ -80,7 +80,7 @@ def repeats(values: Iterable[int]) -> list[int]:
 
 
 class Palette(Generic[T]):
-    """Numbers values in the order they come."""
+    """Numbers distinct values in order of appearance."""
 
     def __init__(self) -> None:
         self._numbers: dict[T, int] = {}

@@ -1,4 +1,4 @@
-"""How do files of an image become a tar, with all that the image says of them?"""
+"""How do files of an image become a tar, with all their attributes?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .layer_files import Content
 
 
 def write_tar(source: Node, content: Content, name: bytes, out: BinaryIO) -> None:
-    """A node with all below it, under `name` (b"": only what is in it); each file once, its further names as links.
+    """Write a node and its descendants as `name` (b"": only its entries); further names of a file become hard links.
 
-    Raises what reading raises, and InvalidError where a file's size is not that of the index.
+    Raises the errors of reading, and InvalidError if the size of a file differs from the index.
     """
     written: dict[tuple[int, bytes], bytes] = {}
     for node in walk(source):

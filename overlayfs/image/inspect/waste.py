@@ -1,9 +1,9 @@
-"""What bytes does an image carry that nobody can see?
+"""Which bytes of an image can nobody see?
 
-A file's bytes are hidden once every name that it had is deleted or replaced by later layers; they are still stored
-and pulled. The efficiency is the share of the bytes that are not hidden. Dive's score (wagoodman/dive,
-filetree/efficiency.go) is another thing: for every path the smallest size that a layer has there, over the sum of all
-sizes that layers have there; so a deleted directory costs nothing.
+The bytes of a file are hidden once all its names are deleted or replaced by later layers; they are still stored and
+pulled. The efficiency is the share of bytes that are not hidden. Dive's score (wagoodman/dive, filetree/efficiency.go)
+differs: for every path the smallest size that a layer has there, over the sum of all sizes that layers have there; so a
+deleted directory costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .browse import EMPTY, Node, NodeChange, differing, find, gone, walk
 
 
 class Reason(Enum):
-    """What a later layer did to a file; the last thing, where a file had several names."""
+    """How a later layer hid a file; the last such change if the file had several names."""
 
     DELETED = "deleted"
     REPLACED = "replaced"
@@ -29,9 +29,9 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """What one step of layer `hidden_by` took from sight: a file, or a directory with `count` files in it.
+    """What one change in layer `hidden_by` hid: a file, or a directory with `count` files.
 
-    `size` is their bytes, `layers` those that they come from.
+    `size` is their bytes, `layers` the layers that they come from.
     """
 
     path: bytes
@@ -44,8 +44,7 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """What is hidden in an image, the largest first; `total` is the bytes of all layers' files; dive's score is 1 at
-    best."""
+    """The hidden files, largest first. `total` are the bytes of all layers' files; dive's best score is 1."""
 
     hidden: Sequence[Hidden]
     total: int
@@ -53,22 +52,22 @@ class Waste:
 
     @property
     def wasted(self) -> int:
-        """Bytes."""
+        """The number of hidden bytes."""
         return sum(item.size for item in self.hidden)
 
     @property
     def efficiency(self) -> float:
-        """The share of all bytes that can be seen: 1 at best."""
+        """The share of all bytes that are visible; 1 is best."""
         return 1 - self.wasted / self.total if self.total else 1.0
 
     @property
     def count(self) -> int:
-        """Files."""
+        """The number of hidden files."""
         return sum(item.count for item in self.hidden)
 
 
 class _Step(NamedTuple):
-    """What hid a file: the path that was deleted or replaced, the layer that did it, and how."""
+    """The change that hid a file: the deleted or replaced path, the layer, and the kind of change."""
 
     path: bytes
     layer: int
@@ -90,7 +89,7 @@ def find_waste(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> Waste:
 
 
 def _grouped(steps: dict[tuple[int, bytes], _Step], sizes: dict[tuple[int, bytes], int]) -> list[Hidden]:
-    """What each step hid; `steps` and `sizes` are by the files' origins."""
+    """The hidden files by change; `steps` and `sizes` are keyed by the origin of the file."""
     by_step: dict[_Step, list[tuple[int, bytes]]] = {}
     for origin, step in steps.items():
         by_step.setdefault(step, []).append(origin)
@@ -109,7 +108,7 @@ def _grouped(steps: dict[tuple[int, bytes], _Step], sizes: dict[tuple[int, bytes
 
 
 def _lost(change: NodeChange) -> Iterator[tuple[Node, Reason]]:
-    """The names that a change took from their files."""
+    """The names of files that a change removed."""
     for node in gone(change):
         yield node, Reason.DELETED
     if change.before is not None and change.after is not None and not change.before.is_directory:
@@ -118,7 +117,7 @@ def _lost(change: NodeChange) -> Iterator[tuple[Node, Reason]]:
 
 
 def dive_score(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> float:
-    """1 where no path has bytes in two layers and nothing is deleted."""
+    """The score of dive: 1 if no path has bytes in two layers and nothing is deleted."""
     smallest: dict[bytes, int] = {}
     total = 0
     for index, below in zip(indexes, [EMPTY, *trees], strict=False):
@@ -133,7 +132,7 @@ def dive_score(indexes: Sequence[LayerIndex], trees: Sequence[Node]) -> float:
 
 
 def _size_of_deleted(below: Node, whiteout: Record) -> int:
-    """Dive counts a deleted file as 0 bytes, a deleted directory with all that it held but hard links."""
+    """Dive counts a deleted file as 0 bytes, a deleted directory with all its contents except hard links."""
     node = find(below, whiteout.path)
     if node is None or not node.is_directory:
         return 0

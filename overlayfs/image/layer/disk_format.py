@@ -1,8 +1,8 @@
-"""How are owners, devices, whiteouts and xattrs of an image kept on our disk?
+"""How are the owners, devices, whiteouts and xattrs of an image kept on disk?
 
-As root: as they are, whiteouts as the kernel's overlayfs has them. As an ordinary user (or root of a user namespace):
-what may not be given to a file stands in an xattr, in the spelling of containers/storage, which the mount reads. All
-functions work on what we just made in a directory of our own.
+As root: unchanged, with whiteouts as the kernel's overlayfs spells them. As an ordinary user (or root of a user
+namespace): attributes that this user cannot give to a file are kept in an xattr, in the spelling of containers/storage,
+which the mount reads. All functions work on files that the caller has just made in a directory of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES["l"] = stat.S_IFLNK
 
 
 class Format(Protocol):
-    """What differs between the two. `warnings` counts what could not be kept, by what it is."""
+    """What the two formats do differently. `warnings` counts the attributes that could not be kept, by kind."""
 
     warnings: Counter[str]
     prefix: bytes
@@ -43,7 +43,7 @@ class Format(Protocol):
 
 
 def choose_format(directory: bytes) -> RealFormat | OverrideFormat:
-    """By what may be done in `directory`: trusted xattrs go with the right to own anything and to make devices."""
+    """The format for `directory`: whoever may set trusted xattrs may also change owners and make devices."""
     try:
         os.setxattr(directory, marks.TRUSTED + b"overlayfs.probe", b"")
         os.removexattr(directory, marks.TRUSTED + b"overlayfs.probe")
@@ -55,7 +55,7 @@ def choose_format(directory: bytes) -> RealFormat | OverrideFormat:
 
 
 def umask() -> int:
-    """This process's, read and not changed: other threads make files too (proc(5), Linux 4.7)."""
+    """The umask of this process, read without changing it, as other threads make files too (proc(5), Linux 4.7)."""
     with open("/proc/self/status", "rb") as status:
         for line in status:
             if line.startswith(b"Umask:"):
@@ -64,15 +64,15 @@ def umask() -> int:
 
 
 def storable_times(fd: int) -> tuple[int, int]:
-    """The earliest and the latest time, in ns, that a file index and the disk of the directory `fd` hold.
+    """The earliest and the latest time, in ns, that both the file index and the file system of `fd` can store.
 
-    The directory's own times are changed. Every disk is taken to hold the times from 1970 to 2038.
+    Changes the times of the directory `fd`. Every file system is assumed to store the times from 1970 to 2038.
     """
     return min(_kept_time(fd, _EARLIEST_NS), 0), max(_kept_time(fd, _LATEST_NS), _LATEST_ANYWHERE_NS)
 
 
 def _kept_time(fd: int, time_ns: int) -> int:
-    """What is left of a time: the kernel takes the nearest that the file system knows; 0 where it refuses."""
+    """The time that the file system stores for this one: the kernel clamps it; 0 where it refuses."""
     try:
         os.utime(fd, ns=(time_ns, time_ns))
     except OSError as error:
@@ -83,9 +83,9 @@ def _kept_time(fd: int, time_ns: int) -> int:
 
 
 class _Xattrs:
-    """Sets xattrs, smuggled marks made harmless: they would mean something to the mount.
+    """Sets xattrs and neutralises overlay marks in them, which a layer must not smuggle into the mount.
 
-    Those of the format's own prefix are escaped; of the other one only what would hide something is left out.
+    Marks with the prefix of this format are escaped; of those with the other prefix, the hiding ones are left out.
     """
 
     spelling: ClassVar[marks.Spelling]
@@ -94,7 +94,7 @@ class _Xattrs:
         self.warnings: Counter[str] = Counter()
 
     def set_xattrs(self, target: int | bytes, xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """Those that could be stored; of the others `warnings` tell."""
+        """The xattrs that could be stored; `warnings` counts the others."""
         kept = {}
         for name, value in xattrs.items():
             stored = marks.stored_xattr(name, self.spelling)
@@ -123,7 +123,7 @@ class _Xattrs:
 
 
 class RealFormat(_Xattrs):
-    """Root's: everything is what it is. New files belong to 0:0, as the root directory is set up so."""
+    """The format of root: attributes are stored as they are. New files belong to 0:0, like the root directory."""
 
     prefix = marks.TRUSTED
     spelling = marks.spelling(prefix, is_upper=False)
@@ -133,11 +133,11 @@ class RealFormat(_Xattrs):
         _inherit_nothing(fd)
 
     def creation_mode(self, entry: Entry) -> int:
-        """What a file is to be created with, as far as the umask lets it."""
+        """The mode to create a file with, before the umask is applied."""
         return entry.mode & 0o777
 
     def finish(self, fd: int, entry: Entry, created_mode: int) -> dict[bytes, bytes]:
-        """Owner, xattrs, mode and times of a file or directory whose content is complete; the xattrs kept."""
+        """Set owner, xattrs, mode and times of a file or directory after its content; the xattrs that were kept."""
         if entry.uid or entry.gid:
             os.fchown(fd, entry.uid, entry.gid)
             created_mode = -1  # chown clears some bits
@@ -159,13 +159,13 @@ class RealFormat(_Xattrs):
         return self._xattrs_and_times(dir_fd, name, entry)
 
     def whiteout(self, dir_fd: int, name: bytes) -> bool:
-        """Hide `name` of the layers below. True where the directory must say that it holds such whiteouts."""
+        """Hide `name` of the layers below. True if the directory must be marked as holding such whiteouts."""
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
         return False
 
 
 class OverrideFormat(_Xattrs):
-    """An ordinary user's: all files are his, readable to him; whose they are in the image stands in an xattr."""
+    """The format of an ordinary user: the user owns and can read all files; an xattr holds the owner in the image."""
 
     prefix = marks.USER
     spelling = marks.spelling(prefix, is_upper=False)
@@ -178,11 +178,11 @@ class OverrideFormat(_Xattrs):
         _inherit_nothing(fd)
 
     def creation_mode(self, entry: Entry) -> int:
-        """What a file or directory has on the disk: the owner may always use it, nobody gains anything by it."""
+        """The mode on disk: the owner always has access, set-id bits are left out."""
         return entry.mode & 0o777 | (0o700 if entry.kind == "d" else 0o600)
 
     def finish(self, fd: int, entry: Entry, created_mode: int) -> dict[bytes, bytes]:
-        """Owner, xattrs, mode and times of a file or directory whose content is complete; the xattrs kept."""
+        """Set owner, xattrs, mode and times of a file or directory after its content; the xattrs that were kept."""
         self._override(fd, entry)
         mode = self.creation_mode(entry)
         if mode != created_mode:
@@ -192,7 +192,7 @@ class OverrideFormat(_Xattrs):
         return kept
 
     def make_special(self, dir_fd: int, name: bytes, entry: Entry) -> dict[bytes, bytes]:
-        """An empty file that stands for a fifo or device."""
+        """Make an empty file that stands for a fifo or device."""
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
         try:
             return self.finish(fd, entry, -1)
@@ -205,7 +205,7 @@ class OverrideFormat(_Xattrs):
         return self._xattrs_and_times(dir_fd, name, entry)
 
     def whiteout(self, dir_fd: int, name: bytes) -> bool:
-        """Hide `name` of the layers below. True where the directory must say that it holds such whiteouts."""
+        """Hide `name` of the layers below. True if the directory must be marked as holding such whiteouts."""
         if self._can_mknod:
             try:
                 os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
@@ -227,7 +227,7 @@ class OverrideFormat(_Xattrs):
 
 
 def _inherit_nothing(fd: int) -> None:
-    """No set-group-ID and no default ACL of the store's directory may show in what is made here."""
+    """Remove set-group-ID and default ACL from the directory, so that the new files do not inherit them."""
     os.fchmod(fd, 0o700)
     with suppress(OSError):
         os.removexattr(fd, DEFAULT_ACL)

@@ -1,7 +1,7 @@
 """What does a layer hold? The file index: one record for each member, with a hash of each file's content.
 
-Written when a layer is unpacked, it answers all questions about an image that need no file's bytes (what a layer
-changed, what is wasted, what two images differ in), and lets `verify` find what was tampered with.
+The index is written when a layer is unpacked. It answers all questions about an image that need no file content (the
+changes of a layer, waste, the difference of two images), and `verify` compares the tree with it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Record(Struct, frozen=True, array_like=True, gc=False):
 
     `kind` is a letter: `f` file, `h` hard link to `target` (another path of this layer, or of one below), `l` symlink,
     `d` directory, `p` fifo, `c` and `b` devices, `w` whiteout of `path`. `mode` are permission bits (07777). `content`
-    is the xxh3-128 of a file's bytes, 16 bytes. `xattrs` are those to be seen in the image. An opaque directory hides
-    what layers below have in it.
+    is the xxh3-128 of a file's bytes, 16 bytes. `xattrs` are those visible in the image. An opaque directory hides
+    its contents in the layers below.
     """
 
     path: bytes
@@ -56,7 +56,7 @@ def dump_index(index: LayerIndex) -> bytes:
 
 
 def parse_index(data: bytes, what: str) -> LayerIndex:
-    """Raises InvalidError; `what` names it there."""
+    """Decode an index. Raises InvalidError, in which `what` names the index."""
     try:
         index = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(data), type=LayerIndex)
     except (msgspec.MsgspecError, zstandard.ZstdError) as error:

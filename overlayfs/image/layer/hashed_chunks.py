@@ -1,7 +1,7 @@
-"""How is a layer's blob decompressed, hashed and taken apart at once, by three threads?
+"""How is the blob of a layer decompressed, hashed and parsed at the same time?
 
-Decompression and hashing release the GIL, so they run beside the thread that writes files. A fixed number of buffers
-goes round: decompressed into, hashed, handed to the consumer, and back.
+Three threads share the work, as decompression and hashing release the GIL. A fixed number of buffers circulates: one
+thread decompresses into a buffer, the next hashes it, the consumer parses it and gives it back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _Filled = tuple[bytearray, int]
 
 
 class HashedChunks:
-    """Iterate for the decompressed bytes, in pieces that are valid until the next is asked for; then ask `digest`.
+    """Iterates over the decompressed bytes; each piece is valid until the next is requested. `digest` comes last.
 
     Errors of the stream are raised by the iteration. Leaving the context stops the threads.
     """
 
     def __init__(self, stream: Decompressed, advance: Callable[[int], None] = lambda _: None) -> None:
-        """`advance` is told of compressed bytes as they are consumed, from another thread."""
+        """`advance` gets the number of compressed bytes as they are consumed; another thread calls it."""
         self._stream, self._advance = stream, advance
         self._hash = hashlib.sha256()
         self._free: SimpleQueue[bytearray | None] = SimpleQueue()
@@ -58,7 +58,7 @@ class HashedChunks:
             self._free.put(buffer)
 
     def digest(self) -> Digest:
-        """Of all that was decompressed; only after the iteration has ended."""
+        """The digest of all decompressed bytes; only after the iteration has ended."""
         return digest_from(self._hash)
 
     def _decompress(self) -> None:

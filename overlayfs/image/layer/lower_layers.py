@@ -1,4 +1,4 @@
-"""What do the layers beneath a layer have at a path? For what a layer's tar takes for granted."""
+"""What do the layers beneath a layer have at a path? For layers whose tar depends on them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Below:
         self._resources.close()
 
     def entry(self, path: bytes) -> Entry | None:
-        """What is seen at the path, None where nothing is, or what no tar can hold."""
+        """The visible entry at the path; None for nothing, or for a type that a tar cannot hold."""
         node = self._find(path)
         return None if node is None else self._entry(path, node)
 

@@ -1,4 +1,4 @@
-"""Which directories of a layer are open while it is unpacked? Those used lately; each file is made through one."""
+"""Which directories are kept open while a layer is unpacked? The most recently used; files are made through them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Directories:
-    """Descriptors of directories beneath `root` (a descriptor that stays the caller's), by path; for one thread."""
+    """Descriptors of directories beneath `root` (a descriptor that the caller keeps), by path; for one thread."""
 
     def __init__(self, root: int) -> None:
         self._root = root
         self._opened: OrderedDict[bytes, int] = OrderedDict()
 
     def known(self, path: bytes) -> int | None:
-        """The descriptor of a directory that is open, which the caller uses at once and does not close."""
+        """The descriptor of a directory that is open; the caller uses it at once and does not close it."""
         if not path:
             return self._root
         fd = self._opened.get(path)
@@ -29,7 +29,7 @@ class Directories:
         return fd
 
     def open(self, path: bytes) -> int:
-        """Open a directory that is there; the descriptor is as that of `known`."""
+        """Open an existing directory; the rules of `known` apply to the descriptor."""
         parent, _, name = path.rpartition(b"/")
         above = self.known(parent)
         fd = open_beneath(self._root, path, _FLAGS) if above is None else os.open(name, _FLAGS, dir_fd=above)
@@ -39,7 +39,7 @@ class Directories:
         return fd
 
     def forget(self, path: bytes) -> None:
-        """Close a directory that is going to be removed."""
+        """Close a directory before it is removed."""
         os.close(self._opened.pop(path))
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""Whose is a file in an image, where an ordinary user keeps it?
+"""Who owns a file in the image, if an ordinary user keeps it on disk?
 
-The owner of regular files and directories is in their override xattr, which the layers' reader applies already. What
-can have none (symlinks, fifos) shows the user's own ids and subordinate ones (subuid(5)), which stand for root and the
-ids from 1, as in the user namespace that containers of the user run in (container/namespaces.py).
+Regular files and directories have their owner in the override xattr, which the reader of layers applies already.
+Symlinks and fifos cannot have one: on disk they belong to the user or to a subordinate id (subuid(5)); the user stands
+for root and the subordinate ids for the ids from 1, as in the user namespace of the user's containers
+(container/namespaces.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OwnerOf = Callable[[Version], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class DiskOwners:
-    """The ids that are one user's on the disk."""
+    """The ids that belong to one user on disk."""
 
     uid: int
     gid: int
@@ -31,7 +32,7 @@ class DiskOwners:
 
     @classmethod
     def of_this_user(cls) -> Self | None:
-        """None for root, to whom the disk shows what is."""
+        """The ids of the current user; None for root, whose files have their real owners on disk."""
         uid = os.geteuid()
         if uid == 0:
             return None

@@ -1,8 +1,8 @@
-"""What goes into the layer of an upper's changes?
+"""How do the changes of an upper become the tar of a layer?
 
-The rules, which every reader of layers can live with: each path once; the parents of all that is in it; hard links
-only to what is in this layer; deletions as `.wh.NAME`, opaque directories with a `.wh..wh..opq` (OCI image
-specification, layer.md). tar/writer.py spells the members, overlay/changes.py finds the changes.
+The tar follows rules that every reader of layers can handle: each path occurs once, after its parent directories; hard
+links refer to paths of the same layer; deletions are `.wh.NAME`, opaque directories hold `.wh..wh..opq` (OCI image
+specification, layer.md). tar/writer.py encodes the members, overlay/changes.py finds the changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KINDS: Final = {
     stat.S_IFIFO: "p",
 }
 _OF_THIS_HOST: Final = frozenset({b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"})
-"""Xattrs that mean nothing, or the wrong thing, elsewhere."""
+"""Xattrs that are meaningless or wrong on another machine."""
 _AUFS_LEFTOVERS: Final = frozenset({".wh..wh.aufs", ".wh..wh.orph", ".wh..wh.plnk"})
 
 _PREFIX: Final = os.fsdecode(marks.WHITEOUT_PREFIX)
@@ -44,14 +44,14 @@ LinkKey = tuple[int | None, int, int]
 
 
 class Output(Protocol):
-    """Takes the bytes of a layer; what it is given does not change afterwards."""
+    """Takes the bytes of a layer; buffers are not changed after they were written."""
 
     def write(self, data: bytes | memoryview, /) -> int: ...
 
 
 @dataclass(slots=True)
 class LayerSummary:
-    """What was written: members of the layer by what they do, and the bytes of its files."""
+    """Counts of the written members by kind of change, and of the bytes of their files."""
 
     added: int = 0
     modified: int = 0
@@ -76,10 +76,10 @@ def write_layer(
 ) -> LayerSummary:
     """Write the changes as an uncompressed layer tar; the same tree gives the same bytes.
 
-    Times after `source_date_epoch`, in seconds, become it. An empty file `.wh.NAME` in the upper is a deletion only if
-    it `may_hold_marks`; what is really named so raises InvalidError, as does a file that shrinks while it is read.
-    Without `has_root` the root itself is not in the layer. `owner_of` says (uid, gid) where the disk does not.
-    What a reader with these `limits` would refuse raises LimitError.
+    Times after `source_date_epoch`, in seconds, are set to it. An empty file `.wh.NAME` in the upper is a deletion if
+    the upper `may_hold_marks`; any other file of such a name raises InvalidError, as does a file that shrinks while it
+    is read. Without `has_root` the root itself is left out. `owner_of` gives (uid, gid) where those on disk differ.
+    A layer that a reader with these `limits` would refuse raises LimitError.
     """
     writer = _LayerWriter(comparison, out, source_date_epoch, owner_of, has_root, limits)
     for change in comparison.as_layer(_marks_allowed if may_hold_marks else _nothing_reserved):
@@ -90,8 +90,8 @@ def write_layer(
 
 
 class _LayerWriter:
-    """One layer under way. Of a file with several names the first that is written has the content; names that did not
-    change wait until another one did."""
+    """Writes one layer. The first name of a file that is written holds the content, the others are hard links to it;
+    unchanged names are held back until a changed name of the file is written."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class _LayerWriter:
             self._put(change, change.after)
 
     def finish(self) -> None:
-        """Write what got linked and changed in nothing else, and the end."""
+        """Write files that only got another name, and the end marker."""
         for group in list(self._waiting.values()):
             if len({_link_key(change.before) for change in group if change.before is not None}) > 1:
                 self._put_first(group)
         self._out.write(END)
 
     def _put_first(self, group: list[Change]) -> None:
-        """Write one name of a file, which brings the others that wait."""
+        """Write one name of a file, then its names that were held back."""
         first = group.pop(0)
         assert first.after is not None
         self._put(first, first.after)
@@ -158,7 +158,7 @@ class _LayerWriter:
             self._put_mark(change.path, marks.OPAQUE_NAME)
 
     def _put_parents(self, path: bytes) -> None:
-        """Each directory above, if it is not in the layer yet, as the merged tree has it."""
+        """Write the parent directories that are not in the layer yet, as they are in the merged tree."""
         if path and path.rpartition(b"/")[0] in self._directories:  # whose own parents are in it
             return
         for directory in _ancestors(path):
@@ -188,7 +188,7 @@ class _LayerWriter:
             self._put(change, version)
 
     def _put_file(self, path: bytes, version: Version) -> None:
-        """A member with all that belongs to it."""
+        """Write one member with its metadata and content."""
         if not stat.S_ISREG(version.stat.mode):
             self._out.write(self._header(self._entry(path, version)))
             return
@@ -202,7 +202,7 @@ class _LayerWriter:
         self.summary.content += st.st_size
 
     def _put_content(self, path: bytes, header: bytes, fd: int, st: os.stat_result) -> None:
-        """Exactly as many bytes as the header says, as a live file may grow."""
+        """Write exactly as many bytes as the header says, as the file may grow meanwhile."""
         size = st.st_size
         if size <= CHUNK:
             data = os.read(fd, size)
@@ -255,8 +255,8 @@ class _LayerWriter:
 
 
 def _link_key(version: Version) -> LinkKey:
-    """Tells files apart; those of two layers also where the store keeps equal files as one."""
-    layer = None if version.data is None else max(version.data.layer, -1)  # what is below -1 is the upper's as well
+    """Identifies a file; equal files that the store links together count as different in different layers."""
+    layer = None if version.data is None else max(version.data.layer, -1)  # numbers below -1 belong to the upper too
     return layer, version.device, version.stat.ino
 
 
@@ -275,7 +275,7 @@ def _shrunk(path: bytes) -> InvalidError:
 
 
 def _marks_allowed(path: bytes, fd: int) -> None:
-    """Refuse the names of marks on what is none."""
+    """Raise InvalidError for files that have the name of a mark."""
     for entry in _reserved(fd):
         is_mark = entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size == 0
         if not is_mark and entry.name not in _AUFS_LEFTOVERS:

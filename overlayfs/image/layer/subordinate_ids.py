@@ -1,4 +1,4 @@
-"""Which ids may a user give to the users of a container? The subordinate ids of subuid(5) and subgid(5)."""
+"""Which ids may a user assign to the users of a container? The subordinate ids of subuid(5) and subgid(5)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Subordinate(NamedTuple):
-    """`size` ids from `first` that belong to a user: subuid(5), subgid(5)."""
+    """A range of `size` ids from `first`, assigned to a user by subuid(5) or subgid(5)."""
 
     first: int
     size: int
 
 
 def subordinate_ids(file: Path, uid: int) -> Subordinate | None:
-    """The first range that `file` (/etc/subuid or /etc/subgid) gives the user, by name or number."""
+    """The first range that `file` (/etc/subuid or /etc/subgid) assigns to the user, by name or number."""
     names = {str(uid)}
     with suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)

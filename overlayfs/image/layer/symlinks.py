@@ -1,6 +1,7 @@
-"""Where in a layer is a member whose path leads through symlinks? Inside, whatever they say: its root is theirs too.
+"""Where does a member of a layer belong whose path leads through symlinks? They are followed within the root of the
+layer.
 
-As openat2(2) with RESOLVE_IN_ROOT, and as docker and umoci unpack; but names alone are looked at, no file is.
+Like openat2(2) with RESOLVE_IN_ROOT, and as docker and umoci unpack; only recorded names are used, no file is opened.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import Final
 from ..oci.limits import Limits
 
 _MOST_NAMES: Final = 4096
-"""On the way, those of symlinks' targets counted: a loop of symlinks ends so too."""
+"""Names followed at most, those of symlink targets included; this also ends a loop of symlinks."""
 
 
 def followed(path: bytes, symlink: Callable[[bytes], bytes | None], limits: Limits) -> bytes:
-    """`path` with the symlinks above its last name followed; `symlink` gives the target of one, None of all else.
+    """`path` with symlinks in its directories followed; `symlink` gives the target of a symlink, None for other paths.
 
-    Raises ValueError, with what is wrong, for a way without end, and for one to a path or name that is too long.
+    Raises ValueError with the fault for a loop, and for a path or name that is too long.
     """
     *names, last = path.split(b"/")
     pending, way = names[::-1], list[bytes]()

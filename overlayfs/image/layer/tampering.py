@@ -1,4 +1,4 @@
-"""Is an unpacked layer still what it was? Its file index against its tree: every name, attribute and byte."""
+"""Is the tree of an unpacked layer unchanged? Every name, attribute and byte is compared with its file index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xxhash
 from msgspec.structs import replace
 
 from ...overlay.ownership import parse_override
-from ...tree import marks
+from ...tree import marks, xattrs
 from ...tree.syscalls import OPEN_NODE, descriptor_path, open_beneath
 from ..oci.errors import named
 from ..tar.file_data import pieces
@@ -47,7 +47,7 @@ _ASPECTS: Final = {
 
 
 def differences(root: int, index: LayerIndex) -> Iterator[str]:
-    """One line for each path of the tree beneath the descriptor `root` that is not as the index says."""
+    """One line for each path beneath the descriptor `root` that differs from the index."""
     expected = {record.path: record for record in index.records}
     missing = dict(expected)
     tree = _Tree(root)
@@ -73,11 +73,11 @@ class _Tree:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._has_overrides = marks.read_xattr_of_descriptor(root, OVERRIDE) is not None
+        self._has_overrides = xattrs.read_xattr_of_descriptor(root, OVERRIDE) is not None
         self._spelling = (OverrideFormat if self._has_overrides else RealFormat).spelling
 
     def keeps_owner(self, found: Record) -> bool:
-        """An ordinary user cannot give a symlink away, nor note on it whose it is."""
+        """Whether the owner is kept: an ordinary user can neither change it on a symlink nor note it in an xattr."""
         return not self._has_overrides or found.kind != "l"
 
     def paths(self) -> Iterator[bytes]:
@@ -133,7 +133,7 @@ class _Tree:
         return {shown: stored[name] for name, shown in names if shown is not None}
 
     def _is_opaque(self, path: bytes, stored: dict[bytes, bytes]) -> bool:
-        """By an xattr; the layer's root by a file, as overlays ignore the xattr there."""
+        """An xattr marks an opaque directory; for the root a file does, as overlays ignore the xattr there."""
         if not path:
             return marks.OPAQUE_NAME in self._names(path)
         return any(stored.get(mark) == b"y" for mark in self._spelling.opaque)

@@ -1,10 +1,11 @@
-"""How does a layer's tar become a directory tree? Beneath a descriptor of its root, and never through a symlink.
+"""How does the tar of a layer become a directory tree, without ever following a symlink out of it?
 
-The tree is built in a directory that only we write to, so what we made is what is there: a name is made by a call
-that follows no link, in a directory that is opened as one. Where a member's path leads through symlinks of the layer
-it is put where they lead within the layer, by what we know of them. Metadata of directories come last, as every entry
-changes them; whiteouts too, as they mean the layers below and not what the layer itself has. What a layer does not say
-but takes for granted (directories that it only has entries in, targets of hard links) is asked of the layers below.
+The tree is built beneath a descriptor of its root, in a directory that only this process writes to. Every name is made
+by a call that follows no symlink, in a directory that was opened without following one. A member whose path leads
+through symlinks of the layer is put where they lead within the layer, according to the members seen so far. Metadata of
+directories is set last, as every new entry changes it, and so are whiteouts, which hide the layers below and not the
+layer's own files. A layer may depend on the layers below for directories that it does not describe and for targets of
+hard links.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from .symlinks import followed
 _OPEN_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _AUFS_PREFIX: Final = marks.WHITEOUT_PREFIX * 2
 _AUFS_LINKS: Final = _AUFS_PREFIX + b"plnk"
-"""A directory at the root in which AUFS kept files with several names: these are hard links to what is in it. It is
-unpacked for their sake, and removed at the end."""
+"""The directory at the root in which AUFS kept files with several names, which are hard links into it. It is unpacked
+for these links, and removed at the end."""
 _RESERVED: Final = b"/" + marks.WHITEOUT_PREFIX
 
 
 class NeedsLowerLayersError(ImageError):
-    """The layer cannot be unpacked by itself: a hard link leads to a file of a layer below."""
+    """The layer cannot be unpacked alone: a hard link refers to a file of a layer below."""
 
 
 class Unpacked(Struct, frozen=True):
-    """`records` in byte order of their paths; `implied` are the directories that the tar has only entries of."""
+    """`records` are in byte order of their paths; `implied` are directories without a member of their own."""
 
     records: list[Record]
     implied: list[bytes]
@@ -50,9 +51,9 @@ class Unpacked(Struct, frozen=True):
 
 
 class Unpacker:
-    """Writes one layer into the empty directory `root` (a descriptor that stays the caller's); for one thread.
+    """Writes one layer into the empty directory `root` (a descriptor that the caller keeps); for one thread.
 
-    `below` are the layers beneath it; None where they are not known, and the layer must stand by itself.
+    `below` are the layers beneath it; None if they are not known and the layer must not depend on them.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class Unpacker:
         self._implied: set[bytes] = set()
         self._opaque: set[bytes] = set()
         self._hidden: set[bytes] = set()  # paths with a whiteout
-        self._copied: set[bytes] = set()  # files of layers below, here for the sake of a hard link
-        self._links: dict[bytes, Record] = {}  # of each hard link the record of the file that was there first
+        self._copied: set[bytes] = set()  # files copied up from the layers below for a hard link
+        self._links: dict[bytes, Record] = {}  # for each hard link the record of its first name
         self._directories = Directories(root)
         self._umask = umask()
-        self._times = (0, 0)  # the earliest and the latest that the disk can hold
+        self._times = (0, 0)  # the earliest and the latest time that the disk can store
 
     def run(self, reader: TarReader) -> Unpacked:
-        """Unpack all members. Raises InvalidError, LimitError, NeedsLowerLayersError; OSError for our disk."""
+        """Unpack all members. Raises InvalidError, LimitError, NeedsLowerLayersError; OSError where the disk fails."""
         self._format.set_up_root(self._root)
         self._times = storable_times(self._root)
         self._add_directory(Entry(b"", "d", 0o755), is_implied=True)
@@ -92,13 +93,13 @@ class Unpacker:
     # members
 
     def _placed(self, entry: Entry) -> Entry:
-        """The entry with its path, and the one that it is a hard link to, free of symlinks above the last name."""
+        """The entry with symlinks followed in the directories of its path and of its hard link target."""
         path = self._followed(entry.path)
         target = self._followed(entry.target) if entry.kind == "h" else entry.target
         return entry if (path, target) == (entry.path, entry.target) else replace(entry, path=path, target=target)
 
     def _storable(self, entry: Entry) -> Entry:
-        """The entry with a time that the disk can hold."""
+        """The entry with its time clamped to the range that the disk can store."""
         earliest, latest = self._times
         if earliest <= entry.mtime_ns <= latest:
             return entry
@@ -108,7 +109,7 @@ class Unpacker:
     def _followed(self, path: bytes) -> bytes:
         above = self._records.get(_parent(path))
         if above is not None and above.kind == "d":
-            return path  # no record is of a path through a symlink
+            return path  # so that no record has a path through a symlink
         try:
             return followed(path, self._symlink, self._limits)
         except ValueError as error:
@@ -127,20 +128,20 @@ class Unpacker:
         elif entry.kind == "d":
             self._directory(entry)
         elif entry.kind == "c" and entry.device == (0, 0):
-            self._hide(path)  # the kernel's spelling, which every overlay would take it for
+            self._hide(path)  # the kernel's spelling of a whiteout, which every overlay would honour
         elif entry.kind == "h":
             self._link(entry)
         else:
             self._create(entry, reader.read_data())
 
     def _mark(self, entry: Entry) -> None:
-        """A name that has a meaning: OCI image specification, layer.md, Whiteouts."""
+        """Record a whiteout or opaque mark: OCI image specification, layer.md, Whiteouts."""
         *parents, name = entry.path.split(b"/")
         reserved = [parent for parent in parents if marks.is_reserved_name(parent)]
         if any(not parent.startswith(_AUFS_PREFIX) for parent in reserved):
             raise self._error(entry.path, "a whiteout has nothing in it")
         if reserved:
-            return  # what AUFS kept for itself
+            return  # internal files of AUFS
         if name == marks.OPAQUE_NAME:
             directory = b"/".join(parents)
             self._directory_descriptor(directory)
@@ -224,7 +225,7 @@ class Unpacker:
         )
 
     def _copy_up(self, link: Entry) -> None:
-        """Bring the target of a hard link from the layers below, so that both names are one file as before."""
+        """Copy the target of a hard link from the layers below, so that both names are one file again."""
         if self._below is None:
             raise NeedsLowerLayersError(f"{self._what}: {named(link.path)} is a hard link into a layer below")
         target = self._below.entry(link.target)
@@ -236,7 +237,7 @@ class Unpacker:
     # places
 
     def _place(self, entry: Entry) -> tuple[int, bytes]:
-        """The directory and the name that an entry is to be made at; what was there is gone, as the last one counts."""
+        """The directory and the name to make an entry at. An earlier entry there is removed, as the last one counts."""
         parent, _, name = entry.path.rpartition(b"/")
         if entry.path in self._records:
             self._remove(entry.path)
@@ -265,7 +266,7 @@ class Unpacker:
         self._copied.discard(path)
 
     def _directory_descriptor(self, path: bytes) -> int:
-        """Open a directory of the layer, made if it is not there; not the caller's, who uses it at once."""
+        """The descriptor of a directory, made if missing; the caller uses it at once and does not close it."""
         fd = self._directories.known(path)
         if fd is not None:
             return fd
@@ -294,14 +295,14 @@ class Unpacker:
         self._complete_implied()
         self._mend_links()
         directories = [path for path, record in self._records.items() if record.kind == "d"]
-        for path in sorted(directories, reverse=True):  # what is in a directory changes its times
+        for path in sorted(directories, reverse=True):  # new entries change the times of a directory
             self._finish_directory(path, path in unlisted)
         records = [self._records[path] for path in sorted(self._records)]
         size = sum(record.size for record in records if record.kind == "f")
         return Unpacked(records, implied, size, dict(self._format.warnings))
 
     def _write_whiteouts(self) -> set[bytes]:
-        """Hide what is to be hidden; the directories whose whiteouts are found only if they say so themselves."""
+        """Make the whiteouts; the directories that must be marked as holding whiteouts."""
         unlisted = set()
         for path in sorted(self._hidden):
             if path in self._copied:
@@ -318,7 +319,7 @@ class Unpacker:
         return unlisted
 
     def _is_cut_off(self, path: bytes) -> bool:
-        """Whether the layers below are not seen in the directory."""
+        """Whether the directory hides its contents in the layers below."""
         while path not in self._opaque and path not in self._hidden:
             if not path:
                 return False
@@ -326,11 +327,11 @@ class Unpacker:
         return True
 
     def _is_below(self, path: bytes) -> bool:
-        """Whether a directory is that of the layers below; one that is opaque only loses what they have in it."""
+        """Whether this may be a directory of the layers below; an opaque one is, as it only hides their contents."""
         return not path or (path not in self._hidden and not self._is_cut_off(_parent(path)))
 
     def _complete_implied(self) -> None:
-        """Directories that the tar does not describe are as in the layers below, if they are there."""
+        """Copy the metadata of directories that the tar does not describe from the layers below, if they are there."""
         newest = max((record.mtime_ns for record in self._records.values()), default=0)
         for path in self._implied:
             record = self._records[path]
@@ -340,7 +341,7 @@ class Unpacker:
             self._records[path] = record if record.mtime_ns or path else replace(record, mtime_ns=newest)
 
     def _mend_links(self) -> None:
-        """Where the first of a file's names was replaced later, the next one is what the others are links to."""
+        """Where the first name of a file was replaced later, make the other names links to the next one."""
         heirs: dict[int, bytes] = {}
         for path, original in self._links.items():
             if self._records.get(original.path) is original:

@@ -1,7 +1,7 @@
-"""How is an image made of another: by one more layer, by making its layers one, by another configuration?
+"""How is an image made from another: by adding a layer, by squashing its layers, by changing its configuration?
 
-What is not changed stays as it was: the layers below are the same blobs, and members of a configuration that we know
-nothing of are kept. All of a new image is in the store before it gets its name.
+Everything that is not changed stays as it was: layers below are the same blobs, and unknown members of a configuration
+are kept. All parts of a new image are in the store before it gets its name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .layer_blob import LayerSink, NewLayer
 from .verbatim import copy_layer
 
 _OF_A_CONTAINER: Final = ("container", "container_config", "docker_version", "id", "parent")
-"""Members of docker's configurations that speak of a container which the new image does not come from."""
+"""Members of docker's configurations that describe the container of the base image, not of the new one."""
 _RUN_MEMBERS: Final = tuple(member.encode_name for member in msgspec.structs.fields(RunConfig))
 
 Raw = dict[str, Any]
@@ -50,7 +50,7 @@ Raw = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How a new image is to be made. Times after `epoch`, in seconds, become it, and the image's own is it."""
+    """Options for making an image. `epoch`, in seconds, is the creation time, and no time in the layer is later."""
 
     message: str = ""
     author: str = ""
@@ -68,7 +68,7 @@ class Making:
 
 
 class Made(NamedTuple):
-    """A new image, and what its new layer holds."""
+    """A new image, and the counts of its new layer."""
 
     image: Image
     summary: LayerSummary
@@ -83,7 +83,7 @@ def commit(
     *,
     may_hold_marks: bool = True,
 ) -> Made:
-    """The base image with the changes as a layer; without one where nothing changed. `write_layer` says what raises."""
+    """The base image with the changes as a new layer (none if nothing changed). Raises the errors of `write_layer`."""
     apply_changes(RunConfig(), making.changes)  # before the work is done in vain
     with _sink(store, making) as sink:
         summary = write_layer(
@@ -107,11 +107,11 @@ def append(
     *,
     owner: tuple[int, int] | None = None,
 ) -> Made:
-    """The base image with a directory, or the members of a tar as they are, as one more layer.
+    """The base image with one more layer: a directory, or the unchanged members of a tar.
 
-    With `owner` (uid, gid) all files of the directory are theirs; without, an ordinary user's own become root's. The
-    directory's own metadata do not replace those of the image's root. Somebody's tar is unpacked at once, as only that
-    shows whether it can be: InvalidError else, and the image has no name.
+    With `owner` (uid, gid) all files of the directory belong to it; without, the files of an ordinary user become
+    root's. The metadata of the directory itself do not replace those of the image's root. A tar is unpacked at once to
+    check it: where that fails, InvalidError is raised and the image gets no name.
     """
     apply_changes(RunConfig(), making.changes)
     with _sink(store, making) as sink:
@@ -133,7 +133,7 @@ def append(
 
 
 def squash(store: Store, image: Image, reference: Reference | None, making: Making) -> Made:
-    """The image with one layer, which holds what all of its layers show together."""
+    """The image with a single layer that holds the merged tree of all its layers."""
     apply_changes(RunConfig(), making.changes)
     layers = lower_directories(store, image)
     with _sink(store, making) as sink:
@@ -187,7 +187,7 @@ def _add_layer(
 
 
 def _configuration(store: Store, base: Image | None) -> Raw:
-    """The document of the base with a history that speaks of each layer, to be changed; its known members are valid."""
+    """The configuration of the base, decoded for editing, with a history entry for each layer."""
     if base is None:
         platform = msgspec.to_builtins(this_platform())
         return {**platform, "config": {}, "rootfs": {"type": "layers", "diff_ids": []}, "history": []}
@@ -220,7 +220,7 @@ def _put(
     *,
     is_foreign: bool = False,
 ) -> Image:
-    """Keep the image: configuration and manifest, then its name; if `is_foreign` once its layers are unpacked."""
+    """Keep configuration and manifest, then the name; if `is_foreign`, the layers are unpacked before that."""
     raw["created"] = making.created
     if making.author:
         raw["author"] = making.author
@@ -238,7 +238,7 @@ def _put(
 
 
 def _changed(raw: Raw, changes: Sequence[str]) -> Raw:
-    """What to run, after the changes; members that are unknown stay."""
+    """The `config` member after the changes; unknown members are kept."""
     if not changes:
         return raw
     config = apply_changes(msgspec.convert(raw, RunConfig), changes)
@@ -247,7 +247,7 @@ def _changed(raw: Raw, changes: Sequence[str]) -> Raw:
 
 
 def _as_oci(layer: Descriptor) -> Descriptor:
-    """The same blob under OCI's name of its type: a manifest may not mix them."""
+    """The same blob with OCI's media type, as a manifest may not mix OCI's and docker's."""
     compression = LAYER_TYPES.get(layer.media_type, "")
     if compression == "":
         return layer

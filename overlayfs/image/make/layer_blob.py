@@ -1,7 +1,7 @@
-"""How does a layer's tar become a blob while it is written?
+"""How does the tar of a layer become a blob while it is written?
 
-Digest, diffID, compression and the disk in one pass. The thread that writes hashes the tar; another compresses,
-hashes what comes out and stages it, as both release the GIL. Neither ever holds more than a few pieces.
+Digest, diffID and compression are computed in one pass. The writing thread hashes the tar; a second thread compresses
+it, hashes the result and stages it. Both release the GIL, and neither holds more than a few pieces.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class NewLayer(NamedTuple):
 
 
 class LayerSink:
-    """Takes one tar; leaving the `with` without `commit` keeps nothing of it.
+    """Takes one tar; leaving the `with` without `commit` discards it.
 
-    What is given to `write` may not change afterwards. Errors of the other thread are raised by a later call.
+    Buffers given to `write` must not change afterwards. Errors of the second thread are raised by a later call.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LayerSink:
         return len(data)
 
     def commit(self) -> NewLayer:
-        """Publish the blob; its bytes are on the disk then."""
+        """Sync and publish the blob."""
         self._hand_over()
         self._join()
         if self._failure is not None:
@@ -92,7 +92,7 @@ class LayerSink:
             self._thread.join()
 
     def _pack_all(self) -> None:
-        """Compress what comes; after a failure still take it, so that nobody waits for ever."""
+        """Compress the pieces; after a failure keep taking them, so that the writing thread does not block for ever."""
         while (piece := self._queue.get()) is not None:
             try:
                 if self._failure is None:

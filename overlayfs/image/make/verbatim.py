@@ -1,4 +1,4 @@
-"""How does somebody's tar become a layer as it is? Its bytes are kept, once they are known to make one."""
+"""How does the tar of another tool become a layer unchanged? Its bytes are copied while its members are checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..tar.tally import Room
 
 
 class _Copied:
-    """A source whose bytes go to `out` as they are read."""
+    """A source that copies the bytes to `out` as they are read."""
 
     def __init__(self, source: Decompressed, out: Output) -> None:
         self._source, self._out = source, out
@@ -29,7 +29,7 @@ class _Copied:
 def copy_layer(source: Path, out: Output, limits: Limits = DEFAULT_LIMITS) -> LayerSummary:
     """Copy the tar `source`, compressed or not, to `out`, uncompressed.
 
-    Raises InvalidError where a member is not fit for a layer, a path is there twice, or a hard link leads out of it.
+    Raises InvalidError for a member that a layer cannot hold, a path that occurs twice, or a hard link out of it.
     """
     with open(source, "rb", buffering=0) as raw:
         copied = _Copied(open_decompressed(raw, limits, str(source)), out)

@@ -1,7 +1,8 @@
-"""Which manifests are of no image? Signatures, attestations, SBOMs and whatever else is kept where images are.
+"""Which manifests describe something other than an image? Signatures, attestations, SBOMs and other artifacts.
 
 OCI image specification v1.1, manifest.md (Guidelines for Artifact Usage); BuildKit's attestation-storage.md gives
-attestations the platform "unknown". A signature of cosign has an image's type of configuration, and layers of its own.
+attestations the platform "unknown". A cosign signature has the configuration type of an image, but layer types of its
+own.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from .errors import InvalidError
 
 CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-"""What the types of all layers begin with, also of those that cannot be used here: foreign and encrypted ones."""
+"""The common prefix of all layer media types, including foreign and encrypted layers, which are not supported."""
 
 
 class ArtifactError(InvalidError):
-    """What is named is no image; there may be images beside it."""
+    """The name refers to an artifact that is not an image; the same archive may hold images too."""
 
 
 def names_image(descriptor: Descriptor) -> bool:
-    """Whether an index has an image in this member, as far as the index tells; an inner index is none."""
+    """Whether this member of an index is an image, judged by its descriptor alone; a nested index is not one."""
     is_artifact = is_attestation(descriptor) or _names_artifact(descriptor)
     return descriptor.media_type in MANIFEST_TYPES and not is_artifact
 
@@ -31,12 +32,12 @@ def is_attestation(descriptor: Descriptor) -> bool:
 
 
 def _names_artifact(descriptor: Descriptor) -> bool:
-    """An artifact without a type of its own has that of its configuration; so has an image."""
+    """An artifact without an `artifactType` has the media type of its configuration, as an image does."""
     return bool(descriptor.artifact_type) and descriptor.artifact_type not in CONFIG_TYPES
 
 
 def artifact_type(manifest: Manifest) -> str:
-    """What the manifest is of, if not of an image; "" for an image, also for one whose layers cannot be used."""
+    """The artifact type of a manifest; "" for an image, even one with unsupported layers."""
     if manifest.config.media_type not in CONFIG_TYPES:
         return manifest.artifact_type or manifest.config.media_type
     types = [layer.media_type for layer in manifest.layers]

@@ -1,4 +1,4 @@
-"""What names content: digests, and what is computed from them.
+"""How is content named? Digests, diffIDs and chainIDs.
 
 OCI image specification: descriptor.md (Digests), config.md (Layer DiffID, Layer ChainID).
 """
@@ -13,7 +13,7 @@ from typing import Final, NewType
 from .errors import InvalidError
 
 Digest = NewType("Digest", str)
-"""`sha256:` and 64 lower-case hexadecimal digits; made by the functions here only, so safe as a file name."""
+"""`sha256:` and 64 lower-case hexadecimal digits. Only the functions here make one, so it is safe as a file name."""
 
 ALGORITHM: Final = "sha256"
 _PATTERN: Final = re.compile(rf"{ALGORITHM}:[0-9a-f]{{64}}", re.ASCII)
@@ -36,7 +36,7 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 
 def digest_from(hashed: hashlib._Hash) -> Digest:
-    """The digest of what a `hashlib.sha256()` has been fed."""
+    """The digest of the bytes that a `hashlib.sha256()` has hashed so far."""
     return Digest(f"{ALGORITHM}:{hashed.hexdigest()}")
 
 

@@ -1,9 +1,9 @@
-"""The documents of an image: descriptors, manifests, indexes and configurations.
+"""What do the documents of an image say? Descriptors, manifests, indexes and configurations.
 
 OCI image specification v1.1 (descriptor.md, manifest.md, image-index.md, config.md) and Docker's schema 2, whose
-documents have the same shape. A document is parsed once, strictly in what we use; members that we do not know are
-kept out of the structs, so a document whose digest must not change is handled as the bytes it came in. Optional
-members may be null (see nulls.py), and an empty string means the same as none; neither is ever written.
+documents have the same shape. A document is parsed once; the members used here are checked strictly, unknown members
+are dropped. A document whose digest must not change is therefore kept as the bytes in which it came. Optional members
+may be null (see nulls.py), and an empty string means that the member is absent; neither is ever written.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ LAYER_TYPES: Final[dict[str, str | None]] = {
     f"{DOCKER_LAYER}.gzip": "gzip",
     f"{DOCKER_LAYER}.zstd": "zstd",
 }
-"""How each media type of a layer is compressed. Foreign ("nondistributable") layers are refused: CVE-2020-15157."""
+"""The compression of each layer media type. Foreign ("nondistributable") layers are refused: CVE-2020-15157."""
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_DOCUMENT: Final = 4 << 20
-"""Bytes; what registries allow for a manifest."""
+"""Bytes: the largest manifest that registries accept."""
 
 
 class Platform(Struct, frozen=True, omit_defaults=True):
@@ -51,7 +51,7 @@ class Platform(Struct, frozen=True, omit_defaults=True):
 
 
 class Descriptor(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Names a blob: what it is, its digest, its size in bytes."""
+    """Refers to a blob by media type, digest and size in bytes."""
 
     media_type: str
     digest: Digest
@@ -82,7 +82,7 @@ class Index(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class RunConfig(Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """What to run, and as whom: the `config` member of a configuration."""
+    """The program to run and its user: the `config` member of an image configuration."""
 
     user: str = ""
     env: list[str] = []
@@ -104,7 +104,7 @@ class RootFS(Struct, frozen=True):
 
 
 class History(Struct, frozen=True, omit_defaults=True):
-    """How one layer, or an empty step, came to be."""
+    """One build step, with the layer it made or without one."""
 
     created: str = ""
     created_by: str = ""
@@ -142,7 +142,7 @@ def parse(data: bytes, kind: type[Document], what: str) -> Document:
 
 
 def parse_members(data: bytes, kind: type[Document], what: str) -> Any:
-    """The document as decoded JSON without nulls, to be changed: members that `kind` does not know stay."""
+    """The document as decoded JSON without nulls, for editing: members that `kind` does not know are kept."""
     if len(data) > MAX_DOCUMENT:
         raise LimitError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT} are allowed")
     try:
@@ -176,7 +176,7 @@ def _check(document: object, members: object) -> None:
 
 
 def _check_is_unambiguous(media_type: str, allowed: frozenset[str], members: object, other: str) -> None:
-    """A document that can be read as an index and as a manifest means two images: CVE-2021-41190."""
+    """A document that is valid both as an index and as a manifest could name two images: CVE-2021-41190."""
     if media_type and media_type not in allowed:
         raise InvalidError(f"its mediaType says {media_type!r}")
     if isinstance(members, dict) and (other in members or (other == "manifests" and "fsLayers" in members)):
@@ -184,7 +184,7 @@ def _check_is_unambiguous(media_type: str, allowed: frozenset[str], members: obj
 
 
 def check_layer_count(manifest: Manifest, config: ImageConfig, what: str) -> None:
-    """Manifest and configuration must speak of the same layers. Raises InvalidError."""
+    """Manifest and configuration must list the same number of layers. Raises InvalidError."""
     layers, diff_ids = len(manifest.layers), len(config.rootfs.diff_ids)
     if layers != diff_ids:
         raise InvalidError(f"{what}: its manifest has {layers} layers, its configuration {diff_ids}")
@@ -194,9 +194,9 @@ _UNKNOWN_STEP: Final = History()
 
 
 def layer_steps(config: ImageConfig) -> list[History]:
-    """One for each layer, bottom first: empty where the history is missing or does not tell of as many layers.
+    """The build step of each layer, bottom first; empty steps where the history does not match the layers.
 
-    OCI image specification, config.md: the steps that are not marked `empty_layer` are those of the layers, in order.
+    OCI image specification, config.md: the steps without `empty_layer` made the layers, in order.
     """
     layers = len(config.rootfs.diff_ids)
     steps = [step for step in config.history if not step.empty_layer]

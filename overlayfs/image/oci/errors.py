@@ -1,32 +1,32 @@
-"""What can go wrong with an image, in the words that a user reads.
+"""What can go wrong with an image? The exceptions whose messages users read.
 
-Each error is one line that names the object and says what to do next; the programs print it as it is. A failing
-system call stays an `OSError`.
+A message is one line that names the object and says what to do next; the programs print it unchanged. A failed system
+call stays an `OSError`.
 """
 
 from __future__ import annotations
 
 
 def named(path: bytes) -> str:
-    """A path for an error's line: quoted, and not too long."""
+    """A path for an error message: quoted and shortened."""
     text = path if len(path) <= 120 else path[:80] + b"..." + path[-37:]
     return repr(text.decode("utf-8", "backslashreplace"))
 
 
 class ImageError(Exception):
-    """The tree of these errors; a message is one line without a full stop."""
+    """The base class; a message is one line without a full stop."""
 
 
 class NotFoundError(ImageError):
-    """An image, blob, layer, container or tag that is asked for is not there."""
+    """The requested image, blob, layer, container or tag does not exist."""
 
 
 class InvalidError(ImageError):
-    """A name, document, archive or layer is not what its specification allows; the message says where."""
+    """A name, document, archive or layer violates its specification; the message says where."""
 
 
 class DigestError(InvalidError):
-    """Bytes are not those that their digest or size promised."""
+    """The bytes do not match their digest or size."""
 
 
 class LimitError(InvalidError):
@@ -34,7 +34,7 @@ class LimitError(InvalidError):
 
 
 class InUseError(ImageError):
-    """What is to be removed or changed is mounted, run, or needed by something else."""
+    """The object to remove or change is mounted, running, or needed by something else."""
 
 
 class RegistryError(ImageError):

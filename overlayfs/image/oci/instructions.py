@@ -1,7 +1,7 @@
-"""What does `--change "ENV A=b"` change? The instructions of a Dockerfile that only speak of a configuration.
+"""How does `--change "ENV A=b"` change a configuration? The Dockerfile instructions that only edit the configuration.
 
-Dockerfile reference (docs.docker.com/reference/dockerfile): words in quotes, `$NAME` and `${NAME}` from ENV, JSON
-("exec") or shell form of commands. As podman allows, an instruction may be joined to the rest by `=`.
+Dockerfile reference (docs.docker.com/reference/dockerfile): quoted words, `$NAME` and `${NAME}` from ENV, JSON ("exec")
+or shell form of commands. As in podman, `=` may stand between an instruction and its value.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DEFAULT_SHELL: Final = ("/bin/sh", "-c")
 
 
 def apply_changes(config: RunConfig, changes: Iterable[str]) -> RunConfig:
-    """The configuration after the instructions; InvalidError names one that is not understood.
+    """The configuration after the instructions. InvalidError names an instruction that is malformed or unknown.
 
-    As in a build, ENTRYPOINT takes the inherited CMD away, unless CMD is among the instructions before it.
+    As in a build, ENTRYPOINT removes the inherited CMD, unless an earlier instruction here set CMD.
     """
     has_command = False
     for change in changes:
@@ -111,7 +111,7 @@ _APPLY: Final[Mapping[str, Callable[[RunConfig, str], RunConfig]]] = {
 
 
 def _command(config: RunConfig, text: str) -> list[str]:
-    """A JSON list as it is, anything else for the shell; `[]` and nothing take the command away."""
+    """A JSON list is taken as it is, other text is run by the shell; `[]` and empty text remove the command."""
     listed = _list(text)
     if listed is not None:
         return listed
@@ -119,7 +119,7 @@ def _command(config: RunConfig, text: str) -> list[str]:
 
 
 def _list(text: str) -> list[str] | None:
-    """The strings of a JSON list, None if it is none: then it is in shell form."""
+    """The strings of a JSON list; None for text in shell form."""
     if not text.startswith("["):
         return None
     try:
@@ -158,7 +158,7 @@ def _ports(word: str) -> list[str]:
 
 
 def _split(text: str, known: Mapping[str, str]) -> list[str]:
-    """The words, without their quotes and with the values of variables, which are not split again."""
+    """The words, unquoted, with variables expanded; expanded values are not split again."""
     words: list[str] = []
     is_inside = False
     for is_space, part in _tokens(text, known):

@@ -1,8 +1,8 @@
-"""What does null mean in a document that a program in Go wrote? The zero value, as encoding/json takes it.
+"""What does null mean in a document written by a Go program? The zero value, as encoding/json decodes it.
 
-Most tools that write images are written in Go, where a nil slice, map or pointer without `omitempty` becomes null. So
-null for an optional member means that the member is absent, null for a list an empty list, and null among the values
-of a list or map an empty string, list or object. A required member that is null is missing.
+Most tools that write images are written in Go, where a nil slice, map or pointer without `omitempty` is encoded as
+null. So null for an optional member means that the member is absent, null for a list means an empty list, and null
+among the values of a list or map means an empty string, list or object. A required member that is null is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _settled(value: Any, shape: Type) -> Any:
 
 
 def _present(shape: Type) -> Type:
-    """The type of a member that is there: of `X | None` it is `X`."""
+    """The type of a member that is present: `X` for `X | None`."""
     if not isinstance(shape, UnionType):
         return shape
     return next(choice for choice in shape.types if not isinstance(choice, NoneType))

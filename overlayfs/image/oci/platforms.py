@@ -1,4 +1,4 @@
-"""Which of an index's images is for this machine? Platforms as OCI and Go name them (image-index.md)."""
+"""Which image of an index suits this machine? Platforms in the spelling of OCI and Go (image-index.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARCHITECTURES: Final = {
     "aarch64": "arm64",
     "loongarch64": "loong64",
 }
-"""What uname(2) and people say, as Go's GOARCH; the others have one name (riscv64, ppc64le, s390x, mips64)."""
+"""Other spellings of an architecture, with Go's GOARCH for it; riscv64, ppc64le, s390x and mips64 have one name."""
 _ARM: Final = re.compile(r"armv([5-8])", re.ASCII)
 _NUMBERED: Final = re.compile(r"v?(\d)(?:\.(\d))?", re.ASCII | re.IGNORECASE)
 _USUAL: Final = frozenset({("amd64", "v1"), ("arm64", "v8")})
@@ -31,11 +31,11 @@ _AMD64_LEVELS: Final = {
     3: frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
     4: frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}),
 }
-"""What each level has beyond the one below (x86-64 psABI, Micro-Architecture Levels), as /proc/cpuinfo spells it."""
+"""The CPU flags that each x86-64 level adds (x86-64 psABI, Micro-Architecture Levels), as in /proc/cpuinfo."""
 
 
 def this_platform() -> Platform:
-    """Without the processor's level: an image that is made here runs on every one."""
+    """This machine's platform, without the x86-64 level: images made here run on all levels."""
     machine = os.uname().machine
     if arm := _ARM.match(machine):
         return Platform("arm", "linux", f"v{arm[1]}")
@@ -50,7 +50,7 @@ def amd64_level(flags: Collection[str]) -> int:
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """Those of this machine's processors; none where it is no x86."""
+    """The flags of this machine's processors; none on machines other than x86."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
@@ -76,8 +76,8 @@ def platform_name(platform: Platform | None) -> str:
 def acceptable(wanted: Platform) -> list[Platform]:
     """The platforms whose images run on `wanted`, best first, as containerd orders them (platforms/compare.go).
 
-    A newer variant runs what an older one does, amd64 also 386, arm64 also arm. amd64 without a variant is this
-    machine's processor: the newest level that it can run comes first, the plain image last.
+    A newer variant runs images of older ones; amd64 also runs 386, arm64 also arm. For amd64 without a variant the
+    processor of this machine decides: the highest level it can run comes first, the plain image last.
     """
     wanted, asked = normal(wanted), wanted.variant
     if wanted.architecture == "amd64":
@@ -92,14 +92,14 @@ def acceptable(wanted: Platform) -> list[Platform]:
 
 
 def _variants(platform: Platform, newest: int, oldest: int) -> list[Platform]:
-    """`vN` from `newest` down to `oldest`; a variant that is no number, or older than all, is itself alone."""
+    """`vN` from `newest` down to `oldest`; only the variant itself if it is not a number or older than `oldest`."""
     if newest < oldest:
         return [platform]
     return [normal(replace(platform, variant=f"v{number}")) for number in range(newest, oldest - 1, -1)]
 
 
 def _arm64_variants(platform: Platform) -> Iterator[Platform]:
-    """v9.x runs what v8.{x+5} does, as it began as that (Arm Architecture Reference Manual)."""
+    """v9.x includes v8.{x+5} (Arm Architecture Reference Manual), so it runs its images."""
     numbered = _NUMBERED.fullmatch(platform.variant or "v8")
     if numbered is None or int(numbered[1]) not in (8, 9):
         yield platform
@@ -123,7 +123,7 @@ def _major(variant: str) -> int:
 
 
 def normal(platform: Platform) -> Platform:
-    """The platform with one spelling of each architecture and variant: the usual variant is none, but of arm v7."""
+    """The platform in its canonical spelling: the default variant is left out, except v7 of arm."""
     architecture = platform.architecture.lower()
     architecture = _ARCHITECTURES.get(architecture, architecture)
     variant = platform.variant.lower()
@@ -143,9 +143,9 @@ def choose(
     wanted: Platform | None = None,
     is_usable: Callable[[Descriptor], bool] = lambda _: True,
 ) -> Descriptor:
-    """The best usable one for `wanted` (None: this machine), or else one that does not say what it is for.
+    """The best manifest for `wanted` (None: this machine), or else one that names no platform.
 
-    Of equals the first. Raises NotFoundError, which names what is offered.
+    The first of several equal ones. Raises NotFoundError, which lists the platforms on offer.
     """
     wanted = wanted or this_platform()
     offered = [descriptor for descriptor in manifests if is_usable(descriptor)]
@@ -158,6 +158,6 @@ def choose(
 
 
 def _said(descriptor: Descriptor) -> Platform | None:
-    """What the image is for; None where its index does not say."""
+    """The platform of the image; None where the index names none."""
     platform = descriptor.platform
     return None if platform is None or not (platform.os or platform.architecture) else normal(platform)

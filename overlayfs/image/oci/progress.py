@@ -1,4 +1,4 @@
-"""How far is it? What work on images tells whoever watches it; the watching is another's business."""
+"""How does long work report its progress? The interface between the work and whoever shows it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Final, Protocol
 
 
 class Task(Protocol):
-    """One piece of work under way: a blob that is read, a layer that is unpacked. Called from any thread."""
+    """One piece of work, such as the reading of a blob. Its methods may be called from any thread."""
 
     def advance(self, n: int) -> None:
         """`n` more bytes are done."""
 
     def done(self, note: str = "") -> None:
-        """It ended; `note` says how, where that is not plain ("already there")."""
+        """The work has ended; `note` gives a result worth mentioning ("already there")."""
 
 
 class Progress(Protocol):
-    """Watches work; called from any thread."""
+    """Shows the progress of work. Its methods may be called from any thread."""
 
     def begin(self, what: str, total: int | None) -> Task:
-        """Work on `what` begins; `total` are its bytes where that is known."""
+        """Work on `what` begins; `total` is its number of bytes, None if unknown."""
 
 
 class _Unwatched:

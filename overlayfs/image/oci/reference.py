@@ -1,7 +1,7 @@
-"""How an image is named by people: `debian`, `ghcr.io/owner/app:1.2`, `localhost:5000/x@sha256:…`.
+"""How do users name an image? `debian`, `ghcr.io/owner/app:1.2`, `localhost:5000/x@sha256:…`.
 
-The rules are those of docker (the reference package of the distribution project): a first component with a dot, a
-colon, or `localhost`, is a registry; otherwise the registry is docker.io, and a single name there is in `library/`.
+The rules are docker's (the reference package of the distribution project): a first component with a dot or colon, or
+`localhost`, is a registry; otherwise the registry is docker.io, where a single component belongs to `library/`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOST: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A full name; with a tag, a digest or both (then the digest decides)."""
+    """A full image name with a tag, a digest or both; the digest takes precedence."""
 
     registry: str
     repository: str
@@ -58,7 +58,7 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """As short as people write it; `parse` of it gives the same reference."""
+        """The shortest spelling that `parse` turns into the same reference."""
         name = self.name.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
         if _split(name)[:2] != (self.registry, self.repository):
             name = self.name
@@ -66,7 +66,7 @@ class Reference:
 
     @property
     def version(self) -> str:
-        """What a registry is asked for: the digest, or else the tag."""
+        """The version to request from a registry: the digest if there is one, otherwise the tag."""
         return self.digest or self.tag or DEFAULT_TAG
 
     @property

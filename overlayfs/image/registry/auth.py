@@ -1,8 +1,8 @@
-"""How does a registry want to be asked? Its challenges, and the header that answers them.
+"""How does a client authenticate to a registry? The challenges of servers, and the headers that answer them.
 
-RFC 9110 (11.6.1, WWW-Authenticate), RFC 7617 (Basic) and the distribution project's token flow (Bearer: a token
-server, the *realm*, gives tokens for *scopes*). A credential goes to the registry that it is kept for, and to the
-realm that this registry names if TLS protects the way there; a token goes to the registry only.
+RFC 9110 (11.6.1, WWW-Authenticate), RFC 7617 (Basic) and the token flow of the distribution project (Bearer: a token
+server, the *realm*, issues tokens for *scopes*). A credential is sent to the registry it is kept for, and to the realm
+that this registry names, if TLS protects the way there; a token is sent to the registry only. Tasks of one trio run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..oci.errors import RegistryError
 from .credentials import Credential
 
 _SHORTEST_LIFE_S: Final = 60.0
-"""How long a token is good for if nothing is said; none is said to be good for less (token flow, `expires_in`)."""
+"""The lifetime of a token that names none, and the shortest allowed one (token flow, `expires_in`)."""
 _MARGIN_S: Final = 10.0
 _CLIENT: Final = "overlayfs"
 _SCHEME: Final = re.compile(r"\s*,*\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|(?=,)|$)")
@@ -33,7 +33,7 @@ _VISIBLE: Final = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way that a server accepts; `scheme` and the parameters' names are in lower case."""
+    """One authentication scheme that a server accepts; `scheme` and the names of parameters are in lower case."""
 
     scheme: str
     parameters: dict[str, str]
@@ -41,7 +41,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What to ask a realm: a GET with `query`, or a POST of `form` if there is one. `basic` is a header's value."""
+    """A request to a realm: a GET with `query`, or a POST of `form` if given. `basic` is an Authorization header."""
 
     realm: str
     query: tuple[tuple[str, str], ...] = ()
@@ -62,11 +62,11 @@ class _Token:
 
 
 Ask = Callable[[TokenRequest], Awaitable[bytes]]
-"""Sends a request to a realm, which may be another host; the body of its answer. Raises RegistryError."""
+"""Sends a request to a realm, which may be another host, and returns the body of the answer. Raises RegistryError."""
 
 
 def parse_challenges(values: Iterable[str]) -> list[Challenge]:
-    """The challenges of the WWW-Authenticate headers; what cannot be read ends its header."""
+    """The challenges of the WWW-Authenticate headers; the rest of a malformed header is ignored."""
     challenges: list[Challenge] = []
     for value in values:
         at = 0
@@ -82,7 +82,7 @@ def parse_challenges(values: Iterable[str]) -> list[Challenge]:
 
 
 def basic(credential: Credential) -> str:
-    """The header of RFC 7617."""
+    """The Authorization header of RFC 7617."""
     pair = f"{credential.username}:{credential.password}".encode()
     return f"Basic {base64.b64encode(pair).decode()}"
 
@@ -90,8 +90,8 @@ def basic(credential: Credential) -> str:
 class Authenticator:
     """Answers the challenges of one registry, for one repository.
 
-    `find` gives the credential; it is called once, in a thread, when the registry first challenges us. One task at a
-    time asks for tokens: the others wait for its answer and use it.
+    `find` gives the credential; it is called once, in a thread, at the first challenge. One task at a time requests
+    tokens; the other tasks wait for the answer and use it.
     """
 
     def __init__(self, registry: str, find: Callable[[], Credential | None], ask: Ask) -> None:
@@ -105,18 +105,18 @@ class Authenticator:
         self._tokens: dict[frozenset[str], _Token] = {}
 
     async def header(self, scopes: Collection[str]) -> str | None:
-        """The Authorization header to send; None before the registry has asked for one."""
+        """The Authorization header to send; None before the first challenge."""
         if self._challenge is None:
             return None
         async with self._lock:
             return await self._header(self._challenge, frozenset(scopes))
 
     async def answer(self, challenges: list[Challenge], scopes: Collection[str], rejected: str | None) -> bool:
-        """Learn from a 401 to a request that was sent with the header `rejected`; whether to send it again."""
+        """Handle a 401 to a request with the header `rejected`; whether to send the request again."""
         async with self._lock:
             wanted = frozenset(scopes)
             if self._challenge is not None and await self._header(self._challenge, wanted) != rejected:
-                return True  # another task has answered meanwhile
+                return True  # another task has authenticated meanwhile
             chosen = _choose(challenges)
             if chosen is None:
                 return False
@@ -139,14 +139,14 @@ class Authenticator:
         return token.header
 
     async def _credential_of(self) -> Credential:
-        """Ours; an empty one if we are anonymous."""
+        """The credential; an empty one for an anonymous client."""
         if not self._is_sought:
             self._credential = await trio.to_thread.run_sync(self._find)
             self._is_sought = True
         return self._credential or Credential()
 
     async def _fetch(self, challenge: Challenge, scopes: list[str]) -> _Token:
-        """A token for the scopes. Raises RegistryError."""
+        """Request a token for the scopes. Raises RegistryError."""
         request = _token_request(challenge, list(dict.fromkeys(scopes)), await self._credential_of())
         try:
             answer = msgspec.json.decode(await self._ask(request), type=_TokenAnswer)
@@ -158,7 +158,7 @@ class Authenticator:
 
 
 def _choose(challenges: list[Challenge]) -> Challenge | None:
-    """Tokens are preferred: they show the password to the realm only, and not with each request."""
+    """Choose a challenge; tokens are preferred, as only the realm sees the password then, and only once."""
     usable = [found for found in challenges if found.scheme == "basic" or _is_token_flow(found)]
     return min(usable, key=lambda found: found.scheme != "bearer", default=None)
 
@@ -168,7 +168,7 @@ def _is_token_flow(challenge: Challenge) -> bool:
 
 
 def _token_request(challenge: Challenge, scopes: list[str], credential: Credential) -> TokenRequest:
-    """As the distribution project specifies: GET with Basic or nothing; POST (OAuth 2) of an identity token."""
+    """The token request as the distribution project specifies: GET, or POST (OAuth 2) for an identity token."""
     realm = challenge.parameters["realm"]
     service = [("service", name)] if (name := challenge.parameters.get("service", "")) else []
     if credential.identity_token:
@@ -181,7 +181,7 @@ def _token_request(challenge: Challenge, scopes: list[str], credential: Credenti
 
 
 def _checked(token: str, registry: str) -> str:
-    """A token that can be part of a header."""
+    """The token, after a check that it can be part of a header."""
     if not _VISIBLE.fullmatch(token):
         raise RegistryError(f"{registry}: its token server gave no usable token")
     return token

@@ -1,13 +1,13 @@
-"""How does a request reach a registry, and its answer us? Authentication, redirects, and attempts after failures.
+"""How does a request reach a registry? Authentication, redirects, and retries after failures.
 
-A `Connection` belongs to one endpoint and one repository there. Rules that hold for every request:
+A `Connection` belongs to one endpoint and one repository. These rules hold for every request:
 
-* The Authorization header goes to the endpoint's own origin only (scheme, host and port); neither a redirect nor
-  the place of an upload gets it elsewhere. Cookies and .netrc do not exist here.
-* TLS is verified, but for a loopback endpoint that is said to be insecure, and then for loopback only.
-* Plain HTTP, and any way from a registry elsewhere to this machine, are refused.
+* The Authorization header is sent to the endpoint's own origin only (scheme, host and port), never to the target of a
+  redirect or upload elsewhere. There are no cookies, and .netrc is not read.
+* TLS is verified, except for a loopback endpoint that is configured as insecure.
+* Plain HTTP, and redirects from a registry elsewhere to this machine, are refused.
 
-For tasks of one trio run; all of them share the connections, of which there are at most `Endpoint.connections`.
+For tasks of one trio run, which share at most `Endpoint.connections` connections.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 
 class Failed(Exception):
-    """A request has got no useful answer, but another attempt may; `wait_s` if the server said when."""
+    """A request failed, but a retry may succeed; `wait_s` is the wait that the server asks for."""
 
     def __init__(self, why: RegistryError, wait_s: float | None = None) -> None:
         super().__init__(str(why))
@@ -53,7 +53,7 @@ class Failed(Exception):
 
 
 class Connection:
-    """Sends requests to one endpoint; to be entered and left as a context."""
+    """Sends requests to one endpoint; an asynchronous context manager."""
 
     def __init__(
         self,
@@ -77,16 +77,16 @@ class Connection:
         await self._exit.aclose()
 
     async def request(self, ask: Ask, limit: int) -> Answer:
-        """The whole answer. Raises RegistryError where none comes, LimitError for a body of more than `limit` bytes."""
+        """The answer, after retries. Raises RegistryError without one, LimitError for more than `limit` bytes."""
         return await self.persistently(lambda: self.request_once(ask, limit))
 
     async def request_once(self, ask: Ask, limit: int) -> Answer:
-        """As `request`, for what must not simply be repeated: raises Failed too."""
+        """As `request`, without retries, for requests that must not simply be repeated. Also raises Failed."""
         return await self.read(await self._open(ask), limit)
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[httpx.Response]:
-        """The answer with its body unread; `receive` reads it."""
+        """The response with its body unread; `receive` reads it."""
         response = await self.persistently(lambda: self._open(ask))
         try:
             yield response
@@ -94,7 +94,7 @@ class Connection:
             await response.aclose()
 
     async def persistently(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """Attempt until it succeeds, or raise what the last one met."""
+        """Retry until an attempt succeeds; raise the error of the last one."""
         failures = 0
         while True:
             try:
@@ -152,13 +152,13 @@ class Connection:
         except httpx.TransportError as error:
             why = explain(error, url, self.endpoint)
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._has_answered:
-                raise why from None  # a wrong name, more likely than a passing fault
+                raise why from None  # more likely a wrong name than a passing fault
             raise Failed(why) from None
         self._has_answered = True
         return response
 
     async def read(self, response: httpx.Response, limit: int = MAX_COMPLAINT) -> Answer:
-        """The whole body of a response, which is closed; of one that complains what comes of its start.
+        """Read the whole body of a response and close it; of an error response only the start.
 
         Raises Failed, LimitError.
         """
@@ -180,7 +180,7 @@ class Connection:
         return Answer(response.status_code, response.headers, bytes(body[:limit]), str(response.url))
 
     async def _ask_realm(self, request: TokenRequest) -> bytes:
-        """Get a token from where the registry says: a credential never goes there unprotected."""
+        """Request a token from the realm that the registry names; a credential is never sent there unprotected."""
         url = self.follow(request.realm, request.realm).copy_merge_params(httpx.QueryParams(request.query))
         headers = {"Authorization": request.basic} if request.basic else {}
         content: bytes | None = None
@@ -202,14 +202,14 @@ class Connection:
         return answer.body
 
     async def _resolve(self, url: str) -> httpx.URL:
-        """A path below the API's root in full."""
+        """The full URL of a path below the root of the API."""
         return httpx.URL(f"{await self._own_origin()}/v2/{url}") if "://" not in url else httpx.URL(url)
 
     async def _is_own(self, url: httpx.URL) -> bool:
         return origin_of(url) == await self._own_origin()
 
     async def _own_origin(self) -> Origin:
-        """Whom we talk to. Where TLS is not sure, it is tried first, without a credential."""
+        """The origin of the endpoint. If its scheme is unknown, TLS is tried first, without a credential."""
         async with self._choosing:
             if self._origin is None:
                 secure = self.endpoint.origin("https")
@@ -222,7 +222,7 @@ class Connection:
             return self._origin
 
     def follow(self, location: str, base: str) -> httpx.URL:
-        """Where a registry sends us, relative to `base`; RegistryError if it must not."""
+        """The URL of a redirect, relative to `base`; RegistryError for a forbidden target."""
         try:
             url = httpx.URL(base).join(location)
             to = origin_of(url)
@@ -237,7 +237,7 @@ class Connection:
         return url
 
     def _client(self, url: httpx.URL) -> httpx.AsyncClient:
-        """The client for a URL: of two, the one that does not verify TLS is for insecure loopback only."""
+        """The HTTP client for a URL; the one that does not verify TLS is for insecure loopback endpoints only."""
         to = origin_of(url)
         is_verified = not (self.endpoint.is_insecure and to.is_loopback)
         if is_verified not in self._clients:
@@ -260,7 +260,7 @@ def _new_client(endpoint: Endpoint, is_verified: bool) -> httpx.AsyncClient:
 
 
 def _trusting(ca: Path | None) -> ssl.SSLContext:
-    """The system's authorities, and those of `ca`."""
+    """A TLS context that trusts the system's authorities and those in `ca`."""
     context = ssl.create_default_context()
     if ca is not None:
         try:

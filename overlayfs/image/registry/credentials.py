@@ -1,4 +1,5 @@
-"""Who are we to a registry? The credentials that docker's and podman's tools keep, and how `login` keeps them.
+"""Which credentials does the user have for a registry? Those that docker's and podman's tools keep, and that `login`
+keeps.
 
 Read, in this order: `$REGISTRY_AUTH_FILE` alone if it is set; otherwise `$XDG_RUNTIME_DIR/containers/auth.json`,
 `$XDG_CONFIG_HOME/containers/auth.json`, and docker's `$DOCKER_CONFIG/config.json` (containers-auth.json(5); docker's
@@ -25,17 +26,17 @@ from ..oci.errors import ImageError, InvalidError
 from ..oci.reference import DEFAULT_REGISTRY
 
 _DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"
-"""Under which docker keeps the credentials of docker.io."""
+"""The key under which docker keeps the credentials of docker.io."""
 _DOCKER_HUB_NAMES: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 _HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _HELPER_PATIENCE_S: Final = 60
 _TOKEN_USER: Final = "<token>"
-"""The user name with which a helper says that the secret is an identity token."""
+"""The user name by which a helper marks a secret as an identity token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What proves who we are; an identity token buys access tokens, a registry token is one. Never shown."""
+    """A credential, never shown to anybody: a password, an identity token (for access tokens) or a registry token."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -44,7 +45,7 @@ class Credential:
 
 
 def find_credential(registry: str, repository: str = "") -> Credential | None:
-    """What is kept for a registry (`host[:port]`), or more exactly for a repository there; None: stay anonymous."""
+    """The credential kept for a registry (`host[:port]`) or for a repository in it; None: stay anonymous."""
     for path in _files():
         if found := _Kept.read(path).find(registry, repository):
             return found
@@ -52,7 +53,7 @@ def find_credential(registry: str, repository: str = "") -> Credential | None:
 
 
 def keep_credential(registry: str, credential: Credential) -> str:
-    """Keep what `login` was given; says where: the file that knows the registry already, or else the standard one."""
+    """Keep a credential in the file that lists the registry already, or else in the standard one; where it is kept."""
     path = next((path for path in _files() if _Kept.read(path).has(registry)), _standard_file())
     kept = _Kept.read(path)
     if helper := kept.helper(registry):
@@ -64,7 +65,7 @@ def keep_credential(registry: str, credential: Credential) -> str:
 
 
 def forget_credential(registry: str) -> list[str]:
-    """Remove what is kept for a registry; the files and helpers that had something."""
+    """Remove the credentials of a registry; the files and helpers that had one."""
     places: list[str] = []
     for path in dict.fromkeys([*_files(), _standard_file()]):
         kept = _Kept.read(path)
@@ -80,13 +81,13 @@ def forget_credential(registry: str) -> list[str]:
 
 
 def known_registries() -> list[str]:
-    """The registries that some file has an entry for, without asking the helpers."""
+    """The registries that the files list; the helpers are not asked."""
     keys = (key for path in _files() for key in _Kept.read(path).auths)
     return sorted({_host(key) for key in keys})
 
 
 def _files() -> Iterator[Path]:
-    """The files that may exist, the strongest first."""
+    """The files to read, by descending precedence."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(named)
         return
@@ -101,7 +102,7 @@ def _docker_file() -> Path:
 
 
 def _standard_file() -> Path:
-    """Docker's file outlives the session and is read by podman's tools too."""
+    """The file for new entries: docker's, which outlives the session and is read by podman's tools too."""
     named = os.environ.get("REGISTRY_AUTH_FILE")
     return Path(named) if named else _docker_file()
 
@@ -126,7 +127,7 @@ class _Kept:
         return any(_same(key, registry) for key in (*self.auths, *self.helpers))
 
     def helper(self, registry: str) -> str:
-        """The helper for a registry; empty if none is."""
+        """The name of the helper for a registry; empty if there is none."""
         return next((name for key, name in self.helpers.items() if _same(key, registry)), self.store)
 
     def find(self, registry: str, repository: str) -> Credential | None:
@@ -139,7 +140,7 @@ class _Kept:
         return self.ask_helper(registry) if self.store else None
 
     def ask_helper(self, registry: str) -> Credential | None:
-        """What the helper keeps; None if it has nothing of the registry."""
+        """The credential that the helper keeps; None if it has none for the registry."""
         answer = _call_helper(self.helper(registry), "get", _key(registry))
         if answer is None:
             return None
@@ -151,7 +152,7 @@ class _Kept:
         return Credential(identity_token=secret) if username == _TOKEN_USER else Credential(username, secret)
 
     def _decode(self, entry: dict[str, Any], key: str) -> Credential | None:
-        """The credential of an entry of `auths`; None for an empty one, which a helper's user leaves."""
+        """The credential of an entry of `auths`; None for an empty one, as tools leave it beside a helper."""
         username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
         if auth := entry.get("auth"):
             try:
@@ -178,7 +179,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _members(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """A member that is an object, made if it is missing."""
+    """The member, an object; it is made if missing."""
     if not isinstance(document.get(name), dict):
         document[name] = {}
     members: dict[str, Any] = document[name]
@@ -186,26 +187,26 @@ def _members(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _names(registry: str, repository: str) -> Iterator[str]:
-    """What an entry for a repository may be named, the most specific first."""
+    """The possible keys of an entry for a repository, the most specific first."""
     parts = repository.split("/") if repository else []
     for count in range(len(parts), -1, -1):
         yield "/".join([registry, *parts[:count]])
 
 
 def _key(registry: str) -> str:
-    """How docker's tools name a registry."""
+    """The key that docker's tools use for a registry."""
     return _DOCKER_HUB_KEY if registry in _DOCKER_HUB_NAMES else registry
 
 
 def _same(key: str, name: str) -> bool:
-    """Whether a key of a file means `name`; older files have URLs, whose path says nothing."""
+    """Whether a key of a file means `name`; keys in older files are URLs, whose path is ignored."""
     if key == _DOCKER_HUB_KEY:
         return name == DEFAULT_REGISTRY
     return (_host(key) if "://" in key or "/" not in key else key) == name
 
 
 def _host(key: str) -> str:
-    """The registry of a key."""
+    """The registry that a key belongs to."""
     host = key.rpartition("://")[2].partition("/")[0]
     return DEFAULT_REGISTRY if host in _DOCKER_HUB_NAMES else host
 
@@ -219,7 +220,7 @@ def _helper_entry(registry: str, credential: Credential) -> dict[str, str]:
 
 
 def _call_helper(name: str, verb: str, text: str) -> str | None:
-    """Run a credential helper with `text` on its standard input; None if it has nothing of what it is asked for."""
+    """Run a credential helper with `text` on standard input; None if it does not have the requested credential."""
     if not _HELPER_NAME.fullmatch(name):
         raise InvalidError(f"{name!r} is no name of a credential helper")
     program = f"docker-credential-{name}"
@@ -241,7 +242,7 @@ def _call_helper(name: str, verb: str, text: str) -> str | None:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[dict[str, Any]]:
-    """Change the document of a file: one process at a time, 0600, replaced by a rename or not at all."""
+    """Change the document of a file under a lock; the file is replaced atomically and gets mode 0600."""
     path = path.resolve()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as undo:

@@ -1,7 +1,8 @@
-"""How does a blob get from a registry into the store? In parts, continued where an attempt broke off.
+"""How does a blob get from a registry into the store? In parts, resumed where an attempt broke off.
 
-What has come is kept in the store's `tmp` under the blob's digest, so also another process continues it later. One
-process at a time writes it (flock). It becomes a blob of the store when all bytes are there and have the digest.
+The bytes received so far are kept in the store's `tmp` under the blob's digest, so another process can resume the
+download. One process at a time writes the file (flock). It becomes a blob of the store once all bytes are there and
+match the digest.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,
 
 
 async def download(store: Store, repository: Repository, descriptor: Descriptor, task: Task) -> None:
-    """Get one blob into the store. Raises DigestError, RegistryError, NotFoundError; what has come stays for later.
+    """Download one blob into the store. Raises DigestError, RegistryError, NotFoundError; a partial download is kept.
 
-    A blob that was begun by an earlier process and comes out wrong is downloaded once more from its start.
+    If a download that an earlier process began has a wrong digest, it is repeated once from its start.
     """
     async with partial_of(store, descriptor) as partial:
         if partial is None:
@@ -49,7 +50,7 @@ async def download(store: Store, repository: Repository, descriptor: Descriptor,
                 await _complete(repository, partial, task)
             partial.check(repository.where)
         except ImageError as error:
-            task.advance(-partial.size)  # another source may begin again
+            task.advance(-partial.size)  # another source may start again
             if isinstance(error, DigestError):
                 partial.path.unlink()
             raise
@@ -57,7 +58,7 @@ async def download(store: Store, repository: Repository, descriptor: Descriptor,
 
 
 class Partial:
-    """What there is of a blob: its first `size` bytes in a file, and their hash. For one task at a time."""
+    """The part of a blob that is there: its first `size` bytes in a file, and their hash. For one task at a time."""
 
     def __init__(self, path: Path, fd: int, descriptor: Descriptor) -> None:
         self.path = path
@@ -68,7 +69,7 @@ class Partial:
         self._buffer = bytearray()
 
     def recall(self) -> None:
-        """Hash what an earlier attempt left; more than the blob has cannot be right."""
+        """Hash the bytes that an earlier attempt left; a file longer than the blob is discarded."""
         if os.fstat(self._fd).st_size > self.descriptor.size:
             os.ftruncate(self._fd, 0)
         while part := os.pread(self._fd, _BUFFER, self.size):
@@ -76,7 +77,7 @@ class Partial:
             self.size += len(part)
 
     async def take(self, part: bytes) -> None:
-        """The next bytes. DigestError as soon as there are too many."""
+        """Take the next bytes. DigestError as soon as there are too many."""
         if self.size + len(self._buffer) + len(part) > self.descriptor.size:
             raise DigestError(f"the blob {self.descriptor.digest} has more than its {self.descriptor.size} bytes")
         self._buffer.extend(part)
@@ -84,7 +85,7 @@ class Partial:
             await trio.to_thread.run_sync(self.flush)
 
     def flush(self) -> None:
-        """Write what has been taken."""
+        """Write the bytes taken so far."""
         data, self._buffer = self._buffer, bytearray()
         view = memoryview(data)
         while view:
@@ -98,7 +99,7 @@ class Partial:
             view = view[written:]
 
     def check(self, where: str) -> None:
-        """Raises DigestError if these are not the blob's bytes."""
+        """Raises DigestError if the bytes do not match the digest of the blob."""
         if (digest := digest_from(self.hashed)) != self.descriptor.digest:
             raise DigestError(f"{where}: the blob {self.descriptor.digest} has the digest {digest}")
 
@@ -111,7 +112,7 @@ class Partial:
 
 @asynccontextmanager
 async def partial_of(store: Store, descriptor: Descriptor) -> AsyncIterator[Partial | None]:
-    """The partial blob, ours alone; None if the blob itself is in the store, perhaps since another has finished it."""
+    """The partial blob, locked; None if the blob is in the store already, as another process may have finished it."""
     path = store.path / "tmp" / f"partial-{hex_of(descriptor.digest)}"
     fd = await _alone(store, descriptor, path)
     if fd is None:
@@ -126,7 +127,7 @@ async def partial_of(store: Store, descriptor: Descriptor) -> AsyncIterator[Part
 
 
 async def _alone(store: Store, descriptor: Descriptor, path: Path) -> int | None:
-    """A descriptor of the file, locked; waits for who has it. None if there is nothing left to do."""
+    """A descriptor of the file, locked; waits for other processes. None if there is nothing left to do."""
     while not store.has_blob(descriptor.digest):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if _lock(fd) and _is_at(fd, path):
@@ -145,7 +146,7 @@ def _lock(fd: int) -> bool:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether the path still names the open file: it is gone when another has published it."""
+    """Whether the path still names the open file; it does not after another process has published it."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
@@ -153,7 +154,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 async def _complete(repository: Repository, partial: Partial, task: Task) -> None:
-    """Append until nothing is missing. Attempts that come no further than those before are counted, and end it."""
+    """Append until the blob is complete. Gives up after a number of attempts without progress."""
     failures, furthest, retrying = 0, partial.size, repository.connection.retrying
     while partial.size < partial.descriptor.size:
         try:
@@ -172,7 +173,7 @@ async def _complete(repository: Repository, partial: Partial, task: Task) -> Non
 
 
 async def _append(repository: Repository, partial: Partial, task: Task) -> None:
-    """One response's worth of the blob."""
+    """Append the bytes of one response."""
     async with repository.blob(partial.descriptor, partial.size) as response:
         await _check_place(repository, response, partial, task)
 
@@ -188,7 +189,7 @@ async def _append(repository: Repository, partial: Partial, task: Task) -> None:
 
 
 async def _check_place(repository: Repository, response: httpx.Response, partial: Partial, task: Task) -> None:
-    """See where in the blob the response begins; forget what we have if that is at its start."""
+    """Check where in the blob the response begins; if at its start, discard the partial blob."""
     status, size = response.status_code, partial.descriptor.size
     if status == 206 and partial.size:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))

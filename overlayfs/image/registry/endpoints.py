@@ -1,16 +1,16 @@
-"""Where is a registry? Its endpoint, its mirrors, and how to reach them: `registries.toml`.
+"""At which endpoints is a registry reached? Its mirrors and its own address, from `registries.toml`.
 
     [registry."docker.io"]
     mirrors = ["https://mirror.example.com", "cache.example.com/hub", "http://127.0.0.1:5000"]
-    connections = 8                      # at once; 4 if not said
+    connections = 8                      # at the same time; the default is 4
     blocked = false
 
     [registry."registry.example.com:5000"]
-    location = "https://10.1.2.3:5000"   # where its API is, and a prefix of its repositories if there is one
+    location = "https://10.1.2.3:5000"   # the root of its API, with a prefix of its repositories if there is one
     ca = "/etc/ssl/example.pem"          # trusted besides the system's authorities
-    insecure = true                      # loopback only: plain HTTP, or a certificate that nobody vouches for
+    insecure = true                      # loopback only: plain HTTP, or an unverified certificate
 
-A mirror is reached as its own section says. Plain HTTP exists on loopback only, whatever is asked for.
+The section of a mirror tells how to reach it. Plain HTTP is used on loopback only, whatever the file says.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AUTHORITY: Final = re.compile(r"(?P<host>\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
-    """What registries.toml says of one registry."""
+    """The section of one registry in registries.toml."""
 
     location: str = ""
     mirrors: list[str] = []
@@ -53,7 +53,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who a connection talks to; a credential belongs to exactly one. `host` is in lower case, without brackets."""
+    """The server to talk to. A credential belongs to one origin. `host` is in lower case, without brackets."""
 
     scheme: str
     host: str
@@ -73,8 +73,8 @@ class Origin:
 class Endpoint:
     """The API of one registry, or of a mirror of it.
 
-    `name` is the registry as people write it, which finds the credentials. `scheme` is None where both have to be
-    tried, TLS first. `prefix` stands before each repository, with its slash.
+    `name` is the registry as users write it, the key of its credentials. `scheme` is None if both have to be tried,
+    TLS first. `prefix` stands before each repository and ends with a slash.
     """
 
     name: str
@@ -96,13 +96,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Registries:
-    """What is configured; `endpoints` answers for any registry, also one that the file does not name."""
+    """The configuration; `endpoints` also answers for registries that the file does not name."""
 
     sections: dict[str, Section] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path | None = None) -> Registries:
-        """Read `path`, or else the first that exists of the user's and the system's file. Raises InvalidError."""
+        """Read `path`, or else the user's file, or else the system's. Raises InvalidError."""
         for candidate in [path] if path else _standard_files():
             try:
                 text = candidate.read_bytes()
@@ -116,9 +116,9 @@ class Registries:
     def endpoints(
         self, reference: Reference, *, ca: Path | None = None, insecure: bool = False, mirrors: bool = False
     ) -> list[Endpoint]:
-        """Where to ask for `reference`, in this order: the mirrors if they are wanted, and then the registry itself.
+        """The endpoints for `reference`, in this order: the mirrors if they are wanted, then the registry itself.
 
-        `ca` and `insecure` are of the command line and mean the registry, not its mirrors. Raises InvalidError.
+        `ca` and `insecure` come from the command line and apply to the registry, not to mirrors. Raises InvalidError.
         """
         section = self.sections.get(reference.registry, Section())
         if section.blocked:
@@ -146,7 +146,7 @@ class Registries:
 
 
 def _insecure(endpoint: Endpoint, scheme: Scheme | None = None) -> Endpoint:
-    """Without the protection of TLS: nobody else can be on the path to a loopback address, so only there."""
+    """Whether TLS may be missing: only on the way to a loopback address, where nobody else can listen."""
     if not endpoint.is_loopback:
         raise InvalidError(f"{endpoint.name} is not on this machine: insecure is for loopback only; use a CA file")
     return replace(endpoint, is_insecure=True, scheme=scheme or ("http" if endpoint.scheme == "http" else None))
@@ -196,7 +196,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Section]:
 
 
 def _standard_files() -> Iterator[Path]:
-    """The user's file, which replaces the system's."""
+    """The user's file and the system's; the first that exists is read."""
     if named := os.environ.get("OVERLAYFS_REGISTRIES"):
         yield Path(named)
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")

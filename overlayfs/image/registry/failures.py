@@ -1,4 +1,4 @@
-"""What went wrong between us and a server, in words for the user? None of them obeyed by a terminal."""
+"""How is a failed request explained to the user? Texts of servers are made harmless for terminals."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .endpoints import Endpoint
 from .messages import Answer, origin_of
 
 MAX_COMPLAINT = 1 << 16
-"""Bytes of a body that are read for what it complains of."""
+"""Bytes of the body of an error response that are read."""
 
 
 class _Complaint(Struct):
-    """One of the errors that a registry explains (distribution specification, Error Codes)."""
+    """One error in the body of a registry's answer (distribution specification, Error Codes)."""
 
     code: str | None = None
     message: str | None = None
@@ -29,12 +29,12 @@ class _Complaints(Struct):
 
 
 def refusal(answer: Answer, who: str) -> RegistryError:
-    """The error for a response that is not the one hoped for."""
+    """The error for an unexpected response."""
     return RegistryError(f"{who} answers {answer.status}: {complaint(answer)}", answer.status)
 
 
 def complaint(answer: Answer) -> str:
-    """What the server says is wrong."""
+    """The reason that the server gives."""
     try:
         errors = msgspec.json.decode(answer.body, type=_Complaints).errors
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -44,13 +44,13 @@ def complaint(answer: Answer) -> str:
 
 
 def printable(text: str) -> str:
-    """At most 200 characters of what a server says, none of which a terminal obeys."""
+    """At most 200 characters of a server's text, without control characters."""
     text = text[:200]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def explain(error: httpx.TransportError, url: httpx.URL, endpoint: Endpoint) -> RegistryError:
-    """What kept a request from its answer, and what to do."""
+    """Why a request got no answer, and what to do about it."""
     who = str(origin_of(url))
     causes = list(_causes(error))
     for cause in causes:
@@ -67,7 +67,7 @@ def explain(error: httpx.TransportError, url: httpx.URL, endpoint: Endpoint) -> 
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error, what it came from, and so on; of a group its first member."""
+    """An error and its chain of causes; of an exception group the first member."""
     found: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in found:
@@ -77,7 +77,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _strerror(error: BaseException) -> str:
-    """What a system call or the resolver says, without the addresses that trio adds."""
+    """The message of a system call or the resolver, without the addresses that trio adds."""
     if not isinstance(error, OSError) or error.errno is None:
         return ""
     return os.strerror(error.errno) if error.errno > 0 else error.strerror or ""

@@ -1,4 +1,4 @@
-"""What goes to a server and comes back: requests, answers, and how a body is read while it comes."""
+"""What is sent to a server and received from it? Requests, answers, and the reading of a body in parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .endpoints import Origin
 
 
 class Body(Protocol):
-    """What a request sends: `open` gives its bytes anew for each attempt."""
+    """The body of a request; `open` gives its bytes again for each attempt."""
 
     @property
     def size(self) -> int: ...
@@ -23,7 +23,7 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request: a URL, or a path below the API's root, and the scopes that a token must have."""
+    """A request: a URL, or a path below the root of the API, and the scopes that its token needs."""
 
     method: str
     url: str
@@ -34,7 +34,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response that was read to its end."""
+    """A response that has been read completely."""
 
     status: int
     headers: httpx.Headers
@@ -53,7 +53,7 @@ class ReadBody(httpx.AsyncByteStream):
 
 
 async def receive(response: httpx.Response, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Hand the parts of a body, as they come, to `take`; close the response. What `take` raises ends it.
+    """Pass the parts of a body to `take` as they arrive, then close the response. Errors of `take` end it.
 
     Raises httpx.TransportError if the body breaks off.
     """

@@ -1,7 +1,7 @@
-"""What does a registry have, and how is it given more? The distribution API (OCI distribution specification v1.1).
+"""What does a repository hold, and how is something added to it? The OCI distribution API, specification v1.1.
 
-Manifests, tags and logins here; blobs are `download`'s and `upload`'s. Nothing that a registry says is believed: a
-manifest is what its digest and its own words say, and what is not said twice is not assumed.
+Manifests, tags and logins are here, blobs in download.py and upload.py. Statements of the registry are not trusted: a
+manifest must match its digest and its own media type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .retrying import Retrying
 _ACCEPT: Final = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
 _UNSAID: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
-"""Content types that say nothing about a manifest: then its own mediaType does."""
+"""Content types that do not tell the type of a manifest; its own mediaType member is used instead."""
 _SMALL: Final = 1 << 16
 _PAGE: Final = 1000
 _MOST_TAGS: Final = 1_000_000
@@ -37,7 +37,7 @@ _MOST_TAGS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A manifest or an index as it came: its digest is that of `data`."""
+    """A manifest or index as received: `digest` is that of `data`."""
 
     descriptor: Descriptor
     data: bytes
@@ -60,11 +60,11 @@ class Repository:
         self.where = f"{connection.endpoint.name}/{self.path}"
 
     def scopes(self, actions: str = "pull") -> frozenset[str]:
-        """What a token must allow (token scope documentation)."""
+        """The scopes that a token needs (token scope documentation)."""
         return frozenset({f"repository:{self.path}:{actions}"})
 
     async def greet(self, actions: str) -> None:
-        """Meet the registry, before many tasks do at once: what its certificate and its challenge are, one learns."""
+        """Send a first request, so that one task learns scheme and challenge before many tasks start."""
         await self.connection.request(Ask("GET", "", self.scopes(actions)), _SMALL)
 
     # manifests
@@ -72,7 +72,7 @@ class Repository:
     async def manifest(self, version: str, expected: Descriptor | None = None) -> Document:
         """The manifest or index that a tag or digest names. Raises NotFoundError, DigestError, RegistryError.
 
-        Verified against the digest that was asked for, `expected`, and the one that the registry says.
+        Verified against the requested digest, `expected`, and the digest that the registry names.
         """
         ask = Ask("GET", f"{self.path}/manifests/{version}", self.scopes(), {"Accept": _ACCEPT})
         answer = await self.connection.request(ask, MAX_DOCUMENT)
@@ -83,7 +83,7 @@ class Repository:
         return Document(descriptor, answer.body)
 
     async def put_manifest(self, version: str, document: Document) -> None:
-        """Publish a manifest whose blobs, or an index whose manifests, are there."""
+        """Publish a manifest whose blobs, or an index whose manifests, the registry has."""
         headers = {"Content-Type": document.descriptor.media_type}
         path = f"{self.path}/manifests/{version}"
         answer = await self.connection.request(
@@ -96,7 +96,7 @@ class Repository:
             raise DigestError(f"{self.where} says that it keeps {said!r:.80} instead of {document.descriptor.digest}")
 
     def _media_type(self, answer: Answer, version: str) -> str:
-        """What the document is, where header and document agree: CVE-2021-41190."""
+        """The media type of the document; header and document must agree: CVE-2021-41190."""
         what = f"{self.where}{_suffix(version)}"
         said: str = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
         own = parse(answer.body, _Typed, f"{what}: its manifest").media_type
@@ -126,7 +126,7 @@ class Repository:
     # blobs
 
     async def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there, in its size if that is said."""
+        """Whether the registry has the blob; a size that it names must be right."""
         ask = Ask("HEAD", f"{self.path}/blobs/{descriptor.digest}", self.scopes("pull,push"))
         answer = await self.connection.request(ask, _SMALL)
         size = answer.headers.get("content-length", "")
@@ -136,7 +136,7 @@ class Repository:
 
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[httpx.Response]:
-        """The response whose body is the blob from `offset` on; 200 instead of 206: all of it."""
+        """The response with the blob from `offset` on; status 200 instead of 206 means the whole blob."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         ask = Ask("GET", f"{self.path}/blobs/{descriptor.digest}", self.scopes(), headers)
         async with self.connection.stream(ask) as response:
@@ -156,7 +156,7 @@ class Repository:
             tags.update(dict.fromkeys(self._parse_tags(answer)))
             if len(tags) > _MOST_TAGS:
                 raise RegistryError(f"{self.where} has more than {_MOST_TAGS} tags")
-            path = self._next_page(answer) if len(tags) > known else ""  # else it might lead us on for ever
+            path = self._next_page(answer) if len(tags) > known else ""  # so that a registry cannot send us in circles
         return list(tags)
 
     def _parse_tags(self, answer: Answer) -> list[str]:
@@ -171,7 +171,7 @@ class Repository:
         return str(self.connection.follow(link, answer.url)) if link else ""
 
     def refused(self, answer: Answer, what: str) -> ImageError:
-        """The error for an answer that is not the one hoped for."""
+        """The error for an unexpected answer."""
         if answer.status == 404:
             return NotFoundError(f"{what} is not there: {complaint(answer)}")
         if answer.status in (401, 403):
@@ -181,7 +181,7 @@ class Repository:
 
 
 async def check_login(endpoint: Endpoint, credential: Credential, retrying: Retrying | None = None) -> None:
-    """Ask the registry whether it takes a credential. Raises RegistryError."""
+    """Check a credential with the registry. Raises RegistryError."""
     async with Connection(endpoint, lambda: credential, retrying or Retrying()) as connection:
         answer = await connection.request(Ask("GET", ""), _SMALL)
         if answer.status in (401, 403):
@@ -191,13 +191,13 @@ async def check_login(endpoint: Endpoint, credential: Credential, retrying: Retr
 
 
 def connect(endpoint: Endpoint, reference: Reference, retrying: Retrying | None = None) -> Connection:
-    """A connection that finds its credentials where docker and podman keep them; to be entered as a context."""
+    """A connection with the credentials that docker and podman keep; an asynchronous context manager."""
     repository = endpoint.prefix + reference.repository
     return Connection(endpoint, lambda: find_credential(endpoint.name, repository), retrying or Retrying())
 
 
 def answer_links(answer: Answer) -> dict[str, str]:
-    """The links of a response by their relation."""
+    """The URLs of the Link headers of a response, by relation."""
     response = httpx.Response(answer.status, headers=answer.headers)
     return {rel: link.get("url", "") for rel, link in response.links.items() if rel}
 
@@ -207,5 +207,5 @@ def _suffix(version: str) -> str:
 
 
 def mount_query(digest: Digest, source: str) -> str:
-    """The query of a cross-repository mount."""
+    """The query string that requests a cross-repository mount."""
     return urlencode({"mount": parse_digest(digest), "from": source}, quote_via=quote)

@@ -1,4 +1,4 @@
-"""When is a request sent again? Back-off, and what Retry-After says."""
+"""When is a failed request repeated? Exponential back-off with jitter, and Retry-After."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import httpx
 import trio
 
 RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP statuses that another attempt may not get."""
+"""HTTP statuses after which a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """How often, and how long to wait between: twice as long each time, and less by up to a half, by chance."""
+    """The number of attempts and the waits between them, which double each time, less a random part of up to a half."""
 
     attempts: int = 5
     first_s: float = 0.5
@@ -28,13 +28,13 @@ class Retrying:
     sleep: Callable[[float], Awaitable[None]] = trio.sleep
 
     def pause_s(self, failures: int) -> float:
-        """How long to wait after so many failures (at least 1) in a row."""
+        """The wait after so many failures (at least 1) in a row."""
         wait = min(self.longest_s, self.first_s * 2 ** (failures - 1))
         return float(wait * random.uniform(0.5, 1.0))
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
-    """The wait that a response asks for, as seconds or as a date (RFC 9110, 10.2.3); None if it does not."""
+    """The wait that Retry-After asks for, in seconds or as a date (RFC 9110, 10.2.3); None without the header."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)

@@ -1,7 +1,7 @@
-"""Images between the store and registries: what to fetch or send, and in which order.
+"""How are images pulled from registries and pushed to them? What to transfer, and in which order.
 
-A pull keeps documents and layers as blobs under their verified digests, and gives the image its name last. A push
-sends what the repository does not have, and the manifest last. So neither leaves half an image when it is cut.
+A pull keeps documents and layers as verified blobs and names the image last. A push sends what the repository lacks and
+the manifest last. So neither leaves half an image when it is interrupted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How registries are reached: what is configured, and what the command line adds."""
+    """How to reach registries: the configuration and the options of the command line."""
 
     registries: Registries = field(default_factory=Registries)
     ca: Path | None = None
@@ -58,7 +58,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What a push did: the manifest's digest, and how many blobs were sent, mounted, or there before."""
+    """The result of a push: the digest of the manifest, and how many blobs were sent, mounted, or there before."""
 
     descriptor: Descriptor
     reference: Reference
@@ -74,10 +74,10 @@ async def pull(
     all_platforms: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Image:
-    """Bring an image into the store and give it its name; of an index that for `platform` (None: this machine's).
+    """Pull an image into the store and name it; from an index the one for `platform` (None: this machine's).
 
-    Mirrors are asked first; whatever one of them cannot give comes from the next, at last from the registry itself.
-    Raises ImageError, OSError; what has come stays for the next time.
+    Mirrors are asked first, each for what the ones before it could not give, the registry itself last. Raises
+    ImageError, OSError; blobs that were received, even in part, are kept for the next pull.
     """
     async with AsyncExitStack() as connections:
         sources = await _sources(connections, reference, access, mirrors=True)
@@ -98,7 +98,7 @@ async def pull(
 
 
 def _members(root: Document, reference: Reference, platform: Platform | None, all_platforms: bool) -> list[Descriptor]:
-    """The manifests of an index that are wanted. Raises NotFoundError, InvalidError."""
+    """The requested manifests of an index. Raises NotFoundError, InvalidError."""
     index = parse(root.data, Index, f"the index of {reference}")
     images = [member for member in index.manifests if names_image(member)]
     if all_platforms and not images:
@@ -107,7 +107,7 @@ def _members(root: Document, reference: Reference, platform: Platform | None, al
 
 
 class _Fetch:
-    """Gets documents and blobs from the first source that has them."""
+    """Fetches documents and blobs from the first source that has them."""
 
     def __init__(self, store: Store, sources: list[Repository], progress: Progress) -> None:
         self._store = store
@@ -118,7 +118,7 @@ class _Fetch:
         return await _first_of(self._sources, lambda source: source.manifest(version, expected))
 
     async def image(self, document: Document) -> None:
-        """The configuration, the layers, and then the manifest."""
+        """Fetch the configuration, the layers, and then the manifest."""
         what = f"the manifest {document.descriptor.digest}"
         manifest = parse(document.data, Manifest, what)
         _check_is_image(manifest, what)
@@ -141,7 +141,7 @@ class _Fetch:
 
 
 def _check_is_image(manifest: Manifest, what: str) -> None:
-    """Raises InvalidError for artifacts that are no images, and for layers that are kept elsewhere."""
+    """Raises InvalidError for artifacts that are not images, and for foreign layers."""
     if kind := artifact_type(manifest):
         raise InvalidError(f"{what} is of no image, but of {kind!r:.100}")
     if manifest.config.size > MAX_DOCUMENT:
@@ -166,7 +166,7 @@ async def push(
 ) -> Pushed:
     """Send an image to a repository, under the reference's tag or digest. Raises ImageError, OSError.
 
-    Where the store has all images of an index that the image came from, the index is sent with all of them.
+    If the image came from an index and the store has all images of it, the index is sent with all of them.
     """
     async with AsyncExitStack() as connections:
         (repository,) = await _sources(connections, reference, access, mirrors=False)
@@ -175,7 +175,7 @@ async def push(
 
 
 class _Sending:
-    """One push; `counts` of blobs by how they got there."""
+    """One push; `counts` are the numbers of blobs that were sent, mounted, or there before."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class _Sending:
         return Pushed(root, reference, self._counts)
 
     def _plan(self, image: Image) -> tuple[Descriptor, list[Descriptor]]:
-        """What gets the name, and the manifests to send with it."""
+        """The descriptor that gets the name, and the manifests to send before it."""
         if image.root is None:
             return image.descriptor, [image.descriptor]
         members = self._store.load_index(image.root).manifests
@@ -237,7 +237,7 @@ def _blobs_of(manifest: Manifest) -> list[Descriptor]:
 
 
 def _mount_sources(store: Store, to: Reference) -> dict[str, list[str]]:
-    """For each blob, a repository of the same registry that has it, as far as the store's names tell."""
+    """For each blob the repositories of the same registry that should have it, judging by the store's names."""
     sources: dict[str, list[str]] = {}
     for entry in store.entries():
         known = entry.reference
@@ -245,7 +245,7 @@ def _mount_sources(store: Store, to: Reference) -> dict[str, list[str]]:
             continue
         try:
             other = store.load_image(entry.descriptor)
-        except ImageError:  # a damaged image is no help, and no hindrance
+        except ImageError:  # a damaged image is ignored
             continue
         for blob in _blobs_of(other.manifest):
             sources.setdefault(blob.digest, [known.repository])
@@ -262,14 +262,14 @@ async def tags(reference: Reference, access: Access = Access()) -> list[str]:
 async def _sources(
     connections: AsyncExitStack, reference: Reference, access: Access, *, mirrors: bool
 ) -> list[Repository]:
-    """The repository at each endpoint, the registry's own last; their connections end with `connections`."""
+    """The repository at each endpoint, that of the registry itself last; `connections` closes them."""
     endpoints = access.registries.endpoints(reference, ca=access.ca, insecure=access.insecure, mirrors=mirrors)
     opened = [await connections.enter_async_context(connect(at, reference, access.retrying)) for at in endpoints]
     return [Repository(connection, reference.repository) for connection in opened]
 
 
 async def _first_of(sources: list[Repository], ask: Callable[[Repository], Awaitable[Result]]) -> Result:
-    """What the first source gives that can; the last one's failure is the answer."""
+    """The result of the first source that succeeds; if none does, the error of the last one is raised."""
     for source in sources[:-1]:
         try:
             return await ask(source)
@@ -279,7 +279,7 @@ async def _first_of(sources: list[Repository], ask: Callable[[Repository], Await
 
 
 async def at_once(most: int, work: Callable[[Descriptor], Awaitable[None]], blobs: Iterable[Descriptor]) -> None:
-    """Work on all blobs, so many at a time, in their order; the first failure ends the others and is raised."""
+    """Start `work` on the blobs in order, so many at a time; the first failure cancels the others and is raised."""
     free = trio.Semaphore(most)
 
     async def one(blob: Descriptor) -> None:
@@ -298,7 +298,7 @@ async def at_once(most: int, work: Callable[[Descriptor], Awaitable[None]], blob
 
 
 def first_of(group: BaseException) -> BaseException:
-    """The error in a group of tasks' errors; an interruption by the user before others."""
+    """The first error of an exception group; an interruption by the user precedes other errors."""
     if not isinstance(group, BaseExceptionGroup):
         return group
     found = [first_of(error) for error in group.exceptions]

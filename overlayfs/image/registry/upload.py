@@ -1,8 +1,8 @@
-"""How does a blob get from the store into a registry? Mounted from a repository beside it, or sent in chunks.
+"""How does a blob get from the store into a registry? It is mounted from a neighbouring repository, or sent in chunks.
 
-OCI distribution specification v1.1, "Pushing blobs". A chunk whose fate is unknown is not guessed at: the registry is
-asked how much it has, and the upload goes on from there. What a chunk's answer says is compared with what was sent:
-docker's registry 2.8 answers 202 also to a chunk out of order.
+OCI distribution specification v1.1, "Pushing blobs". If a chunk may have been lost, the registry is asked how much it
+has, and the upload continues there. The answer to a chunk is compared with what was sent, as docker's registry 2.8
+answers 202 even to a chunk out of order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .messages import Answer, Ask
 from .repository import Repository, mount_query
 
 CHUNK: Final = 16 << 20
-"""Bytes of one request; more than the 5 MiB that some registries want as the least."""
+"""Bytes of one request; more than the 5 MiB that some registries require as a minimum."""
 _PIECE: Final = 1 << 20
 _SMALL: Final = 1 << 16
 _RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
@@ -35,7 +35,7 @@ _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 
 
 class FileSlice(httpx.AsyncByteStream):
-    """`size` bytes of a file from `offset` on, as the body of one request; `task` hears of each piece that leaves."""
+    """`size` bytes of a file from `offset` on, as the body of a request; `task` is told of each piece that is sent."""
 
     def __init__(self, path: Path, offset: int, size: int, task: Task) -> None:
         self.size = size
@@ -45,12 +45,12 @@ class FileSlice(httpx.AsyncByteStream):
         self.sent = 0
 
     def open(self) -> FileSlice:
-        """Again from its start."""
+        """Start again from the beginning."""
         self.forget()
         return self
 
     def forget(self) -> None:
-        """Nothing of it has arrived."""
+        """Take back the reported progress, as nothing has arrived."""
         self._task.advance(-self.sent)
         self.sent = 0
 
@@ -77,7 +77,7 @@ class FileSlice(httpx.AsyncByteStream):
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """An upload under way: where its next request goes, and how many bytes the registry has. `least`: of a chunk."""
+    """An upload session: URL of the next request, bytes the registry has, smallest allowed chunk (`least`)."""
 
     url: str
     offset: int = 0
@@ -87,16 +87,16 @@ class _Session:
 async def upload(
     store: Store, repository: Repository, descriptor: Descriptor, sources: list[str], task: Task, chunk: int = CHUNK
 ) -> str:
-    """Bring one blob into the repository; how it got there: "exists", "mounted" or "sent".
+    """Make sure that the repository has a blob: "exists", "mounted" or "sent".
 
-    `sources` are repositories of the same registry that may have it.
+    `sources` are repositories of the same registry that may have the blob.
     """
     if await repository.has_blob(descriptor):
         task.advance(descriptor.size)
         return "exists"
     session: _Session | None = None
     for source in sources:
-        with suppress(RegistryError, NotFoundError):  # it would only have saved the sending
+        with suppress(RegistryError, NotFoundError):  # a mount would only have saved sending it
             session = await _mount(repository, descriptor, source)
             if session is None:
                 task.advance(descriptor.size)
@@ -107,14 +107,14 @@ async def upload(
 
 
 def _checked_path(store: Store, descriptor: Descriptor) -> Path:
-    store.open_blob(descriptor).close()  # it is there, in its size; the registry checks its digest
+    store.open_blob(descriptor).close()  # the registry has the blob in its size, and checks the digest itself
     return store.blob_path(descriptor.digest)
 
 
 async def _mount(repository: Repository, descriptor: Descriptor, source: str) -> _Session | None:
-    """Have the registry take a blob from another repository; a session to send it in if it does not.
+    """Request a mount of a blob from another repository; if it is refused, the session to send the blob in.
 
-    Raises RegistryError, NotFoundError where it is not even asked: reading that repository may be forbidden.
+    Raises RegistryError, NotFoundError if the request is refused, as reading that repository may be forbidden.
     """
     source = repository.connection.endpoint.prefix + source
     scopes = repository.scopes("pull,push") | {f"repository:{source}:pull"}
@@ -133,7 +133,7 @@ def _session(repository: Repository, answer: Answer) -> _Session:
 
 
 def _place(repository: Repository, answer: Answer) -> str:
-    """Where the next request of an upload goes: each answer says it."""
+    """The URL of the next request, which each answer names."""
     location = answer.headers.get("location", "")
     if not location:
         raise RegistryError(f"{repository.where}: the registry does not say where an upload goes on", answer.status)
@@ -141,7 +141,7 @@ def _place(repository: Repository, answer: Answer) -> str:
 
 
 class _Upload:
-    """Sends one blob; begins anew, a few times, where a session is lost."""
+    """Sends one blob; starts again a few times if the session is lost."""
 
     def __init__(self, repository: Repository, descriptor: Descriptor, path: Path, task: Task, chunk: int) -> None:
         self._repository = repository
@@ -168,14 +168,14 @@ class _Upload:
                 await self._pause(lost)
                 session = await self._resume(lost.session)
                 if session is None and await self._repository.has_blob(self._descriptor):
-                    return None  # it was only the last answer that was lost
+                    return None  # only the last answer was lost
 
     async def _start(self) -> _Session:
         ask = Ask("POST", f"{self._repository.path}/blobs/uploads/", self._scopes)
         return _session(self._repository, await self._connection.request(ask, _SMALL))
 
     async def _send_chunk(self, session: _Session) -> _Session:
-        """PATCH the next chunk; the session after it. Raises _Lost if the registry may have taken less or more."""
+        """PATCH the next chunk; the session after it. Raises _Lost if it is unclear how much the registry has."""
         size = max(self._chunk, session.least)
         size = min(size, self._descriptor.size - session.offset)
         end = session.offset + size
@@ -183,7 +183,7 @@ class _Upload:
         answer = await self._send("PATCH", session.url, headers, session, size)
         if answer.status not in (202, 204) or _received(answer) != end:
             raise _Lost(session, self._repository.refused(answer, self._what))
-        if end > self._furthest:  # what was there once before is no progress
+        if end > self._furthest:  # bytes that the registry had once before are no progress
             self._furthest, self._failures = end, 0
         return _Session(_place(self._repository, answer), end, session.least)
 
@@ -201,7 +201,7 @@ class _Upload:
             raise self._repository.refused(answer, self._what)
 
     async def _send(self, method: str, url: str, headers: dict[str, str], session: _Session, size: int) -> Answer:
-        """One attempt: whether it arrived is not known if it fails, so it is not simply repeated."""
+        """Make one attempt. After a failure it is unclear whether it arrived, so it is not simply repeated."""
         self._body = FileSlice(self._path, session.offset, size, self._task)
         try:
             return await self._connection.request_once(Ask(method, url, self._scopes, headers, self._body), _SMALL)
@@ -219,7 +219,7 @@ class _Upload:
         await retrying.sleep(wait_s)
 
     async def _resume(self, session: _Session) -> _Session | None:
-        """Ask how much the registry has of the upload; None if it is to begin anew."""
+        """Ask how much the registry has of the upload; None if the upload must start again."""
         answer = await self._connection.request(Ask("GET", session.url, self._scopes), _SMALL)
         received = _received(answer)
         if answer.status != 204 or received is None or received > self._descriptor.size:
@@ -230,7 +230,7 @@ class _Upload:
 
 
 class _Lost(Exception):
-    """What became of a request in the session is not known."""
+    """The outcome of a request in the session is unknown."""
 
     def __init__(self, session: _Session, why: Exception, wait_s: float | None = None) -> None:
         super().__init__(str(why))
@@ -242,7 +242,7 @@ class _Lost(Exception):
 def _received(answer: Answer) -> int | None:
     """How many bytes the registry has, by its Range header, whose end is inclusive; None if it does not say.
 
-    Docker's registry says 0-0 for none; that it has one byte is a lesser guess.
+    Docker's registry answers 0-0 for no bytes, so 0-0 is taken for none.
     """
     found = _RANGE.fullmatch(answer.headers.get("range", ""))
     if not found:

@@ -1,7 +1,7 @@
-"""Where are bytes kept under their digest? The `blobs` of an OCI image layout (image-layout.md).
+"""Where are bytes kept under their digest? In the `blobs` of an OCI image layout (image-layout.md).
 
-A blob appears whole, by a rename, after its bytes are on the disk; whoever reads it checks its size and digest. Any
-number of threads and processes may write the same blob: the last rename wins, with the same bytes.
+A blob is published by a rename after its bytes were synced; readers check its size and digest. Any number of threads
+and processes may write the same blob: the last rename wins, with the same bytes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Blobs:
         return self._blobs / hex_of(digest)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
-        """A small document, verified. Raises NotFoundError, DigestError, LimitError."""
+        """The bytes of a small document, verified. Raises NotFoundError, DigestError, LimitError."""
         if descriptor.size > MAX_DOCUMENT:
             raise LimitError(f"{descriptor.digest} has {descriptor.size} bytes; a document has at most {MAX_DOCUMENT}")
         with self.open_blob(descriptor) as blob:
             return blob.read()
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """The blob's bytes, as `verified`; the caller closes it. Raises NotFoundError, DigestError."""
+        """Open a blob, with the checks of `verified`; the caller closes it. Raises NotFoundError, DigestError."""
         try:
             raw = open(self.blob_path(descriptor.digest), "rb", buffering=0)  # noqa: SIM115 - the caller's
         except FileNotFoundError:
@@ -58,17 +58,17 @@ class Blobs:
         return verified(raw, descriptor)
 
     def new_blob(self, expected: Descriptor | None = None) -> BlobWriter:
-        """Takes a blob's bytes, all of them before its `commit`. More bytes than `expected` are refused at once."""
+        """A writer for a new blob. More bytes than `expected` are refused at once."""
         return BlobWriter(self._blobs, self._staging, expected)
 
     def add_blob(self, data: bytes, media_type: str) -> Descriptor:
-        """Keep `data`, at once or not at all."""
+        """Keep `data` as a blob, atomically."""
         with self.new_blob(Descriptor(media_type, digest_of(data), len(data))) as blob:
             blob.write(data)
             return blob.commit()
 
     def adopt_blob(self, staged: Path, digest: Digest) -> None:
-        """Publish a staged file that has been verified to be `digest`; its bytes are on the disk when this returns."""
+        """Publish a staged file whose digest the caller has verified. Its bytes are synced when this returns."""
         fd = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -79,7 +79,7 @@ class Blobs:
 
 
 class BlobWriter:
-    """One blob that is being written; leaving the `with` without `commit` discards it. For one thread at a time."""
+    """Writes one blob; leaving the `with` without `commit` discards it. For one thread at a time."""
 
     def __init__(self, blobs: Path, staging: Staging, expected: Descriptor | None) -> None:
         self._blobs = blobs
@@ -109,10 +109,10 @@ class BlobWriter:
         return size
 
     def commit(self, expected: Descriptor | None = None, media_type: str = "") -> Descriptor:
-        """Publish the blob and say what it is; its bytes are on the disk then.
+        """Sync and publish the blob; its descriptor.
 
-        DigestError if it is not what was `expected` (here or at `new_blob`); the media type is that one's, or
-        `media_type`.
+        DigestError if the blob is not the `expected` one (given here or to `new_blob`). The media type is that of the
+        expected blob, or `media_type`.
         """
         expected = expected or self._expected
         written = Descriptor(media_type or OCTETS, digest_from(self._hash), self.size)
@@ -128,16 +128,16 @@ class BlobWriter:
         return written
 
     def discard(self) -> None:
-        """Forget what was written, unless it was committed."""
+        """Discard the written bytes, unless they were committed."""
         if self._is_committed:
             return
         self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # what could not be flushed is not wanted; it is closed all the same
+        with suppress(OSError):  # unflushed bytes are discarded; the file is closed all the same
             self._file.close()
 
 
 def check_content(expected: Descriptor, digest: Digest, size: int) -> None:
-    """Raises DigestError if these are not the digest and size that were promised."""
+    """Raises DigestError if digest or size differ from the expected ones."""
     if size != expected.size:
         raise DigestError(f"{expected.digest} has {size} bytes instead of {expected.size}")
     if digest != expected.digest:
@@ -145,9 +145,9 @@ def check_content(expected: Descriptor, digest: Digest, size: int) -> None:
 
 
 def verified(raw: io.RawIOBase | io.BufferedIOBase | BinaryIO, descriptor: Descriptor) -> BinaryIO:
-    """`raw`, but its end is reached only if all bytes were those of `descriptor`: DigestError otherwise.
+    """A reader of `raw` that raises DigestError at the end if the bytes do not match `descriptor`.
 
-    Closing it closes `raw`. Who stops before the end has verified nothing.
+    Closing it closes `raw`. A caller that stops before the end has verified nothing.
     """
     return cast("BinaryIO", _VerifiedReader(raw, descriptor))
 
@@ -186,7 +186,7 @@ class _VerifiedReader(io.RawIOBase):
         return len(data)
 
     def _take(self, data: bytes) -> None:
-        """Account for the next bytes; none are the end."""
+        """Hash and count the next bytes; b"" means the end."""
         self._hash.update(data)
         self._size += len(data)
         if self._size > self._descriptor.size or not data:

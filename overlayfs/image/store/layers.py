@@ -23,7 +23,7 @@ from .store import Image, Store
 
 
 class LayerInfo(Struct, frozen=True, omit_defaults=True):
-    """What there is to know of an unpacked layer besides its index: layer.json.
+    """The facts about an unpacked layer that are not in its index: layer.json.
 
     `implied` are directories that the layer does not describe; `warnings` counts what could not be kept.
     """
@@ -58,7 +58,7 @@ class LayerStore:
         return (self._layers / hex_of(key) / "layer.json").is_file()
 
     def path(self, key: Digest) -> Path:
-        """The layer's tree."""
+        """The directory with the layer's tree."""
         return self._layers / hex_of(key) / "diff"
 
     def info(self, key: Digest) -> LayerInfo:
@@ -90,7 +90,7 @@ class LayerStore:
         return keys
 
     def verify(self, key: Digest) -> list[str]:
-        """What of the layer's tree is not as it was unpacked, one line for each path. Raises as `info`, and OSError."""
+        """One line for each path that was changed since the layer was unpacked. Raises as `info`, and OSError."""
         from ..layer.tampering import differences
 
         self.info(key)
@@ -101,7 +101,7 @@ class LayerStore:
             os.close(root)
 
     def key(self, layer: Layer, below: Sequence[Digest]) -> Digest | None:
-        """Under which key a layer is unpacked that fits on the layers `below`, bottom first."""
+        """The key of an unpacked tree that suits the layers `below` (bottom first); None if there is none."""
         if self.has(layer.chain_id):
             return layer.chain_id
         if self.has(layer.diff_id) and self._fits(self.info(layer.diff_id), below):
@@ -109,13 +109,14 @@ class LayerStore:
         return None
 
     def _fits(self, info: LayerInfo, below: Sequence[Digest]) -> bool:
-        """Whether the directories that the layer does not describe are below as they were assumed to be."""
+        """Whether the directories that the layer does not describe look as assumed in the layers below."""
         if not info.implied or not below:
             return True
         from ..layer.lower_layers import Below
 
         directories = self.directories(below)
-        is_only_root = info.implied == [b""]  # of every layer that docker wrote: the one below tells, not all of them
+        # so in every layer written by docker: the topmost layer below decides, as all layers describe the root
+        is_only_root = info.implied == [b""]
         with Below(directories[:1] if is_only_root else directories) as lower:
             for path in info.implied:
                 found = lower.entry(path)
@@ -132,12 +133,12 @@ class LayerStore:
 
 
 def topmost_of_equals(keys: Sequence[Digest]) -> list[Digest]:
-    """Top first, from keys of layers bottom first: an image may have a layer twice, an overlay may not. What the lower
-    one shows or hides, the upper one does as well."""
+    """The keys top first, each once, from keys bottom first: an image may have a layer twice, an overlay may not. The
+    upper occurrence already shows and hides all that the lower one does."""
     return list(dict.fromkeys(reversed(keys)))
 
 
 def layers_of(image: Image) -> list[Layer]:
-    """Bottom first."""
+    """The layers of an image, bottom first."""
     diff_ids = image.config.rootfs.diff_ids
     return [Layer(*layer) for layer in zip(image.manifest.layers, diff_ids, chain_ids(diff_ids), strict=True)]

@@ -1,7 +1,7 @@
-"""Who works in the store? Locks between processes: flock(2), held by an open file, so they end with their process.
+"""How do processes exclude one another in the store? flock(2) locks, which end with the process that holds them.
 
-Whoever works in the store holds `lock` shared; who removes things holds it exclusively. A lock belongs to the open
-file: a child that is forked (not exec'd) while it is held keeps it too.
+A process that works in the store holds `lock` shared; a process that removes things holds it exclusively. The lock
+belongs to the open file, so a child that is forked (without exec) meanwhile holds it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RETRY_S = 0.05
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the lock file, which is made if it is not there; the caller closes it, which unlocks."""
+    """Open the lock file, which is made if missing. The caller closes the descriptor, which releases the lock."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -41,7 +41,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class StoreLock:
-    """The store's lock, held shared from the start until `close`."""
+    """The lock of the store, held shared until `close`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,9 +50,10 @@ class StoreLock:
 
     @contextmanager
     def alone(self, patience_s: float) -> Iterator[None]:
-        """Hold it exclusively for a while; InUseError if others still work in the store after `patience_s`.
+        """Hold the lock exclusively in the context; InUseError if others still work in the store after `patience_s`.
 
-        What was seen before may be different inside: between shared and exclusive another may have had the lock.
+        The store may have changed at the start of the context: the shared lock is released before the exclusive one
+        is taken.
         """
         deadline = time.monotonic() + patience_s
         try:
@@ -74,7 +75,7 @@ class StoreLock:
         return True
 
     def _others(self) -> str:
-        """Which processes hold the lock, as far as /proc/locks (proc(5)) tells."""
+        """The other processes that hold the lock, as listed in /proc/locks (proc(5))."""
         found = os.fstat(self._fd)
         name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
         with open("/proc/locks", encoding="ascii") as lines:

@@ -42,7 +42,7 @@ _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY)
 def unpack_image(
     store: Store, image: Image, progress: Progress = NO_PROGRESS, limits: Limits | None = None
 ) -> list[Digest]:
-    """Unpack what is missing of an image, several layers at once; the keys of its layers, bottom first.
+    """Unpack the missing layers of an image, several at once; the keys of all its layers, bottom first.
 
     Raises InvalidError, LimitError and DigestError for a bad layer, NotFoundError for a missing blob. Nothing of a
     layer that failed is visible. `limits` are the store's if none are given.
@@ -88,7 +88,7 @@ def _unpack_alone(store: Store, layers: Sequence[Layer], progress: Progress, lim
 
 
 class _CancelledError(ImageError):
-    """Another layer of the image failed."""
+    """Unpacking stopped because another layer of the image failed."""
 
 
 class _Unpacking:
@@ -106,7 +106,7 @@ class _Unpacking:
         self._cancelled = cancelled or threading.Event()
 
     def alone(self) -> None:
-        """Unpack the layer by itself; nothing is done where it needs the layers below."""
+        """Unpack the layer alone; nothing is done if it depends on the layers below."""
         try:
             self.run(self._layer.diff_id, None)
         except NeedsLowerLayersError:
@@ -146,7 +146,7 @@ class _Unpacking:
             os.close(root)
 
     def _blob(self) -> Path:
-        """The blob, of which only the decompressed bytes are verified: they are all that is used of it."""
+        """The path of the blob. Only its decompressed bytes are verified, as nothing else of it is used."""
         blob = self._layer.blob
         if blob.media_type not in LAYER_TYPES:
             raise InvalidError(f"{self._layer.name}: layers of type {blob.media_type!r} cannot be used")
@@ -164,7 +164,7 @@ class _Unpacking:
         (staged / "layer.json").write_bytes(msgspec.json.encode(info))
 
     def _publish(self, staged: Path, key: Digest) -> None:
-        """Give the layer its place, once all of it is on the disk."""
+        """Sync the files of the layer, then rename it to its place."""
         layers = self._store.path / "layers"
         fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -178,5 +178,5 @@ class _Unpacking:
                 raise
             if not LayerStore(self._store).has(key):
                 raise InvalidError(f"{self._layer.name} is there and damaged: run overlayfs verify --repair") from None
-            return  # another was faster
+            return  # another process was faster
         sync_directory(layers)

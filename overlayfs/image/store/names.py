@@ -45,7 +45,7 @@ class Layout:
         self._staging = staging
 
     def create(self) -> None:
-        """Make what is not there yet."""
+        """Make the files that are missing."""
         (self._directory / "blobs" / ALGORITHM).mkdir(parents=True, exist_ok=True)
         if not (self._directory / "oci-layout").exists():
             self._write("oci-layout", MARKER)
@@ -60,7 +60,7 @@ class Layout:
     def edit(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
         """Replace the entries by what `change` makes of them; no other process changes them meanwhile.
 
-        Raises what `change` raises, and LimitError where they are too many.
+        Raises the errors of `change`, and LimitError for too many entries.
         """
         with locked(self._directory / "index.lock"):
             before = self.entries()
@@ -69,7 +69,7 @@ class Layout:
                 self._write("index.json", self._with(after))
 
     def _with(self, entries: list[Entry]) -> bytes:
-        """`index.json` with these entries. LimitError for one that nobody would read."""
+        """`index.json` with these entries. Raises LimitError if it would be too large to read."""
         data = dump(replace(self._read(), manifests=[_named(entry) for entry in entries]))
         if len(data) > MAX_DOCUMENT:
             raise LimitError(f"{self._directory} has too many images: prune it, or name another store by --store")
@@ -94,7 +94,7 @@ class Layout:
 
 
 def _name_of(descriptor: Descriptor) -> Reference | None:
-    """The entry's name; None also for what another program wrote there and is none."""
+    """The name of the entry; None also for an annotation of another program that is not a name."""
     try:
         return Reference.parse(descriptor.annotations[REF_NAME])
     except (KeyError, InvalidError):
@@ -111,12 +111,12 @@ def _named(entry: Entry) -> Descriptor:
 
 
 def bare(descriptor: Descriptor) -> Descriptor:
-    """Without the annotations of where it comes from: an index's members bring theirs."""
+    """The descriptor without annotations and platform, which members of an index bring along."""
     return replace(descriptor, annotations={}, platform=None)
 
 
 def matching(entries: Iterable[Entry], name: str) -> Iterator[Entry]:
-    """Those that have this name, or (`NAME@DIGEST`) this repository and digest; best first."""
+    """The entries with this name, or (`NAME@DIGEST`) with this repository and digest; the best match first."""
     try:
         wanted = Reference.parse(name)
     except InvalidError:
@@ -132,13 +132,13 @@ def _is_version(entry: Entry, reference: Reference, wanted: Reference) -> bool:
 
 
 def is_start_of(text: str, digests: Iterable[Digest]) -> bool:
-    """Whether `text`, with or without its algorithm, is one of these digests or the start of one: four digits."""
+    """Whether `text`, with or without `sha256:`, is the start of one of the digests: at least four digits."""
     start = text.removeprefix(f"{ALGORITHM}:")
     return len(start) >= _SHORTEST and any(hex_of(digest).startswith(start) for digest in digests)
 
 
 def no_such_image(name: str, entries: Iterable[Entry]) -> NotFoundError:
-    """The error; with names that are similar, if there are."""
+    """The error for an unknown name; it suggests similar names."""
     names = [entry.reference.familiar for entry in entries if entry.reference]
     same_repository = [known for known in names if known.rpartition(":")[0] == name.partition(":")[0]]
     similar = same_repository[:3] or get_close_matches(name, names, 3)

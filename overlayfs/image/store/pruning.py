@@ -1,7 +1,7 @@
-"""What does nothing refer to any more? Removal of images, blobs, layers and remains of crashes from the store.
+"""Which images, blobs and layers are no longer needed, and how are they removed? Leftovers of crashes are removed too.
 
-What a name, a container or a live mount refers to stays, with all that it needs. Of containers and mounts every digest
-that their documents hold counts, so nothing here depends on how those are laid out.
+Everything that a name, a container or a live mount refers to is kept, with all that it needs in turn. In the documents
+of containers and mounts every digest counts as a reference, so this module does not depend on their layout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What was removed, or would be: images by name or digest, counts of the rest, and bytes of disk."""
+    """The images that were (or would be) removed, by name or digest; counts of the rest, and bytes of disk space."""
 
     images: tuple[str, ...] = ()
     blobs: int = 0
@@ -52,11 +52,11 @@ def prune(store: Store, *, unnamed: bool = True, named: bool = False, dry_run: b
 def prune_held(
     store: Store, *, unnamed: bool = True, named: bool = False, leftovers: bool = True, dry_run: bool = False
 ) -> PruneReport:
-    """Remove what nothing refers to; first the images without a name (`unnamed`), or with one (`named`), unless a
-    container or a live mount uses them. `leftovers` are those of interrupted work, and of downloads.
+    """Remove everything that nothing refers to: first images without a name (`unnamed`) or with one (`named`) that no
+    container or live mount uses, then blobs and layers. `leftovers` are those of interrupted work and downloads.
 
-    The caller holds the store alone. Raises ImageError, with nothing removed, where a document that may refer to
-    something cannot be read.
+    The caller holds the store alone. Raises ImageError, with nothing removed, if a document that may hold references
+    cannot be read.
     """
     plan = _plan(store, unnamed, named)
     if not leftovers:
@@ -69,7 +69,7 @@ def prune_held(
 
 
 def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
-    """Remove a name, or all names of the image with that ID; what is gone, in words for people.
+    """Remove a name, or all names of the image with that ID; the removed names, as users write them.
 
     Its bytes stay until `prune`. Raises NotFoundError, and without `force` InUseError where a container or a live
     mount uses it, or its ID has several names.
@@ -105,7 +105,7 @@ def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:
 
 
 def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
-    """What containers and live mounts name, what that needs, and the indexes that it is a member of."""
+    """The digests that containers and live mounts refer to, what these need, and the indexes that contain them."""
     held = {digest for use in store.mounts().values() for digest in (*use.layers, use.image) if digest}
     for container in _listed(store.path / "containers"):
         with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
@@ -120,13 +120,13 @@ def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
 
 
 def _members(store: Store, index: Descriptor) -> set[Digest]:
-    with suppress(ImageError):  # a damaged one is complained of if it is to be kept
+    with suppress(ImageError):  # a damaged index is reported if it is to be kept
         return {member.digest for member in store.load_index(index).manifests}
     return set()
 
 
 def _needs_of(store: Store, entry: Entry) -> set[Digest]:
-    """All that an image needs, and itself. Raises InvalidError, which says what to do, if it is damaged."""
+    """An image and all that it needs. Raises InvalidError, which says what to do, for a damaged image."""
     try:
         return _needs(store, entry.descriptor)
     except ImageError as error:
@@ -146,7 +146,7 @@ def _needs(store: Store, descriptor: Descriptor) -> set[Digest]:
 
 
 def _needs_of_unknown(store: Store, digest: Digest) -> set[Digest]:
-    """As `_needs` if it is a manifest that is here."""
+    """As `_needs`; nothing if the digest is not that of a manifest in the store."""
     with suppress(ImageError, FileNotFoundError):
         size = store.blob_path(digest).stat().st_size
         return _needs(store, Descriptor(OCI_MANIFEST, digest, size))
@@ -154,7 +154,7 @@ def _needs_of_unknown(store: Store, digest: Digest) -> set[Digest]:
 
 
 def _do(store: Store, plan: _Plan) -> int:
-    """Names first: whatever stops this, no name is left without its bytes."""
+    """Remove names first: if this is interrupted, no name is left without its blobs."""
     for entry in plan.images:
         store.forget(entry.descriptor.digest)
     store.sweep_uses()
@@ -173,7 +173,7 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _is_garbage(path: Path, kept: set[Digest]) -> bool:
-    """Only what has a digest for a name is ours to remove."""
+    """Whether a file is unused; files whose names are not digests are left alone."""
     return _HEX.fullmatch(path.name) is not None and Digest(f"{ALGORITHM}:{path.name}") not in kept
 
 

@@ -1,7 +1,7 @@
-"""How are the store's own records written? As JSON whose strings may stand for bytes that are no text.
+"""How are the store's own records encoded? As JSON whose strings may stand for bytes that are not text.
 
-Paths and command lines are bytes that Python shows as strings with lone surrogates (PEP 383). JSON can escape those
-(RFC 8259, section 8.2), which the standard library does and msgspec, which checks the records, does not.
+Paths and command lines are bytes that Python represents as strings with lone surrogates (PEP 383). JSON can escape them
+(RFC 8259, section 8.2). The json module does so; msgspec, which validates the records, does not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What `load` raises for what is no such record."""
+"""The exceptions of `load` for a damaged record."""
 
 
 def dump(record: msgspec.Struct) -> bytes:

@@ -1,8 +1,8 @@
-"""How do equal files of different layers share their bytes? By reflinks where the filesystem has them, else by hard
-links of files that are equal in all that an inode says.
+"""How do equal files of different layers share disk space? By reflinks if the file system has them, else by hard links.
 
-The file indexes tell which files may be equal; as their hash is no cryptographic one, and layers come from strangers,
-bytes are compared before they are shared. Layers in use are left alone by hard linking, which replaces files.
+Hard links are only made between files whose inodes agree in all attributes. The file indexes tell which files may be
+equal; as their hash is not cryptographic and layers come from strangers, the bytes are compared before files are
+shared. Layers in use are not hard-linked, as that replaces their files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .layers import LayerStore
 from .store import Store
 
 SMALLEST: Final = 4096
-"""Bytes; a smaller file has no block to share."""
+"""Bytes: a smaller file has no block to share."""
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FIDEDUPERANGE: Final = 0xC0189436  # ioctl_fideduperange(2)
@@ -34,7 +34,7 @@ _AT_ONCE: Final = 16 << 20  # what every filesystem does in one call
 
 
 class Sharing(Enum):
-    """How bytes are shared."""
+    """The two ways to share disk space."""
 
     REFLINK = "reflink"
     HARD_LINK = "hardlink"
@@ -42,7 +42,7 @@ class Sharing(Enum):
 
 @dataclass(slots=True)
 class Shared:
-    """What was shared: files, and the bytes that they do not take any more."""
+    """The number of shared files, and the bytes of disk space that were freed."""
 
     files: int = 0
     size: int = 0
@@ -61,10 +61,10 @@ class _Place(NamedTuple):
 
 
 def deduplicate(store: Store, sharing: Sharing = Sharing.REFLINK) -> Shared:
-    """Let equal files of all unpacked layers share their bytes.
+    """Make equal files of all unpacked layers share disk space.
 
-    OSError (EOPNOTSUPP) if the filesystem has no reflinks and these are asked for. Hard links are only made outside
-    of layers that are in use now; nobody may mount one meanwhile, so hold the store `alone` for them.
+    Raises OSError (EOPNOTSUPP) if reflinks are requested and the file system has none. Hard links are not made in
+    layers that are in use; no layer may be mounted meanwhile, so the caller holds the store `alone` for them.
     """
     layers, done = LayerStore(store), Shared()
     in_use = store.uses() if sharing is Sharing.HARD_LINK else set()
@@ -78,7 +78,7 @@ def deduplicate(store: Store, sharing: Sharing = Sharing.REFLINK) -> Shared:
 
 
 def _equal(layers: LayerStore, store: Store, sharing: Sharing) -> Iterator[list[_File]]:
-    """Groups of files that are equal as far as the indexes tell."""
+    """Groups of files that are equal according to the indexes."""
     groups: dict[object, list[_File]] = {}
     for path in sorted((store.path / "layers").iterdir()):
         layer = parse_digest(f"sha256:{path.name}")
@@ -97,7 +97,7 @@ def _identity(record: Record, sharing: Sharing) -> object:
 
 
 def _share(store: Store, original: _File, other: _File, sharing: Sharing) -> bool:
-    """False where they share their bytes already, or differ."""
+    """Share the bytes of two files; False if they share them already, or differ."""
     layers = LayerStore(store)
     with ExitStack() as stack:
         source_dir, target_dir = (_parent(stack, layers, file) for file in (original, other))
@@ -127,7 +127,7 @@ def _opened(stack: ExitStack, root: int, path: bytes, flags: int) -> int:
 
 
 def _reflink(source: int, target: int, size: int) -> bool:
-    """The kernel compares the bytes itself; whether all of them are shared now."""
+    """Share by FIDEDUPERANGE, where the kernel compares the bytes; whether all of them are shared now."""
     for offset in range(0, size, _AT_ONCE):
         length = min(_AT_ONCE, size - offset)
         answer = fcntl.ioctl(source, _FIDEDUPERANGE, _RANGE.pack(offset, length, 1, 0, 0, target, offset, 0, 0, 0))
@@ -140,7 +140,7 @@ def _reflink(source: int, target: int, size: int) -> bool:
 
 
 def _replace(source: _Place, target: _Place, staged: Path) -> None:
-    """Put a link to one file in the place of another, at once; the directory's times stay."""
+    """Replace a file by a hard link to another one, atomically; the times of the directory are kept."""
     times = os.fstat(target.fd)
     os.link(source.name, os.fsencode(staged), src_dir_fd=source.fd, follow_symlinks=False)
     try:

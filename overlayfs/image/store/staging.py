@@ -1,6 +1,7 @@
-"""Where is work kept until it is whole? Files and directories in the store's `tmp`, and how trees are removed.
+"""Where are files and directories built before they are published, and how are trees removed?
 
-Everybody who stages holds the store's lock shared; so what is in `tmp` under the exclusive lock was left by a crash.
+In the `tmp` of the store. A process that stages something holds the store's lock shared, so everything in `tmp` under
+the exclusive lock was left by a crash.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from typing import Final
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL: Final = "partial-"
-"""How the names start of downloads that another process may continue; they stay until `prune`."""
+"""The prefix of the names of downloads that another process may continue; they stay until `prune`."""
 
 
 class Staging:
-    """Fresh names in one directory, on the filesystem of what is staged there."""
+    """Hands out unused names in one directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def new_name(self) -> Path:
-        """A path where nothing is, and that nobody else is given."""
+        """A path that does not exist and is given to no other caller."""
         return self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
 
     @contextmanager
     def new_directory(self) -> Iterator[Path]:
-        """A fresh directory, 0700; what is left of it at the end is removed."""
+        """A new directory, 0700; it is removed at the end of the context if it is still there."""
         path = self.new_name()
         path.mkdir(0o700)
         try:
@@ -41,7 +42,7 @@ class Staging:
 
 
 def sync_directory(path: Path) -> None:
-    """Names made and removed in the directory are on the disk when this returns."""
+    """Sync the directory: names made and removed in it survive a crash."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -50,7 +51,7 @@ def sync_directory(path: Path) -> None:
 
 
 def occupied(path: Path) -> int:
-    """The bytes that `remove_tree` would give back, however deep the tree is."""
+    """The bytes that `remove_tree` would free, however deep the tree is."""
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         return found.st_blocks * 512
@@ -77,16 +78,16 @@ def occupied(path: Path) -> int:
 
 
 def _moved(fd: int, name: str) -> int:
-    """A descriptor of the directory `name` instead of that of the one it is in."""
+    """Open the subdirectory `name` and close the descriptor of its parent."""
     there = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
     os.close(fd)
     return there
 
 
 def remove_tree(path: Path) -> int:
-    """Remove a file or directory with all in it, however deep, also where modes forbid; the bytes that it occupied.
+    """Remove a file or a directory tree, however deep, even where modes forbid it; the bytes that it occupied.
 
-    Nothing is done where nothing is. Symlinks are removed, not followed.
+    Does nothing if there is nothing. Symlinks are removed, not followed.
     """
     try:
         fd = os.open(path, _OPEN_DIRECTORY)
@@ -130,7 +131,7 @@ class _Removal:
         return self.size
 
     def _unlink(self, directory: int, name: str) -> bool:
-        """Whether `name` is gone; False for a directory."""
+        """Unlink `name`; False for a directory."""
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             return False
@@ -142,13 +143,13 @@ class _Removal:
         return True
 
     def _take_apart(self, name: str) -> None:
-        """Remove a directory in the top, its own directories being moved up."""
+        """Remove a directory of the top after its subdirectories were moved up into the top."""
         os.chmod(name, 0o700, dir_fd=self._top)
         fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self._top)
         try:
             for inner in os.listdir(fd):
                 if not self._unlink(fd, inner):
-                    os.chmod(inner, 0o700, dir_fd=fd)  # to be moved it must be writable: its `..` changes
+                    os.chmod(inner, 0o700, dir_fd=fd)  # a directory must be writable to be moved, as its `..` changes
                     os.rename(inner, self._new_name(), src_dir_fd=fd, dst_dir_fd=self._top)
         finally:
             os.close(fd)

@@ -1,8 +1,8 @@
-"""Where are a user's images, and how are they found? The store: an OCI image layout, extracted layers, containers.
+"""What is in a user's store, and how are images found in it? An OCI image layout, unpacked layers, and containers.
 
-One process, many threads: everything here may be called from any of them. Several processes: each holds the store's
-lock shared while it has the store open, `prune` holds it alone. A blob, layer or name appears whole or not at all;
-`index.json` is written last, so what has a name is complete.
+All functions may be called from any thread. Each process holds the store's lock shared while it has the store open;
+`prune` holds it alone. Blobs, layers and names are published atomically, and `index.json` is written last, so an image
+that has a name is complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OWN: Final = frozenset({*_DIRECTORIES, "oci-layout", "index.json", "lock", "ind
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One platform's image. `root` is what its name stands for, where that is an index that has it for a member."""
+    """The image of one platform. `root` is the index that the name refers to, if it is not the manifest itself."""
 
     reference: Reference | None
     descriptor: Descriptor
@@ -63,22 +63,22 @@ class Image:
 
     @property
     def digest(self) -> Digest:
-        """What its name stands for in a registry: the digest of its manifest, or of the index."""
+        """The digest that a registry has for its name: that of the manifest, or of the index."""
         return (self.root or self.descriptor).digest
 
     @property
     def name(self) -> str:
-        """How to speak of it to people."""
+        """The name to show to users."""
         return self.reference.familiar if self.reference else self.id
 
     @property
     def size(self) -> int:
-        """Bytes of its configuration and layers, compressed as they are."""
+        """Bytes of its configuration and layers, as compressed in the store."""
         return self.manifest.config.size + sum(layer.size for layer in self.manifest.layers)
 
 
 def default_directory() -> Path:
-    """Where the store of this user is."""
+    """The directory of the current user's store."""
     if os.geteuid() == 0:
         return Path("/var/lib/overlayfs")
     from platformdirs import user_data_path
@@ -87,7 +87,7 @@ def default_directory() -> Path:
 
 
 class Store(Blobs):
-    """One store that is open; `close` (or the end of the `with`) lets others prune it."""
+    """An open store; `close` (or the end of the `with`) allows others to prune it."""
 
     def __init__(self, path: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path, self.limits = path, limits
@@ -99,10 +99,10 @@ class Store(Blobs):
 
     @classmethod
     def open(cls, directory: Path | None = None) -> Self:
-        """The store in `directory` (None: the user's own), made if it is not there: 0700, for one user.
+        """Open the store in `directory` (None: the user's own); it is made if missing, with mode 0700.
 
-        InvalidError for a directory that is another's or holds other things, and for a bad OVERLAYFS_LAYER_LIMIT. Waits
-        while the store is pruned. A child that is forked without exec must close it too.
+        InvalidError for a directory of another user or with other contents, and for a bad OVERLAYFS_LAYER_LIMIT. Waits
+        while the store is pruned. A child that is forked without exec must close the store too.
         """
         limits = limits_of_environment()
         path = (directory or default_directory()).absolute()
@@ -130,33 +130,33 @@ class Store(Blobs):
         self.close()
 
     def alone(self, patience_s: float = 10.0) -> AbstractContextManager[None]:
-        """Nobody else works in the store meanwhile; InUseError if others still do after `patience_s`."""
+        """Hold the store alone in the context; InUseError if others still work in it after `patience_s`."""
         return self._lock.alone(patience_s)
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A fresh directory on the store's filesystem; what is left of it at the end is removed."""
+        """A new directory on the file system of the store; removed at the end of the context if it is still there."""
         return self.stage.new_directory()
 
     # images
 
     def entries(self) -> list[Entry]:
-        """What the store has, unread: names and descriptors, also of images that are damaged."""
+        """Names and descriptors of all images, damaged ones included, as the images are not read."""
         return self._layout.entries()
 
     def images(self) -> list[Image]:
-        """Every image, named or not; of an index that for this machine. Raises ImageError if one is damaged."""
+        """All images, named or not; for an index the image of this machine. Raises ImageError if one is damaged."""
         return [self.load_image(entry.descriptor, entry.reference) for entry in self.entries()]
 
     def find(self, name: str) -> Image:
-        """By name, or by (the start of) its ID or its manifest's digest.
+        """Find an image by name, or by (the start of) its ID or the digest of its manifest.
 
-        NotFoundError names what is similar; InvalidError where an ID's start is that of several images.
+        NotFoundError suggests similar names; InvalidError if several images have IDs with this start.
         """
         entry = self.find_entry(name)
         return self.load_image(entry.descriptor, entry.reference)
 
     def find_entry(self, name: str) -> Entry:
-        """As `find`, but of the image nothing needs to be readable."""
+        """As `find`, for an image that may be damaged."""
         entries = self.entries()
         for entry in matching(entries, name):
             return entry
@@ -167,13 +167,13 @@ class Store(Blobs):
                 found.setdefault(digests[0], entry)
         if len(found) > 1:
             listed = ", ".join(sorted(str(entry.reference or entry.descriptor.digest) for entry in found.values()))
-            raise InvalidError(f"{name} is the start of several images' IDs: {listed}")
+            raise InvalidError(f"{name} matches the IDs of several images: {listed}")
         for entry in found.values():
             return entry
         raise no_such_image(name, entries)
 
     def _digests(self, entry: Entry) -> list[Digest]:
-        """What an image is known by: its ID, if it can be read, its manifest's digest, and its index's."""
+        """The digests that identify an image: its ID (if it is readable), those of its manifest and of its index."""
         try:
             image = self.load_image(entry.descriptor, entry.reference)
         except ImageError:
@@ -183,7 +183,7 @@ class Store(Blobs):
     def load_image(
         self, descriptor: Descriptor, reference: Reference | None = None, platform: Platform | None = None
     ) -> Image:
-        """Read an image of the store; of an index that for `platform` (None: this machine, or else what is there)."""
+        """Read an image; from an index the one for `platform` (None: that of this machine, or else any)."""
         if descriptor.media_type in INDEX_TYPES:
             member = self._member(descriptor, platform)
             return _member_of(bare(descriptor), self.load_image(member, reference, platform))
@@ -194,7 +194,7 @@ class Store(Blobs):
         return Image(reference, bare(descriptor), manifest, config)
 
     def load_by_manifest(self, digest: Digest) -> Image:
-        """An image that is here, whether it still has a name or not. Raises NotFoundError."""
+        """Read an image by the digest of its manifest, whether it has a name or not. Raises NotFoundError."""
         try:
             size = self.blob_path(digest).stat().st_size
         except FileNotFoundError:
@@ -211,7 +211,7 @@ class Store(Blobs):
         return parse(self.read_blob(descriptor), Index, f"the index {descriptor.digest}")
 
     def _member(self, descriptor: Descriptor, platform: Platform | None) -> Descriptor:
-        """The manifest of an index to use; an index within an index is not followed."""
+        """The member of an index to use; nested indexes are not followed."""
         manifests = [member for member in self.load_index(descriptor).manifests if names_image(member)]
         try:
             return choose(manifests, platform, lambda member: self.has_blob(member.digest))
@@ -224,7 +224,7 @@ class Store(Blobs):
     # names
 
     def put_image(self, manifest: Manifest, config: ImageConfig, reference: Reference | None) -> Image:
-        """Keep a new image whose layers are there: its configuration, its manifest, and last its name.
+        """Keep a new image whose layers are in the store: its configuration, its manifest, and last its name.
 
         `manifest.config` and the media types are set here.
         """
@@ -235,27 +235,27 @@ class Store(Blobs):
         return self.load_image(descriptor, reference)
 
     def tag(self, descriptor: Descriptor, reference: Reference) -> None:
-        """Give an image that is there a name, at once; who had the name stays, without one."""
+        """Give an image of the store a name, atomically; the image that had the name is kept without it."""
         self.keep(descriptor, reference)
 
     def keep(self, descriptor: Descriptor, reference: Reference | None) -> None:
-        """As `tag`; None keeps the image without a name, if it has none yet. Raises as `check_complete`.
+        """As `tag`; None keeps an image without a name, unless it has one already. Raises as `check_complete`.
 
-        Of the same image by another manifest (with layers compressed otherwise) no line without a name is left.
+        Unnamed entries of the same image by another manifest (its layers compressed otherwise) are dropped.
         """
         self.check_complete(descriptor)
         new = Entry(reference, bare(descriptor))
         self._layout.edit(lambda entries: _with(entries, new, self._same_image(entries, new)))
 
     def _same_image(self, entries: list[Entry], new: Entry) -> set[Digest]:
-        """What has the same ID among the manifests that `new` may replace: so the same layers, however packed."""
+        """The manifests that `new` may replace and that have the same ID: the same layers, compressed otherwise."""
         identity = self.load_image(new.descriptor).id
         concerned = [entry for entry in entries if new.reference is None or entry.reference in (None, new.reference)]
         same = {entry.descriptor.digest for entry in concerned if self._whole_id(entry.descriptor) == identity}
         return same | {new.descriptor.digest}
 
     def _whole_id(self, descriptor: Descriptor) -> Digest | None:
-        """The ID of an image of one manifest, if all of it is here; an index is more than its image."""
+        """The ID of an image of one manifest, if it is complete; None for an index."""
         if descriptor.media_type not in MANIFEST_TYPES:
             return None
         try:
@@ -265,7 +265,7 @@ class Store(Blobs):
             return None
 
     def untag(self, reference: Reference) -> None:
-        """Remove a name, and with its last name an image; its bytes stay until `prune`. Raises NotFoundError."""
+        """Remove a name, and with its last name the image; its blobs stay until `prune`. Raises NotFoundError."""
 
         def without(entries: list[Entry]) -> list[Entry]:
             if all(entry.reference != reference for entry in entries):
@@ -275,11 +275,11 @@ class Store(Blobs):
         self._layout.edit(without)
 
     def forget(self, digest: Digest) -> None:
-        """Remove all names of the manifest or index `digest`; its bytes stay until `prune`."""
+        """Remove all entries of the manifest or index `digest`; its blobs stay until `prune`."""
         self._layout.edit(lambda entries: [entry for entry in entries if entry.descriptor.digest != digest])
 
     def check_complete(self, descriptor: Descriptor) -> None:
-        """Raises NotFoundError if a blob of the image is not there; of an index, one of its images must be whole."""
+        """Raises NotFoundError if a blob of the image is missing; of an index one image must be complete."""
         if descriptor.media_type in INDEX_TYPES:
             descriptor = self._member(descriptor, None)
         manifest = self.load_manifest(descriptor)
@@ -290,14 +290,14 @@ class Store(Blobs):
     # use
 
     def record_mount(self, use: Use) -> str:
-        """Keep what `use` names from being pruned for as long as its process lives; the record's name.
+        """Protect everything that `use` refers to from pruning while its process lives; the name of the record.
 
         The store must have been open since before the layers were looked up.
         """
         return self._uses.record(use)
 
     def mounts(self) -> dict[str, Use]:
-        """What live processes use of the store, by the names of the records."""
+        """The uses of live processes, by the names of their records."""
         return self._uses.listed()
 
     def uses(self) -> set[Digest]:
@@ -305,7 +305,7 @@ class Store(Blobs):
         return {key for use in self.mounts().values() for key in use.layers}
 
     def forget_mount(self, name: str) -> None:
-        """Remove a record; one whose process has ended needs no removal."""
+        """Remove a record; `prune` removes records of ended processes."""
         self._uses.remove(name)
 
     def sweep_uses(self) -> None:
@@ -315,7 +315,7 @@ class Store(Blobs):
     # removal
 
     def sweep(self) -> None:
-        """Remove what interrupted work left, if nobody else is at work; downloads to be continued stay."""
+        """Remove the leftovers of interrupted work, if nobody else works in the store; partial downloads stay."""
         left = [path for path in (self.path / "tmp").iterdir() if not path.name.startswith(PARTIAL)]
         if left:
             with suppress(InUseError), self.alone(patience_s=0):
@@ -328,7 +328,7 @@ def _member_of(root: Descriptor, image: Image) -> Image:
 
 
 def _check_is_ours(path: Path) -> None:
-    """Nobody else may have a say in what is run from here: InvalidError. The directory's mode becomes 0700."""
+    """Raises InvalidError for a directory that others own or that is not a store. Sets the mode to 0700."""
     found = path.stat()
     if found.st_uid != os.geteuid():
         raise InvalidError(
@@ -342,9 +342,9 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _with(entries: list[Entry], new: Entry, same: set[Digest]) -> list[Entry]:
-    """The entries with the new one: it takes the name from who had it, and the place of itself without a name.
+    """The entries with the new one, which takes its name from another entry and replaces unnamed ones of its own.
 
-    `same` are the digests by which the new image may be there already.
+    `same` are the digests under which the new image may be listed already.
     """
     if new.reference is None:
         return entries if any(entry.descriptor.digest in same for entry in entries) else [*entries, new]

@@ -1,7 +1,7 @@
-"""What is in use now? Records of mounts and running programs, which keep layers and images from being pruned.
+"""What is in use now? Records of mounts and running programs, which protect layers and images from being pruned.
 
-A record is written while the store's lock is held, and is good for as long as its process lives: nobody needs to
-remove it, `prune` does when the process has ended.
+A record is written while the store's lock is held, and is valid while its process lives. Nobody needs to remove it:
+`prune` does so after the process has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
 class Process(Struct, frozen=True):
-    """One process, told apart from a later one of the same number: proc(5), `starttime` in /proc/pid/stat."""
+    """A process, identified by pid and start time (proc(5), `starttime` in /proc/pid/stat), as pids are reused."""
 
     pid: int
     started: int
@@ -32,11 +32,11 @@ class Process(Struct, frozen=True):
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """A process that lives in our pid namespace. Raises ProcessLookupError or FileNotFoundError."""
+        """The live process `pid` of this pid namespace. Raises ProcessLookupError or FileNotFoundError."""
         return cls(pid, _start_time(pid), _boot(), _pid_namespace())
 
     def is_alive(self) -> bool:
-        """Whether it may be; of another pid namespace that cannot be told, and counts as alive until the next boot."""
+        """Whether the process may be alive; one of another pid namespace counts as alive until the next boot."""
         if self.boot != _boot():
             return False
         if self.pid_namespace != _pid_namespace():
@@ -48,7 +48,7 @@ class Process(Struct, frozen=True):
 
 
 class Use(Struct, frozen=True, omit_defaults=True):
-    """Something of the store that a process uses: the keys of layers, a mountpoint, a container's name."""
+    """What a process uses of the store: keys of layers, an image, a mountpoint, the name of a container."""
 
     process: Process
     layers: list[Digest]
@@ -65,7 +65,7 @@ class Uses:
         self._staging = staging
 
     def record(self, use: Use) -> str:
-        """Keep a record; its name. The store must be open (its lock held) since before what it names was looked up."""
+        """Keep a record; its name. The store must have been open since before the layers were looked up."""
         name = secrets.token_hex(8)
         staged = self._staging.new_name()
         staged.write_bytes(records.dump(use))
@@ -76,12 +76,12 @@ class Uses:
         (self._directory / f"{name}.json").unlink(missing_ok=True)
 
     def listed(self) -> dict[str, Use]:
-        """The records of processes that live, by name. Raises InvalidError for one that cannot be read."""
+        """The records of live processes, by name. Raises InvalidError for an unreadable record."""
         uses = {path.stem: _read(path) for path in self._directory.glob("*.json")}
         return {name: use for name, use in uses.items() if use is not None and use.process.is_alive()}
 
     def sweep(self) -> int:
-        """Remove the records of processes that have ended; how many. Only while the store's lock is held alone."""
+        """Remove the records of ended processes; how many. Only while the store is held alone."""
         alive = self.listed()
         dead = [path for path in self._directory.glob("*.json") if path.stem not in alive]
         for path in dead:
@@ -90,7 +90,7 @@ class Uses:
 
 
 def _read(path: Path) -> Use | None:
-    """None for a record that is gone, or empty: a crash of the machine came before its bytes were on the disk."""
+    """None for a record that is gone, or empty because the machine crashed before it was written to disk."""
     try:
         data = path.read_bytes()
         return records.load(data, Use) if data else None
@@ -101,7 +101,7 @@ def _read(path: Path) -> Use | None:
 
 
 def digests_in(document: bytes) -> set[Digest]:
-    """Every digest that a document names, whatever its members are called."""
+    """Every digest in a document, whatever its members are called."""
     return {Digest(found) for found in _DIGEST.findall(document.decode("utf-8", "replace"))}
 
 

@@ -1,5 +1,6 @@
-"""Is all in the store what it is said to be? Blobs against their digests, images against their parts, layers against
-their indexes; and what to do about what is not.
+"""Which parts of the store are damaged, and how is the damage removed?
+
+Blobs are compared with their digests, images with the list of their parts, unpacked layers with their file indexes.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from .store import Image, Store
 
 _OCTETS: Final = "application/octet-stream"
 _MOST_FINDINGS: Final = 20
-"""Of one layer: whoever sees so many wants it unpacked again."""
+"""Lines shown for one layer; a layer with more should simply be unpacked again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something damaged: what it is, and what is wrong with it. `path` is what to remove, if that mends it: what is
-    removed can be loaded, pulled or unpacked again."""
+    """A damaged object and its fault. `path` is the file to remove if that mends it: the object can then be loaded,
+    pulled or unpacked again."""
 
     what: str
     problem: str
@@ -37,7 +38,7 @@ class Finding:
 
 
 def verify(store: Store, names: Sequence[str] = (), progress: Progress = NO_PROGRESS) -> list[Finding]:
-    """Read everything, or all of the images `names`; what is damaged. Raises NotFoundError for a name."""
+    """Read everything, or all of the images `names`; the damage. Raises NotFoundError for an unknown name."""
     entries = [store.find_entry(name) for name in names] or store.entries()
     findings = [finding for entry in entries for finding in _incomplete(store, entry)]
     blobs, keys = _digests(store.path / "blobs" / ALGORITHM), _digests(store.path / "layers")
@@ -49,7 +50,7 @@ def verify(store: Store, names: Sequence[str] = (), progress: Progress = NO_PROG
 
 
 def mend(store: Store, findings: Iterable[Finding]) -> list[Finding]:
-    """Remove what is damaged and can be had again; those that are mended so. Layers in use stay as they are.
+    """Remove damaged objects that can be fetched again; the findings mended so. Layers in use are left alone.
 
     The caller has held the store alone since before the `findings` were made.
     """
@@ -74,7 +75,7 @@ def _keys(image: Image) -> list[Digest]:
 
 
 def _digests(directory: Path) -> set[Digest]:
-    """What a directory has under its digest; other names are nobody's."""
+    """The files of a directory whose names are digests."""
     found = set()
     for name in os.listdir(directory):
         try:
@@ -85,7 +86,7 @@ def _digests(directory: Path) -> set[Digest]:
 
 
 def _incomplete(store: Store, entry: Entry) -> list[Finding]:
-    """What hinders an image from being read at all."""
+    """Why an image cannot be read at all."""
     name = entry.reference.familiar if entry.reference else entry.descriptor.digest
     try:
         if entry.descriptor.media_type in INDEX_TYPES:
@@ -98,7 +99,7 @@ def _incomplete(store: Store, entry: Entry) -> list[Finding]:
 
 
 def _damaged_blobs(store: Store, digests: Iterable[Digest], progress: Progress) -> list[Finding]:
-    """Blobs whose bytes are not those of their digest, read by several threads."""
+    """Blobs that do not match their digest, read by several threads."""
     present = [digest for digest in sorted(digests) if store.has_blob(digest)]
     sizes = {digest: store.blob_path(digest).stat().st_size for digest in present}
     task = progress.begin("verify blobs", sum(sizes.values()))

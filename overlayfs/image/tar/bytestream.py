@@ -1,4 +1,4 @@
-"""A stream that comes in pieces of any size, read in pieces of the size that is needed. Copies only small ones."""
+"""How is a stream of chunks of any size read in pieces as a parser needs them? Only small pieces are copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 
 class ByteStream:
-    """Not thread-safe. The pieces are read once each, and not used after the next has been asked for."""
+    """Not thread-safe. Each chunk is read once, and not used after the next chunk was requested."""
 
     def __init__(self, chunks: Iterable[bytes | memoryview]) -> None:
         self._chunks: Iterator[bytes | memoryview] = iter(chunks)

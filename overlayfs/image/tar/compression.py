@@ -1,7 +1,7 @@
-"""How is a layer compressed, and how are its bytes read and written as fast as may be?
+"""How are compressed layers read and written?
 
-Tells the compression by its magic, as a media type may lie. Streams are read and written by one thread each; the
-libraries release the GIL, so that several run at once.
+The compression is detected by its magic number, as media types may be wrong. One thread reads or writes a stream; the
+libraries release the GIL, so several streams run in parallel.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DEFAULT_LEVELS: Final = {"gzip": 2, "zstd": 3}
 
 
 class Source(Protocol):
-    """What bytes are read from: a file, a socket, a blob. b"" at the end."""
+    """A readable stream of bytes: a file, a socket, a blob. `read` returns b"" at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Sink(Protocol):
-    """What bytes are written to."""
+    """A writable stream of bytes."""
 
     def write(self, data: bytes, /) -> object: ...
 
@@ -45,7 +45,7 @@ class _Decoder(Protocol):
 
 
 class _Counted:
-    """A source that counts what was read from it, after bytes that were read ahead."""
+    """A source that yields bytes which were read ahead and then `raw`, and counts the bytes read from it."""
 
     def __init__(self, raw: Source) -> None:
         self._raw = raw
@@ -70,7 +70,7 @@ class _Counted:
 
 
 class _Zstd:
-    """Zstandard, whose own reader takes a stream that was cut short for a complete one."""
+    """Zstandard. The library takes a truncated stream for a complete one, so the frames are followed here."""
 
     def __init__(self, raw: _Counted, limits: Limits) -> None:
         self._raw, self._frames = raw, FrameWalker()
@@ -94,9 +94,9 @@ class _Zstd:
 
 
 class Decompressed:
-    """The bytes that a stream decompresses to. Raises InvalidError where it is damaged or cut short, LimitError where
-    there are too many. `compression` is gzip, zstd or None; `consumed` counts the compressed bytes. Does not close its
-    source."""
+    """The decompressed bytes of a stream. InvalidError: it is damaged or truncated; LimitError: it is too long.
+
+    `compression` is gzip, zstd or None; `consumed` counts the compressed bytes. The source stays open."""
 
     def __init__(self, raw: Source, limits: Limits = DEFAULT_LIMITS, what: str = "the archive") -> None:
         self._raw = _Counted(raw)
@@ -149,7 +149,7 @@ class Decompressed:
 
 
 def open_decompressed(raw: Source, limits: Limits = DEFAULT_LIMITS, what: str = "the archive") -> Decompressed:
-    """Read `raw`, gzip, zstd (members and frames may follow each other) or plain; `what` names it in errors."""
+    """Read `raw`: gzip, zstd (both may have several members or frames) or plain. `what` names it in errors."""
     return Decompressed(raw, limits, what)
 
 
@@ -159,8 +159,8 @@ class _Encoder(Protocol):
 
 
 class Compressed:
-    """Compresses what is written to it into `out`, the same bytes for the same data. `close` ends the stream and does
-    not close `out`; leaving the context by an exception does not end it."""
+    """Compresses the data written to it into `out`, deterministically. `close` ends the stream and leaves `out` open.
+    Where an exception leaves the context, the stream stays unfinished."""
 
     def __init__(self, out: Sink, kind: str | None, level: int | None = None) -> None:
         self._out = out
@@ -190,7 +190,7 @@ def _encoder(kind: str | None, level: int | None) -> _Encoder | None:
     if kind is None:
         return None
     if kind not in DEFAULT_LEVELS:
-        raise InvalidError(f"no compression is called {kind!r}; use gzip or zstd")
+        raise InvalidError(f"unknown compression {kind!r}; use gzip or zstd")
     level = DEFAULT_LEVELS[kind] if level is None else level
     if kind == "gzip":
         return isal_zlib.compressobj(level, isal_zlib.DEFLATED, _WITH_GZIP_HEADER)
@@ -198,5 +198,5 @@ def _encoder(kind: str | None, level: int | None) -> _Encoder | None:
 
 
 def open_compressed(out: Sink, kind: str | None, level: int | None = None) -> Compressed:
-    """A writer into `out`; `kind` is gzip, zstd or None (as it is)."""
+    """A writer into `out`; `kind` is gzip, zstd or None (uncompressed)."""
     return Compressed(out, kind, level)

@@ -1,7 +1,7 @@
-"""How do bytes get into a file and out of it, when much of it may be holes? Holes and blocks of zeros take no disk.
+"""How is the data of a file copied when much of it may be holes? Holes and blocks of zeros take no disk space.
 
-A hole is read as zeros and a block of zeros is left as a hole, so that a layer which says a sparse file in full, as
-most tools write it, takes no more disk than the file it was made of.
+Holes are read as zeros and blocks of zeros are written as holes. A layer that spells out a sparse file in full, as most
+tools write it, therefore takes no more disk space than the original file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .reader import Entry
 from .tally import Room
 
 CHUNK: Final = 1 << 20
-_BLOCK: Final = 4096  # looked at as a whole: the blocks of most filesystems
+_BLOCK: Final = 4096  # compared as a whole: the block size of most file systems
 _SMALLEST_HOLE: Final = 512  # where a piece ends within a block
 _ZEROS: Final = bytes(CHUNK)
 _EMPTY: Final = xxhash.xxh3_128_digest(b"")
 
 
 class SparseWriter:
-    """Appends to the empty file `fd`, blocks of zeros as holes; `room` is told of what takes disk, before it does."""
+    """Appends to the empty file `fd`, writing blocks of zeros as holes. `room` counts disk space before it is taken."""
 
     def __init__(self, fd: int, room: Room, member: bytes) -> None:
         self._fd, self._room, self._member = fd, room, member
@@ -44,7 +44,7 @@ class SparseWriter:
         self._position += size
 
     def finish(self) -> None:
-        """Give the file its size, where it ends with a hole."""
+        """Set the size of a file that ends with a hole."""
         if self._written < self._position:
             os.ftruncate(self._fd, self._position)
 
@@ -58,7 +58,7 @@ class SparseWriter:
 
 
 def _data_runs(piece: memoryview, position: int) -> Iterator[tuple[int, int]]:
-    """The parts of a piece, which belongs at `position` of a file, that are not blocks of zeros: (start, end)."""
+    """The parts (start, end) of a piece that are not blocks of zeros; `position` is its offset in the file."""
     start = at = 0
     while at < len(piece):
         end = min(at + _BLOCK - (position + at) % _BLOCK, len(piece))
@@ -72,13 +72,13 @@ def _data_runs(piece: memoryview, position: int) -> Iterator[tuple[int, int]]:
 
 
 def size_on_disk(piece: bytes | memoryview, position: int) -> int:
-    """How many bytes of a piece, which belongs at `position` of a file, a `SparseWriter` writes at most."""
+    """The most bytes that a `SparseWriter` writes for a piece at offset `position` of a file."""
     piece = memoryview(piece)
     return len(piece) if len(piece) < _BLOCK else sum(end - start for start, end in _data_runs(piece, position))
 
 
 def _is_zero(block: memoryview) -> bool:
-    return _ZEROS.startswith(block)  # compares as memcmp does, without a copy
+    return _ZEROS.startswith(block)  # compares by memcmp, without a copy
 
 
 def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) -> bytes:
@@ -91,7 +91,7 @@ def write_data(fd: int, entry: Entry, data: Iterable[memoryview], room: Room) ->
 
 
 def measure_data(entry: Entry, data: Iterable[memoryview], room: Room) -> None:
-    """Tell `room` of what `write_data` would write."""
+    """Count in `room` the bytes that `write_data` would write."""
     for offset, piece in _placed(entry.sparse or ((0, entry.size),), data):
         room.take(size_on_disk(piece, offset), entry.path)
 
@@ -119,7 +119,7 @@ def _write_sparse(fd: int, entry: Entry, data: Iterable[memoryview], room: Room)
 def write_hashed(
     fd: int, entry: Entry, data: Iterable[memoryview], room: Room, update: Callable[[memoryview], None]
 ) -> None:
-    """As `write_data`, with another hash: `update` is given all of the content."""
+    """As `write_data`, with the hash of the caller: `update` gets all of the content."""
     writer, position = SparseWriter(fd, room, entry.path), 0
     for offset, piece in _placed(((0, entry.size),) if entry.sparse is None else entry.sparse, data):
         _hash_hole(update, offset - position)
@@ -153,14 +153,14 @@ def _hash_hole(update: Callable[[memoryview], None], size: int) -> None:
 
 
 class Piece(NamedTuple):
-    """Consecutive bytes of a file; those of a hole were not read."""
+    """Consecutive bytes of a file; the bytes of a hole are not read from the disk."""
 
     data: bytes | memoryview
     is_hole: bool = False
 
 
 def pieces(fd: int, st: os.stat_result) -> Iterator[Piece]:
-    """The bytes of a file, as many as it had at `st`. An empty piece says that it is shorter than it was."""
+    """The bytes of a file up to the size in `st`. An empty piece means that the file has become shorter."""
     size, position = st.st_size, 0
     has_holes = st.st_blocks * 512 < size
     while position < size:

@@ -1,4 +1,4 @@
-"""What do the 512 bytes of a tar header say? ustar, GNU and V7; raises ValueError with what is wrong."""
+"""What do the 512 bytes of a tar header say? ustar, GNU and V7 headers. Raises ValueError with the fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BASE_256: Final = 0x80
 
 
 class Header(Struct, frozen=True):
-    """The fields of a header as they stand there; `block` is all of it, for formats with more."""
+    """The decoded fields of a header; `block` is the raw header, for formats with further fields."""
 
     name: bytes
     mode: int
@@ -53,7 +53,7 @@ def parse_header(block: bytes) -> Header:
 
 
 def _check_sum(block: bytes, expected: int) -> None:
-    """The sum of all bytes, the sum's own counted as blanks; old writers took the bytes as signed."""
+    """The sum of all bytes, with the checksum field as blanks; old writers summed signed bytes."""
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
     if unsigned != expected:
         signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])

@@ -1,7 +1,7 @@
 """What does a pax extended header say?
 
-POSIX.1-2017, pax, "pax Extended Header"; SCHILY.xattr as star(5) has it, LIBARCHIVE.xattr as libarchive writes it, GNU
-sparse formats 0.0 and 0.1. Knows nothing of the tar around it; raises ValueError with what is wrong.
+POSIX.1-2017, pax, "pax Extended Header"; SCHILY.xattr as in star(5), LIBARCHIVE.xattr as libarchive writes it, GNU
+sparse formats 0.0 and 0.1. Raises ValueError with the fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIME: Final = re.compile(rb"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 
 @dataclass(slots=True)
 class Records:
-    """The records of a header, the last one of each name; an empty value takes a record back.
+    """The records of a header. The last record of a name counts; an empty value removes the record.
 
     `extents` are the values of GNU.sparse.offset and .numbytes, in turn: in format 0.0 these repeat.
     """
@@ -98,7 +98,7 @@ def number(text: bytes) -> int:
 
 
 def time_ns(text: bytes) -> int:
-    """Seconds since the epoch with a fraction, of which nine digits count; however far from it, but nothing else."""
+    """Decimal seconds since the epoch in ns: nine digits of the fraction count, the range is not limited."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"malformed time {text[:40].decode('ascii', 'backslashreplace')!r}")

@@ -1,9 +1,9 @@
-"""What is a member of a tar, and how is a layer's tar read?
+"""What are the members of the tar of a layer?
 
-One pass over a stream that may come in pieces of any size, without seeking and without holding a file whole. Reads
-what is met in layers: ustar, pax (POSIX.1-2017, pax, "ustar Interchange Format"), GNU (`tar` manual, "Basic Tar
-Format") and V7 headers. Where readers differ Go's archive/tar is followed, which the other tools of this field are
-built on, so that all see the same members. Paths come out clean: nothing here touches a filesystem.
+One pass over a stream of chunks of any size, without seeking and without holding a file in memory. Reads the formats
+that occur in layers: ustar, pax (POSIX.1-2017, pax, "ustar Interchange Format"), GNU (`tar` manual, "Basic Tar Format")
+and V7 headers. Where readers differ, this one agrees with Go's archive/tar, on which most container tools are built, so
+that all see the same members. Paths are normalised; nothing here touches a filesystem.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ class Entry(Struct, frozen=True):
 
 
 class TarReader:
-    """The members of a tar: iterate, and read each file's data before going on (or leave it).
+    """The members of a tar. Iterate over them; the data of a file can be read until the next member is requested.
 
-    Raises InvalidError, which names the member, for all that is malformed or leads out of the tree, LimitError for
-    what exceeds a limit. An end without the end marker is one, as other readers think too.
+    Raises InvalidError, which names the member, for malformed members and paths that lead out of the tree, LimitError
+    where a limit is exceeded. A stream may end without the end marker, as other readers accept that too.
     """
 
     def __init__(
         self, chunks: Iterable[bytes | memoryview], limits: Limits = DEFAULT_LIMITS, what: str = "the layer"
     ) -> None:
-        """`chunks` are consecutive pieces of the stream; one is not used after the next has been asked for."""
+        """`chunks` are consecutive pieces of the stream; a chunk is not used after the next was requested."""
         self._stream = ByteStream(chunks)
         self._limits, self._what = limits, what
         self._member = b""
         self._data = 0  # bytes of the member's data that have not been read
         self._padding = 0
-        self._has_begun = False  # with a good header
+        self._has_begun = False  # a header with a valid checksum was read
         self._tally = Tally(limits, what)
 
     @classmethod
@@ -88,7 +88,7 @@ class TarReader:
             yield entry
 
     def read_data(self) -> Iterator[memoryview]:
-        """The data of the member, without holes, in pieces that are valid until the next is asked for."""
+        """The data of the member, without holes, in pieces that are valid until the next piece is requested."""
         while self._data:
             piece = self._stream.piece(self._data)
             if not piece:
@@ -97,7 +97,7 @@ class TarReader:
             yield piece
 
     def drain(self) -> None:
-        """Read what follows the end marker, so that whoever hashes the stream sees all of it."""
+        """Read the bytes after the end marker, so that the hash of the stream covers all of it."""
         self._stream.drain()
 
     def _next(self) -> Entry | None:
@@ -114,7 +114,7 @@ class TarReader:
             data = self._whole_data(header.size)
             if header.flag == b"x":
                 records = pax.parse(data)
-            elif header.flag != b"g":  # a global header is passed over, as in all tools of this field
+            elif header.flag != b"g":  # global headers are ignored, as by all container tools
                 long_names[pax.PATH if header.flag == b"L" else pax.LINK_PATH] = data.partition(b"\0")[0]
         raise self._error("too many extended headers follow each other")
 
@@ -210,7 +210,7 @@ class TarReader:
         return self._stream.take(BLOCK)
 
     def _path(self, raw: bytes) -> bytes:
-        """The path without what means nothing; `..` is refused, as nobody writes it for a good reason."""
+        """The path without empty and `.` components; `..` is refused, as no tool has a good reason to write it."""
         parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
             raise self._error("its path leads out of the layer")
@@ -223,7 +223,7 @@ class TarReader:
         return path
 
     def _check_names(self, raw: bytes, parts: list[bytes]) -> None:
-        """Names may be full; a whiteout's stands after its prefix, and becomes the name without it."""
+        """Raises LimitError for a long name; the prefix of a whiteout does not count."""
         *parents, last = parts
         for name in (*parents, last.removeprefix(WHITEOUT_PREFIX)):
             if len(name) > self._limits.name_length:

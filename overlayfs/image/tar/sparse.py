@@ -1,6 +1,6 @@
-"""Where in a sparse file does its data go? The maps of GNU tar: the old format, and pax formats 0.0, 0.1 and 1.0.
+"""Where in a sparse file does its data belong? The maps of GNU tar: the old format, and pax formats 0.0, 0.1 and 1.0.
 
-`tar` manual, "Storing Sparse Files". Raises ValueError with what is wrong.
+`tar` manual, "Storing Sparse Files". Raises ValueError with the fault.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def leading_map(take: Callable[[], bytes], limit: int) -> list[int]:
 
 
 def checked(numbers: Sequence[int], size: int, stored: int, limit: int) -> Extents:
-    """The extents that hold data: in order, apart from each other, within the file, and as much as is stored."""
+    """The extents that hold data, checked: in order, disjoint, within the file, and matching the stored size."""
     if len(numbers) % 2 or len(numbers) > 2 * limit:
         raise ValueError("the sparse map is too long" if len(numbers) > 2 * limit else "malformed sparse map")
     extents = tuple(zip(numbers[::2], numbers[1::2], strict=True))

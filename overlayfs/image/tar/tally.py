@@ -1,6 +1,6 @@
-"""How much does a layer or archive ask for, and is it there? Whoever reads or writes one counts here, before the work.
+"""Does a layer or archive stay within the limits, and is there disk space for it? Everything is counted beforehand.
 
-Readers and writers count by the same rules, so that no layer is written that would be refused when it is read.
+Readers and writers count by the same rules, so no layer is written that a reader would refuse.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from ..oci.errors import LimitError, named
 from ..oci.limits import VARIABLE, Limits
 
 _LOOK_EVERY: Final = 64 << 20
-_KEPT_FREE: Final = 256 << 20  # four layers are unpacked at once, each of which writes so much between two looks
-_KEPT_FREE_PART: Final = 16  # of a small disk this part
+_KEPT_FREE: Final = 256 << 20  # four layers are unpacked at once; each writes this much between two checks
+_KEPT_FREE_PART: Final = 16  # the part of a small disk to leave free
 
 
 class Tally:
-    """The members of one tar, and their bytes with holes and zeros."""
+    """Counts the members of one tar, and their bytes including holes and zeros."""
 
     def __init__(self, limits: Limits, what: str) -> None:
         self._limits, self._what = limits, what
         self._members = self._size = 0
 
     def add(self, member: bytes, size: int) -> None:
-        """Count a member, whose name is for the error's line. Raises LimitError."""
+        """Count a member; its name is for the error message. Raises LimitError."""
         self._members += 1
         self._size += size
         if self._members > self._limits.members:
@@ -39,14 +39,14 @@ class Tally:
 
 
 class Room:
-    """The bytes of data in one layer or archive; where its `directory` is known, also the space on that disk."""
+    """Counts the data bytes of one layer or archive; with `directory` also checks the free space of that disk."""
 
     def __init__(self, limits: Limits, what: str, directory: int | None = None) -> None:
         self._limit, self._what, self._directory = limits.disk_size, what, directory
         self._taken, self._next_look = 0, _LOOK_EVERY
 
     def take(self, size: int, member: bytes) -> None:
-        """Count bytes that are going to be written. Raises LimitError."""
+        """Count bytes before they are written. Raises LimitError."""
         self._taken += size
         if self._taken > self._limit:
             raise LimitError(
@@ -58,7 +58,7 @@ class Room:
             self._check_disk(member)
 
     def _check_disk(self, member: bytes) -> None:
-        """A bomb within the limit must not fill the disk for everybody else."""
+        """A layer within its limit must not fill the disk for all other users."""
         if self._directory is None:
             return
         disk = os.fstatvfs(self._directory)

@@ -1,7 +1,7 @@
-"""How does one member of a layer look as tar blocks?
+"""How is one member of a layer encoded as tar blocks?
 
 POSIX.1-2001 pax (`pax` utility, "pax Interchange Format") over the ustar header, as Go's archive/tar, GNU tar and
-libarchive read it. Deterministic: equal entries give equal bytes. No I/O; reader.py reads what is written here.
+libarchive read it. Deterministic: equal entries give equal bytes. No I/O; reader.py is the inverse.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .reader import Entry
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
-"""What ends an archive."""
+"""The end marker of an archive."""
 
 _XATTR: Final = b"SCHILY.xattr."
 _TYPES: Final = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
@@ -32,7 +32,7 @@ _S: Final = 1_000_000_000
 
 
 def header_blocks(entry: Entry) -> bytes:
-    """The header of a member, with a pax header before it where ustar cannot say all. InvalidError names the member."""
+    """The header of a member, after a pax header for values that ustar cannot hold. InvalidError names the member."""
     path = _stored_path(entry)
     records = _records(entry, path)
     header = _block(
@@ -50,12 +50,12 @@ def header_blocks(entry: Entry) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What fills the last block of so many bytes."""
+    """The zeros that fill the last block after so many bytes of data."""
     return bytes(-size % BLOCK)
 
 
 def _records(entry: Entry, path: bytes) -> dict[bytes, bytes]:
-    """What ustar cannot say, as pax records; times are exact."""
+    """Pax records for the values that ustar cannot hold; times are exact."""
     records = {_XATTR + _checked(name, entry): value for name, value in entry.xattrs.items()}
     if not _fits(path):
         records[b"path"] = path
@@ -82,7 +82,7 @@ def _checked(xattr: bytes, entry: Entry) -> bytes:
 
 
 def _stored_path(entry: Entry) -> bytes:
-    """Directories end with a slash, and the root has to have a name."""
+    """Directories end with a slash; the root is `./`."""
     return (entry.path or b".") + b"/" if entry.kind == "d" else entry.path
 
 
@@ -115,7 +115,7 @@ def _block(
     link: bytes = b"",
     device: tuple[int, int] = (0, 0),
 ) -> bytes:
-    """One ustar header; the numbers are mode, uid, gid, size and mtime. What does not fit a pax record says."""
+    """One ustar header; the numbers are mode, uid, gid, size and mtime. Pax records hold values that do not fit."""
     name, link = _ascii(name)[:_NAME_SIZE], _ascii(link)[:_NAME_SIZE]
     octal = _NUMBERS % numbers
     if len(octal) != _NUMBERS_SIZE or min(numbers) < 0:

@@ -12,16 +12,16 @@ _CONTENT_SIZE: Final = (0, 2, 4, 8)
 
 
 class FrameWalker:
-    """Fed with a stream in pieces, knows whether it stands between two frames.
+    """Gets a stream in pieces and knows whether it has reached the end of a frame.
 
-    What is malformed is the decoder's business: here it only leads astray.
+    Malformed data is detected by the decoder; the answer here is meaningless then.
     """
 
     def __init__(self) -> None:
         self._starts_frame = True
         self._have = b""
         self._walk = self._frames()
-        self._left = next(self._walk)  # bytes to come of what is awaited; negative where they are passed over
+        self._left = next(self._walk)  # bytes still awaited; negative if they are skipped
 
     @property
     def is_between_frames(self) -> bool:
@@ -40,7 +40,7 @@ class FrameWalker:
                 self._left = self._walk.send(have)
 
     def _frames(self) -> Generator[int, bytes, None]:
-        """Yields how many bytes to hand over next; a negative number is of bytes to pass over."""
+        """Yields the number of bytes it needs next; a negative number of bytes is skipped."""
         while True:
             self._starts_frame = True
             magic = yield 4

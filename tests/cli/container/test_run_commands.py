@@ -277,7 +277,7 @@ def test_run_that_changes_nothing_leaves_nothing(clean: Shop, tmp_path: Path) ->
 def test_container_of_another_image_or_kept_one_is_not_taken(clean: Shop) -> None:
     clean.run("run", "--name", "box", "small", "pwd")
     assert "on another image, small:latest" in clean.refuses("run", "--name", "box", "other", status=125)
-    assert "box is there already" in clean.refuses("run", "--rm", "--name", "box", "small", status=125)
+    assert "box exists already" in clean.refuses("run", "--rm", "--name", "box", "small", status=125)
     assert clean.names == ["box"]
 
 

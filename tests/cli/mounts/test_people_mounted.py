@@ -324,7 +324,7 @@ def test_stats_of_a_daemon_that_counts_nothing_are_an_error(monkeypatch: pytest.
     entry = MountEntry(1, b"0:1", b"/m", b"fuse.overlayfs", b"x", frozenset())
     status = Status("0.0.9", 1, 0.0, "x", (), (), None, None, "overlay", b"trusted.overlay.", False, document)
     monkeypatch.setattr("overlayfs.cli.mounts.stats.status_of", lambda _: (entry, status))
-    with pytest.raises(CommandError, match=r"/m: its daemon is overlayfs 0\.0\.9, which counts nothing"):
+    with pytest.raises(CommandError, match=r"/m: its daemon is overlayfs 0\.0\.9, which does not count requests"):
         show_stats("/m", True, None)
 
 
@@ -495,7 +495,7 @@ def test_diff_knows_the_marks_of_a_mount_with_userxattr(site: Site) -> None:
     os.setxattr(site.mountpoint / "bin", "trusted.overlay.opaque", b"y")
     changes = ["M /bin/", "D /etc/a", "D /etc/b", "A /moved/", "A /moved/a", "A /moved/b"]
     assert diff(site) == changes
-    assert "a mount knows" in run("diff", "--userxattr", site.mountpoint, status=1).stderr
+    assert "the spelling of a mount's marks is known" in run("diff", "--userxattr", site.mountpoint, status=1).stderr
     assert answer("which", site.mountpoint / "moved/a")[0]["layers"][0]["layer"] == 1
     assert run("which", site.mountpoint / "etc/a", status=1).stdout.startswith(f"{site.mountpoint}/etc/a: not there")
     site.unmount()
@@ -560,4 +560,4 @@ def test_diff_of_a_directory_in_a_mount_names_the_mount(mounted: Site) -> None:
 
 def test_diff_of_a_mount_takes_no_lowers(mounted: Site) -> None:
     said = run("diff", mounted.mountpoint, "--lower", mounted.top, status=1).stderr
-    assert "a mount knows its lower layers" in said
+    assert "the lower layers of a mount are known" in said

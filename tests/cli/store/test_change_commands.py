@@ -123,7 +123,7 @@ def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
 
 def test_commit_of_a_mount_of_other_layers_asks_for_the_image(shop: Shop, site: Site) -> None:
     site.mount(site.lower("low", {"etc/a": file(b"1")}))
-    with pytest.raises(CommandError, match="say with --base on which image it is"):
+    with pytest.raises(CommandError, match="name its image with --base"):
         commit_changes(shop.directory, str(site.mountpoint), None, request("app:1"))
     shop.commit(str(site.mountpoint))
     site.unmount()
@@ -144,7 +144,7 @@ def test_commit_of_a_container(shop: Shop) -> None:
     [
         ("nobody", None, "no container 'nobody'"),
         ("/nowhere", None, "no container, mount or directory"),
-        (None, None, "say with --base on which image"),
+        (None, None, "name the image below this upper"),
         (None, "app:2", "app:2"),
     ],
 )
@@ -189,7 +189,7 @@ def request(name: str | None, changes: tuple[str, ...] = (), compression: str = 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (request("app:1", compression="bzip2"), "no compression is called 'bzip2'"),
+        (request("app:1", compression="bzip2"), "unknown compression 'bzip2'"),
         (request("app:1", ("RUN x",)), "--change 'RUN x'"),
         (request(f"app@sha256:{'0' * 64}"), "cannot be named by a digest"),
         (request("App:1"), "no repository"),

@@ -129,7 +129,7 @@ def test_errors_are_one_line(words: tuple[str, ...], said: str) -> None:
 def test_image_without_a_name_needs_one_to_be_pushed(home: Path) -> None:
     with Store.open(home / "store") as store:
         image = put(store, None, *LAYERS)
-    assert "say under which name" in run("push", image.id, status=1).stderr
+    assert "give a name to push it under" in run("push", image.id, status=1).stderr
 
 
 def test_usage(home: Path) -> None:

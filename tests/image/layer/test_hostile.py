@@ -14,7 +14,7 @@ from overlayfs.image.layer.tampering import differences
 from overlayfs.image.layer.unpack import NeedsLowerLayersError, Unpacked, Unpacker
 from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.tar.reader import TarReader
-from overlayfs.tree import marks
+from overlayfs.tree import marks, xattrs
 from tests.image.layer.hostile import headers, links, paths, whiteouts
 from tests.image.layer.hostile.case import SMALL, Case
 from tests.image.snapshot import snapshot
@@ -106,7 +106,7 @@ def check_marks(unpacked: Unpacked, root: Path, spelling: marks.Spelling) -> Non
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             found = marks.read_marks_of_descriptor(fd, spelling)
-            names = marks.list_xattrs_of_descriptor(fd)
+            names = xattrs.list_xattrs_of_descriptor(fd)
         finally:
             os.close(fd)
         assert found.redirect is None and found.metacopy_value is None

@@ -248,6 +248,18 @@ class Metadata:
         with self._turn:
             return {number for (number,) in self._database.execute("SELECT id FROM snapshots")}
 
+    def mountable_ids(self) -> set[int]:
+        """The ids of the active snapshots and the views."""
+        with self._turn:
+            rows = self._database.execute("SELECT id FROM snapshots WHERE kind != ?", (Kind.COMMITTED,)).fetchall()
+        return {number for (number,) in rows}
+
+    def is_mountable(self, number: int) -> bool:
+        """Whether the id is that of an active snapshot or a view."""
+        with self._turn:
+            row = self._database.execute("SELECT kind FROM snapshots WHERE id = ?", (number,)).fetchone()
+        return row is not None and row[0] != Kind.COMMITTED
+
     def _get(self, name: str) -> tuple[int, Info]:
         found = self._find(name)
         if not found:

@@ -1,7 +1,8 @@
-"""How does containerd mount a snapshot?
+"""How is a snapshot mounted?
 
-A snapshot whose tree is one directory is bound; any other is a mount of our program, which containerd starts through
-mount.fuse3(8): the type is `fuse3.` and the program, and its options are those of the mount program.
+A snapshot whose tree is one directory is bound; any other is a mount of our program. containerd starts it through
+mount.fuse3(8): the type is `fuse3.` and the program, and its options are those of the mount program. Or the snapshotter
+does: see `own_mounts`.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Mounts:
         if not snapshot.parents:
             if mapping:
                 raise InvalidArgument(f"snapshot {snapshot.info.name} has no parent: its ids cannot be mapped")
-            return _bind(self.upper(snapshot.id), "ro" if is_view else "rw")
+            return bound(self.upper(snapshot.id), "ro" if is_view else "rw")
         if is_view and len(snapshot.parents) == 1 and not mapping:
-            return _bind(self.upper(snapshot.parents[0]), "ro")
+            return bound(self.upper(snapshot.parents[0]), "ro")
         lower = "lowerdir=" + ":".join(_escaped(self.upper(parent)) for parent in snapshot.parents)
         return Mount(self._type, "overlay", (*self._writable(snapshot.id, is_view), lower, *mapping))
 
@@ -75,7 +76,8 @@ def mapping_options(labels: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _bind(directory: Path, access: str) -> Mount:
+def bound(directory: Path, access: str) -> Mount:
+    """A bind mount, `rw` or `ro`."""
     return Mount("bind", str(directory), (access, "rbind"))
 
 

@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import sys
 import sysconfig
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ from .metadata import SnapshotError
 _ROOT: Final = Path("/var/lib/overlayfs-snapshotter")
 _ADDRESS: Final = Path("/run/overlayfs-snapshotter/snapshotter.sock")
 _PROGRAM: Final = "overlayfs-mount"
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_EVENT_BYTES: Final = 8  # eventfd(2)
 
 
 class _StartError(Exception):
@@ -33,7 +34,7 @@ def main() -> int:
     """Run the program; the exit status."""
     options = _options(sys.argv[1:])
     try:
-        _serve(options.root.absolute(), options.address.absolute(), options.mount_program)
+        _serve(options)
     except (_StartError, SnapshotError, OSError, sqlite3.Error) as error:
         print(f"overlayfs-snapshotter: {error}", file=sys.stderr)
         return 1
@@ -47,38 +48,67 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mount-program", default=_PROGRAM, help=f"name or path of the program that mounts (default: {_PROGRAM})"
     )
+    parser.add_argument(
+        "--self-mount",
+        action="store_true",
+        help="mount here, once for each snapshot, and let containerd bind the mounts",
+    )
     parser.add_argument("--version", action="version", version=f"overlayfs-snapshotter {__version__}")
     return parser.parse_args(words)
 
 
-def _serve(root: Path, address: Path, program: str) -> None:
-    program = _mount_program(program)
+def _serve(options: argparse.Namespace) -> None:
+    root, address = options.root.absolute(), options.address.absolute()
+    if not options.self_mount:
+        _require_helpers()
+    program = _mount_program(options.mount_program)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _claimed(root):
         _refuse_used(address)
-        _run(root, address, program)
+        _run(root, address, program, mounts_itself=options.self_mount)
 
 
-def _run(root: Path, address: Path, program: str) -> None:
+def _run(root: Path, address: Path, program: str, *, mounts_itself: bool) -> None:
     try:
         from .server import Server
     except ModuleNotFoundError as error:
         raise _StartError(f"the Python module {error.name} is missing: pip install 'overlayfs[containerd]'") from error
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with Server(root, address, program):
-        ended.wait()
+    with _ending() as ended, Server(root, address, program, mounts_itself=mounts_itself):
+        os.read(ended, _EVENT_BYTES)
+
+
+@contextmanager
+def _ending() -> Iterator[int]:
+    """A descriptor that is readable once a signal has come that ends the program.
+
+    Not a threading.Event: `set` in a signal handler can wait for the lock that `wait` holds in the same thread.
+    """
+    ended = os.eventfd(0, os.EFD_CLOEXEC)
+    for number in _ENDING:
+        signal.signal(number, lambda *_: os.eventfd_write(ended, 1))
+    try:
+        yield ended
+    finally:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        os.close(ended)
+
+
+def _require_helpers() -> None:
+    """Raise if what containerd starts the mount program with is missing."""
+    for helper in ("mount.fuse3", "/bin/sh"):
+        if not shutil.which(helper):
+            raise _StartError(
+                f"{helper} is not found, and containerd mounts through it:"
+                " install the package fuse3, or give --self-mount"
+            )
 
 
 def _mount_program(named: str) -> str:
-    """The absolute path of the mount program, after a look at what containerd needs to start it.
+    """The absolute path of the mount program.
 
     It is looked for beside this program first: containerd's PATH need not have it.
     """
-    for helper in ("mount.fuse3", "/bin/sh"):
-        if not shutil.which(helper):
-            raise _StartError(f"{helper} is not found, and containerd mounts through it (Debian package: fuse3)")
     beside = (os.path.dirname(os.path.abspath(sys.argv[0])), sysconfig.get_path("scripts"))
     found = shutil.which(named, path=os.pathsep.join((*beside, os.environ.get("PATH", os.defpath))))
     if not found:

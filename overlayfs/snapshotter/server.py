@@ -21,10 +21,10 @@ _GRACE_S: Final = 10.0  # for requests that are being answered when the service 
 class Server:
     """Serves the snapshots under a root directory while its context lasts."""
 
-    def __init__(self, root: Path, address: Path, program: str) -> None:
+    def __init__(self, root: Path, address: Path, program: str, *, mounts_itself: bool) -> None:
         address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         with ExitStack() as undo:
-            snapshots = Snapshots(root, program)
+            snapshots = Snapshots(root, program, mounts_itself=mounts_itself)
             undo.callback(snapshots.close)
             self._server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=[handler(snapshots)])
             _bind(self._server, address)

@@ -3,7 +3,8 @@
 A snapshot's directory is made before its record is committed and deleted after its record is gone, so a record always
 has its directory. What a crash or a failed request leaves is a directory without a record, which the next start and
 `cleanup` delete. Directories get their names only within a transaction, so whatever has no record there is nobody's
-work in progress. All methods may be called from any thread.
+work in progress. A snapshot that the snapshotter itself mounts is mounted after its record is committed and unmounted
+after its record is gone. All methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 
 from .._log import Log
 from ..image.store.staging import remove_tree, sync_directory
-from ..tree.syscalls import sync_filesystem
 from .filters import parse
-from .metadata import Info, InvalidArgument, Kind, Metadata, Snapshot, Usage
+from .metadata import Info, InvalidArgument, Kind, Metadata, NotFound, Snapshot, Usage
 from .mounts import Mount, Mounts
+from .own_mounts import MountFailed, OwnMounts, sync
 from .usage import usage_of
 
 _DATABASE = "metadata.db"
@@ -27,9 +28,12 @@ _log = Log(__name__)
 
 
 class Snapshots:
-    """The snapshots in one root directory, which nobody else may use meanwhile."""
+    """The snapshots in one root directory, which nobody else may use meanwhile.
 
-    def __init__(self, root: Path, program: str) -> None:
+    `mounts_itself` is whether the mount program is started here, or by containerd.
+    """
+
+    def __init__(self, root: Path, program: str, *, mounts_itself: bool = False) -> None:
         self._directory = root / "snapshots"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._metadata = Metadata(root / _DATABASE)
@@ -37,6 +41,7 @@ class Snapshots:
         for made_in in (root, root.parent):
             sync_directory(made_in)
         self._mounts = Mounts(self._directory, program)
+        self._own_mounts = OwnMounts(root / "mounts", program, makes_new=mounts_itself)
         self.cleanup()
 
     def close(self) -> None:
@@ -53,17 +58,21 @@ class Snapshots:
 
     def mount(self, key: str) -> Mount:
         """How an active snapshot or a view is mounted."""
-        return self._mounts.of(self._metadata.mountable(key))
+        return self._shown(self._metadata.mountable(key))
 
     def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a committed one. Its files are on disk before the record says so."""
-        upper = self._mounts.upper(self._metadata.committable(key, name).id)
-        _sync(upper)
+        number = self._metadata.committable(key, name).id
+        upper = self._mounts.upper(number)
+        self._own_mounts.sync(number)
+        sync(upper)
         self._metadata.commit(key, name, labels, usage_of(upper))
+        self._take_down(number)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot without children. It is gone once its record is; a failure to delete files is logged."""
         number = self._metadata.remove(key)
+        self._take_down(number)
         with self._deleting:
             self._delete(self._directory / str(number))
 
@@ -93,9 +102,10 @@ class Snapshots:
         return self._metadata.usage(key)
 
     def cleanup(self) -> None:
-        """Delete the directories that belong to no snapshot."""
+        """Unmount and delete what belongs to no snapshot."""
         with self._deleting:
             with self._metadata.writing():
+                self._own_mounts.take_down_others(self._metadata.mountable_ids())
                 known = {str(number) for number in self._metadata.ids()}
                 orphans = [self._set_aside(path) for path in self._directory.iterdir() if path.name not in known]
             for orphan in orphans:
@@ -104,9 +114,27 @@ class Snapshots:
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
         with self._metadata.writing():
             snapshot = self._metadata.create(kind, key, parent, labels)
-            mount = self._mounts.of(snapshot)
+            self._mounts.of(snapshot)  # raises for labels that cannot be mounted
             self._make(snapshot)
+        try:
+            return self._shown(snapshot)
+        except MountFailed:
+            self.remove(key)
+            raise
+
+    def _shown(self, snapshot: Snapshot) -> Mount:
+        mount = self._own_mounts.of(snapshot.id, self._mounts.of(snapshot))
+        if not self._metadata.is_mountable(snapshot.id):  # removed or committed while it was being mounted
+            self._take_down(snapshot.id)
+            raise NotFound(f"snapshot {snapshot.info.name}: not found")
         return mount
+
+    def _take_down(self, number: int) -> None:
+        """Unmount what no record needs mounted. What cannot be unmounted is left to the next cleanup."""
+        try:
+            self._own_mounts.take_down(number)
+        except OSError as error:
+            _log.warning("the mount of %d is left to the next cleanup: %s", number, error)
 
     def _make(self, snapshot: Snapshot) -> None:
         """Make the directory of a new snapshot: it is on disk, whole, when this returns."""
@@ -146,12 +174,3 @@ class Snapshots:
             remove_tree(directory)
         except OSError as error:
             _log.warning("%s is left to the next cleanup: %s", directory, error)
-
-
-def _sync(directory: Path) -> None:
-    """Put everything on the directory's filesystem on disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_filesystem(fd)
-    finally:
-        os.close(fd)

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from overlayfs.snapshotter.messages import SERVICE, Empty, message
+from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import mount, unmount
 
 PATIENCE_S = 60
@@ -83,9 +84,10 @@ class Client:
 
 
 class Service:
-    """The service in a root directory, which may be started, killed and started again."""
+    """The service in a root directory, which may be started, killed and started again, each time with `options`."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, *options: str) -> None:
+        self.options = options
         self.top, self.root, self.address = top, top / "root", top / "socket"
         self._process: subprocess.Popen[str] | None = None
 
@@ -102,7 +104,7 @@ class Service:
 
     def run(self, *options: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start the program; later options take the place of earlier ones."""
-        words = ["--root", self.root, "--address", self.address, *options]
+        words = ["--root", self.root, "--address", self.address, *self.options, *options]
         return subprocess.Popen(
             [sys.executable, "-m", "overlayfs.snapshotter", *words], stderr=subprocess.PIPE, text=True, env=env
         )
@@ -121,14 +123,22 @@ class Service:
 
 
 @contextmanager
-def new_service() -> Iterator[Service]:
+def new_service(*options: str) -> Iterator[Service]:
     """A service that is not started yet; the path is short, as that of a socket must be."""
-    service = Service(Path(tempfile.mkdtemp(prefix="snapshotter-")))
+    service = Service(Path(tempfile.mkdtemp(prefix="snapshotter-")), *options)
     try:
         yield service
     finally:
         service.close()
+        for point in mounts_below(service.top):
+            unmount(os.fsencode(point), lazy=True)
         shutil.rmtree(service.top)
+
+
+def mounts_below(top: Path) -> list[Path]:
+    """Where something is mounted below a directory, the latest first."""
+    points = [Path(os.fsdecode(entry.mountpoint)) for entry in mount_entries()]
+    return [point for point in reversed(points) if point.is_relative_to(top)]
 
 
 @contextmanager

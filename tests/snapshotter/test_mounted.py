@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.snapshotter.service import Client, Service, mounted
+from tests.snapshotter.service import Client, Service, mounted, new_service
 
 LAYERS = 128
 Seen = dict[str, tuple[int, int, int, str]]
@@ -45,6 +46,12 @@ CHAINS = {
     ),
     "the top has an owner of its own": ("chown 7:8 .; echo x >file", "echo y >file", "rm file"),
 }
+
+
+@pytest.fixture(params=[(), ("--self-mount",)], ids=["containerd mounts", "snapshotter mounts"])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with new_service(*request.param) as service:
+        yield service
 
 
 def change(directory: Path, commands: str) -> None:
@@ -122,6 +129,7 @@ def test_view_is_read_only(client: Client, service: Service, layers: int) -> Non
         (tree / "file").touch()
 
 
+@pytest.mark.parametrize("service", [()], indirect=True)
 def test_mounts_are_bound_where_one_directory_is_all(client: Client, service: Service) -> None:
     client.add("one")
     client.add("two", "one")

@@ -33,7 +33,7 @@ def refusal(service: Service, *options: str | Path, path: str | None = None) -> 
 def test_signal_ends_the_program_cleanly(service: Service, client: Client, number: int) -> None:
     client("Prepare", key="active")
     assert service.end(number) == (0, "")
-    assert sorted(path.name for path in service.root.iterdir()) == ["metadata.db", "snapshots"]
+    assert sorted(path.name for path in service.root.iterdir()) == ["metadata.db", "mounts", "snapshots"]
 
 
 def test_socket_is_its_owners_alone(service: Service, client: Client) -> None:

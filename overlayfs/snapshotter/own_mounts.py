@@ -1,0 +1,135 @@
+"""Which snapshots does the snapshotter itself have mounted?
+
+Without being told to mount, none: containerd starts the mount program then. With it, each snapshot that needs the
+program is mounted once, under its number in one directory, and containerd binds that mount. The mount program is a
+process of its own, so a mount outlives the snapshotter; the kernel's mount table is the only record of it, and so a
+restarted snapshotter goes on with what is mounted. All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from ..tree.syscalls import sync_filesystem, unmount
+from .mounts import Mount, bound
+
+_LOCKS = 16  # a snapshot's lock is that of its number: one is enough for a thread each
+_MOUNTED_WITHIN_S = 60.0
+
+
+class MountFailed(Exception):
+    """The mount program failed; the text has its words."""
+
+
+class OwnMounts:
+    """The mounts in one directory; `makes_new` is whether the snapshotter mounts what is not mounted yet."""
+
+    def __init__(self, directory: Path, program: str, *, makes_new: bool) -> None:
+        self._directory, self._program, self._makes_new = directory, program, makes_new
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def of(self, number: int, mount: Mount) -> Mount:
+        """What containerd shall mount for a snapshot: a bind of our mount of it, else `mount` as it is.
+
+        Raises MountFailed.
+        """
+        if mount.type == "bind":
+            return mount
+        point = self._point(number)
+        with self._lock(number):
+            if not _is_alive(point):
+                if not self._makes_new:
+                    return mount
+                _detach(point)  # of a mount program that was killed
+                self._make(point, mount)
+        return bound(point, "ro" if "ro" in mount.options else "rw")
+
+    def sync(self, number: int) -> None:
+        """Hand to the layer what is written through the mount and still in the page cache."""
+        point = self._point(number)
+        with self._lock(number):
+            if not _is_alive(point):
+                return
+            sync(point)
+
+    def take_down(self, number: int) -> None:
+        """Unmount, even where a container still has its root there; does nothing where nothing is mounted."""
+        point = self._point(number)
+        with self._lock(number):
+            _detach(point)
+            try:
+                point.rmdir()
+            except FileNotFoundError:
+                return
+
+    def take_down_others(self, known: Collection[int]) -> None:
+        """Unmount all but these."""
+        for name in os.listdir(self._directory):
+            if name.isdecimal() and int(name) not in known:
+                self.take_down(int(name))
+
+    def _make(self, point: Path, mount: Mount) -> None:
+        point.mkdir(mode=0o700, exist_ok=True)
+        options = [word for option in mount.options for word in ("-o", option)]
+        try:
+            done = subprocess.run(
+                [self._program, mount.source, point, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_MOUNTED_WITHIN_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MountFailed(f"{self._program} did not mount {point} in {_MOUNTED_WITHIN_S:.0f} s") from error
+        except OSError as error:
+            raise MountFailed(f"cannot run {self._program}: {error.strerror}") from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise MountFailed(said or f"{self._program} ended with status {done.returncode}")
+        if not _is_alive(point):
+            raise MountFailed(f"{self._program} mounted nothing on {point}")
+
+    def _point(self, number: int) -> Path:
+        return self._directory / str(number)
+
+    def _lock(self, number: int) -> threading.Lock:
+        return self._locks[number % _LOCKS]
+
+
+def sync(directory: Path) -> None:
+    """Put everything on the directory's filesystem on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_alive(point: Path) -> bool:
+    """Whether a mount is there whose program answers."""
+    try:
+        if os.stat(point).st_dev == os.stat(point.parent).st_dev:
+            return False
+        os.statvfs(point)  # asks the program, where stat is answered with what the kernel remembers
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTCONN):
+            raise
+        return False
+
+
+def _detach(point: Path) -> None:
+    while True:
+        try:
+            unmount(os.fsencode(point), lazy=True)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):  # not a mountpoint
+                raise
+            return

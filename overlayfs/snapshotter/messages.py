@@ -1,28 +1,28 @@
 """The messages of containerd's snapshots service, as protobuf classes built at import.
 
 The tables follow containerd's api/services/snapshots/v1/snapshots.proto and api/types/mount.proto: a field's number is
-part of the protocol. Nothing is generated, so building and installing need no protoc.
+part of the protocol.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, field_mask_pb2, message_factory, timestamp_pb2
+from google.protobuf import empty_pb2, field_mask_pb2, timestamp_pb2
+
+from .protobuf import Messages, add_file, message_class
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 Empty: Any = empty_pb2.Empty
 
-_Field = descriptor_pb2.FieldDescriptorProto
 _PACKAGE = "containerd.services.snapshots.v1"
 _WELL_KNOWN = (timestamp_pb2, field_mask_pb2)  # imported by the file that is built here
 
-# name, type (of protobuf, or a message's full name), number; a type in [] is repeated, {} is a map of strings
 _KEY = (("snapshotter", "string", 1), ("key", "string", 2))
 _NEW = (*_KEY, ("parent", "string", 3), ("labels", "{}", 4))
 _MOUNTS = (("mounts", "[.containerd.types.Mount]", 1),)
 _INFO = f".{_PACKAGE}.Info"
-_MESSAGES: dict[str, tuple[tuple[str, str, int], ...]] = {
+_MESSAGES: Messages = {
     "Info": (
         ("name", "string", 1),
         ("parent", "string", 2),
@@ -59,47 +59,15 @@ _MESSAGES: dict[str, tuple[tuple[str, str, int], ...]] = {
     "CleanupRequest": (("snapshotter", "string", 1),),
 }
 _MOUNT = (("type", "string", 1), ("source", "string", 2), ("target", "string", 3), ("options", "[string]", 4))
-_SCALARS = {"string": _Field.TYPE_STRING, "int32": _Field.TYPE_INT32, "int64": _Field.TYPE_INT64}
-
-
-def _add_file(name: str, package: str, messages: dict[str, tuple[tuple[str, str, int], ...]], *needs: str) -> None:
-    file = descriptor_pb2.FileDescriptorProto(name=name, package=package, syntax="proto3", dependency=needs)
-    for message, fields in messages.items():
-        built = file.message_type.add(name=message)
-        for field, kind, number in fields:
-            _add_field(built, f".{package}.{message}", field, kind, number)
-    descriptor_pool.Default().Add(file)
-
-
-def _add_field(message: descriptor_pb2.DescriptorProto, path: str, name: str, kind: str, number: int) -> None:
-    field = message.field.add(name=name, number=number, label=_Field.LABEL_OPTIONAL)
-    if kind == "{}":
-        _add_map_entry(message)
-        kind = f"[{path}.LabelsEntry]"
-    if kind.startswith("["):
-        field.label = _Field.LABEL_REPEATED
-        kind = kind.strip("[]")
-    if kind in _SCALARS:
-        field.type = _SCALARS[kind]
-    else:
-        field.type, field.type_name = _Field.TYPE_MESSAGE, kind
-
-
-def _add_map_entry(message: descriptor_pb2.DescriptorProto) -> None:
-    """A map is a repeated message of keys and values on the wire; the name is what protoc makes of `labels`."""
-    entry = message.nested_type.add(name="LabelsEntry")
-    entry.options.map_entry = True
-    for number, name in enumerate(("key", "value"), 1):
-        entry.field.add(name=name, number=number, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_STRING)
 
 
 def message(name: str) -> Any:
     """The class of a message of the service, by its short name."""
-    return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+    return message_class(f"{_PACKAGE}.{name}")
 
 
-_add_file("overlayfs/containerd/mount.proto", "containerd.types", {"Mount": _MOUNT})
-_add_file(
+add_file("overlayfs/containerd/mount.proto", "containerd.types", {"Mount": _MOUNT})
+add_file(
     "overlayfs/containerd/snapshots.proto",
     _PACKAGE,
     _MESSAGES,

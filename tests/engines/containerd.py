@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -20,23 +22,67 @@ _CONFIG = """
 version = 2
 root = "{top}/data"
 state = "{top}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+{disabled}
 [grpc]
 address = "{top}/containerd"
 [proxy_plugins.{name}]
 type = "snapshot"
 address = "{address}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{top}/opt"
+"""
+_CRI_CONFIG = """
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+stream_server_port = "0"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{top}/cni"
+conf_dir = "{top}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{snapshotter}"
+disable_snapshot_annotations = true
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
 """
 
 
 class Containerd:
-    """Called with the words of ctr(1); the output."""
+    """Called with the words of ctr(1); the output. May be started, killed and started again."""
 
-    def __init__(self, top: Path) -> None:
-        self._address = top / "containerd"
+    def __init__(self, top: Path, service: Path, cri: str = "") -> None:
+        self.top, self.address = top, top / "containerd"
+        disabled = "" if cri else 'disabled_plugins = ["io.containerd.grpc.v1.cri"]'
+        text = _CONFIG.format(top=top, disabled=disabled, name=OURS, address=service)
+        (top / "config.toml").write_text(text + cri)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.top / "log").open("ab") as log:
+            command = ["containerd", "--config", str(self.top / "config.toml")]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        assert self._process
+        process, self._process = self._process, None
+        process.send_signal(number)
+        process.wait(_PATIENCE_S)
+
+    def close(self) -> None:
+        """End it, and the shims that a failed test left."""
+        if self._process:
+            self.end()
+        for pid in self._shims():
+            os.kill(pid, signal.SIGKILL)
+
+    def _shims(self) -> list[int]:
+        address = os.fsencode(self.address)
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if address in _words(pid)[1:]]
 
     def __call__(self, *words: str | Path, binary: bool = False) -> str:
-        command = ["ctr", "--address", self._address, "--connect-timeout", "60s", *words]
+        command = ["ctr", "--address", self.address, "--connect-timeout", "60s", *words]
         done = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout.decode("latin-1" if binary else "utf-8")
@@ -59,22 +105,40 @@ def _said(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[object, ...]:
     return (member.type, member.mode, member.uid, member.gid, member.linkname, content)
 
 
+def _words(pid: int) -> list[bytes]:
+    """The command line of a process; of none that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 @contextmanager
 def containerd_beside(service: Service) -> Iterator[Containerd]:
     """Start a containerd that knows the service as `OURS`."""
-    top = service.top
-    (top / "config.toml").write_text(_CONFIG.format(top=top, name=OURS, address=service.address))
-    with (top / "log").open("wb") as log:
-        process = subprocess.Popen(["containerd", "--config", top / "config.toml"], stdout=log, stderr=log)
+    with _started(Containerd(service.top, service.address)) as containerd:
+        yield containerd
+
+
+@contextmanager
+def containerd_with_cri(service: Service, snapshotter: str, pause: str) -> Iterator[Containerd]:
+    """Start a containerd for pods, whose snapshots are those of a snapshotter; `pause` is the image of a sandbox."""
+    cri = _CRI_CONFIG.format(top=service.top, snapshotter=snapshotter, pause=pause)
+    with _started(Containerd(service.top, service.address, cri)) as containerd:
+        yield containerd
+
+
+@contextmanager
+def _started(containerd: Containerd) -> Iterator[Containerd]:
+    containerd.start()
     try:
-        yield Containerd(top)
+        yield containerd
     finally:
-        process.terminate()
-        process.wait(_PATIENCE_S)
+        containerd.close()
 
 
-def write_oci_archive(path: Path, name: str, layers: Sequence[bytes]) -> None:
-    """An OCI archive with one image of these layers (tars, bottom first), for `ctr images import`."""
+def write_oci_archive(path: Path, name: str, layers: Sequence[bytes], command: Sequence[str] = ()) -> None:
+    """An OCI archive with one image of these layers (tars, bottom first), for `ctr images import` and skopeo."""
     blobs: dict[str, bytes] = {}
 
     def descriptor(media_type: str, data: bytes) -> dict[str, object]:
@@ -83,7 +147,12 @@ def write_oci_archive(path: Path, name: str, layers: Sequence[bytes]) -> None:
 
     diff_ids = [digest_of(layer) for layer in layers]
     rootfs = {"type": "layers", "diff_ids": diff_ids}
-    config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs, "config": {"Env": ["PATH=/bin"]}}
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": rootfs,
+        "config": {"Env": ["PATH=/bin"], "Cmd": [*command]},
+    }
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,

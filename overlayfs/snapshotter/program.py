@@ -23,7 +23,6 @@ _ROOT: Final = Path("/var/lib/overlayfs-snapshotter")
 _ADDRESS: Final = Path("/run/overlayfs-snapshotter/snapshotter.sock")
 _PROGRAM: Final = "overlayfs-mount"
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
-_EVENT_BYTES: Final = 8  # eventfd(2)
 
 
 class _StartError(Exception):
@@ -74,23 +73,28 @@ def _run(root: Path, address: Path, program: str, *, mounts_itself: bool) -> Non
     except ModuleNotFoundError as error:
         raise _StartError(f"the Python module {error.name} is missing: pip install 'overlayfs[containerd]'") from error
     with _ending() as ended, Server(root, address, program, mounts_itself=mounts_itself):
-        os.read(ended, _EVENT_BYTES)
+        os.read(ended, 1)
 
 
 @contextmanager
 def _ending() -> Iterator[int]:
     """A descriptor that is readable once a signal has come that ends the program.
 
-    Not a threading.Event: `set` in a signal handler can wait for the lock that `wait` holds in the same thread.
+    Python's handler in C writes to it, whichever thread it runs in. A handler in Python runs only when the system call
+    of the main thread ends, and a signal that comes just before the call, or to another thread, does not end it.
     """
-    ended = os.eventfd(0, os.EFD_CLOEXEC)
+    ended, write = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
     for number in _ENDING:
-        signal.signal(number, lambda *_: os.eventfd_write(ended, 1))
+        signal.signal(number, lambda *_: None)
     try:
         yield ended
     finally:
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.close(write)
         os.close(ended)
 
 

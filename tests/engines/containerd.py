@@ -74,10 +74,11 @@ class Containerd:
         """End it, and the shims that a failed test left."""
         if self._process:
             self.end()
-        for pid in self._shims():
+        for pid in self.shims():
             os.kill(pid, signal.SIGKILL)
 
-    def _shims(self) -> list[int]:
+    def shims(self) -> list[int]:
+        """The processes that were told our address: those of containers that are still there."""
         address = os.fsencode(self.address)
         return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if address in _words(pid)[1:]]
 

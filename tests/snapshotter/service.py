@@ -109,11 +109,20 @@ class Service:
             [sys.executable, "-m", "overlayfs.snapshotter", *words], stderr=subprocess.PIPE, text=True, env=env
         )
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal and wait: the exit status and what the program said."""
+        os.kill(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait until the program ends: the exit status and what it said."""
         assert self._process
         process, self._process = self._process, None
-        process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE_S)
         return process.returncode, said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -34,6 +35,14 @@ def test_signal_ends_the_program_cleanly(service: Service, client: Client, numbe
     client("Prepare", key="active")
     assert service.end(number) == (0, "")
     assert sorted(path.name for path in service.root.iterdir()) == ["metadata.db", "mounts", "snapshots"]
+
+
+def test_signal_to_another_thread_ends_the_program(service: Service, client: Client) -> None:
+    """gRPC's threads take signals too, and the main thread's system call then goes on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    threads = [int(name) for name in os.listdir(f"/proc/{service.pid}/task")]
+    assert libc.tgkill(service.pid, max(threads), signal.SIGTERM) == 0
+    assert service.wait() == (0, "")
 
 
 def test_socket_is_its_owners_alone(service: Service, client: Client) -> None:

@@ -2,9 +2,9 @@
 
     scripts/bench --containerd [--runs N] [--snapshots N]
 
-Needs root, and the test environment of the clone (scripts/setup test), as it uses the tests' containerd and their client
-of the Container Runtime Interface. Figures: Prepare and Mounts where there are many snapshots, the memory of the
-snapshotter, and the start of a pod (RunPodSandbox, CreateContainer, StartContainer), the snapshotters taking turns. What
+Needs root, and the test environment of the clone (scripts/setup test): it uses the containerd of the tests and their
+client of the Container Runtime Interface. Figures: Prepare and Mounts where there are many snapshots, the memory of the
+snapshotter, the start of a pod (RunPodSandbox, CreateContainer, StartContainer), the snapshotters taking turns. What
 it started and mounted is gone when it ends.
 """
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..tree.syscalls import sync_filesystem, unmount
@@ -26,11 +29,75 @@ class MountFailed(Exception):
     """The mount program failed; the text has its words."""
 
 
-class OwnMounts:
-    """The mounts in one directory; `makes_new` is whether the snapshotter mounts what is not mounted yet."""
+class Program:
+    """Another mount program, named by its path: a new process for each mount."""
 
-    def __init__(self, directory: Path, program: str, *, makes_new: bool) -> None:
-        self._directory, self._program, self._makes_new = directory, program, makes_new
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def run(self, words: Sequence[str]) -> None:
+        """Mount; MountFailed if the program says so."""
+        command = [self.path, *words]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_MOUNTED_WITHIN_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MountFailed(f"{self.path} did not mount in {_MOUNTED_WITHIN_S:.0f} s") from error
+        except OSError as error:
+            raise MountFailed(f"cannot run {self.path}: {error.strerror}") from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise MountFailed(said or f"{self.path} ended with status {done.returncode}")
+
+    def close(self) -> None:
+        """End what was started, mounts excepted."""
+
+
+class OurProgram(Program):
+    """Our own mount program, which a process that has it imported forks for each mount: see `cli.mount_starter`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._starter = subprocess.Popen(
+                [sys.executable, "-m", "overlayfs.cli.mount_starter"], stdin=theirs.fileno()
+            )
+
+    def run(self, words: Sequence[str]) -> None:
+        """Mount; by a process of its own when the starter is gone."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        with open(read_fd, "rb") as answers:
+            try:
+                socket.send_fds(self._requests, [b"\0".join(map(os.fsencode, words))], [write_fd])
+            except OSError:
+                super().run(words)
+                return
+            finally:
+                os.close(write_fd)
+            if not select.select([read_fd], [], [], _MOUNTED_WITHIN_S)[0]:
+                raise MountFailed(f"{self.path} did not mount in {_MOUNTED_WITHIN_S:.0f} s")
+            said, _, status = answers.read().rpartition(b"\0")
+        if status != b"0":
+            raise MountFailed(said.decode(errors="replace").strip() or f"{self.path} was killed")
+
+    def close(self) -> None:
+        """End the starter."""
+        self._requests.close()
+        self._starter.wait()
+
+
+class OwnMounts:
+    """The mounts in one directory; without a `program`, none are added to those that are there."""
+
+    def __init__(self, directory: Path, program: Program | None) -> None:
+        self._directory, self._program = directory, program
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
@@ -44,10 +111,10 @@ class OwnMounts:
         point = self._point(number)
         with self._lock(number):
             if not _is_alive(point):
-                if not self._makes_new:
+                if not self._program:
                     return mount
                 _detach(point)  # of a mount program that was killed
-                self._make(point, mount)
+                self._make(self._program, point, mount)
         return bound(point, "ro" if "ro" in mount.options else "rw")
 
     def sync(self, number: int) -> None:
@@ -74,27 +141,17 @@ class OwnMounts:
             if name.isdecimal() and int(name) not in known:
                 self.take_down(int(name))
 
-    def _make(self, point: Path, mount: Mount) -> None:
+    def close(self) -> None:
+        """End what was started for mounting; the mounts stay."""
+        if self._program:
+            self._program.close()
+
+    def _make(self, program: Program, point: Path, mount: Mount) -> None:
         point.mkdir(mode=0o700, exist_ok=True)
         options = [word for option in mount.options for word in ("-o", option)]
-        try:
-            done = subprocess.run(
-                [self._program, mount.source, point, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=_MOUNTED_WITHIN_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise MountFailed(f"{self._program} did not mount {point} in {_MOUNTED_WITHIN_S:.0f} s") from error
-        except OSError as error:
-            raise MountFailed(f"cannot run {self._program}: {error.strerror}") from error
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise MountFailed(said or f"{self._program} ended with status {done.returncode}")
+        program.run([mount.source, os.fspath(point), *options])
         if not _is_alive(point):
-            raise MountFailed(f"{self._program} mounted nothing on {point}")
+            raise MountFailed(f"{program.path} mounted nothing on {point}")
 
     def _point(self, number: int) -> Path:
         return self._directory / str(number)

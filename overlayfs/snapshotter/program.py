@@ -18,6 +18,7 @@ from typing import Final
 
 from .._version import __version__
 from .metadata import SnapshotError
+from .own_mounts import OurProgram, Program
 
 _ROOT: Final = Path("/var/lib/overlayfs-snapshotter")
 _ADDRESS: Final = Path("/run/overlayfs-snapshotter/snapshotter.sock")
@@ -64,15 +65,21 @@ def _serve(options: argparse.Namespace) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _claimed(root):
         _refuse_used(address)
-        _run(root, address, program, mounts_itself=options.self_mount)
+        _run(root, address, program, _own_program(options, program))
 
 
-def _run(root: Path, address: Path, program: str, *, mounts_itself: bool) -> None:
+def _own_program(options: argparse.Namespace, path: str) -> Program | None:
+    if not options.self_mount:
+        return None
+    return OurProgram(path) if options.mount_program == _PROGRAM else Program(path)
+
+
+def _run(root: Path, address: Path, program: str, own: Program | None) -> None:
     try:
         from .server import Server
     except ModuleNotFoundError as error:
         raise _StartError(f"the Python module {error.name} is missing: pip install 'overlayfs[containerd]'") from error
-    with _ending() as ended, Server(root, address, program, mounts_itself=mounts_itself):
+    with _ending() as ended, Server(root, address, program, own):
         os.read(ended, 1)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import grpc
 
+from .own_mounts import Program
 from .service import handler
 from .snapshots import Snapshots
 
@@ -21,10 +22,10 @@ _GRACE_S: Final = 10.0  # for requests that are being answered when the service 
 class Server:
     """Serves the snapshots under a root directory while its context lasts."""
 
-    def __init__(self, root: Path, address: Path, program: str, *, mounts_itself: bool) -> None:
+    def __init__(self, root: Path, address: Path, program: str, own: Program | None) -> None:
         address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         with ExitStack() as undo:
-            snapshots = Snapshots(root, program, mounts_itself=mounts_itself)
+            snapshots = Snapshots(root, program, own)
             undo.callback(snapshots.close)
             self._server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=[handler(snapshots)])
             _bind(self._server, address)

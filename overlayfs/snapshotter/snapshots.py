@@ -20,7 +20,7 @@ from ..image.store.staging import remove_tree, sync_directory
 from .filters import parse
 from .metadata import Info, InvalidArgument, Kind, Metadata, NotFound, Snapshot, Usage
 from .mounts import Mount, Mounts
-from .own_mounts import MountFailed, OwnMounts, sync
+from .own_mounts import MountFailed, OwnMounts, Program, sync
 from .usage import usage_of
 
 _DATABASE = "metadata.db"
@@ -30,10 +30,11 @@ _log = Log(__name__)
 class Snapshots:
     """The snapshots in one root directory, which nobody else may use meanwhile.
 
-    `mounts_itself` is whether the mount program is started here, or by containerd.
+    `program` is the path of the mount program that containerd starts, `own` the program with which the snapshotter
+    mounts itself, if it does.
     """
 
-    def __init__(self, root: Path, program: str, *, mounts_itself: bool = False) -> None:
+    def __init__(self, root: Path, program: str, own: Program | None = None) -> None:
         self._directory = root / "snapshots"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._metadata = Metadata(root / _DATABASE)
@@ -41,11 +42,12 @@ class Snapshots:
         for made_in in (root, root.parent):
             sync_directory(made_in)
         self._mounts = Mounts(self._directory, program)
-        self._own_mounts = OwnMounts(root / "mounts", program, makes_new=mounts_itself)
+        self._own_mounts = OwnMounts(root / "mounts", own)
         self.cleanup()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database; mounts stay."""
+        self._own_mounts.close()
         self._metadata.close()
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.container.small import layer_of, programs
 from tests.engines.containerd import OURS, Containerd, containerd_with_cri, write_oci_archive
 from tests.engines.cri import Cri
-from tests.snapshotter.service import Client, Service, new_service
+from tests.snapshotter.service import Client, new_service
 
 KERNEL_S = "overlayfs"
 IMAGE = "localhost/measured:1"
@@ -52,12 +52,13 @@ def _measure_service(count: int, runs: int) -> bool:
         client = service.start()
         _fill(client, count)
         seconds = [_prepare_and_mounts(client, number) for number in range(runs)]
-        memory_mib = _resident_mib(service)
+        memory_mib = _memory_mib(service.pid)
         client.close()
+    memory_mib += _starter_mib()
     prepare_ms = statistics.median(seconds) * 1000
     spread = f"{min(seconds) * 1000:.1f} to {max(seconds) * 1000:.1f}"
     _say(f"Prepare and Mounts at {count} snapshots", f"{prepare_ms:.1f} ms ({spread})", PREPARE_LIMIT_MS, "ms")
-    _say("memory of the snapshotter", f"{memory_mib:.1f} MiB", MEMORY_LIMIT_MIB, "MiB")
+    _say("memory of the snapshotter and its starter of mounts", f"{memory_mib:.1f} MiB", MEMORY_LIMIT_MIB, "MiB")
     return prepare_ms <= PREPARE_LIMIT_MS and memory_mib <= MEMORY_LIMIT_MIB
 
 
@@ -76,10 +77,23 @@ def _prepare_and_mounts(client: Client, number: int) -> float:
     return time.perf_counter() - begin
 
 
-def _resident_mib(service: Service) -> float:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{service.pid}/status").read_text())
+def _memory_mib(pid: int) -> float:
+    """Of a process and its children, pages that they share counted once."""
+    found = re.search(r"Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
     assert found
-    return int(found[1]) / 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(found[1]) / 1024 + sum(_memory_mib(int(child)) for child in children)
+
+
+def _starter_mib() -> float:
+    """What the process that mounts takes more."""
+    with new_service("--self-mount") as service:
+        client = service.start()
+        client.add("base")
+        client("Prepare", key="active", parent="base")  # answered when the process has imported everything
+        client.close()
+        (child,) = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+        return _memory_mib(int(child))
 
 
 def _measure_pods(runs: int) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -40,13 +42,28 @@ def daemon_of(point: Path) -> int:
 
 def kill_daemon(point: Path) -> None:
     """Kill what serves the mount, and wait until it has ended."""
-    pid = daemon_of(point)
+    kill(daemon_of(point))
+
+
+def kill(pid: int) -> None:
+    with ending(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def ending(pid: int) -> Iterator[None]:
+    """At the end of the context, wait until the process has ended."""
     descriptor = os.pidfd_open(pid)
     try:
-        os.kill(pid, signal.SIGKILL)
+        yield
         assert select.select([descriptor], [], [], PATIENCE_S)[0]
     finally:
         os.close(descriptor)
+
+
+def starter_of(service: Service) -> int:
+    (starter,) = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    return int(starter)
 
 
 def test_snapshot_is_mounted_once(client: Client, service: Service, point: Path) -> None:
@@ -70,6 +87,29 @@ def test_killed_mount_program_is_started_again(client: Client, service: Service,
     kill_daemon(point)
     client.mount("active")
     assert sorted(os.listdir(point)) == ["high", "low"]
+
+
+def test_mounts_are_made_where_their_starter_was_killed(client: Client, service: Service, point: Path) -> None:
+    kill(starter_of(service))
+    kill_daemon(point)
+    client("Prepare", key="another", parent="base")
+    client.mount("active")
+    assert len(mounts_below(service.top)) == 2
+    assert os.listdir(point) == ["low"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_starter_of_mounts_ends_with_the_service(client: Client, service: Service, point: Path, number: int) -> None:
+    with ending(starter_of(service)):
+        service.end(number)
+    assert os.listdir(point) == ["low"]
+
+
+def test_refusal_of_the_mount_program_is_passed_on(client: Client, service: Service, point: Path) -> None:
+    shutil.rmtree(service.layers / "1/fs")
+    kill_daemon(point)
+    with pytest.raises(grpc.RpcError, match=r"snapshots/1/fs does not exist"):
+        client.mount("active")
 
 
 def test_restarted_service_goes_on_with_what_is_mounted(client: Client, service: Service, point: Path) -> None:

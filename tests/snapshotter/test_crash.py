@@ -10,15 +10,18 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from overlayfs.snapshotter.metadata import Info, SnapshotError
+from overlayfs.snapshotter.metadata import Info, Kind, SnapshotError
+from overlayfs.snapshotter.own_mounts import Program
 from overlayfs.snapshotter.snapshots import Snapshots
+from overlayfs.tree.syscalls import mount, unmount
 from tests.crash.supervisor import Call, Ending, Fail, Fault, Gate, Kill, supervise
+from tests.snapshotter.service import mounts_below
 
 PROGRAM = "/bin/true"
 SAMPLE = 8
@@ -30,6 +33,17 @@ REQUESTS: dict[str, Request] = {
     "remove": lambda snapshots: snapshots.remove("active"),
     "update": lambda snapshots: snapshots.update("base", {"a": "b"}, ()),
 }
+
+
+class Tmpfs(Program):
+    """In place of a mount program: something else is mounted, in this process."""
+
+    def run(self, words: Sequence[str]) -> None:
+        mount(b"none", os.fsencode(words[1]), b"tmpfs", 0, b"")
+
+
+OWN = Tmpfs("tmpfs")
+MOUNTED = "active"  # before each request, where the snapshotter mounts by itself
 
 
 class State(NamedTuple):
@@ -71,10 +85,13 @@ def _files(top: Path) -> frozenset[str]:
 
 
 class Scene:
-    """A request on a fresh copy of the same snapshots; `states` are those of before and after."""
+    """A request on a fresh copy of the same snapshots; `states` are those of before and after.
 
-    def __init__(self, top: Path, request: Request) -> None:
-        self._filled, self._root, self._request = top / "filled", top / "root", request
+    With a program of its own the snapshotter mounts, and has one of the snapshots mounted before.
+    """
+
+    def __init__(self, top: Path, request: Request, own: Program | None) -> None:
+        self._filled, self._root, self._request, self._own = top / "filled", top / "root", request, own
         fill(self._filled)
         before = self._look_at_fresh()
         self.calls = self.strike(None)
@@ -86,8 +103,20 @@ class Scene:
         return look(self._root)
 
     def _reset(self) -> None:
+        self.unmount()
         shutil.rmtree(self._root, ignore_errors=True)
         shutil.copytree(self._filled, self._root)
+        if self._own:
+            snapshots = self._open()
+            snapshots.mount(MOUNTED)
+            snapshots.close()
+
+    def _open(self) -> Snapshots:
+        return Snapshots(self._root, PROGRAM, self._own)
+
+    def unmount(self) -> None:
+        for point in mounts_below(self._root):
+            unmount(os.fsencode(point))
 
     def strike(self, fault: Fault | None) -> Sequence[Call]:
         self._reset()
@@ -97,7 +126,7 @@ class Scene:
 
     def _work(self, gate: Gate) -> None:
         """In the child: make the request. After a failure the same service must answer."""
-        snapshots = Snapshots(self._root, PROGRAM)
+        snapshots = self._open()
         gate.arm()
         try:
             self._request(snapshots)
@@ -112,18 +141,33 @@ class Scene:
     def check(self) -> None:
         """What is there is a state, and the request brings the second one about."""
         assert look(self._root) in self.states
-        snapshots = Snapshots(self._root, PROGRAM)
+        self._expect_no_other_mounts()
+        snapshots = self._open()
         with contextlib.suppress(SnapshotError):  # it was carried out
             self._request(snapshots)
         snapshots.close()
         found = look(self._root)
         assert found.infos == self.states[1].infos
         assert len(found.files) == len(self.states[1].files)  # an id may be a later one
+        self._expect_no_other_mounts()
+
+    def _expect_no_other_mounts(self) -> None:
+        """What was looked at was started again, so nothing is mounted that is no snapshot's."""
+        snapshots = self._open()
+        shown = {snapshots.mount(info.name).source for info in snapshots.list(()) if info.kind != Kind.COMMITTED}
+        snapshots.close()
+        assert {str(point) for point in mounts_below(self._root)} <= shown
 
 
-@pytest.fixture(params=REQUESTS)
-def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
-    return Scene(tmp_path, REQUESTS[request.param])
+@pytest.fixture(
+    params=[(name, own) for name in REQUESTS for own in (None, OWN)],
+    ids=lambda param: f"{param[0]}{' mounted' * bool(param[1])}",
+)
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    name, own = request.param
+    scene = Scene(tmp_path, REQUESTS[name], own)
+    yield scene
+    scene.unmount()
 
 
 def _points(scene: Scene, limit: int | None) -> list[int]:

@@ -7,13 +7,12 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.container.small import Files, layer_of, programs
 from tests.engines.containerd import OURS, Containerd, containerd_beside, write_oci_archive
-from tests.snapshotter.service import PATIENCE_S, Service, new_service
+from tests.snapshotter.service import PATIENCE_S, Service, mounts_below, new_service
 
 KERNEL_S = "overlayfs"
 IMAGE = "localhost/small:latest"
@@ -40,9 +39,9 @@ LAYERS: tuple[Files, ...] = (
 )
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with new_service() as service:
+@pytest.fixture(scope="module", params=[(), ("--self-mount",)], ids=["containerd mounts", "snapshotter mounts"])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with new_service(*request.param) as service:
         service.start().close()
         yield service
 
@@ -82,17 +81,13 @@ def found_again(containerd: Containerd) -> dict[str, str]:
             time.sleep(0.1)
 
 
-def _mounts_below(top: Path) -> list[str]:
-    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(top) in line]
-
-
 def test_container_changes_what_it_changes_with_the_kernels_overlayfs(containerd: Containerd, service: Service) -> None:
     changed = {}
     for snapshotter, name in ((OURS, "ours"), (KERNEL_S, "kernel-s")):
         with running(containerd, snapshotter, name):
             assert exec_in(containerd, name, CHANGE) == SAID
             while_running = containerd.diff(snapshotter, name)
-        assert _mounts_below(service.top) == []
+        assert mounts_below(service.top / "state") == []
         changed[snapshotter] = containerd.diff(snapshotter, name)
         assert changed[snapshotter] == while_running
         containerd("containers", "rm", name)
@@ -113,11 +108,25 @@ def test_committed_changes_are_the_parent_of_new_snapshots(containerd: Container
     assert int(size[-2]) > 0
     assert int(size[-1]) > 5
     containerd(*snapshots, "prepare", "next", "committed")
-    assert "upperdir=" in containerd(*snapshots, "mounts", str(service.top / "mnt"), "next")
+    shown = containerd(*snapshots, "mounts", str(service.top / "mnt"), "next")
+    assert "upperdir=" in shown or f"mount -t bind {service.root}/mounts/" in shown
     assert containerd.diff(OURS, "next") == {}
     containerd("containers", "rm", "to-commit")
     for key in ("next", "committed"):
         containerd(*snapshots, "rm", key)
+
+
+def test_snapshot_of_a_running_container_is_committed(containerd: Containerd, service: Service) -> None:
+    snapshots = ("snapshots", "--snapshotter", OURS)
+    with running(containerd, OURS, "busy"):
+        exec_in(containerd, "busy", CHANGE)
+        shown = containerd.diff(OURS, "busy")
+        containerd(*snapshots, "commit", "committed", "busy")
+        assert exec_in(containerd, "busy", "cat /etc/new") == "new\n"
+        assert containerd.diff(OURS, "committed") == shown
+    assert {"etc/new", "etc/.wh.gone"} < shown.keys()
+    containerd("containers", "rm", "busy")
+    containerd(*snapshots, "rm", "committed")
 
 
 def test_container_outlives_the_snapshotter_and_containerd_finds_it_again(

@@ -141,11 +141,6 @@ class OwnMounts:
             if name.isdecimal() and int(name) not in known:
                 self.take_down(int(name))
 
-    def close(self) -> None:
-        """End what was started for mounting; the mounts stay."""
-        if self._program:
-            self._program.close()
-
     def _make(self, program: Program, point: Path, mount: Mount) -> None:
         point.mkdir(mode=0o700, exist_ok=True)
         options = [word for option in mount.options for word in ("-o", option)]

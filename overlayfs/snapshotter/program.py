@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -65,13 +65,18 @@ def _serve(options: argparse.Namespace) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _claimed(root):
         _refuse_used(address)
-        _run(root, address, program, _own_program(options, program))
+        with _own_program(options, program) as own:
+            _run(root, address, program, own)
 
 
-def _own_program(options: argparse.Namespace, path: str) -> Program | None:
+@contextmanager
+def _own_program(options: argparse.Namespace, path: str) -> Iterator[Program | None]:
+    """The program to mount with; none where containerd mounts."""
     if not options.self_mount:
-        return None
-    return OurProgram(path) if options.mount_program == _PROGRAM else Program(path)
+        yield None
+        return
+    with closing(OurProgram(path) if options.mount_program == _PROGRAM else Program(path)) as program:
+        yield program
 
 
 def _run(root: Path, address: Path, program: str, own: Program | None) -> None:

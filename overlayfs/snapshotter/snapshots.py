@@ -47,7 +47,6 @@ class Snapshots:
 
     def close(self) -> None:
         """Close the database; mounts stay."""
-        self._own_mounts.close()
         self._metadata.close()
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:

@@ -224,6 +224,7 @@ def test_twenty_pods_of_one_image_live_at_once(node: Node, images: Images) -> No
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_hundred_cycles_leave_nothing(node: Node, images: Images) -> None:
     for number in range(CYCLES):
         pod = node.cri.start_pod(f"pod-{number}", images.app, *SLEEP)

@@ -123,7 +123,10 @@ class Service:
         """Wait until the program ends: the exit status and what it said."""
         assert self._process
         process, self._process = self._process, None
-        _, said = process.communicate(timeout=PATIENCE_S)
+        try:
+            _, said = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()  # one that does not end; nothing is done to one that has
         return process.returncode, said
 
     def close(self) -> None:

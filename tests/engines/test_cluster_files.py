@@ -13,6 +13,7 @@ from overlayfs.snapshotter.program import main
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 KUBERNETES, CONTAINERD = SCRIPTS / "kubernetes", SCRIPTS / "containerd"
+PLUGIN = KUBERNETES / "containerd-plugin.toml"
 UNIT = CONTAINERD / "overlayfs-snapshotter.service"
 VERSIONS = ("1.31.0", "1.34.0")
 PROGRAM = "/opt/overlayfs/bin/overlayfs-snapshotter"
@@ -51,6 +52,15 @@ def test_containerd_takes_its_configuration(file: Path) -> None:
     assert "disable_snapshot_annotations = true" in shown
 
 
+def test_imported_plugin_leaves_the_nodes_own_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        f'version = 2\nimports = ["{PLUGIN}"]\n[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = "own:1"\n'
+    )
+    shown = run("containerd", "--config", tmp_path / "config.toml", "config", "dump")
+    assert "[proxy_plugins.overlayfs-fuse]" in shown
+    assert 'sandbox_image = "own:1"' in shown
+
+
 def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     """With a program that is there."""
     unit = tmp_path / UNIT.name
@@ -85,7 +95,7 @@ class Node:
         for name, text in (("nsenter", f'echo "$*" >>{self._log}'), ("sleep", "exit 0")):
             (self._programs / name).write_text(f"#!/bin/sh\n{text}\n")
             (self._programs / name).chmod(0o755)
-        for file in (KUBERNETES / "install-on-node", UNIT, CONTAINERD / "config.toml"):  # side by side, as in the image
+        for file in (KUBERNETES / "install-on-node", UNIT, PLUGIN):  # side by side, as in the image
             (top / file.name).write_bytes(file.read_bytes())
         self._installer = top / "install-on-node"
 
@@ -105,7 +115,7 @@ def test_installer_puts_everything_on_the_node(node: Node) -> None:
     assert "systemctl restart overlayfs-snapshotter" in node.install()
     assert (node.root / "opt/overlayfs/bin/overlayfs-snapshotter").read_text() == "first"
     assert (node.root / "etc/systemd/system" / UNIT.name).read_bytes() == UNIT.read_bytes()
-    assert (node.root / "etc/containerd/conf.d/overlayfs.toml").exists()
+    assert (node.root / "etc/containerd/conf.d/overlayfs.toml").read_bytes() == PLUGIN.read_bytes()
 
 
 def test_installer_that_runs_again_restarts_nothing(node: Node) -> None:

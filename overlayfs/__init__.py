@@ -12,6 +12,7 @@ The package, from the bottom up; each floor imports only from those before it:
 - `fuse`: transport: pyfuse3 handlers over the engine, mounting, the daemon.
 - `image`: OCI images, in rooms: `oci`, `tar`, `layer`, `store`, `make`, `registry`, `archive`, `inspect`.
 - `container`: writable layers on images, and the programs that run in them.
+- `snapshotter`: the program `overlayfs-snapshotter`, through which containerd mounts its images with ours.
 - `cli`: the programs `overlayfs` and `overlayfs-mount`.
 
 Glossary: a *lower* layer is read-only, the *upper* takes all changes, the *work* directory is where they are built

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "image.inspect": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
     "container": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.fuse", *TO_STORE),
     "cli.mounts": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI),
+    "cli.host": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.store": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.container": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.inspect": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts", "overlayfs.cli.container"),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("overlayfs",),  # `main` and `mount_program` wire everything; no cycle of modules all the same
 }
 # Only for people: slow to import, so the mount program must start without them.
-FOR_PEOPLE = ("pygments", "rich", "typer")
+FOR_PEOPLE = ("pygments", "rich", "tomlkit", "typer")
 
 
 def _sources() -> list[Path]:

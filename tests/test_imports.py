@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "image.tar": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:1]),
     "image.layer": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:2]),
     "image.store": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:3]),
+    "image.foreign": (*EVERYWHERE, *TO_STORE[:1]),
     "image.make": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
     "image.registry": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "image.archive": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE, "overlayfs.image.make"),

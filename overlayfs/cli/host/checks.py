@@ -89,6 +89,9 @@ def _fusermount() -> Check:
         return Check("fusermount3", needed, "not installed", cost, "apt-get install fuse3")
     if not (os.stat(found).st_mode & stat.S_ISUID and os.stat(found).st_uid == 0):
         return Check("fusermount3", needed, f"{found} is not setuid root", cost, f"chmod u+s {found} (as root)")
+    if os.geteuid() and _user_name(os.geteuid()).isdigit():
+        advice = "a line for this user in /etc/passwd"
+        return Check("fusermount3", needed, f"refuses uid {os.geteuid()}, which has no name", cost, advice)
     return Check("fusermount3", State.OK, found)
 
 
@@ -156,6 +159,7 @@ def _subordinate_ids() -> Check:
 
 
 def _user_name(uid: int) -> str:
+    """The name; the number of a user who has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

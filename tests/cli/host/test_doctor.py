@@ -78,6 +78,14 @@ def test_setting_that_forbids_user_namespaces_is_named(
     assert advice in check.advice
 
 
+def test_user_without_a_name_learns_why_fusermount_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    check = checks._fusermount()
+    assert check.state is State.BAD
+    assert "4711" in check.found
+    assert "/etc/passwd" in check.advice
+
+
 @pytest.mark.parametrize(
     ("release", "version"), [("6.18.44-fc", (6, 18)), ("5.6", (5, 6)), ("6.1.0-18-amd64", (6, 1)), ("odd", (0, 0))]
 )

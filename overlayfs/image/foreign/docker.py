@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from ..oci.digest import Digest, chain_ids, hex_of, parse_digest
-from ..oci.errors import ImageError, NotFoundError
+from ..oci.errors import ImageError, InvalidError, NotFoundError
 from .stored_image import StoredImage, checked_id, read_record
 
 _DRIVERS: Final = ("overlay2", "fuse-overlayfs")
@@ -56,7 +56,7 @@ def _images_of(records: Path, trees: Path) -> Iterator[StoredImage]:
             identity,
             tuple(names.get(f"sha256:{identity}", ())),
             configuration.created,
-            sum(int(_line(layer / "size") or 0) for layer in layers),
+            sum(_size(layer / "size") for layer in layers),
             tuple(trees / checked_id(_line(layer / "cache-id"), layer) / "diff" for layer in layers),
         )
 
@@ -77,6 +77,13 @@ def _names(records: Path) -> dict[str, list[str]]:
             if "@" not in reference:
                 names.setdefault(identity, []).append(reference)
     return names
+
+
+def _size(path: Path) -> int:
+    text = _line(path)
+    if not text.isdecimal():
+        raise InvalidError(f"{path}: {text[:80]!r} is not a size")
+    return int(text)
 
 
 def _line(path: Path) -> str:

@@ -108,6 +108,14 @@ def test_hostile_record_of_docker_is_refused(tmp_path: Path, cache_ids: tuple[st
         list(images_of_docker(docker_of(tmp_path, cache_ids, diff_ids)))
 
 
+@pytest.mark.parametrize("size", ["", "-1", "many"])
+def test_size_of_docker_that_is_no_number_is_refused(tmp_path: Path, size: str) -> None:
+    root = docker_of(tmp_path)
+    write(root / "image/overlay2/layerdb/sha256" / hex_of(chain_ids(DIFF_IDS)[0]) / "size", size)
+    with pytest.raises(InvalidError):
+        list(images_of_docker(root))
+
+
 def test_layer_that_is_a_symlink_or_missing_is_refused(tmp_path: Path) -> None:
     image = find(images_of_podman(podman_of(tmp_path)), "mine:1")
     (tmp_path / "overlay" / LOW / "diff").rmdir()

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "image.tar": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:1]),
     "image.layer": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:2]),
     "image.store": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:3]),
+    "image.foreign": (*EVERYWHERE, *TO_STORE[:1]),
     "image.make": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
     "image.registry": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "image.archive": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE, "overlayfs.image.make"),
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "container": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.fuse", *TO_STORE),
     "snapshotter": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "cli.mounts": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI),
+    "cli.host": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.store": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.container": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts"),
     "cli.inspect": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI, "overlayfs.cli.mounts", "overlayfs.cli.container"),
@@ -46,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("overlayfs",),  # `main` and `mount_program` wire everything; no cycle of modules all the same
 }
 # Only for people: slow to import, so the mount program must start without them.
-FOR_PEOPLE = ("pygments", "rich", "typer")
+FOR_PEOPLE = ("pygments", "rich", "tomlkit", "typer")
 
 
 def _sources() -> list[Path]:

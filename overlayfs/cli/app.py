@@ -25,7 +25,7 @@ HELP: Final = "Mount stacks of layers and images, see what is in them, keep what
 EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says more."
 
 GROUPS: Final = {
-    "Mounts": ("mount", "umount", "mounts", "stats", "which", "check"),
+    "Mounts": ("mount", "umount", "mounts", "stats", "which", "check", "doctor", "setup"),
     "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
     "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
     "Containers": ("run", "ps", "containers", "rm", "reset"),

@@ -63,10 +63,10 @@ def _info(name: str, content: bytes | None) -> tarfile.TarInfo:
     return info
 
 
-def programs() -> dict[str, bytes]:
-    """This machine's `PROGRAMS` in bin, and the libraries that they need."""
+def programs(*more: str) -> dict[str, bytes]:
+    """This machine's `PROGRAMS`, and `more`, in bin, and the libraries that they need."""
     files = {}
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, *more):
         found = shutil.which(name)
         assert found is not None
         files[f"bin/{name}"] = Path(found).read_bytes()

@@ -88,14 +88,15 @@ class Podman:
             if point.startswith(f"{self._top}/"):
                 unmount(os.fsencode(point), lazy=True)
         if self._user:
-            _end(int((self._top / "xdg/libpod/tmp/pause.pid").read_text()))
+            end(int((self._top / "xdg/libpod/tmp/pause.pid").read_text()))
 
 
 def _mountpoints() -> list[str]:
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
-def _end(pid: int) -> None:
+def end(pid: int) -> None:
+    """Kill a process, and return when it has ended."""
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -104,11 +105,11 @@ def _end(pid: int) -> None:
         os.close(pidfd)
 
 
-def archive_of(tree: Tree, top: Path) -> Path:
-    """A tar for `podman import`: this tree, and the programs of a small image."""
+def archive_of(tree: Tree, top: Path, *more: str) -> Path:
+    """A tar for `podman import`: this tree, and the programs of a small image and `more`."""
     root = top / "tree"
     build(os.fsencode(root), tree)
-    for name, content in programs().items():
+    for name, content in programs(*more).items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

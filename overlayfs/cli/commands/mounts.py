@@ -54,6 +54,8 @@ def mount(
 ) -> None:
     """Mount lower layers, and an upper for changes, as one tree on MNT; or mount an image.
 
+    podman:NAME and docker:NAME are images of those engines, read from their storage.
+
     Without --upper, --ephemeral and --rw the mount is read-only.
 
     Exit status: 0 the mount is live, 1 it could not be made, 2 wrong usage.
@@ -73,12 +75,25 @@ def mount(
         lane=not no_fast_lane,
         poll_us=poll,
     )
-    if (len(words) == 2 and not lower) or writable or name is not None:
+    if len(words) == 2 and not (lower or writable or name) and _is_of_engine(words[0]):
+        from overlayfs.cli.mounts.of_engines import mount_of_engine
+
+        mount_of_engine(request)
+    elif (len(words) == 2 and not lower) or writable or name is not None:
         from overlayfs.cli.container.mount_image import mount_image
 
         mount_image(request, writable, name, store_directory())
     else:
         make(request)
+
+
+def _is_of_engine(name: str) -> bool:
+    """Whether the image is an engine's. `docker:cli` may be one of our own store, which then is meant."""
+    if not name.startswith(("podman:", "docker:")):
+        return False
+    from overlayfs.cli.mounts.of_engines import is_in_store
+
+    return not is_in_store(name, store_directory())
 
 
 @app.command(short_help="Unmount, and wait until all data is written.")

@@ -124,9 +124,19 @@ def images(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only IDs.")] = False,
     no_trunc: NoTrunc = False,
     digests: Annotated[bool, typer.Option("--digests", help="Show the digests of manifests.")] = False,
+    engine: Annotated[
+        str | None, typer.Option("--from", metavar="ENGINE", help="List those of podman or docker instead.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the images of the store. SIZE is that of the unpacked layers; `packed` means that they are not unpacked."""
+    if engine is not None:
+        from overlayfs.cli.mounts.of_engines import show_images_of
+
+        if name is not None or quiet or no_trunc or digests:
+            raise typer.BadParameter("--from goes with --json alone")
+        show_images_of(engine, as_json)
+        return
     from overlayfs.cli.store.images import show_images
 
     show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json)

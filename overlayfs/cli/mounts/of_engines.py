@@ -1,0 +1,119 @@
+"""`images --from ENGINE` and `mount ENGINE:NAME`: images straight from the storage of podman or docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from overlayfs.cli.mounts.live import CommandError
+from overlayfs.cli.mounts.mount import Request, mount
+from overlayfs.cli.output import Cell, format_size, print_json, print_table, safe
+from overlayfs.image.foreign.docker import images_of_docker
+from overlayfs.image.foreign.podman import images_of_podman
+from overlayfs.image.foreign.stored_image import StoredImage, find, trees
+from overlayfs.image.oci.errors import ImageError, NotFoundError
+from overlayfs.image.store.store import Store
+
+_SHORT: Final = 12
+
+
+def is_in_store(name: str, store_directory: Path | None) -> bool:
+    """Whether our own store has an image of this name."""
+    with Store.open(store_directory) as store:
+        try:
+            store.find_entry(name)
+        except ImageError:
+            return False
+    return True
+
+
+def mount_of_engine(request: Request) -> None:
+    """Mount an image of an engine: its layers are the lowers. Raises ImageError, MountError."""
+    engine, _, name = request.words[0].partition(":")
+    layers = trees(find(_images_of(engine), name))
+    if not layers:
+        raise NotFoundError(f"{safe(name)} has no layers")
+    mount(replace(request, words=request.words[1:], lowers=tuple(map(str, layers))))
+
+
+def show_images_of(engine: str, as_json: bool) -> None:
+    """List the images of an engine."""
+    images = list(_images_of(engine))
+    if as_json:
+        print_json([_document(image) for image in images])
+    elif images:
+        print_table(("NAME", "IMAGE ID", "LAYERS", "SIZE"), [row for image in images for row in _rows(image)])
+
+
+def _rows(image: StoredImage) -> Iterator[list[Cell]]:
+    size = Cell("?" if image.size is None else format_size(image.size))
+    for name in image.names or ("<none>",):
+        yield [Cell(safe(name), "bold"), Cell(image.identity[:_SHORT]), Cell(str(len(image.layers))), size]
+
+
+def _document(image: StoredImage) -> dict[str, Any]:
+    return {
+        "Id": f"sha256:{image.identity}",
+        "RepoTags": list(image.names),
+        "Created": image.created,
+        "Size": image.size,
+        "Layers": [str(path) for path in image.layers],
+    }
+
+
+def _images_of(engine: str) -> Iterator[StoredImage]:
+    match engine:
+        case "podman":
+            return images_of_podman(_graph_root())
+        case "docker":
+            return images_of_docker(_data_root())
+        case _:
+            raise CommandError(f"{safe(engine)}: the storage of podman and docker can be read")
+
+
+def _user_directory(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default)
+
+
+def _graph_root() -> Path:
+    """Where podman keeps images: containers-storage.conf(5), the first of its files that is there."""
+    is_root = os.geteuid() == 0
+    files = [Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf")]
+    if not is_root:
+        files = [_user_directory("XDG_CONFIG_HOME", ".config") / "containers/storage.conf"]
+    if named := os.environ.get("CONTAINERS_STORAGE_CONF"):
+        files = [Path(named)]
+    present = next((file for file in files if file.exists()), None)
+    if present and (named := _setting(_settings(present, tomllib.loads).get("storage"), "graphroot")):
+        return Path(os.path.expandvars(named))
+    if is_root:
+        return Path("/var/lib/containers/storage")
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "containers/storage"
+
+
+def _data_root() -> Path:
+    """Where dockerd keeps images: `data-root` of daemon.json."""
+    is_root = os.geteuid() == 0
+    file = Path("/etc") if is_root else _user_directory("XDG_CONFIG_HOME", ".config")
+    file = file / "docker/daemon.json"
+    if file.exists() and (named := _setting(_settings(file, json.loads), "data-root")):
+        return Path(named)
+    return Path("/var/lib/docker") if is_root else _user_directory("XDG_DATA_HOME", ".local/share") / "docker"
+
+
+def _settings(file: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(file.read_text())
+    except ValueError as error:
+        raise CommandError(f"{file}: {error}") from None
+
+
+def _setting(table: Any, name: str) -> str:
+    """The text of a setting, empty where there is none."""
+    found = table.get(name) if isinstance(table, dict) else None
+    return found if isinstance(found, str) else ""

@@ -13,6 +13,7 @@ cdef class Overlay:
     cdef readonly set written_unseen
     cdef readonly bint writes_at_once
     cdef unsigned long long _forgotten
+    cdef long _changing
 
     cdef Inode _inode(self, uint64_t ino)
     cdef Directory _directory(self, uint64_t ino)

@@ -30,6 +30,7 @@ log = Log(__name__)
 
 _WORK = b"work"
 _INCOMPAT = b"incompat"
+_SNAPSHOTS = b"overlayfs-snapshots"  # of the workdir, and below incompat: see history
 _VOLATILE_MARK = _INCOMPAT + b"/volatile"  # as the kernel's overlayfs
 _OVERRIDE_ROOT = b"0:0:755:dir"
 
@@ -156,10 +157,30 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
     verify_origin(state)
+    if _has(work, _SNAPSHOTS):
+        _stack_up(state, work, undo)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
     indexing.load(state)
     return state
+
+
+def _has(work: Layer, name: bytes) -> bool:
+    return os.access(name, os.F_OK, dir_fd=work.root_fd, follow_symlinks=False)
+
+
+def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
+    """Go on where a mount with snapshots ended: in the last of its layers, on the others."""
+    from . import history, snapshots  # few mounts have any
+
+    stacked = history.load(work.root_fd)
+    if stacked is None:
+        return
+    assert state.work_fd is not None
+    undo.callback(os.close, stacked.fd)
+    stacked.guard(state.work_fd)
+    stacked.remove_leftovers()
+    snapshots.resume(state, stacked, undo)
 
 
 def _check_same_filesystem(upper: Layer, work: Layer) -> None:
@@ -233,7 +254,8 @@ def _leave_volatile_mark(work: Layer) -> None:
 def _refuse_foreign_work(work: Layer) -> None:
     """What no overlay filesystem made must not be cleaned away: the directory may have been named by mistake."""
     foreign = [name for name in _names_in(work, _WORK) if name != b"incompat" and not is_draft_name(name)]
-    foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name != b"volatile"]
+    ours = (b"volatile", _SNAPSHOTS)
+    foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name not in ours]
     if foreign:
         raise MountError(
             f"workdir: {_text(work.path)}/work holds {_text(min(foreign))}, which is not ours to remove;"

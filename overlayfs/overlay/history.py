@@ -102,17 +102,24 @@ class History(Held):
                 os.mkdir(DIRECTORY, 0o700, dir_fd=self.work_fd)
             self.fd = os.open(DIRECTORY, _OPEN, dir_fd=self.work_fd)
         self._last += 1
-        name = b"%d" % self._last
-        drafts.remove(self.fd, name)
-        os.mkdir(name, 0o700, dir_fd=self.fd)
-        fd = os.open(name, _OPEN, dir_fd=self.fd)
+        name = str(self._last)
+        fd = -1
         try:
+            drafts.remove(self.fd, name.encode())
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+            fd = os.open(name, _OPEN, dir_fd=self.fd)
             os.mkdir(UPPER, 0o700, dir_fd=fd)
         except OSError:
-            os.close(fd)
-            self.remove([name.decode()])
+            if fd >= 0:
+                os.close(fd)
+            self.give_up_layer()
             raise
-        return Entry(name.decode()), fd
+        return Entry(name), fd
+
+    def give_up_layer(self) -> None:
+        """Remove the layer that was made last, which nothing refers to."""
+        self.remove([str(self._last)])
+        self._last -= 1
 
     def open_directory(self, entry: Entry) -> int:
         """A descriptor of the directory that holds the index of a layer: N, or the workdir itself."""
@@ -142,12 +149,17 @@ class History(Held):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(_NEW_STACK, flags, 0o600, dir_fd=self.fd)
         try:
-            _write_whole(fd, text)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(_NEW_STACK, _STACK, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            try:
+                _write_whole(fd, text)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(_NEW_STACK, _STACK, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError:
+            with drafts.afterwards():
+                os.unlink(_NEW_STACK, dir_fd=self.fd)
+            raise
         self.entries = tuple(entries)
         if durable:
             with drafts.afterwards():

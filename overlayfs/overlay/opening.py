@@ -174,7 +174,8 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     from . import history, snapshots  # few mounts have any
 
     stacked = history.load(work.root_fd)
-    if stacked is None:
+    if stacked is None:  # the first snapshot was not finished
+        drafts.remove(work.root_fd, _SNAPSHOTS)
         return
     assert state.work_fd is not None
     undo.callback(os.close, stacked.fd)

@@ -104,15 +104,15 @@ def _make(state: State, present: History, model: Layer, lost_links: dict[int, in
             _sync(root_fd, directory_fd, present.fd)
         return _Fresh(entry, directory_fd, _as_upper(state, root_fd, entry))
     except OSError:
-        _give_up(present, entry, directory_fd, root_fd)
+        _give_up(present, directory_fd, root_fd)
         raise
 
 
-def _give_up(present: History, entry: Entry, *descriptors: int) -> None:
+def _give_up(present: History, *descriptors: int) -> None:
     for fd in descriptors:
         if fd >= 0:
             os.close(fd)
-    present.remove([entry.directory])
+    present.give_up_layer()
 
 
 def _as_upper(state: State, root_fd: int, entry: Entry) -> Layer:
@@ -173,7 +173,7 @@ def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _F
     try:
         present.publish(entries, durable=_is_durable(state))
     except OSError:
-        _give_up(present, fresh.entry, fresh.directory_fd, fresh.upper.root_fd)
+        _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
         raise
 
 
@@ -192,11 +192,15 @@ def _complete_links(state: State) -> None:
         inode = lookup.child(state, directory, name)
         if inode is not None and inode.index_name is not None and name not in lookup.above(state, directory):
             indexing.link_lower_name(state, inode, directory, name)
-    for inode in state.inodes.values():
-        indexing.remove(state, inode)
-        state.drop_if_unused(inode)
-    for name in state.index_names:  # of files that have no name any more
+    known = {inode.index_name: inode for inode in state.inodes.values() if inode.index_name is not None}
+    for name in list(state.index_names):
         os.unlink(name, dir_fd=state.index_fd)
+        state.index_names.discard(name)
+        if (inode := known.get(name)) is not None:
+            inode.index_name, inode.lost_links, inode.attributes = None, 0, None
+            inode.lower = inode.lower if inode.metacopy else None
+    for inode in state.inodes.values():
+        state.drop_if_unused(inode)
 
 
 def _linked_names(state: State) -> list[tuple[Directory, bytes]]:

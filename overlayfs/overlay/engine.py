@@ -111,6 +111,8 @@ class Overlay:
     def give_up_upper(self) -> None:
         """Let others have upper and workdir; nothing may be changed after this."""
         inheritance.forget_place(self.state)  # while the workdir is ours
+        if self.state.history is not None:
+            self.state.history.stop()
         if self.state.claim is not None:
             self.state.claim.release()
 

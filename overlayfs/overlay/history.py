@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -64,12 +65,15 @@ class History(Held):
     def __init__(self, work_fd: int, fd: int, entries: Sequence[Entry]) -> None:
         self.work_fd = work_fd
         self.fd = fd
+        self._removing = allocate_lock()
+        self._has_stopped = False
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
         self.entries = tuple(entries)
         numbers = [int(entry.directory) for entry in entries if entry.directory]
         self._last = max(numbers, default=0)
 
     def descriptors(self) -> list[int]:
+        self.stop()
         return [fd for fd in (self.work_fd, self.fd) if fd >= 0]
 
     @property
@@ -166,10 +170,16 @@ class History(Held):
                 os.fsync(self.fd)
 
     def remove(self, directories: Sequence[str]) -> None:
-        """Remove layers that `stack` does not name. May be called from any thread."""
-        for name in directories:
-            with drafts.afterwards():
-                drafts.remove(self.fd, name.encode())
+        """Remove layers that `stack` does not name. May be called from any thread, one after the other; nothing is done
+        once the workdir is another mount's."""
+        with self._removing:
+            for name in directories if not self._has_stopped else ():
+                with drafts.afterwards(), suppress(FileNotFoundError):
+                    drafts.remove(self.fd, os.fsencode(name))
+
+    def stop(self) -> None:
+        with self._removing:
+            self._has_stopped = True
 
     def take_waste(self) -> Callable[[], None] | None:
         waste, self.waste = self.waste, []
@@ -184,8 +194,7 @@ class History(Held):
 
     def remove_leftovers(self) -> None:
         """Remove whatever an unfinished snapshot or rollback left."""
-        kept = {_STACK.decode(), *(entry.directory for entry in self.entries)}
-        self.remove([name for name in os.listdir(self.fd) if name not in kept])
+        self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -228,6 +237,12 @@ def uppers(upper: bytes, work: bytes) -> list[tuple[str | None, bytes]]:
     below = os.path.join(work, DIRECTORY)
     named = [(e.snapshot, os.path.join(below, e.directory.encode(), UPPER) if e.directory else upper) for e in entries]
     return named or [(None, upper)]
+
+
+def leftovers(fd: int) -> list[bytes]:
+    """What an unfinished snapshot or rollback left in the subdirectory; MountError where `stack` is damaged."""
+    kept = {_STACK, *(entry.directory.encode() for entry in _parse(fd))}
+    return [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
 
 
 def _parse(fd: int) -> list[Entry]:

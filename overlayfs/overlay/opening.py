@@ -127,14 +127,25 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
     assert options.upper is not None and options.work is not None
     with ExitStack() as checked:
         work = _open("workdir", options.work, checked, UPPER_INDEX)
-        upper = _open("upperdir", options.upper, undo, 0).as_upper()
-        layers = _open_lowers(options, undo, first=1)
+        upper = _open("upperdir", options.upper, checked, UPPER_INDEX)
+        paths = _uppers(options.upper, options.work, work)
+        uppers = [_open("upperdir", path, undo, index).as_upper() for index, path in enumerate(paths)]
+        layers = _open_lowers(options, undo, first=len(uppers))
         _check_same_filesystem(upper, work)
         _check_overlap(upper, work, layers)
-    layers = hold_apart([upper, *layers], Access.READS)
+    layers = hold_apart([*uppers, *layers], Access.READS)
     state = State(options._replace(timeout_s=0.0), layers, None, limit)
     _choose_prefix_to_read(state)
     return state
+
+
+def _uppers(upper: bytes, workdir: bytes, work: Layer) -> list[bytes]:
+    """All layers of the writable side, top first: the upper, and those that snapshots made."""
+    if not _has(work, _SNAPSHOTS):
+        return [upper]
+    from . import history
+
+    return [path for _, path in reversed(history.uppers(upper, workdir))]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:

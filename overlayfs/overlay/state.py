@@ -35,6 +35,10 @@ class Held:
         """All that it holds open."""
         raise NotImplementedError
 
+    def stop(self) -> None:
+        """Touch the workdir no more, for another mount may; waits for a thread that removes layers."""
+        raise NotImplementedError
+
     def take_waste(self) -> Callable[[], None] | None:
         """What removes layers that nobody needs any more, None where there are none."""
         raise NotImplementedError

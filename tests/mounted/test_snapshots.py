@@ -353,3 +353,19 @@ def test_clients_that_write_all_the_while_leave_files_of_one_generation(mounted:
     assert not failures
     for number in range(8):
         assert len(set((root / f"w{number}").read_bytes())) == 1
+
+
+def test_others_are_kept_from_the_upper_alone(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    """The kernel's overlayfs refuses the workdir; a read-only mount of ours sees all layers."""
+    (mounted.path / "before").touch()
+    mounted.snapshot()
+    (mounted.path / "after").touch()
+    looked = scratch / "look"
+    looked.mkdir()
+    options = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
+    mount_program("-o", f"ro,{options}", str(looked))
+    assert {"before", "after", "file"} <= set(os.listdir(looked))
+    unmount(looked)
+    mounted.unmount()
+    kernel = ["mount", "-t", "overlay", "overlay", "-o", options, str(looked)]
+    assert subprocess.run(kernel, capture_output=True, check=False).returncode != 0

@@ -29,7 +29,6 @@ from overlayfs._typing import Any, Final, NamedTuple
 
 from ..tree import access
 from . import drafts
-from .layer import UPPER_INDEX
 from .options import MountError
 from .state import Held, State
 
@@ -186,7 +185,8 @@ class History(Held):
         return (lambda: self.remove(waste)) if waste else None
 
     def facts(self, state: State) -> list[dict[str, object]]:
-        layers = [state.layers[number] for number in reversed(state.frozen)] + [state.layers[UPPER_INDEX]]
+        assert state.upper is not None
+        layers = [state.layers[number] for number in reversed(state.frozen)] + [state.upper]
         return [
             {"snapshot": entry.snapshot, "taken_at": entry.taken_at, "layer": os.fsdecode(layer.path)}
             for entry, layer in zip(self.entries, layers, strict=True)

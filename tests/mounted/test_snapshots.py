@@ -261,6 +261,13 @@ def test_bad_names_are_refused(mounted: overlayfs.Mount, name: str) -> None:
         mounted.snapshot(name)
 
 
+def test_mount_without_snapshots_says_so(mounted: overlayfs.Mount) -> None:
+    with pytest.raises(overlayfs.MountError, match="there is no snapshot"):
+        mounted.rollback()
+    (mounted.path / "new").touch()
+    assert [change.path for change in mounted.changes()] == [b"new"]
+
+
 def test_second_snapshot_of_a_name_is_refused(mounted: overlayfs.Mount) -> None:
     assert mounted.snapshot("a") == "a"
     with pytest.raises(overlayfs.MountError, match="there is a snapshot a already"):

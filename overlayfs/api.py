@@ -11,15 +11,18 @@ import pickle
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from .fuse import mounting, throwaway
+from .fuse import commanding, mounting, throwaway
 from .fuse.__main__ import LIVE
 from .overlay.options import MountError, OverlayOptions
+
+if TYPE_CHECKING:
+    from .overlay.changes import Change
 
 _PATIENCE_S: Final = 10.0
 
@@ -42,6 +45,30 @@ class Mount:
     def pid(self) -> int:
         """The process that serves the mount."""
         return self._server.process.pid
+
+    def snapshot(self, name: str = "") -> str:
+        """Keep the present state of the tree, which stays mounted; the snapshot's name, a number if none is given."""
+        return commanding.take_snapshot(os.fsencode(self.path), name)
+
+    def rollback(self, snapshot: str = "") -> None:
+        """Go back to a snapshot, without a name to the newest: what was changed since is lost, and later snapshots are.
+
+        A file that is open shows what it held at the snapshot; one that was made since behaves as a deleted one.
+        """
+        commanding.roll_back(os.fsencode(self.path), snapshot)
+
+    def changes(self, since: str | None = None, until: str | None = None) -> list[Change]:
+        """The changes of the tree, those after one snapshot or those between two."""
+        return commanding.changes(os.fsencode(self.path), since, until)
+
+    @contextmanager
+    def transaction(self) -> Iterator[str]:
+        """A block whose changes are undone at its end, however it ends. Blocks nest."""
+        snapshot = self.snapshot()
+        try:
+            yield snapshot
+        finally:
+            self.rollback(snapshot)
 
     def unmount(self) -> None:
         """Unmount, busy or not, and wait for the serving process; doing it twice is well."""

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "image.registry": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "image.archive": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE, "overlayfs.image.make"),
     "image.inspect": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
+    "testing": (*EVERYWHERE, "overlayfs.api", "overlayfs.overlay", *TO_STORE),
     "container": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.fuse", *TO_STORE),
     "snapshotter": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "cli.mounts": (*EVERYWHERE, *TO_CONTAINER, *OF_CLI),

@@ -26,6 +26,7 @@ EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says m
 
 GROUPS: Final = {
     "Mounts": ("mount", "umount", "mounts", "stats", "which", "check", "doctor", "setup"),
+    "Snapshots": ("snapshot", "snapshots", "rollback"),
     "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
     "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
     "Containers": ("run", "ps", "containers", "rm", "reset"),

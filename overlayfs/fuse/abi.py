@@ -174,8 +174,12 @@ FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
 
-_NOTIFY_INVAL_INODE: Final = 2  # enum fuse_notify_code
+# enum fuse_notify_code
+_NOTIFY_INVAL_INODE: Final = 2
+_NOTIFY_INVAL_ENTRY: Final = 3
+_NOTIFY_INC_EPOCH: Final = 8  # Linux 6.16
 _NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")  # ino, off, len
+_NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("<QII")  # parent, namelen, flags; then the name with its NUL
 
 
 def texts(body: memoryview, count: int) -> list[bytes]:
@@ -204,6 +208,17 @@ def invalidation(node: int) -> bytes:
     """FUSE_NOTIFY_INVAL_INODE: the kernel writes back a file's dirty pages and drops its page cache."""
     header = OUT_HEADER.pack(OUT_HEADER.size + _NOTIFY_INVAL_INODE_OUT.size, _NOTIFY_INVAL_INODE, 0)
     return header + _NOTIFY_INVAL_INODE_OUT.pack(node, 0, 0)
+
+
+def entry_invalidation(parent: int, name: bytes) -> bytes:
+    """FUSE_NOTIFY_INVAL_ENTRY: the kernel drops a name, also one that it knows to be absent."""
+    body = _NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0) + body
+
+
+def new_epoch() -> bytes:
+    """FUSE_NOTIFY_INC_EPOCH: the kernel looks every name up anew. EINVAL where it does not know this."""
+    return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_INC_EPOCH, 0)
 
 
 def init_flags(request: bytes) -> int:

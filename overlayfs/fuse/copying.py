@@ -29,6 +29,10 @@ class CopyUps:
         self._inline_bytes = INLINE_BYTES if overlay.writes_at_once else 0
         self._running: dict[int, trio.Event] = {}
 
+    @property
+    def are_running(self) -> bool:
+        return bool(self._running)
+
     def must_wait(self, inode: int, need: Need, size: int | None = None) -> bool:
         """True where an operation has to call `finish` first; never where `copyup.is_whole_in_upper` says so."""
         return inode in self._running or self._overlay.bytes_to_copy(inode, need, size) > self._inline_bytes

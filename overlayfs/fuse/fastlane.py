@@ -22,6 +22,7 @@ from ..tree.metadata import ACCESS_ACL
 from . import abi
 from .callers import caller, caller_with_groups
 from .channel import Channel
+from .control import Control
 from .copying import INLINE_BYTES, CopyUps
 from .lane import Forwarded, Lane
 from .passthrough import Passthrough
@@ -50,12 +51,14 @@ class FastLane(Lane):
         *,
         poll_us: int,
         status: Status,
+        control: Control,
         passes_through: bool,
     ) -> None:
         timeout_s = overlay.options.timeout_s
         super().__init__(overlay, copy_ups, tasks, channel, poll_us, timeout_s)
         self._syncs = syncs
-        self._status = status
+        self._status, self._control = status, control
+        control.tasks = lambda: self.tasks_pending
         self._set_timeouts(_FOR_EVER_S if timeout_s is None else timeout_s)
         # Where every open would succeed the kernel need not ask: I/O is by inode. An ordinary user's daemon may not
         # open everything, and must keep what it created open. What the kernel writes back does not say how the file
@@ -74,6 +77,10 @@ class FastLane(Lane):
         # of a file that is written unseen the name stays true, but not the attributes
         self._unseen_entry_times = abi.ENTRY_TIMES.pack(0, whole, 0, rest, 0)
         self._open_flags = abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH if seconds else abi.FOPEN_NOFLUSH
+
+    def rest(self) -> None:
+        super().rest()
+        self._control.remove_waste()
 
     # -- inodes
 
@@ -375,6 +382,8 @@ class FastLane(Lane):
     def _xattr(self, node: int, name: bytes, size: int) -> bytes | None:
         if self._status.has(node, name):
             return self._status.page(name, size)
+        if self._control.is_question(node, name):
+            return self._control.answer(name)
         return self._overlay.find_xattr(node, name)
 
     def _setxattr(self, node: int, body: memoryview, asker: Asker) -> bytes | None:
@@ -384,6 +393,10 @@ class FastLane(Lane):
             raise OSError(errno.EIO, "a message ends early")
         if self._status.has(node, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
+        if self._control.is_command(node, name):
+            uid, _gid, pid = asker
+            self._control.run(name, value[:size], uid, pid)
+            return _DONE
 
         def change() -> bytes:
             groups_count = name == ACCESS_ACL and bool(self._overlay.getattr(node).mode & stat.S_ISGID)

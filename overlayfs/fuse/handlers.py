@@ -33,6 +33,7 @@ from ..overlay.listing import Sink
 from ..overlay.values import AttributeChanges, Attributes, Caller
 from ..tree.metadata import ACCESS_ACL
 from .callers import caller, caller_with_groups
+from .control import Control
 from .copying import CopyUps
 from .status import Status
 from .syncing import Syncs, sync_of_directory, sync_of_file
@@ -84,10 +85,10 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, overlay: Overlay, status: Status, copy_ups: CopyUps, syncs: Syncs) -> None:
+    def __init__(self, overlay: Overlay, status: Status, control: Control, copy_ups: CopyUps, syncs: Syncs) -> None:
         super().__init__()
         self._overlay = overlay
-        self._status = status
+        self._status, self._control = status, control
         self._copy_ups, self._syncs = copy_ups, syncs
         timeout_s = overlay.options.timeout_s
         self._timeout_s = _FOR_EVER_S if timeout_s is None else timeout_s
@@ -210,11 +211,15 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        for moved in self._overlay.moved_by_rename(parent_inode_old, name_old, parent_inode_new, name_new, flags):
-            for inode, need in self._overlay.to_copy_before_rename(moved):
-                await self._copy_ups.finish(inode, need)
-                await trio.lowlevel.checkpoint()
-        self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        self._control.under_way += 1
+        try:
+            for moved in self._overlay.moved_by_rename(parent_inode_old, name_old, parent_inode_new, name_new, flags):
+                for inode, need in self._overlay.to_copy_before_rename(moved):
+                    await self._copy_ups.finish(inode, need)
+                    await trio.lowlevel.checkpoint()
+            self._overlay.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        finally:
+            self._control.under_way -= 1
 
     # -- files
 
@@ -287,6 +292,8 @@ class Handlers(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if self._status.has(inode, name):
             return self._status.page(name)
+        if self._control.is_question(inode, name):
+            return self._control.answer(name)
         return self._overlay.getxattr(inode, name)
 
     @_answered
@@ -297,6 +304,9 @@ class Handlers(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if self._status.has(inode, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # nobody could read it back
+        if self._control.is_command(inode, name):
+            self._control.run(name, value, ctx.uid, ctx.pid)
+            return
         await self._copy_ups.finish(inode, Need.METADATA)
         self._overlay.setxattr(inode, name, value, 0, _caller(ctx, with_groups=name == ACCESS_ACL))
 

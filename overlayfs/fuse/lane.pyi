@@ -24,6 +24,8 @@ class Lane:
     _channel: Channel
     _unseen: Set[int]
     pending: int
+    @property
+    def tasks_pending(self) -> int: ...
     counts_opens: bool
     def __init__(
         self,

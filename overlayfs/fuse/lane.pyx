@@ -123,6 +123,7 @@ cdef class Lane:
     cdef readonly uint64_t poll_ns
     cdef _Listing _names, _entries
     cdef public Py_ssize_t pending  # requests that are answered later
+    cdef readonly Py_ssize_t tasks_pending  # those of them that a task answers
 
     def __cinit__(self):
         self._in, self._out = _pages(), _pages()
@@ -360,10 +361,12 @@ cdef class Lane:
         """Answer the current request by a task: what the coroutine function `work` returns or raises."""
         unique = self._header.unique
         self.pending += 1
+        self.tasks_pending += 1
         self._expects_event = True
 
         def give_up():
             self.pending -= 1
+            self.tasks_pending -= 1
             self._channel.refuse(unique, EIO)
 
         async def finish():
@@ -375,6 +378,7 @@ cdef class Lane:
                 self._channel.answer(unique, reply)
             finally:
                 self.pending -= 1
+                self.tasks_pending -= 1
 
         self._tasks.begin(finish, give_up)
 

@@ -22,6 +22,7 @@ from overlayfs._log import DEBUG, ERROR, Log, write
 from ..overlay.engine import Overlay
 from . import abi
 from .channel import Channel
+from .control import Control
 from .copying import CopyUps
 from .handlers import Handlers
 from .handover import Handover
@@ -50,15 +51,17 @@ class Loop:
         syncs: Syncs,
         tasks: Tasks,
         status: Status,
+        control: Control,
         live: LiveMount,
         init_request: bytes,
         lifeline_fd: int | None,
     ) -> None:
         _take_over_logging()
-        self._handlers = Handlers(overlay, status, copy_ups, syncs)
+        self._handlers = Handlers(overlay, status, control, copy_ups, syncs)
         self._overlay, self._claim = overlay, overlay.claim
         self._syncs, self._tasks, self._status = syncs, tasks, status
         self._device_fd = live.fd
+        control.device_fd = lambda: self._device_fd
         self._live = live
         self._init_request = init_request
         self._lifeline_fd = lifeline_fd

@@ -17,6 +17,7 @@ from ..overlay.engine import Overlay
 from . import abi
 from .bare import MOUNT_ENDED, NEEDS_LOOP, BareLoop
 from .channel import Channel
+from .control import Control
 from .copying import CopyUps
 from .fastlane import FastLane
 from .mounting import LiveMount, MountOptions
@@ -74,6 +75,7 @@ class _Service:
         self.syncs = Syncs(self._tasks, waits=waits, queues=queues)
         self._copy_ups = CopyUps(overlay, self.syncs)
         self._status = Status(overlay, mount.source)
+        self._control = Control(overlay, self._copy_ups, lambda: live.fd)
         self._lifeline_fd = lifeline_fd
 
     def serve(self, on_live: Callable[[], None]) -> None:
@@ -96,6 +98,7 @@ class _Service:
             channel,
             poll_us=self._mount.poll_us,
             status=self._status,
+            control=self._control,
             passes_through=bool(wanted & abi.FUSE_PASSTHROUGH),
         )
         self._status.transport_facts = lane.facts
@@ -141,6 +144,7 @@ class _Service:
             self.syncs,
             self._tasks,
             self._status,
+            self._control,
             self._live,
             init_request,
             self._lifeline_fd,

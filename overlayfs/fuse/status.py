@@ -11,9 +11,13 @@ import os
 import time
 from collections.abc import Callable
 
+from overlayfs._typing import TYPE_CHECKING, Any
+
 from .._version import __version__
-from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
+
+if TYPE_CHECKING:
+    from ..overlay.engine import Overlay
 
 STATUS_XATTR = b"user.overlayfs.status"
 _PAGE = 60_000
@@ -68,6 +72,31 @@ class Status:
             "requests": {},
             **self.transport_facts(),
         }
+
+
+def read_text(mountpoint: bytes) -> bytes:
+    """Ask the daemon of a mount for the whole document."""
+    pages = [os.getxattr(mountpoint, STATUS_XATTR)]
+    while page := _next_page(mountpoint, len(pages)):
+        pages.append(page)
+    return b"".join(pages)
+
+
+def _next_page(mountpoint: bytes, number: int) -> bytes:
+    try:
+        return os.getxattr(mountpoint, STATUS_XATTR + b".%d" % number)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return b""
+        raise
+
+
+def read_facts(mountpoint: bytes) -> dict[str, Any]:
+    """As `read_text`, parsed."""
+    import json
+
+    facts: dict[str, Any] = json.loads(read_text(mountpoint))
+    return facts
 
 
 def _resident_bytes() -> int:

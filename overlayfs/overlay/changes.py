@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Final
 
 from ..tree import marks
+from . import history
 from .layer import UPPER_INDEX, Layer, Location, open_to_read
 from .merge import Kind
 from .values import Attributes
@@ -113,22 +114,32 @@ class Comparison:
         work: bytes | None = None,
         scaffold: Collection[bytes] = (),
         prefix: bytes | None = None,
+        since: str | None = None,
+        until: str | None = None,
     ) -> Comparison:
         """Compare directories; `close` gives the descriptors back. OSError where one cannot be opened.
 
         The upper's marks are those that a mount by this process writes, or have another xattr `prefix`.
         With `work`, hard links of a lower file that another name of it changed are changes too. `scaffold` are paths
         in the merged tree that were made to mount something on: where they are new and empty they are no change.
+
+        With `work`, the changes are those of all layers that snapshots made of the upper; or those that came after the
+        snapshot `since`, and before `until`. ENOENT for a snapshot that is not there.
         """
-        index = None if work is None else os.path.join(work, b"index")
+        added, kept = _writable_side(upper, work, since, until)
+        index = None if work is None else _index_of(added[0], upper, work)
+        lowers = None if lowers is None else [*kept, *lowers]
         with ExitStack() as stack:
-            top = _hold(stack, UPPER_INDEX, upper, prefix)
+            top = _hold(stack, UPPER_INDEX, added[0], prefix)
             prefix = top.spelling.prefix
+            numbers = range(_INDEX - 1, _INDEX - len(added), -1)
+            between = [_hold(stack, n, path, prefix).as_upper() for n, path in zip(numbers, added[1:], strict=True)]
             below = [_hold(stack, number, path, prefix) for number, path in enumerate(lowers or ())]
+            below[: len(kept)] = [layer.as_upper() for layer in below[: len(kept)]]
             data = [_hold(stack, number, path, prefix, True) for number, path in enumerate(data_lowers, len(below))]
             copies = _hold(stack, _INDEX, index, prefix) if index is not None and os.path.isdir(index) else None
             old = None if lowers is None else View(below, data)
-            comparison = cls(View((top, *below), data, copies), old, scaffold)
+            comparison = cls(View((top, *between, *below), data, copies), old, scaffold)
             comparison._resources = stack.pop_all()
         return comparison
 
@@ -222,7 +233,7 @@ class Comparison:
             yield Change(new.path, ChangeKind.MODIFIED, after, before, aspects, hides)
 
     def _show(self, directory: Node, visit: Visit | None) -> None:
-        if visit is None or directory.places[0].layer != UPPER_INDEX:
+        if visit is None or directory.places[0].layer > UPPER_INDEX:
             return
         fd = self._new.open(directory.places[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -352,6 +363,28 @@ class Comparison:
         return not self._new.mark_names(node.places[0]).isdisjoint(_COPY_MARKS)
 
 
+def _writable_side(
+    upper: bytes, work: bytes | None, since: str | None, until: str | None
+) -> tuple[list[bytes], list[bytes]]:
+    """The layers whose changes are asked for, and those below them that snapshots made; each top first."""
+    layers = [(None, upper)] if work is None else history.uppers(upper, work)
+    names = [name for name, _ in layers]
+    for asked in (since, until):
+        if asked is not None and asked not in names:
+            raise OSError(errno.ENOENT, "there is no such snapshot", asked)
+    first = 0 if since is None else names.index(since) + 1
+    end = len(names) if until is None else names.index(until) + 1
+    if first >= end:
+        raise OSError(errno.EINVAL, "the first snapshot is not older than the second", since)
+    paths = [path for _, path in layers]
+    return paths[first:end][::-1], paths[:first][::-1]
+
+
+def _index_of(top: bytes, upper: bytes, work: bytes) -> bytes:
+    """Where hard links of the topmost layer are kept."""
+    return os.path.join(work if top == upper else os.path.dirname(top), b"index")
+
+
 def _hold(stack: ExitStack, index: int, path: bytes, prefix: bytes | None = None, data_only: bool = False) -> Layer:
     layer = open_to_read(index, path, data_only)
     stack.callback(os.close, layer.root_fd)
@@ -394,7 +427,7 @@ def _sought(fd: int, position: int, whence: int, at_end: int, unknown: int) -> i
 
 
 def _lower_places(node: Node) -> tuple[Location, ...]:
-    return tuple(place for place in node.places if place.layer != UPPER_INDEX)
+    return tuple(place for place in node.places if place.layer > UPPER_INDEX)
 
 
 def _is_device(st: Attributes) -> bool:

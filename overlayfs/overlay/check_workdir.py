@@ -14,9 +14,10 @@ from typing import Final
 
 from ..tree import marks, xattrs
 from ..tree.syscalls import entry_path, open_beneath, sync_filesystem
-from . import drafts
+from . import drafts, history
 from .claim import SOCKET
 from .findings import Finding, Found, Problem
+from .options import MountError
 
 _WORK: Final = b"work"
 _INCOMPAT: Final = b"incompat"
@@ -34,7 +35,7 @@ def check_workdir(root_fd: int) -> Iterator[Found]:
         known = os.fsencode(name)
         if known == SOCKET and stat.S_ISSOCK(os.stat(known, dir_fd=root_fd, follow_symlinks=False).st_mode):
             continue  # of a daemon that was killed: the next one replaces it
-        check = {_WORK: _check_work, _INDEX: _check_index, _LINKS: _check_links}.get(known)
+        check = _CHECKS.get(known)
         if check is None or not _is_directory(root_fd, known):
             yield Found(_finding(Problem.FOREIGN_WORK, known))
             continue
@@ -66,10 +67,22 @@ def _check_work(fd: int) -> Iterator[Found]:
 def _check_incompat(work_fd: int) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(entry_path(work_fd, _INCOMPAT)))):
         path = b"/".join((_WORK, _INCOMPAT, name))
+        if name == history.GUARD:
+            continue
         if name == _VOLATILE:
             yield Found(_finding(Problem.VOLATILE, path), partial(_remove_volatile, work_fd))
         else:
             yield Found(_finding(Problem.FOREIGN_WORK, path))
+
+
+def _check_snapshots(fd: int) -> Iterator[Found]:
+    try:
+        leftovers = history.leftovers(fd)
+    except MountError as error:
+        yield Found(_finding(Problem.FOREIGN_WORK, history.DIRECTORY, str(error)))
+        return
+    for name in leftovers:
+        yield Found(_finding(Problem.LEFTOVER, history.DIRECTORY + b"/" + name), partial(drafts.remove, fd, name))
 
 
 def _remove_volatile(work_fd: int) -> None:
@@ -116,3 +129,11 @@ def _check_links(fd: int) -> Iterator[Found]:
 def _is_count(dir_fd: int, name: bytes) -> bool:
     st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     return stat.S_ISLNK(st.st_mode) and os.fsencode(os.readlink(name, dir_fd=dir_fd)).isdigit()
+
+
+_CHECKS: Final = {
+    _WORK: _check_work,
+    _INDEX: _check_index,
+    _LINKS: _check_links,
+    history.DIRECTORY: _check_snapshots,
+}

@@ -15,6 +15,7 @@ cdef class Overlay:
     cdef readonly bint writes_at_once
     cdef unsigned long long _forgotten
     cdef ReadAhead _ahead
+    cdef long _changing
 
     cdef Inode _inode(self, uint64_t ino)
     cdef Directory _directory(self, uint64_t ino)

@@ -14,7 +14,7 @@ import errno
 import gc
 import os
 import stat
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 
 from overlayfs._typing import Final, NamedTuple
 
@@ -44,7 +44,7 @@ from .listing import Sink
 from .opening import open_state, refuse_mountpoint
 from .options import FsyncPolicy, OverlayOptions
 from .readahead import ReadAhead
-from .state import State
+from .state import Changed, State
 from .values import AttributeChanges, Attributes, Caller
 
 _MANY_INODES: Final = 2_000
@@ -79,6 +79,7 @@ class Overlay:
         self.written_unseen: Set[int] = state.written_unseen  # inodes whose attributes are out of date once told
         self._forgotten = 0
         self._ahead = ReadAhead(state)
+        self._changing = 0
         upper = state.upper
         # True where no change waits for a disk, and nothing need be synced.
         self.writes_at_once = (
@@ -112,6 +113,8 @@ class Overlay:
     def give_up_upper(self) -> None:
         """Let others have upper and workdir; nothing may be changed after this."""
         inheritance.forget_place(self.state)  # while the workdir is ours
+        if self.state.history is not None:
+            self.state.history.stop()
         if self.state.claim is not None:
             self.state.claim.release()
 
@@ -119,6 +122,34 @@ class Overlay:
         """Give back all descriptors and locks."""
         self.give_up_upper()
         self.state.close()
+
+    # -- snapshots
+
+    def snapshot(self, name: str = "") -> str:
+        """Take a snapshot; its name. Errors as of `snapshots.take`, and EINPROGRESS while a thread writes a file. Not
+        to be called while a copy-up is under way."""
+        from . import snapshots  # few mounts have any
+
+        self._refuse_while_changing()
+        return snapshots.take(self.state, name)
+
+    def roll_back(self, name: str = "") -> tuple[str, Changed]:
+        """Go back to a snapshot, as `snapshots.roll_back`; otherwise as `snapshot`."""
+        from . import snapshots
+
+        self._refuse_while_changing()
+        return snapshots.roll_back(self.state, name)
+
+    def _refuse_while_changing(self) -> None:
+        if self._changing:
+            raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+        self._ahead.drop_all()
+        self.state.descriptors.begin()
+
+    def take_waste(self) -> Callable[[], None] | None:
+        """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where
+        there are none."""
+        return None if self.state.history is None else self.state.history.take_waste()
 
     def _inode(self, ino: int) -> Inode:
         self.state.descriptors.begin()
@@ -154,6 +185,7 @@ class Overlay:
                 "listings": sum(1 for directory in directories if directory.listing is not None),
             },
             "descriptors": len(state.descriptors) + len(state.orphans),
+            "snapshots": [] if state.history is None else state.history.facts(state),
         }
 
     # -- inodes
@@ -180,6 +212,8 @@ class Overlay:
         inodes = self.state.inodes
         inode = inodes.get(ino)
         if inode is None or ino == ROOT:
+            if inode is None and self.state.former is not None:
+                self.state.former.forget(ino, count)
             return
         inode.nlookup = inode.nlookup - count if count < inode.nlookup else 0
         if not inode.nlookup:
@@ -293,6 +327,8 @@ class Overlay:
         inode = self.state.inodes.get(ino)
         if inode is not None:
             files.release(self.state, inode)
+        elif self.state.former is not None:
+            self.state.former.release(ino)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         return files.read(self.state, self._inode(ino), offset, size)
@@ -318,10 +354,12 @@ class Overlay:
         copyup.ensure_upper(self.state, inode)
         opened = files.pooled(self.state, inode, writable=True)
         opened.pins += 1
+        self._changing += 1
         return opened
 
     def note_changed(self, ino: int) -> None:
         """The data was changed through a pinned descriptor."""
+        self._changing -= 1
         inode = self.state.inodes.get(ino)
         if inode is not None:
             inode.note_lost_privileges()
@@ -434,6 +472,8 @@ class Overlay:
         if directory is not None:
             directory.opens = max(directory.opens - 1, 0)
             self.state.drop_if_unused(directory)
+        elif self.state.former is not None:
+            self.state.former.release(ino)
 
     def open_to_sync(self, ino: int) -> int | None:
         """A descriptor of a directory for an fsync in a thread, and for the caller to close; None where nothing can be

@@ -75,7 +75,7 @@ def open_layer(index: int, path: bytes, data_only: bool = False) -> Layer:
     """
     fd = access.open_directory(path)
     try:
-        return _describe(index, path, fd, data_only)
+        return describe(index, path, fd, data_only)
     except OSError:
         os.close(fd)
         raise
@@ -86,7 +86,8 @@ def open_to_read(index: int, path: bytes, data_only: bool = False) -> Layer:
     return hold_apart([open_layer(index, path, data_only)], Access.READS)[0]
 
 
-def _describe(index: int, path: bytes, fd: int, data_only: bool) -> Layer:
+def describe(index: int, path: bytes, fd: int, data_only: bool = False) -> Layer:
+    """The directory behind a descriptor as a layer."""
     st = stat_of(fd)
     filesystem = os.fstatvfs(fd).f_fsid or st.st_dev
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)

@@ -141,7 +141,8 @@ class Finder:
             for location in parent.lowers:
                 layer = state.layers[location.layer]
                 source = (layer.identity, layer.device, state.lower_fd(location))
-                self.sources.append(source if layer.override is None else None)
+                is_plain = layer.override is None and layer.index > UPPER_INDEX
+                self.sources.append(source if is_plain else None)
 
     def find(self, name: bytes) -> Inode | None:
         state, parent = self.state, self.parent
@@ -159,7 +160,7 @@ class Finder:
                 if is_shown_as_on_disk(st):
                     number = state.free_number(stable_number(identity, device, st))
                     found = parent.children[name] = lower_file(number, parent, name, position, st)
-                    state.inodes.add(found)
+                    state.add(found)
                     return found
         state.descriptors.begin()
         return child(state, parent, name)
@@ -214,9 +215,12 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
             if known.index_name is not None:
                 state.names_to_link.add(known.number)
             return known
-    number = layer.number(st)
+    found = _frozen_marks(layer, dir_fd, name)
+    number = layer.number(st) if found is None or found.number is None else found.number
     inode = _new_inode(state, parent, name, st, number)
     inode.provided_by(position)
+    if found is not None:
+        inode.protection = found.protection
     if linked:
         inode.lost_links = state.lost_links.get(number, 0)
         state.share(inode, layer.index, st)
@@ -227,10 +231,20 @@ def _lower_directory(state: State, parent: Directory, name: bytes, positions: tu
     lowers = redirects.stack_of(state, parent, name, positions)
     dir_fd, last = state.lower_place(lowers[0])
     st = _stat(dir_fd, last)
-    directory = _new_directory(state, parent, name, state.layers[lowers[0].layer].number(st))
+    layer = state.layers[lowers[0].layer]
+    found = _frozen_marks(layer, dir_fd, last)
+    number = layer.number(st) if found is None or found.number is None else found.number
+    directory = _new_directory(state, parent, name, number)
     directory.lowers = lowers
+    if found is not None:
+        directory.protection = found.protection
     directory.lower_path = redirects.join(parent.lower_path, name)
     return _known(state, directory, st)
+
+
+def _frozen_marks(layer: Layer, dir_fd: int, name: bytes) -> Marks | None:
+    """The marks of a file that was in the upper once, which say its number and flags; None for other lower files."""
+    return marks.read_marks(dir_fd, name, layer.spelling) if layer.index < UPPER_INDEX else None
 
 
 # -- upper
@@ -319,7 +333,7 @@ def _from_index(state: State, location: Location, st: Stat) -> Inode | None:
         found = marks.read_marks(state.index_fd, name, state.upper.spelling)
         number = found.number if found.number is not None else state.upper.number(entry)
         known = Inode(state.free_number(number), stat.S_IFMT(entry.st_mode), None, b"")
-        state.inodes.add(known)
+        state.add(known)
         known.upper = True
         known.protection = found.protection
         known.index_name = name
@@ -354,7 +368,7 @@ def _upper_directory(
     opaque = beside or redirects.is_opaque(state.upper_fd(parent), name, found)
     if not opaque and found.redirect is not None and state.follows_redirects:
         lower_path = marks.redirect_target(found.redirect, parent.lower_path)
-        lowers = redirects.locate(state, 0, lower_path)
+        lowers = redirects.locate(state, state.top, lower_path)
     elif not opaque and parent.lowers:
         candidates = below(state, parent).get(name)
         if isinstance(candidates, tuple):
@@ -381,13 +395,13 @@ def _known(state: State, inode: _AnyInode, st: Stat) -> _AnyInode:
 def _new_inode(state: State, parent: Directory, name: bytes, st: Stat, number: int) -> Inode:
     number = state.free_number(number)
     inode = Inode(number, stat.S_IFMT(st.st_mode), parent, name)
-    state.inodes.add(inode)
+    state.add(inode)
     return inode
 
 
 def _new_directory(state: State, parent: Directory, name: bytes, number: int) -> Directory:
     directory = Directory(state.free_number(number), parent, name)
-    state.inodes.add(directory)
+    state.add(directory)
     return directory
 
 

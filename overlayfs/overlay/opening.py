@@ -30,6 +30,7 @@ log = Log(__name__)
 
 _WORK = b"work"
 _INCOMPAT = b"incompat"
+_SNAPSHOTS = b"overlayfs-snapshots"  # of the workdir, and below incompat: see history
 _VOLATILE_MARK = _INCOMPAT + b"/volatile"  # as the kernel's overlayfs
 _OVERRIDE_ROOT = b"0:0:755:dir"
 
@@ -126,14 +127,25 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
     assert options.upper is not None and options.work is not None
     with ExitStack() as checked:
         work = _open("workdir", options.work, checked, UPPER_INDEX)
-        upper = _open("upperdir", options.upper, undo, 0).as_upper()
-        layers = _open_lowers(options, undo, first=1)
+        upper = _open("upperdir", options.upper, checked, UPPER_INDEX)
+        paths = _uppers(options.upper, options.work, work)
+        uppers = [_open("upperdir", path, undo, index).as_upper() for index, path in enumerate(paths)]
+        layers = _open_lowers(options, undo, first=len(uppers))
         _check_same_filesystem(upper, work)
         _check_overlap(upper, work, layers)
-    layers = hold_apart([upper, *layers], Access.READS)
+    layers = hold_apart([*uppers, *layers], Access.READS)
     state = State(options._replace(timeout_s=0.0), layers, None, limit)
     _choose_prefix_to_read(state)
     return state
+
+
+def _uppers(upper: bytes, workdir: bytes, work: Layer) -> list[bytes]:
+    """All layers of the writable side, top first: the upper, and those that snapshots made."""
+    if not _has(work, _SNAPSHOTS):
+        return [upper]
+    from . import history
+
+    return [path for _, path in reversed(history.uppers(upper, workdir))]
 
 
 def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, undo: ExitStack) -> State:
@@ -156,10 +168,31 @@ def _open_writable(options: OverlayOptions, layers: list[Layer], limit: int, und
     state.work_fd = _clean_workdir(work, undo, volatile=options.fsync is FsyncPolicy.VOLATILE)
     _probe(state)
     verify_origin(state)
+    if _has(work, _SNAPSHOTS):
+        _stack_up(state, work, undo)
     if options.fsync is FsyncPolicy.VOLATILE:
         _leave_volatile_mark(work)
     indexing.load(state)
     return state
+
+
+def _has(work: Layer, name: bytes) -> bool:
+    return os.access(name, os.F_OK, dir_fd=work.root_fd, follow_symlinks=False)
+
+
+def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
+    """Go on where a mount with snapshots ended: in the last of its layers, on the others."""
+    from . import history, snapshots  # few mounts have any
+
+    stacked = history.load(work.root_fd)
+    if stacked is None:  # the first snapshot was not finished
+        drafts.remove(work.root_fd, _SNAPSHOTS)
+        return
+    assert state.work_fd is not None
+    undo.callback(os.close, stacked.fd)
+    stacked.guard(state.work_fd)
+    stacked.remove_leftovers()
+    snapshots.resume(state, stacked, undo)
 
 
 def _check_same_filesystem(upper: Layer, work: Layer) -> None:
@@ -233,7 +266,8 @@ def _leave_volatile_mark(work: Layer) -> None:
 def _refuse_foreign_work(work: Layer) -> None:
     """What no overlay filesystem made must not be cleaned away: the directory may have been named by mistake."""
     foreign = [name for name in _names_in(work, _WORK) if name != b"incompat" and not is_draft_name(name)]
-    foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name != b"volatile"]
+    ours = (b"volatile", _SNAPSHOTS)
+    foreign += [b"incompat/" + name for name in _names_in(work, _WORK + b"/incompat") if name not in ours]
     if foreign:
         raise MountError(
             f"workdir: {_text(work.path)}/work holds {_text(min(foreign))}, which is not ours to remove;"
@@ -377,12 +411,14 @@ def refuse_mountpoint(state: State, mountpoint: bytes) -> None:
 
 def _honour_opaque_roots(state: State) -> None:
     """An OCI opaque file in a layer's own root hides every layer below, from redirects too."""
-    if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
-        state.stack = ()
-    for position, layer in enumerate(state.stack):
-        if redirects.is_opaque(layer.root_fd, b".", marks.NO_MARKS):
-            state.stack = state.stack[: position + 1]
-            break
     root = state.root
-    root.lowers = root.lowers[: len(state.stack)]
+    shown = len(root.lowers)
+    if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
+        shown = 0
+    for position, location in enumerate(root.lowers[:shown]):
+        if redirects.is_opaque(state.layers[location.layer].root_fd, b".", marks.NO_MARKS):
+            shown = position + 1
+            break
+    root.lowers = root.lowers[:shown]
+    state.stack = state.stack[: max(shown - len(state.frozen), 0)]
     assert state.inodes[ROOT] is root

@@ -70,7 +70,7 @@ def _redirected(state: State, parent: Directory, position: int, redirect: bytes)
 def locate(state: State, first_layer: int, path: bytes) -> tuple[Location, ...]:
     """The lower directories at `path` (no leading slash), from layer `first_layer` down."""
     found: list[Location] = []
-    for layer in range(first_layer, len(state.stack)):
+    for layer in state.numbers_from(first_layer):
         step = _Walk(state, layer, b"", path)
         if step.directory is not None:
             found.append(step.directory)
@@ -145,7 +145,7 @@ def data_below(state: State, parent: Directory, name: bytes, redirect: bytes | N
     """The next file below an upper metacopy: at its redirect, or of its own name; None where there is none."""
     if redirect is not None and state.follows_redirects:
         if redirect.startswith(b"/"):
-            return _file_at(state, 0, marks.redirect_target(redirect, b""))
+            return _file_at(state, state.top, marks.redirect_target(redirect, b""))
         name = marks.redirect_target(redirect, b"")
     for location in parent.lowers:
         step = _Walk(state, location.layer, location.path, name)
@@ -170,24 +170,23 @@ def data_below_lower(state: State, location: Location) -> Location:
         if following is None:
             break
         location = following
-    if absolute and len(state.layers) > len(state.stack):
+    if absolute and state.data_end > state.data_start:
         raise marks.MissingDataError(location.path)
     raise marks.MalformedMarkError("metacopy without data", location.path)
 
 
 def _file_at(state: State, first_layer: int, path: bytes, data_only: bool = True) -> Location | None:
     """The topmost regular file at `path` from `first_layer` down; data-only layers only count for redirects."""
-    for layer in range(first_layer, len(state.stack)):
+    for layer in state.numbers_from(first_layer):
         step = _Walk(state, layer, b"", path)
         if step.file is not None:
             return step.file
         if step.stop:  # what hides the path in the ordinary layers does not reach the data-only ones
             break
         path = step.path
-    for layer in range(first_layer, len(state.layers)) if data_only else ():
-        if state.layers[layer].data_only:
-            step = _Walk(state, layer, b"", path)
-            if step.file is not None:
-                return step.file
-            path = step.path
+    for layer in range(max(first_layer, state.data_start), state.data_end) if data_only else ():
+        step = _Walk(state, layer, b"", path)
+        if step.file is not None:
+            return step.file
+        path = step.path
     return None

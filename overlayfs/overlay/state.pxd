@@ -10,10 +10,15 @@ cdef class State:
     cdef public list layers
     cdef public tuple stack
     cdef public object upper
+    cdef public tuple frozen
+    cdef readonly Py_ssize_t data_start
+    cdef readonly Py_ssize_t data_end
+    cdef public object history
+    cdef public object former
     cdef readonly object ownership
     cdef readonly Descriptors descriptors
-    cdef readonly InodeTable inodes
-    cdef readonly dict by_real
+    cdef public InodeTable inodes
+    cdef public dict by_real
     cdef readonly dict orphans
     cdef readonly dict sync_errors
     cdef readonly set synced_names
@@ -44,6 +49,7 @@ cdef class State:
     cdef unsigned long long _draft_count
 
     cpdef Inode inode(self, uint64_t number)
+    cpdef add(self, Inode inode)
     cpdef Directory directory(self, uint64_t number)
     cpdef uint64_t free_number(self, uint64_t wanted)
     @cython.locals(parent=Directory)

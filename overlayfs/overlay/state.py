@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Sequence
+
+from overlayfs._typing import NamedTuple
 
 from ..tree import deputies, marks, syscalls
 from ..tree.fileflags import Inheritance
@@ -19,6 +22,61 @@ from .inodes import ROOT, Directory, Inode, InodeTable
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
 from .ownership import Ownership
+
+
+class Held:
+    """How the layers of the writable side lie on disk: `history` says it. `newest` is the name of the last snapshot."""
+
+    @property
+    def newest(self) -> str | None:
+        raise NotImplementedError
+
+    def descriptors(self) -> list[int]:
+        """All that it holds open."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Touch the workdir no more, for another mount may; waits for a thread that removes layers."""
+        raise NotImplementedError
+
+    def take_waste(self) -> Callable[[], None] | None:
+        """What removes layers that nobody needs any more, None where there are none."""
+        raise NotImplementedError
+
+    def facts(self, state: State) -> list[dict[str, object]]:
+        """The layers of the writable side, the lowest first, each with the name of the snapshot it is the top of."""
+        raise NotImplementedError
+
+
+class Changed(NamedTuple):
+    """What the kernel has to be told of after a rollback: inodes by number, and names with their directory's number."""
+
+    inodes: list[int]
+    names: list[tuple[int, bytes]]
+
+
+class Known:
+    """Inodes from before a rollback that the kernel knows: `former` has them."""
+
+    def revive(self, state: State, number: int) -> Inode | None:
+        """The inode of a number that the kernel uses again, None for one that is not among them."""
+        raise NotImplementedError
+
+    def hand_over(self, inode: Inode) -> None:
+        """A new inode is, by its number, one of them perhaps: then it gets what the kernel holds of that."""
+        raise NotImplementedError
+
+    def note_gone(self, number: int) -> None:
+        """Nobody needs the inode of this number any more."""
+        raise NotImplementedError
+
+    def forget(self, number: int, count: int) -> None:
+        """Give back lookups of an inode that was not used since."""
+        raise NotImplementedError
+
+    def release(self, number: int) -> None:
+        """Give back an open of such an inode."""
+        raise NotImplementedError
 
 
 class DraftPlace:
@@ -44,6 +102,12 @@ class State:
     it may write by it. `draft_place` is the subdirectory of the workdir for drafts that must inherit other flags.
     `cannot_clone` holds devices from which the upper cannot clone files (FICLONE), `in_memory` devices that are no
     disks. `unsynced` holds the directories that the operation has changed and must fsync.
+
+    Layers that were the upper once have negative numbers, so that those of the others stay what they are: `frozen` are
+    the numbers of those that count, the topmost (and least) first. A number leads to its layer as an index of the list
+    does that counts from the end; the last of the list is the upper itself then, and a number is never used again.
+    `data_end` follows the last data-only layer. `history` says how those layers lie on disk, `former` holds inodes from
+    before a rollback; each is None until it is needed.
     """
 
     def __init__(
@@ -53,6 +117,10 @@ class State:
         self.layers = layers
         self.stack = tuple(layer for layer in layers if not layer.data_only)
         self.upper = upper
+        self.data_start, self.data_end = len(self.stack), len(layers)
+        self.frozen: tuple[int, ...] = ()
+        self.history: Held | None = None
+        self.former: Known | None = None
         self.ownership = Ownership(options)
         self.descriptors = Descriptors(descriptor_limit)
         self.inodes = InodeTable()
@@ -84,8 +152,11 @@ class State:
         self.follows_redirects = options.redirect_dir in (RedirectDir.ON, RedirectDir.FOLLOW, RedirectDir.OFF)
         self.revalidates = options.timeout_s == 0
         self._draft_count = 0
+        self._plant_root()
+
+    def _plant_root(self) -> None:
         self.root = Directory(ROOT, None, b"")
-        self.root.upper = upper is not None
+        self.root.upper = self.upper is not None
         self.root.lowers = tuple(Location(layer.index, b"") for layer in self.stack)
         self.root.nlookup = 1
         self.inodes.add(self.root)
@@ -94,7 +165,7 @@ class State:
         """Write marks with this xattr prefix, and read all layers so. Before any inode but the root is known."""
         self.prefix = prefix
         self.layers = [layer.spelled(prefix) for layer in self.layers]
-        self.stack = tuple(layer for layer in self.layers if not layer.data_only)
+        self.stack = tuple(layer for layer in self.layers[: self.data_end] if not layer.data_only)
         self.upper = None if self.upper is None else self.upper.spelled(prefix)
 
     # -- inodes
@@ -102,9 +173,17 @@ class State:
     def inode(self, number: int) -> Inode:
         """The inode with this number; ESTALE when the kernel asks for one that it was never told of."""
         found = self.inodes.get(number)
+        if found is None and self.former is not None:
+            found = self.former.revive(self, number)
         if found is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return found
+
+    def add(self, inode: Inode) -> None:
+        """Take a new inode into the table; after a rollback it may be one that the kernel knew before."""
+        self.inodes.add(inode)
+        if self.former is not None:
+            self.former.hand_over(inode)
 
     def directory(self, number: int) -> Directory:
         inode = self.inode(number)
@@ -152,6 +231,8 @@ class State:
         self.passed_through.discard(inode.number)
         self.names_to_link.discard(inode.number)
         self.drop_orphan(inode)
+        if self.former is not None:
+            self.former.note_gone(inode.number)
 
     def _forget_child(self, parent: Directory, name: bytes, inode: Inode) -> None:
         if parent.children.get(name) is inode:
@@ -179,6 +260,18 @@ class State:
 
     def shared(self, layer: int, st: Stat) -> Inode | None:
         return self.by_real.get((layer, st.st_dev, st.st_ino))
+
+    # -- layers
+
+    @property
+    def top(self) -> int:
+        """The number of the topmost lower layer."""
+        return self.frozen[0] if self.frozen else 0
+
+    def numbers_from(self, first: int) -> Sequence[int]:
+        """The numbers of the lower layers from that one down, without the data-only ones."""
+        below = range(max(first, 0), len(self.stack))
+        return below if first >= 0 else [*(number for number in self.frozen if number >= first), *below]
 
     # -- directories on disk
 
@@ -294,9 +387,11 @@ class State:
         for inode in self.inodes.values():
             if isinstance(inode, Directory):
                 inode.children.clear()
-        held = [layer.root_fd for layer in self.layers] + list(self.orphans.values())
+        held = [layer.root_fd for layer in self.layers if layer.root_fd >= 0] + list(self.orphans.values())
         held += [] if self.upper is None else [self.upper.root_fd]
         held += [fd for fd in (self.work_fd, self.workdir_fd, self.index_fd, self.links_fd) if fd is not None]
+        held += [] if self.history is None else self.history.descriptors()
+        held = list(dict.fromkeys(held))  # the history may have the workdir too
         self.orphans.clear()
         deputies.dismiss(*held)
         for fd in held:

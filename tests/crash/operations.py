@@ -27,7 +27,7 @@ class Operation:
     """Steps in their order; `parents` are the directories whose times a fault may leave in either state.
 
     So may it those of `moved` directories in the OCI format, which has to make a file in them.  Not `repeatable`
-    is what must not succeed after it failed once: an fsync.
+    is what must not succeed after it failed once: an fsync.  Not `for_kernel` is what the kernel does not mount.
     """
 
     steps: tuple[Step, ...]
@@ -35,6 +35,7 @@ class Operation:
     metacopy: bool = False
     moved: frozenset[bytes] = frozenset()
     repeatable: bool = True
+    for_kernel: bool = True
 
 
 @contextmanager

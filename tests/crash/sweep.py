@@ -107,7 +107,8 @@ class Scene:
             if report.live is None or report.failed_step is not None:
                 raise AssertionError(f"{self.name} fails without a fault: {report}")
             self.unharmed = run
-            state = self.look(with_kernel=self.whiteout is WhiteoutFormat.OVERLAY)
+            with_kernel = self.operation.for_kernel and self.whiteout is WhiteoutFormat.OVERLAY
+            state = self.look(with_kernel=with_kernel)
             lines = differences(state.ours, report.live)
             assert not lines, f"{self.name}: a remount changes the tree: {lines}"
             self.states.append(state)

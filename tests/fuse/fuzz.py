@@ -24,6 +24,7 @@ import trio
 from overlayfs.fuse import abi
 from overlayfs.fuse.abi import Opcode
 from overlayfs.fuse.channel import Channel
+from overlayfs.fuse.control import Control
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.fastlane import FastLane
 from overlayfs.fuse.status import Status
@@ -162,7 +163,10 @@ async def _serve(seed: int, overlay: Overlay, device: socket.socket, lane_end: s
     with behind, ours:
         channel.connect(ours)
         copy_ups = CopyUps(overlay, syncs)
-        lane = FastLane(overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, passes_through=False)
+        control = Control(overlay, copy_ups, lane_end.fileno)
+        lane = FastLane(
+            overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, control=control, passes_through=False
+        )
         status.transport_facts = lane.facts
         async with trio.open_nursery() as nursery:
             tasks.run_in(nursery)

@@ -20,6 +20,7 @@ import trio
 from overlayfs.fuse import abi
 from overlayfs.fuse.abi import Opcode
 from overlayfs.fuse.channel import Channel
+from overlayfs.fuse.control import Control
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.fastlane import FastLane
 from overlayfs.fuse.looping import relay, serve_lane
@@ -155,7 +156,10 @@ async def _play(
     channel.connect(ours)
     copy_ups = CopyUps(wire.overlay, syncs)
     status = Status(wire.overlay, "test")
-    lane = FastLane(wire.overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, passes_through=False)
+    control = Control(wire.overlay, copy_ups, device.fileno)
+    lane = FastLane(
+        wire.overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, control=control, passes_through=False
+    )
     status.transport_facts = lane.facts
     async with trio.open_nursery() as nursery:
         tasks.run_in(nursery)

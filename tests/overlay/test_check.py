@@ -289,3 +289,31 @@ def test_uppers_of_every_format_are_in_order(tmp_path: Path, form: Format) -> No
     build(os.fsencode(tmp_path / "upper"), upper, form)
     build(os.fsencode(tmp_path / "work"), {})
     assert check(os.fsencode(tmp_path / "upper"), os.fsencode(tmp_path / "work"), False) == []
+
+
+STACK = (
+    b'{"version": 1, "layers": [{"directory": "", "snapshot": "a", "taken_at": 1}, {"directory": "2", "snapshot": null,'
+    + (b' "taken_at": 0}]}')
+)
+
+
+def test_layers_of_snapshots_are_known_and_what_no_stack_names_is_left_over(tmp_path: Path) -> None:
+    below = "overlayfs-snapshots/"
+    work: Tree = {
+        "work/incompat/overlayfs-snapshots": directory(),
+        below + "stack": file(STACK),
+        below + "stack.new": file(b"{"),
+        below + "1/upper/f": file(b"of a rollback"),
+        below + "2/upper/f": file(b"kept"),
+    }
+    place = Place(tmp_path, {}, work)
+    assert found(place.check(repair=True)) == [(Problem.LEFTOVER, below + name) for name in ("1", "stack.new")]
+    assert place.check() == []
+    assert (tmp_path / "work" / below / "2/upper/f").read_bytes() == b"kept"
+
+
+def test_damaged_stack_of_snapshots_is_told_and_left(tmp_path: Path) -> None:
+    work: Tree = {"overlayfs-snapshots/stack": file(b"{}"), "overlayfs-snapshots/1/upper/f": file(b"kept")}
+    place = Place(tmp_path, {}, work)
+    assert found(place.check(repair=True)) == [(Problem.FOREIGN_WORK, "overlayfs-snapshots")]
+    assert (tmp_path / "work/overlayfs-snapshots/1/upper/f").read_bytes() == b"kept"

@@ -14,6 +14,7 @@ import pytest
 import trio
 from pyfuse3 import RequestContext
 
+from overlayfs.fuse.control import Control
 from overlayfs.fuse.copying import CopyUps
 from overlayfs.fuse.handlers import Handlers
 from overlayfs.fuse.status import Status
@@ -454,7 +455,9 @@ def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> Non
     mount = place(files, redirect_dir=RedirectDir.OFF)
     tasks = Tasks()
     syncs = Syncs(tasks, queues=False)
-    handlers = Handlers(mount.overlay, Status(mount.overlay, ""), CopyUps(mount.overlay, syncs), syncs)
+    copy_ups = CopyUps(mount.overlay, syncs)
+    control = Control(mount.overlay, copy_ups, lambda: -1)
+    handlers = Handlers(mount.overlay, Status(mount.overlay, ""), control, copy_ups, syncs)
     mount.at("D")
     turns = 0
 

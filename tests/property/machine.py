@@ -62,6 +62,10 @@ class ThreeWays(RuleBasedStateMachine):
     def open_ours(self, place: Path, lowers: Sequence[Path], upper: Path, work: Path) -> Target:
         """A target that is ours, mounted at `place` if it needs a mount."""
 
+    def openers(self) -> tuple[tuple[str, Opener], ...]:
+        """What is compared with the plain directory; ours comes last."""
+        return (("kernel", KernelTarget), ("ours", self.open_ours))
+
     def _directory(self, name: str) -> Path:
         path = self.base / name
         path.mkdir()
@@ -76,8 +80,7 @@ class ThreeWays(RuleBasedStateMachine):
         self.lower_before = self._lower_snapshots()
         trees.write(trees.merge(layers), os.fsencode(self._directory("plain")))
         self.targets = [self.plain]
-        openers: tuple[tuple[str, Opener], ...] = (("kernel", KernelTarget), ("ours", self.open_ours))
-        for name, opener in openers:
+        for name, opener in self.openers():
             places = [self._directory(f"{name}-{what}") for what in ("mount", "upper", "work")]
             # the upper's root is the mount's
             trees.write({b"": layers[0][b""]}, os.fsencode(places[1]))

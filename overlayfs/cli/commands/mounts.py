@@ -1,4 +1,5 @@
-"""The commands for mounts: mount, umount, mounts, stats, which, check; and layers and diff, which also take images."""
+"""The commands for mounts: mount, umount, mounts, stats, which, check; snapshot, snapshots, rollback; and layers and
+diff, which also take images."""
 
 from __future__ import annotations
 
@@ -174,6 +175,48 @@ def which(
 
     if not show_provenance(paths, as_json):
         raise typer.Exit(ERROR)
+
+
+SnapshotName = Annotated[str, typer.Argument(metavar="[NAME]", help="The snapshot.", show_default=False)]
+
+
+@app.command(short_help="Keep the state of a live mount.")
+def snapshot(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
+    """Keep the present state of a writable mount, which stays mounted and goes on; prints the snapshot's name.
+
+    Without NAME it gets a number. Snapshots stay until they are dropped by a rollback to an older one; unmounting keeps
+    them. A file that is open goes on; what is written to it later is not in the snapshot.
+
+    Exit status: 0 taken, 1 an error, and nothing has changed.
+    """
+    from overlayfs.cli.mounts.snapshots import take
+
+    take(mountpoint, name)
+
+
+@app.command(short_help="List the snapshots of a mount.")
+def snapshots(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
+    """List the snapshots of a mount, the oldest first.
+
+    Exit status: 0 listed, 1 an error.
+    """
+    from overlayfs.cli.mounts.snapshots import show_snapshots
+
+    show_snapshots(mountpoint, as_json)
+
+
+@app.command(short_help="Take a live mount back to a snapshot.")
+def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
+    """Take a mount back to a snapshot, without NAME to the newest, while it stays mounted.
+
+    All changes since are lost, and so are later snapshots. Who has a file open sees it as it was at the snapshot; a
+    file that was made since behaves as a deleted one.
+
+    Exit status: 0 done, 1 an error, for example as a program runs in the tree, and nothing has changed.
+    """
+    from overlayfs.cli.mounts.snapshots import roll_back
+
+    roll_back(mountpoint, name)
 
 
 @app.command(short_help="Show changes.")

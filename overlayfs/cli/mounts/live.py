@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from overlayfs.fuse.status import read_text
 from overlayfs.tree import marks
 from overlayfs.tree.mount_table import MountEntry, mount_entries
 
 FILESYSTEM_TYPE = b"fuse.overlayfs"
-STATUS_XATTR = "user.overlayfs.status"
 ANSWER_WITHIN_S = 5.0
 
 T = TypeVar("T")
@@ -156,28 +156,12 @@ def read_status(mountpoint: bytes, timeout_s: float = ANSWER_WITHIN_S) -> Status
     Raises NotAnswering; CommandError if it is not an overlayfs mount, or the user may not ask.
     """
     try:
-        text = in_time(lambda: _read_status_text(mountpoint), timeout_s)
+        text = in_time(lambda: read_text(mountpoint), timeout_s)
         return Status.parse(json.loads(text))
     except OSError as error:
         raise CommandError(_why_no_status(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise CommandError("its daemon is another version of overlayfs") from error
-
-
-def _read_status_text(mountpoint: bytes) -> bytes:
-    pages = [os.getxattr(mountpoint, STATUS_XATTR)]
-    while page := _next_page(mountpoint, len(pages)):
-        pages.append(page)
-    return b"".join(pages)
-
-
-def _next_page(mountpoint: bytes, number: int) -> bytes:
-    try:
-        return os.getxattr(mountpoint, f"{STATUS_XATTR}.{number}")
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return b""
-        raise
 
 
 def _why_no_status(error: OSError) -> str:

@@ -1,0 +1,137 @@
+"""How does a program have a live mount take a snapshot, or go back to one?
+
+Neighbour: control, the daemon's part. The kernel's dirty pages are written first, of mappings too: they are part of the
+tree at that moment. A refusal is a MountError of one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import suppress
+
+from overlayfs._typing import TYPE_CHECKING, Final
+
+from ..overlay.options import MountError
+from ..tree import syscalls
+from ..tree.mount_table import mount_entries
+
+if TYPE_CHECKING:
+    from ..overlay.changes import Change
+
+SNAPSHOT_XATTR: Final = b"user.overlayfs.snapshot"
+ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
+ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
+_PATIENCE_S: Final = 30.0
+_PAUSE_S: Final = 0.001
+
+
+def take_snapshot(mountpoint: bytes, name: str = "") -> str:
+    """Take a snapshot; its name, a number where none is given."""
+    _command(mountpoint, SNAPSHOT_XATTR, name)
+    return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
+
+
+def roll_back(mountpoint: bytes, name: str = "") -> None:
+    """Go back to a snapshot, the newest where none is named; returns when everybody sees the tree as it was."""
+    _refuse_while_in_use(os.path.realpath(mountpoint))
+    _command(mountpoint, ROLLBACK_XATTR, name)
+    deadline = time.monotonic() + _PATIENCE_S
+    while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
+        _pause(deadline, mountpoint)
+
+
+def _command(mountpoint: bytes, command: bytes, name: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            _write_back(mountpoint)
+            os.setxattr(mountpoint, command, name.encode())
+            return
+        except OSError as error:
+            if error.errno != errno.EINPROGRESS:
+                raise MountError(f"{os.fsdecode(mountpoint)}: {_reason(error, name)}") from None
+        _pause(deadline, mountpoint)
+
+
+def changes(mountpoint: bytes, since: str | None, until: str | None) -> list[Change]:
+    """The changes of a live mount, in the order of paths; those after one snapshot, or between two."""
+    from ..overlay.changes import Comparison
+    from .status import read_facts
+
+    _write_back(mountpoint)
+    facts = read_facts(mountpoint)
+    if facts["upper"] is None:
+        raise MountError(f"{os.fsdecode(mountpoint)}: mounted without an upper, so there are no changes")
+    lowers, data_lowers = ([os.fsencode(path) for path in facts[key]] for key in ("lowers", "data_lowers"))
+    with Comparison.open(
+        os.fsencode(facts["upper"]),
+        lowers,
+        data_lowers,
+        os.fsencode(facts["work"]),
+        prefix=facts["xattr_prefix"].encode(),
+        since=since,
+        until=until,
+    ) as comparison:
+        return [change for change in comparison if not change.touches_only_directory_times]
+
+
+def _refuse_while_in_use(mountpoint: bytes) -> None:
+    """A rollback has the kernel look every name up anew, and it unmounts what it finds mounted on one. So there may be
+    no mount in the tree, and nobody who has it for a root."""
+    where = os.fsdecode(mountpoint)
+    below = mountpoint.rstrip(b"/") + b"/"
+    device = b""
+    for entry in mount_entries():
+        if entry.mountpoint == mountpoint:
+            device = entry.device
+        elif entry.mountpoint.startswith(below):
+            raise MountError(f"{where}: {os.fsdecode(entry.mountpoint)} is mounted in the tree; unmount it first")
+    own = os.readlink("/proc/self/ns/mnt")
+    seen = {own}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it ended, or is another user's
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if _is_rooted(pid, mountpoint, device, namespace in seen):
+                with open(f"/proc/{pid}/comm") as name:
+                    raise MountError(f"{where}: process {pid} ({name.read().strip()}) runs in the tree; stop it first")
+            seen.add(namespace)
+
+
+def _is_rooted(pid: str, mountpoint: bytes, device: bytes, is_known: bool) -> bool:
+    """Whether a process has the tree for its root, by chroot or as a container."""
+    root = os.fsencode(os.readlink(f"/proc/{pid}/root"))
+    if root == mountpoint or root.startswith(mountpoint.rstrip(b"/") + b"/"):
+        return True
+    return not is_known and any(e.device == device and e.mountpoint == b"/" for e in mount_entries(int(pid)))
+
+
+def _write_back(mountpoint: bytes) -> None:
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.sync_filesystem(fd)
+    finally:
+        os.close(fd)
+
+
+def _pause(deadline: float, mountpoint: bytes) -> None:
+    if time.monotonic() > deadline:
+        raise MountError(f"{os.fsdecode(mountpoint)}: large files are being copied up all the time; try again later")
+    time.sleep(_PAUSE_S)
+
+
+def _reason(error: OSError, name: str) -> str:
+    reasons = {
+        errno.EEXIST: f"there is a snapshot {name} already",
+        errno.ENOENT: f"there is no snapshot {name}" if name else "there is no snapshot",
+        errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
+        errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
+        errno.EROFS: "it is a read-only mount",
+        errno.EPERM: "only its user and root may do that, from the mount namespace of its daemon",
+        errno.EACCES: "only its user and root may do that, who must be allowed to write to its root",
+        errno.EOPNOTSUPP: "it is no mount of overlayfs, or of an older version",
+        errno.ENOSPC: "the disk is full; nothing has changed",
+        errno.EDQUOT: "the disk quota is used up; nothing has changed",
+    }
+    return reasons.get(error.errno or 0, error.strerror or "the daemon refuses")

@@ -1,0 +1,124 @@
+"""How is a live mount told to take a snapshot of its tree, or to go back to one?
+
+By setxattr(2) on its root: the name is the command, the value the snapshot's name, or nothing; SNAPSHOT_XATTR is then
+the name of the newest snapshot. Only the daemon's user and root may, and only from the daemon's own mount namespace: a
+program in a container made of the tree may not. The answer is an errno: EINPROGRESS asks to try again, as something is
+under way that must end first (the system call would make EOPNOTSUPP of EAGAIN).
+
+A rollback has happened when it is answered, but the kernel is still being told what to forget: that takes a thread, as
+some of it waits for requests that the daemon has to answer. ROLLED_BACK_XATTR, read from the root, is `0` until then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _thread import start_new_thread
+from collections.abc import Callable
+from contextlib import suppress
+
+from overlayfs._log import Log
+from overlayfs._typing import Final
+
+from ..overlay.engine import Overlay
+from ..overlay.inodes import ROOT
+from . import abi
+from .commanding import ROLLBACK_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR
+from .copying import CopyUps
+
+log = Log(__name__)
+
+_COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR)
+_QUESTIONS: Final = (SNAPSHOT_XATTR, ROLLED_BACK_XATTR)
+
+
+class Control:
+    """The commands to one mount. `device_fd` returns the /dev/fuse descriptor; `under_way` counts requests that hold
+    inodes while others are served, `tasks` returns how many came before and have a task that answers them."""
+
+    def __init__(self, overlay: Overlay, copy_ups: CopyUps, device_fd: Callable[[], int]) -> None:
+        self._overlay, self._copy_ups = overlay, copy_ups
+        self.device_fd = device_fd
+        self.under_way = 0
+        self.tasks: Callable[[], int] = lambda: 0
+        self._telling = 0
+
+    def is_command(self, node: int, name: bytes) -> bool:
+        return node == ROOT and name in _COMMANDS
+
+    def is_question(self, node: int, name: bytes) -> bool:
+        return node == ROOT and name in _QUESTIONS
+
+    def answer(self, name: bytes) -> bytes:
+        """Whether the kernel has been told of all rollbacks; the name of the newest snapshot, ENODATA for none."""
+        if name == SNAPSHOT_XATTR:
+            return self._newest()
+        self.remove_waste()
+        return b"0" if self._telling else b"1"
+
+    def _newest(self) -> bytes:
+        history = self._overlay.state.history
+        if history is None or history.newest is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return history.newest.encode()
+
+    def run(self, name: bytes, value: bytes, uid: int, pid: int) -> None:
+        if not _may_command(uid, pid):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if self._telling or self.under_way or self.tasks() or self._copy_ups.are_running:
+            raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+        try:
+            snapshot = value.decode("ascii")
+        except UnicodeDecodeError:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+        if name == SNAPSHOT_XATTR:
+            log.info("snapshot %s taken", self._overlay.snapshot(snapshot))
+        else:
+            self._roll_back(snapshot)
+
+    def _roll_back(self, name: str) -> None:
+        found, changed = self._overlay.roll_back(name)
+        counts = len(changed.inodes), len(changed.names)
+        log.info("rolled back to snapshot %s: %d inodes and %d names changed", found, *counts)
+        device_fd = self.device_fd()
+        with suppress(OSError):  # it does not know this before Linux 6.16; the names that have changed do as well
+            os.write(device_fd, abi.new_epoch())
+        self._telling += 1
+        try:
+            start_new_thread(self._tell, (device_fd, changed.names, changed.inodes))
+        except RuntimeError:  # there is no thread to be had: the kernel goes on with what it knows of these
+            self._telling -= 1
+            log.error("no thread: files that are open may show what they held before the rollback")
+
+    def _tell(self, device_fd: int, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
+        try:
+            for parent, name in names:
+                _write(device_fd, abi.entry_invalidation(parent, name))
+            for number in inodes:
+                _write(device_fd, abi.invalidation(number))
+        finally:
+            self._telling -= 1
+
+    def remove_waste(self) -> None:
+        """Remove what rollbacks left on disk, elsewhere; for a moment with nothing else to do."""
+        remove = self._overlay.take_waste()
+        if remove is not None:
+            with suppress(RuntimeError):  # the next mount removes it
+                start_new_thread(remove, ())
+
+
+def _write(device_fd: int, message: bytes) -> None:
+    try:
+        os.write(device_fd, message)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EPERM):  # it knows none, or is gone
+            log.warning("the kernel was not told of a change: %s", error)
+
+
+def _may_command(uid: int, pid: int) -> bool:
+    if uid not in (0, os.geteuid()):
+        return False
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return False

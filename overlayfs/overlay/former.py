@@ -1,0 +1,214 @@
+"""What becomes of the inodes that the kernel knows when a rollback changes the tree under it?
+
+After a rollback no inode of before is in the table any more. One that the kernel uses again is looked up anew by the
+name that it had, and so is each name that is looked up. What turns out to have the number of an inode of before is that
+file: whoever has it open sees it as it was at the snapshot. An inode whose name leads to no such file any more is one
+of a file that is gone: it goes on without a name, as an unlinked one, with its content in a layer that was dropped. A
+dropped layer is kept for that until the kernel has forgotten all inodes that had to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from overlayfs._typing import Final
+
+from . import lookup
+from .inodes import ROOT, Directory, Inode, InodeTable
+from .layer import Location
+from .state import Changed, Known, State
+
+_NO_NAMES: Final = 1 << 40  # more links than any file has: none of them is a name
+
+
+class Former(Known):
+    """Inodes of before, by number. `on_drained` is called when no dropped layer is needed any more."""
+
+    def __init__(self) -> None:
+        self.inodes = InodeTable()
+        self._layer_of: dict[int, int] = {}  # of those that were in an upper: the number that it had as a layer
+        self._needed: set[int] = set()  # inodes for which dropped layers are kept
+        self.on_drained: Callable[[], object] = _do_nothing
+
+    # -- a rollback
+
+    def absorb(self, state: State, upper_number: int, dropped: Sequence[int]) -> Changed:
+        """Take all inodes but the root over from the state; those without a name stay there. `upper_number` is what the
+        upper has become as a layer, `dropped` are the numbers of all layers that count no more."""
+        changed = Changed([ROOT], _names_in(state.root))
+        unnamed: list[Inode] = []
+        is_deep = len(dropped) > 1
+        for inode in self.inodes.values() if is_deep else ():
+            if _is_in(inode, dropped):
+                self._note_changed(inode, changed, names=True)
+        for inode in state.inodes.values():
+            if isinstance(inode, Directory):
+                inode.children.clear()
+            if inode.number == ROOT:
+                continue
+            differs = inode.upper or (is_deep and _is_in(inode, dropped))
+            if inode.parent is None:
+                unnamed.append(inode)
+                if differs:
+                    self._needed.add(inode.number)
+            elif inode.nlookup or inode.opens:
+                self.inodes.add(inode)
+                if inode.upper:
+                    self._layer_of[inode.number] = upper_number
+                if differs:
+                    self._note_changed(inode, changed, names=is_deep)
+        changed.inodes.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
+        _keep_only(state, unnamed)
+        return changed
+
+    def _note_changed(self, inode: Inode, changed: Changed, *, names: bool) -> None:
+        """Those of a file in the upper are among the names that the upper had in their directories."""
+        self._needed.add(inode.number)
+        changed.inodes.append(inode.number)
+        if names:
+            changed.names.extend((parent.number, name) for parent, name in inode.names())
+        if isinstance(inode, Directory):
+            changed.names.extend(_names_in(inode))
+
+    def sweep(self) -> None:
+        """Call `on_drained`, once, where that is so; after each rollback, and whenever an inode has gone."""
+        if not self._needed:
+            drained, self.on_drained = self.on_drained, _do_nothing
+            drained()
+
+    # -- the kernel uses one again
+
+    def revive(self, state: State, number: int) -> Inode | None:
+        former = self.inodes.get(number)
+        if former is None:
+            return None
+        for parent, name in former.names():
+            found = _follow(state, parent, name)
+            if found is not None and found.number == number:
+                return found
+        return state.inodes.get(number) or self._without_name(state, former)
+
+    def hand_over(self, inode: Inode) -> None:
+        number = inode.number
+        former = self.inodes.get(number)
+        if former is None:
+            return
+        self._drop(number)
+        if former.kind == inode.kind:
+            _take_over(inode, former)
+
+    def _without_name(self, state: State, former: Inode) -> Inode:
+        """The inode of a file that is gone from the tree."""
+        number, place = former.number, self._place(former)
+        self.inodes.discard(number)
+        self._layer_of.pop(number, None)
+        gone: Inode
+        if isinstance(former, Directory):
+            gone = directory = Directory(number, None, b"")
+            directory.lowers = (place,)
+            directory.above, directory.below = {}, {}
+        else:
+            gone = Inode(number, former.kind, None, b"")
+            gone.lower = place
+            gone.lost_links = _NO_NAMES
+        _take_over(gone, former)
+        gone.protection = former.protection
+        state.inodes.add(gone)
+        return gone
+
+    def _place(self, former: Inode) -> Location:
+        """Where the file was before the rollback."""
+        layer = self._layer_of.get(former.number)
+        if layer is not None and former.parent is not None:
+            return Location(layer, path_of(former.parent, former.name))
+        place = former.lowers[0] if isinstance(former, Directory) else former.lower
+        assert place is not None
+        return place
+
+    # -- the kernel forgets
+
+    def forget(self, number: int, count: int) -> None:
+        """Give back lookups of an inode that was not used since."""
+        former = self.inodes.get(number)
+        if former is not None:
+            former.nlookup = max(former.nlookup - count, 0)
+            self._drop_if_unused(former)
+
+    def release(self, number: int) -> None:
+        """Give back an open of such an inode."""
+        former = self.inodes.get(number)
+        if former is not None:
+            former.opens = max(former.opens - 1, 0)
+            self._drop_if_unused(former)
+
+    def note_gone(self, number: int) -> None:
+        if self._needed and number in self._needed and self.inodes.get(number) is None:
+            self._needed.discard(number)
+            self.sweep()
+
+    def _drop_if_unused(self, former: Inode) -> None:
+        if not former.nlookup and not former.opens:
+            self._drop(former.number)
+
+    def _drop(self, number: int) -> None:
+        self.inodes.discard(number)
+        self._layer_of.pop(number, None)
+        if number in self._needed:
+            self._needed.discard(number)
+            self.sweep()
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _is_in(inode: Inode, layers: Sequence[int]) -> bool:
+    """Whether a file that is not in the upper shows anything of these layers."""
+    if isinstance(inode, Directory):
+        return any(location.layer in layers for location in inode.lowers)
+    return inode.lower is not None and inode.lower_layer in layers
+
+
+def _names_in(directory: Directory) -> list[tuple[int, bytes]]:
+    """The names that the upper had in a directory, deletions included, as far as they are known: others were not
+    asked for."""
+    return [(directory.number, name) for name in directory.above or ()]
+
+
+def _keep_only(state: State, unnamed: Iterable[Inode]) -> None:
+    state.inodes, state.by_real = InodeTable(), {}
+    state.inodes.add(state.root)
+    for inode in unnamed:
+        state.inodes.add(inode)
+        for key in inode.shared_as or ():
+            state.by_real[key] = inode
+
+
+def _take_over(inode: Inode, former: Inode) -> None:
+    inode.nlookup, inode.opens = former.nlookup, former.opens
+    if isinstance(inode, Directory) and isinstance(former, Directory):
+        inode.listing = former.listing  # so that its readers go on where they were
+
+
+def _follow(state: State, parent: Directory, name: bytes) -> Inode | None:
+    """What the tree has now at the place that a name of before was at."""
+    names = [name]
+    here: Directory = parent
+    while (above := here.parent) is not None and state.inodes.get(here.number) is None:
+        names.append(here.name)
+        here = above
+    found: Inode | None = state.inodes.get(here.number)
+    while names and isinstance(found, Directory):
+        state.descriptors.begin()
+        found = lookup.child(state, found, names.pop())
+    return None if names else found
+
+
+def path_of(directory: Directory, name: bytes) -> bytes:
+    """The path of a name from the root of the tree."""
+    parts = [name]
+    here: Directory | None = directory
+    while here is not None and here.number != ROOT:
+        parts.append(here.name)
+        here = here.parent
+    return b"/".join(reversed(parts))

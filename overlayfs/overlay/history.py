@@ -1,0 +1,302 @@
+"""How do the layers of the writable side of a mount lie on disk, once there are snapshots?
+
+A snapshot leaves the directory that takes changes as it is, as a layer, and goes on in an empty one. The workdir holds:
+
+    overlayfs-snapshots/stack               the layers, lowest first, as JSON; replaced by rename(2)
+    overlayfs-snapshots/N/upper             a layer, in the same format as an upper
+    overlayfs-snapshots/N/index             hard links of that layer, as `index` in the workdir (see indexing);
+    overlayfs-snapshots/N/overlayfs-links     counts of deleted names, as `overlayfs-links` there
+    work/incompat/overlayfs-snapshots       has the kernel's overlayfs refuse the workdir (as for any such name)
+
+Each entry of `stack` is {"directory": D, "snapshot": NAME, "taken_at": SECONDS}: D is N, or empty for the upperdir,
+which is the lowest; the last one has no name and takes changes. All N that `stack` does not name are leftovers, removed
+at the next mount. So a snapshot or rollback has happened once `stack` was renamed, and not before. N are never used
+again within one mount.
+
+For a mount without snapshots none of this exists, and the upperdir holds all changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from _thread import allocate_lock
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from overlayfs._typing import Any, Final, NamedTuple
+
+from ..tree import access
+from . import drafts
+from .options import MountError
+from .state import Held, State
+
+DIRECTORY: Final = b"overlayfs-snapshots"
+GUARD: Final = b"overlayfs-snapshots"  # in work/incompat
+UPPER: Final = b"upper"
+LINKS: Final = b"overlayfs-links"
+LONGEST_NAME: Final = 64
+_STACK: Final = b"stack"
+_NEW_STACK: Final = b"stack.new"
+_LONGEST_STACK: Final = 1 << 20
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class Entry(NamedTuple):
+    """A layer of the writable side; `snapshot` is the name of the state that it is the topmost layer of."""
+
+    directory: str
+    snapshot: str | None = None
+    taken_at: float = 0.0
+
+
+def check_name(name: str) -> None:
+    """EINVAL for what cannot be the name of a snapshot."""
+    if not name or len(name) > LONGEST_NAME or name[0] in ".-" or not _IN_NAMES.issuperset(name):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+
+
+class History(Held):
+    """The layers of one workdir. `fd` is its subdirectory, -1 where there is none yet; `work_fd` the workdir itself."""
+
+    def __init__(self, work_fd: int, fd: int, entries: Sequence[Entry]) -> None:
+        self.work_fd = work_fd
+        self.fd = fd
+        self._removing = allocate_lock()
+        self._has_stopped = False
+        self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
+        self.entries = tuple(entries)
+        numbers = [int(entry.directory) for entry in entries if entry.directory]
+        self._last = max(numbers, default=0)
+
+    def descriptors(self) -> list[int]:
+        self.stop()
+        return [fd for fd in (self.work_fd, self.fd) if fd >= 0]
+
+    @property
+    def newest(self) -> str | None:
+        return self.entries[-2].snapshot if len(self.entries) > 1 else None
+
+    def position(self, name: str) -> int:
+        """Where the snapshot of this name is, the newest for an empty one; ENOENT where there is none."""
+        found = [at for at, entry in enumerate(self.entries) if entry.snapshot and name in ("", entry.snapshot)]
+        if not found:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return found[-1]
+
+    def free_name(self, wanted: str) -> str:
+        """The name of a new snapshot: the least number that is none yet, for an empty one; EEXIST where it is one."""
+        taken = {entry.snapshot for entry in self.entries}
+        if not wanted:
+            return next(name for name in map(str, range(1, len(taken) + 2)) if name not in taken)
+        check_name(wanted)
+        if wanted in taken:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), wanted)
+        return wanted
+
+    # -- on disk
+
+    def make_layer(self) -> tuple[Entry, int]:
+        """An empty layer that `stack` does not name yet: its entry, and a descriptor of the directory N."""
+        if self.fd < 0:
+            with suppress(FileExistsError):
+                os.mkdir(DIRECTORY, 0o700, dir_fd=self.work_fd)
+            self.fd = os.open(DIRECTORY, _OPEN, dir_fd=self.work_fd)
+        self._last += 1
+        name = str(self._last)
+        fd = -1
+        try:
+            drafts.remove(self.fd, name.encode())
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+            fd = os.open(name, _OPEN, dir_fd=self.fd)
+            os.mkdir(UPPER, 0o700, dir_fd=fd)
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            self.give_up_layer()
+            raise
+        return Entry(name), fd
+
+    def give_up_layer(self) -> None:
+        """Remove the layer that was made last, which nothing refers to."""
+        self.remove([str(self._last)])
+        self._last -= 1
+
+    def open_directory(self, entry: Entry) -> int:
+        """A descriptor of the directory that holds the index of a layer: N, or the workdir itself."""
+        return os.open(entry.directory, _OPEN, dir_fd=self.fd) if entry.directory else self.work_fd
+
+    def open_links(self, entry: Entry) -> int | None:
+        """A descriptor of the counts of deleted names of a layer, None where there are none."""
+        path = os.path.join(DIRECTORY, entry.directory.encode(), LINKS) if entry.directory else LINKS
+        try:
+            return os.open(path, _OPEN, dir_fd=self.work_fd)
+        except FileNotFoundError:
+            return None
+
+    def guard(self, work_fd: int) -> None:
+        """Leave the mark that keeps others from taking the upperdir for all there is; `work_fd` is `work`."""
+        with suppress(FileExistsError):
+            os.mkdir(b"incompat", 0o700, dir_fd=work_fd)
+        with suppress(FileExistsError):
+            os.mkdir(b"incompat/" + GUARD, 0o700, dir_fd=work_fd)
+
+    def publish(self, entries: Sequence[Entry], *, durable: bool) -> None:
+        """Have `stack` name these layers, from one moment to the next. What fails before the rename changes nothing."""
+        import json  # slow, and few mounts have snapshots
+
+        members = [entry._asdict() for entry in entries]
+        text = json.dumps({"version": 1, "layers": members}).encode()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(_NEW_STACK, flags, 0o600, dir_fd=self.fd)
+        try:
+            try:
+                _write_whole(fd, text)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(_NEW_STACK, _STACK, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError:
+            with drafts.afterwards():
+                os.unlink(_NEW_STACK, dir_fd=self.fd)
+            raise
+        self.entries = tuple(entries)
+        if durable:
+            with drafts.afterwards():
+                os.fsync(self.fd)
+
+    def remove(self, directories: Sequence[str]) -> None:
+        """Remove layers that `stack` does not name. May be called from any thread, one after the other; nothing is done
+        once the workdir is another mount's."""
+        with self._removing:
+            for name in directories if not self._has_stopped else ():
+                with drafts.afterwards(), suppress(FileNotFoundError):
+                    drafts.remove(self.fd, os.fsencode(name))
+
+    def stop(self) -> None:
+        with self._removing:
+            self._has_stopped = True
+
+    def take_waste(self) -> Callable[[], None] | None:
+        waste, self.waste = self.waste, []
+        return (lambda: self.remove(waste)) if waste else None
+
+    def facts(self, state: State) -> list[dict[str, object]]:
+        assert state.upper is not None
+        layers = [state.layers[number] for number in reversed(state.frozen)] + [state.upper]
+        return [
+            {"snapshot": entry.snapshot, "taken_at": entry.taken_at, "layer": os.fsdecode(layer.path)}
+            for entry, layer in zip(self.entries, layers, strict=True)
+        ]
+
+    def remove_leftovers(self) -> None:
+        """Remove whatever an unfinished snapshot or rollback left."""
+        self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
+
+
+def _write_whole(fd: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(fd, text) :]
+
+
+def new(work_fd: int) -> History:
+    """The history of an upperdir without snapshots."""
+    return History(work_fd, -1, [Entry("")])
+
+
+def load(work_fd: int) -> History | None:
+    """What a workdir says, None where there was no snapshot. MountError where it is damaged."""
+    try:
+        fd = os.open(DIRECTORY, _OPEN, dir_fd=work_fd)
+    except FileNotFoundError:
+        return None
+    history = None
+    try:
+        entries = _parse(fd)
+        history = History(work_fd, fd, entries) if entries else None
+    finally:
+        if history is None:
+            os.close(fd)
+    return history
+
+
+def uppers(upper: bytes, work: bytes) -> list[tuple[str | None, bytes]]:
+    """The layers of the writable side as paths, the lowest first, each with the name of the snapshot that it is the top
+    of: `upper` alone where there are no snapshots. MountError where the history is damaged."""
+    try:
+        fd = os.open(os.path.join(work, DIRECTORY), _OPEN)
+    except (FileNotFoundError, NotADirectoryError):
+        return [(None, upper)]
+    try:
+        entries = _parse(fd)
+    finally:
+        os.close(fd)
+    below = os.path.join(work, DIRECTORY)
+    named = [(e.snapshot, os.path.join(below, e.directory.encode(), UPPER) if e.directory else upper) for e in entries]
+    return named or [(None, upper)]
+
+
+def leftovers(fd: int) -> list[bytes]:
+    """What an unfinished snapshot or rollback left in the subdirectory; MountError where `stack` is damaged."""
+    kept = {_STACK, *(entry.directory.encode() for entry in _parse(fd))}
+    return [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
+
+
+def _parse(fd: int) -> list[Entry]:
+    try:
+        return _entries(_read(fd))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise MountError("workdir: overlayfs-snapshots/stack is damaged: it does not name the layers") from None
+
+
+def _read(fd: int) -> bytes:
+    try:
+        stack_fd = os.open(_STACK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+    except FileNotFoundError:
+        return b""
+    with open(stack_fd, "rb") as file:
+        return file.read(_LONGEST_STACK)
+
+
+def _entries(text: bytes) -> list[Entry]:
+    import json
+
+    if not text:
+        return []
+    members: Any = json.loads(text)
+    if members["version"] != 1:
+        raise ValueError("a later version")
+    found = [Entry(str(m["directory"]), m["snapshot"], float(m["taken_at"])) for m in members["layers"]]
+    _refuse_nonsense(found)
+    return found
+
+
+def _refuse_nonsense(entries: Sequence[Entry]) -> None:
+    """ValueError where a layer is no subdirectory of ours, or is named twice, or a snapshot is."""
+    directories = [entry.directory for entry in entries]
+    if len(entries) < 2 or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
+        raise ValueError("not a stack of layers")
+    for at, entry in enumerate(entries):
+        is_number = entry.directory.isdecimal() and entry.directory.isascii() and not entry.directory.startswith("0")
+        if is_number != bool(at) or (entry.directory and not at):
+            raise ValueError("not a layer")
+    names = [entry.snapshot for entry in entries[:-1]]
+    if len(set(names)) < len(names):
+        raise ValueError("two snapshots of one name")
+    for name in names:
+        try:
+            check_name(name if isinstance(name, str) else "")
+        except OSError as error:
+            raise ValueError("not a name") from error
+
+
+def open_upper(directory_fd: int) -> int:
+    """A descriptor of the root of the layer in a directory N."""
+    return access.open_at(directory_fd, UPPER, _OPEN)
+
+
+def now() -> float:
+    return time.time()

@@ -1,0 +1,380 @@
+"""How does a live mount take a snapshot of its tree, and how does it go back to one?
+
+A snapshot makes the upper the topmost of the read-only layers, and an empty directory takes its place (`history` says
+how that lies on disk). Nothing that the mount shows changes by it. A rollback drops the upper and the layers above the
+snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`.
+
+The rule for files that are open at such a moment: a descriptor belongs to its file, and not to a version of it.
+
+- After a snapshot it goes on reading and writing the live tree. The snapshot keeps what had been written by then; the
+  next write copies the file up again.
+- After a rollback it reads the file as the snapshot has it, and a write changes the file in the live tree. So do
+  mappings. Where the snapshot has no such file, it was made since, and behaves as an unlinked file does.
+- A file that has no name any more belongs to no snapshot: it stays what it is.
+
+Everything that can fail comes before the one rename that publishes; after that only memory changes. No await anywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+
+from overlayfs._typing import NamedTuple
+
+from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
+from . import history, indexing, lookup
+from .former import Former, path_of
+from .history import Entry, History
+from .inodes import ROOT, Directory, Inode
+from .layer import UPPER_INDEX, Layer, Location, describe
+from .options import FsyncPolicy, MountError
+from .state import Changed, State
+
+
+class _Fresh(NamedTuple):
+    """An empty layer that nothing refers to yet."""
+
+    entry: Entry
+    directory_fd: int
+    upper: Layer
+
+
+def take(state: State, name: str) -> str:
+    """Take a snapshot; its name, which is a number where none is given. EEXIST, EINVAL for a name; EBUSY where the
+    kernel writes to files without us; any error of the disk, and then nothing has happened."""
+    present = _history(state)
+    name = present.free_name(name)
+    _complete_links(state)
+    fresh = _make(state, present, _upper(state), state.lost_links)
+    named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
+    _publish(state, present, [*present.entries[:-1], named, fresh.entry], fresh)
+    _freeze(state, fresh)
+    return name
+
+
+def roll_back(state: State, name: str) -> tuple[str, Changed]:
+    """Go back to a snapshot, the newest where none is named; its name, and what the kernel has to forget.
+
+    ENOENT where there is none of that name; otherwise as `take`.
+    """
+    present = _history(state)
+    at = present.position(name)
+    kept, dropped = present.entries[: at + 1], present.entries[at + 1 :]
+    base = state.layers[state.frozen[len(state.frozen) - 1 - at]]
+    lost_links = _lost_links_of(present, kept[-1])
+    fresh = _make(state, present, base, lost_links)
+    _publish(state, present, [*kept, fresh.entry], fresh)
+    return kept[-1].snapshot or "", _drop(state, fresh, at + 1, [entry.directory for entry in dropped], lost_links)
+
+
+def _history(state: State) -> History:
+    """The history of a mount in which no change is under way."""
+    if state.upper is None or state.work_fd is None or state.workdir_fd is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if state.written_unseen or state.passed_through:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    if state.history is None:
+        state.history = history.new(state.workdir_fd)
+    assert isinstance(state.history, History)
+    return state.history
+
+
+def _upper(state: State) -> Layer:
+    assert state.upper is not None
+    return state.upper
+
+
+# -- on disk
+
+
+def _make(state: State, present: History, model: Layer, lost_links: dict[int, int]) -> _Fresh:
+    """An empty layer whose root is like that of another."""
+    assert state.work_fd is not None
+    present.guard(state.work_fd)
+    entry, directory_fd = present.make_layer()
+    root_fd = -1
+    try:
+        root_fd = history.open_upper(directory_fd)
+        _copy_root(state, model, root_fd)
+        _write_lost_links(directory_fd, lost_links)
+        if _is_durable(state):
+            _sync(root_fd, directory_fd, present.fd)
+        return _Fresh(entry, directory_fd, _as_upper(state, root_fd, entry))
+    except OSError:
+        _give_up(present, directory_fd, root_fd)
+        raise
+
+
+def _give_up(present: History, *descriptors: int) -> None:
+    for fd in descriptors:
+        if fd >= 0:
+            os.close(fd)
+    present.give_up_layer()
+
+
+def _as_upper(state: State, root_fd: int, entry: Entry) -> Layer:
+    """The layer as the mount holds the present upper: in the same copy of the disk's mount."""
+    upper = _upper(state)
+    path = b"/".join((state.options.work or b"", history.DIRECTORY, entry.directory.encode(), history.UPPER))
+    found = describe(UPPER_INDEX, path, root_fd)
+    return upper._replace(path=path, root_fd=root_fd, device=found.device, identity=found.identity)
+
+
+def _copy_root(state: State, model: Layer, root_fd: int) -> None:
+    """Owner, mode, times, xattrs and flags of the root, and of our marks the protecting flags alone."""
+    st = syscalls.stat_of(model.root_fd)
+    protecting = xattrs.read_xattr_of_descriptor(model.root_fd, state.prefix + marks.PROTECTION)
+    if protecting is not None:
+        access.setxattr(root_fd, state.prefix + marks.PROTECTION, protecting)
+    fileflags.copy_flags(model.root_fd, root_fd)
+    metadata.copy_metadata(model.root_fd, root_fd, st.st_uid, st.st_gid, st.st_mode, st, model.spelling)
+
+
+def _write_lost_links(directory_fd: int, counts: dict[int, int]) -> None:
+    if not counts:
+        return
+    os.mkdir(history.LINKS, 0o700, dir_fd=directory_fd)
+    for number, count in counts.items():
+        os.symlink(b"%d" % count, history.LINKS + b"/%016x" % number, dir_fd=directory_fd)
+
+
+def _lost_links_of(present: History, entry: Entry) -> dict[int, int]:
+    """The counts of deleted names as they were when a snapshot was taken: its layer has not changed since."""
+    fd = present.open_links(entry)
+    if fd is None:
+        return {}
+    found = {}
+    try:
+        for name in os.listdir(fd):
+            with suppress(OSError, ValueError):
+                found[int(name, 16)] = int(os.readlink(name, dir_fd=fd).partition(" ")[0])
+    finally:
+        os.close(fd)
+    return found
+
+
+def _is_durable(state: State) -> bool:
+    return state.options.fsync is not FsyncPolicy.VOLATILE and not syscalls.is_in_memory(_upper(state).root_fd)
+
+
+def _sync(*directories: int) -> None:
+    for directory in directories:
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _Fresh) -> None:
+    try:
+        present.publish(entries, durable=_is_durable(state))
+    except OSError:
+        _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
+        raise
+
+
+# -- hard links
+
+
+def _complete_links(state: State) -> None:
+    """Have each file of the index in the upper under all its names, and empty the index: what is frozen must be whole,
+    as later layers are led to it by names alone. The tree stays what it is at each step.
+
+    Costs a walk through the tree, where a lower file of several names was changed since the last snapshot.
+    """
+    if not state.index_names or state.index_fd is None:
+        return
+    for directory, name in list(_linked_names(state)):
+        inode = lookup.child(state, directory, name)
+        if inode is not None and inode.index_name is not None and name not in lookup.above(state, directory):
+            indexing.link_lower_name(state, inode, directory, name)
+    known = {inode.index_name: inode for inode in state.inodes.values() if inode.index_name is not None}
+    for name in list(state.index_names):
+        os.unlink(name, dir_fd=state.index_fd)
+        state.index_names.discard(name)
+        if (inode := known.get(name)) is not None:
+            inode.index_name, inode.lost_links, inode.attributes = None, 0, None
+            inode.lower = inode.lower if inode.metacopy else None
+    for inode in state.inodes.values():
+        state.drop_if_unused(inode)
+
+
+def _linked_names(state: State) -> list[tuple[Directory, bytes]]:
+    """All names of files of the index in the merged tree."""
+    found: list[tuple[Directory, bytes]] = []
+    waiting = [state.root]
+    while waiting:
+        directory = waiting.pop()
+        for name in lookup.names(state, directory):
+            state.descriptors.begin()
+            inode = lookup.child(state, directory, name)
+            if isinstance(inode, Directory):
+                waiting.append(inode)
+            elif inode is not None and inode.index_name is not None:
+                found.append((directory, name))
+    return found
+
+
+# -- in memory
+
+
+def _number_for(state: State) -> int:
+    """Make what was the upper a layer among the others, and give it its number."""
+    upper = _upper(state)
+    if len(state.layers) == state.data_end:
+        state.layers.append(upper)  # numbers count from its place
+    former = state.layers[state.data_end : -1]
+    number = UPPER_INDEX - 1 - len(former)
+    state.layers[state.data_end : -1] = [upper._replace(index=number), *former]
+    return number
+
+
+def _freeze(state: State, fresh: _Fresh) -> None:
+    """The upper is a lower layer from now on."""
+    number = _number_for(state)
+    state.frozen = (number, *state.frozen)
+    files: list[Inode] = []
+    for inode in state.inodes.values():
+        if not inode.upper or inode.number in state.orphans:
+            continue
+        if isinstance(inode, Directory):
+            _freeze_directory(inode, number)
+        elif inode.parent is not None:
+            files.append(inode)
+    for inode in files:  # after the directories that they are in
+        inode.upper = inode.metacopy = False
+        inode.provided_by(0)
+        _share_anew(state, inode, number)
+    _use(state, fresh)
+
+
+def _share_anew(state: State, inode: Inode, number: int) -> None:
+    keys = inode.shared_as
+    if keys is None:
+        return
+    state.unshare(inode)
+    inode.shared_as = [(number if layer == UPPER_INDEX else layer, dev, ino) for layer, dev, ino in keys]
+    for key in inode.shared_as:
+        state.by_real[key] = inode
+
+
+def _freeze_directory(directory: Directory, number: int) -> None:
+    path = b"" if directory.parent is None else path_of(directory.parent, directory.name)
+    directory.upper = directory.number == ROOT
+    for name, child in directory.children.items():
+        if child.position >= 0 and child.parent is directory and child.name == name and not child.upper:
+            child.provided_by(child.position + 1)
+    directory.lowers = (Location(number, path), *directory.lowers)
+    directory.below = None
+    _forget_upper(directory)
+    if directory.lower_path != path:
+        _say_paths(directory, path)
+
+
+def _forget_upper(directory: Directory) -> None:
+    directory.above = {}
+    directory.impure, directory.inheritance = False, None
+
+
+def _say_paths(directory: Directory, path: bytes) -> None:
+    """A renamed directory has its new path in the lower layers now, and so has all that is below it."""
+    waiting = [(directory, path)]
+    while waiting:
+        here, where = waiting.pop()
+        here.lower_path = where
+        for name, child in here.children.items():
+            if isinstance(child, Directory):
+                waiting.append((child, where + b"/" + name))
+
+
+def _use(state: State, fresh: _Fresh) -> None:
+    """Go on in an empty upper."""
+    for opened in state.created.values():
+        opened.unpin()
+    state.created.clear()
+    state.descriptors.close()
+    state.synced_names.clear()
+    state.names_to_link.clear()
+    present = state.history
+    assert isinstance(present, History)
+    for fd in (state.index_fd, state.links_fd, state.workdir_fd):
+        if fd is not None and fd != present.work_fd:  # which has the lock
+            os.close(fd)
+    state.index_fd = state.links_fd = None
+    state.index_names = set()
+    state.workdir_fd = fresh.directory_fd
+    state.upper = state.layers[-1] = fresh.upper
+
+
+def _drop(state: State, fresh: _Fresh, kept: int, directories: Sequence[str], lost_links: dict[int, int]) -> Changed:
+    """All above the first `kept` frozen layers counts no more."""
+    number = _number_for(state)
+    gone = state.frozen[: len(state.frozen) - kept]
+    dropped = (number, *gone)
+    former = state.former
+    if former is None:
+        former = state.former = Former()
+    assert isinstance(former, Former)
+    changed = former.absorb(state, number, dropped)
+    state.frozen = state.frozen[len(gone) :]
+    root = state.root
+    root.lowers = tuple(place for place in root.lowers if place.layer not in gone)
+    root.below = root.attributes = root.xattr_names = None
+    root.default_acl = False
+    root.protection = None
+    _forget_upper(root)
+    _use(state, fresh)
+    state.lost_links = lost_links
+    former.on_drained = _remover(state, former.on_drained, dropped, directories)
+    former.sweep()
+    return changed
+
+
+def _remover(
+    state: State, before: Callable[[], object], numbers: Sequence[int], directories: Sequence[str]
+) -> Callable[[], object]:
+    """Removes the dropped layers, once nothing needs them any more, after those that were dropped before."""
+    present = state.history
+
+    def remove() -> None:
+        before()
+        for number in numbers:
+            layer = state.layers[number]
+            os.close(layer.root_fd)
+            state.layers[number] = layer._replace(root_fd=-1)
+        assert isinstance(present, History)
+        present.waste.extend(directories)
+
+    return remove
+
+
+# -- at the next mount
+
+
+def resume(state: State, present: History, undo: ExitStack) -> None:
+    """Have a state that was opened on the upperdir alone use all layers of a history. MountError where one is gone."""
+    upper = _upper(state)
+    layers = [upper]
+    directory_fd = -1
+    for entry in present.entries[1:]:
+        if directory_fd >= 0:
+            os.close(directory_fd)
+        try:
+            directory_fd = present.open_directory(entry)
+            root_fd = history.open_upper(directory_fd)
+        except OSError as error:
+            raise MountError(f"workdir: layer {entry.directory} of a snapshot: {error.strerror}") from None
+        undo.callback(os.close, root_fd)
+        layers.append(_as_upper(state, root_fd, entry))
+    undo.callback(os.close, directory_fd)
+    for layer in layers[:-1]:
+        state.upper = layer
+        number = _number_for(state)
+        state.frozen = (number, *state.frozen)
+        state.root.lowers = (Location(number, b""), *state.root.lowers)
+    state.upper = state.layers[-1] = layers[-1]
+    state.history, state.workdir_fd = present, directory_fd

@@ -1,0 +1,1 @@
+"""Clean trees for test suites: the pytest plugin."""

@@ -1,0 +1,378 @@
+"""Snapshots and rollbacks of live mounts: what programs see that use the tree all the while."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import overlayfs
+from overlayfs.cli.mounts.umount import take_down
+from overlayfs.overlay.changes import ChangeKind
+from tests.mounted.program import mounts_beneath
+from tests.mounted.stack import mount_program
+from tests.property.paths import unmount
+
+WAYS = ("bare", "in the loop", "without the lane")
+
+
+@pytest.fixture
+def lower(scratch: Path) -> Path:
+    lower = scratch / "lower"
+    (lower / "directory").mkdir(parents=True)
+    (lower / "file").write_text("of the lower")
+    (lower / "directory/inner").write_text("inner")
+    (lower / "one").write_text("linked")
+    os.link(lower / "one", lower / "two")
+    return lower
+
+
+class _ByProgram:
+    """Stands in for the process of the API's mounts, for one that the mount program made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def end(self) -> None:
+        if os.path.ismount(self._path):
+            take_down(str(self._path), lazy=False)
+
+
+@pytest.fixture(params=WAYS)
+def mounted(scratch: Path, lower: Path, request: pytest.FixtureRequest) -> Iterator[overlayfs.Mount]:
+    """The tree, served in each of the ways."""
+    upper, work, mount = (scratch / name for name in ("upper", "work", "mount"))
+    for path in (upper, work, mount):
+        path.mkdir()
+    if request.param == "without the lane":
+        mount_program("-o", f"lowerdir={lower},upperdir={upper},workdir={work},lane=off", str(mount))
+        made = overlayfs.Mount(mount, upper, cast(Any, _ByProgram(mount)))
+    else:
+        made = overlayfs.mount([lower], mount, upper=upper, work=work)
+    with made:
+        if request.param == "in the loop":  # which the rename of a directory needs
+            (mount / "directory").rename(mount / "other")
+            (mount / "other").rename(mount / "directory")
+        yield made
+    for left in mounts_beneath(scratch):
+        unmount(Path(left.place))
+
+
+def test_rollback_brings_back_what_was_changed_deleted_and_renamed(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    (root / "file").write_text("first")
+    mounted.snapshot("a")
+    (root / "file").write_text("second")
+    (root / "new").write_text("new")
+    (root / "one").unlink()
+    (root / "directory").rename(root / "elsewhere")
+    mounted.rollback("a")
+    assert sorted(os.listdir(root)) == ["directory", "file", "one", "two"]
+    assert (root / "file").read_text() == "first"
+    assert (root / "directory/inner").read_text() == "inner"
+    assert (root / "one").stat().st_nlink == 2
+
+
+def test_names_that_the_kernel_knew_to_be_absent_are_there_again(mounted: overlayfs.Mount) -> None:
+    inner = mounted.path / "directory/inner"
+    mounted.snapshot()
+    inner.unlink()
+    assert not inner.exists()
+    mounted.rollback()
+    assert inner.read_text() == "inner"
+
+
+def test_inode_numbers_outlast_snapshot_copy_up_and_rollback(mounted: overlayfs.Mount) -> None:
+    file = mounted.path / "file"
+    number = file.stat().st_ino
+    file.write_text("a")
+    mounted.snapshot("a")
+    assert file.stat().st_ino == number
+    file.write_text("b")
+    assert file.stat().st_ino == number
+    mounted.rollback("a")
+    assert file.stat().st_ino == number
+
+
+def test_descriptor_belongs_to_the_file_and_not_to_a_version(mounted: overlayfs.Mount) -> None:
+    file = mounted.path / "file"
+    file.write_text("before")
+    with file.open("r+b", buffering=0) as opened:
+        mounted.snapshot()
+        os.pwrite(opened.fileno(), b"BEHIND", 0)
+        assert file.read_text() == "BEHIND"
+        mounted.rollback()
+        assert os.pread(opened.fileno(), 20, 0) == b"before"
+        os.pwrite(opened.fileno(), b"again!", 0)
+        assert file.read_text() == "again!"
+        mounted.rollback()
+    assert file.read_text() == "before"
+
+
+def test_file_made_since_goes_on_as_an_unlinked_one(mounted: overlayfs.Mount) -> None:
+    mounted.snapshot()
+    with (mounted.path / "made").open("w+b", buffering=0) as made:
+        made.write(b"content")
+        mounted.rollback()
+        assert not (mounted.path / "made").exists()
+        assert os.pread(made.fileno(), 20, 0) == b"content"
+        assert os.fstat(made.fileno()).st_nlink == 0
+        os.pwrite(made.fileno(), b"CHANGED", 0)
+        assert os.pread(made.fileno(), 20, 0) == b"CHANGED"
+        (mounted.path / "made").write_text("another")
+        assert os.pread(made.fileno(), 20, 0) == b"CHANGED"
+    assert (mounted.path / "made").read_text() == "another"
+
+
+def test_mapping_shows_the_content_of_the_snapshot(mounted: overlayfs.Mount) -> None:
+    file = mounted.path / "file"
+    file.write_bytes(b"x" * 8192)
+    mounted.snapshot()
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 8192) as mapped:
+        mapped[:4] = b"1234"
+        mapped[5000:5004] = b"5678"
+        assert file.read_bytes()[5000:5004] == b"5678"
+        mounted.rollback()
+        assert mapped[:] == b"x" * 8192
+        assert file.read_bytes() == b"x" * 8192
+
+
+def test_what_a_mapping_has_written_is_in_the_snapshot(mounted: overlayfs.Mount) -> None:
+    file = mounted.path / "file"
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 12) as mapped:
+        mapped[:2] = b"OF"
+        mounted.snapshot()
+        mapped[:2] = b"--"
+        mounted.rollback()
+    assert file.read_text() == "OF the lower"
+
+
+def test_unlinked_open_file_is_in_no_snapshot_and_stays(mounted: overlayfs.Mount) -> None:
+    with (mounted.path / "gone").open("w+b", buffering=0) as gone:
+        gone.write(b"kept")
+        (mounted.path / "gone").unlink()
+        mounted.snapshot()
+        os.pwrite(gone.fileno(), b"more", 4)
+        mounted.rollback()
+        assert os.pread(gone.fileno(), 20, 0) == b"keptmore"
+
+
+def test_working_directory_in_a_directory_made_since_is_a_removed_one(mounted: overlayfs.Mount) -> None:
+    mounted.snapshot()
+    (mounted.path / "place").mkdir()
+    fd = os.open(mounted.path / "place", os.O_RDONLY)
+    try:
+        mounted.rollback()
+        assert os.listdir(fd) == []
+        with pytest.raises(OSError, match=r"No such file|Stale"):
+            os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def test_listing_that_is_being_read_goes_on_over_a_snapshot(mounted: overlayfs.Mount) -> None:
+    names = {f"n{number}" for number in range(3000)}
+    big = mounted.path / "big"
+    big.mkdir()
+    for name in names:
+        (big / name).touch()
+    with os.scandir(big) as entries:
+        seen = [next(entries).name]
+        mounted.snapshot()
+        seen += [entry.name for entry in entries]
+    assert len(seen) == len(names)
+    assert set(seen) == names
+
+
+def test_snapshots_nest_and_outlive_the_mount(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    root = mounted.path
+    for name in ("a", "b", "c"):
+        (root / "file").write_text(name)
+        (root / name).mkdir()
+        mounted.snapshot(name)
+    (root / "file").write_text("d")
+    mounted.unmount()
+    with overlayfs.mount([lower], scratch / "mount", upper=scratch / "upper", work=scratch / "work") as again:
+        assert (root / "file").read_text() == "d"
+        again.rollback("b")
+        assert (root / "file").read_text() == "b"
+        assert sorted(set(os.listdir(root)) & {"a", "b", "c"}) == ["a", "b"]
+        with pytest.raises(overlayfs.MountError, match="no snapshot c"):
+            again.rollback("c")
+        again.rollback("a")
+        assert sorted(set(os.listdir(root)) & {"a", "b", "c"}) == ["a"]
+
+
+def test_changes_between_snapshots(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    (root / "file").write_text("one")
+    mounted.snapshot("a")
+    (root / "directory/inner").unlink()
+    mounted.snapshot("b")
+    (root / "last").touch()
+
+    def told(since: str | None = None, until: str | None = None) -> dict[bytes, ChangeKind]:
+        return {change.path: change.kind for change in mounted.changes(since, until)}
+
+    modified, deleted, added = ChangeKind.MODIFIED, ChangeKind.DELETED, ChangeKind.ADDED
+    assert told() == {b"file": modified, b"directory/inner": deleted, b"last": added}
+    assert told(since="a") == {b"directory/inner": deleted, b"last": added}
+    assert told("a", "b") == {b"directory/inner": deleted}
+    assert told(since="b") == {b"last": added}
+
+
+def test_transaction_is_undone_however_it_ends(mounted: overlayfs.Mount) -> None:
+    def fail() -> None:
+        with mounted.transaction():
+            (mounted.path / "file").unlink()
+            with mounted.transaction():
+                (mounted.path / "inside").touch()
+            assert not (mounted.path / "inside").exists()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (mounted.path / "file").read_text() == "of the lower"
+
+
+def test_dropped_layers_are_removed(mounted: overlayfs.Mount, scratch: Path) -> None:
+    mounted.snapshot("a")
+    (mounted.path / "new").write_text("x")
+    mounted.rollback("a")
+    mounted.unmount()
+    with overlayfs.mount([scratch / "lower"], scratch / "mount", upper=scratch / "upper", work=scratch / "work"):
+        assert len(os.listdir(scratch / "work/overlayfs-snapshots")) == 2
+
+
+@pytest.mark.parametrize("name", ["", "with/slash", ".hidden", "x" * 65, "ä"])
+def test_bad_names_are_refused(mounted: overlayfs.Mount, name: str) -> None:
+    if not name:
+        assert mounted.snapshot(name) == "1"
+        return
+    with pytest.raises(overlayfs.MountError, match="is no name for a snapshot"):
+        mounted.snapshot(name)
+
+
+def test_mount_without_snapshots_says_so(mounted: overlayfs.Mount) -> None:
+    with pytest.raises(overlayfs.MountError, match="there is no snapshot"):
+        mounted.rollback()
+    (mounted.path / "new").touch()
+    assert [change.path for change in mounted.changes()] == [b"new"]
+
+
+def test_second_snapshot_of_a_name_is_refused(mounted: overlayfs.Mount) -> None:
+    assert mounted.snapshot("a") == "a"
+    with pytest.raises(overlayfs.MountError, match="there is a snapshot a already"):
+        mounted.snapshot("a")
+
+
+def test_rollback_is_refused_while_a_program_runs_in_the_tree(mounted: overlayfs.Mount) -> None:
+    mounted.snapshot()
+    python = "import os,sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", python, str(mounted.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        with pytest.raises(overlayfs.MountError, match=f"process {process.pid} .* runs in the tree"):
+            mounted.rollback()
+        process.stdin.close()
+    mounted.rollback()
+
+
+def test_nobody_else_may_command(mounted: overlayfs.Mount) -> None:
+    mounted.path.chmod(0o777)
+    program = (
+        "import os, sys; os.setuid(65534);\n"
+        "try: os.setxattr(sys.argv[1], 'user.overlayfs.snapshot', b'x')\n"
+        "except PermissionError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, mounted.path], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+    other = ["unshare", "--mount", sys.executable, "-c", program.replace("os.setuid(65534)", "0"), str(mounted.path)]
+    assert subprocess.run(other, capture_output=True, text=True, check=True).stdout == "refused\n"
+
+
+def test_read_only_mount_takes_no_snapshot(lower: Path) -> None:
+    with overlayfs.mount([lower]) as m, pytest.raises(overlayfs.MountError, match="read-only"):
+        m.snapshot()
+
+
+def test_sqlite_goes_back_without_being_stopped(mounted: overlayfs.Mount) -> None:
+    """Its readers and writers open the database anew for each test, the process goes on."""
+    path = mounted.path / "data.db"
+
+    def run(statement: str) -> list[Any]:
+        connection = sqlite3.connect(path)
+        try:
+            with connection:
+                return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+    run("create table t (n integer)")
+    run("insert into t with recursive c(n) as (select 1 union all select n + 1 from c where n < 5000) select n from c")
+    mounted.snapshot("filled")
+    for _ in range(3):
+        run("delete from t where n > 10")
+        run("insert into t values (-1)")
+        assert run("select count(*) from t") == [(11,)]
+        mounted.rollback("filled")
+        assert run("select count(*), min(n) from t") == [(5000, 1)]
+        assert run("pragma integrity_check") == [("ok",)]
+
+
+def test_clients_that_write_all_the_while_leave_files_of_one_generation(mounted: overlayfs.Mount) -> None:
+    root, stop = mounted.path, threading.Event()
+    failures: list[str] = []
+
+    def write(number: int) -> None:
+        generation = 0
+        while not stop.is_set():
+            generation += 1
+            text = f"{generation % 10}".encode() * 6000
+            fd = os.open(root / f"w{number}", os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                if os.pwrite(fd, text, 0) != len(text):
+                    failures.append("a short write")
+            finally:
+                os.close(fd)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for writer in writers:
+        writer.start()
+    try:
+        for turn in range(40):
+            mounted.snapshot(f"s{turn}")
+            if turn % 3 == 2:
+                mounted.rollback(f"s{turn - 1}")
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert not failures
+    for number in range(8):
+        assert len(set((root / f"w{number}").read_bytes())) == 1
+
+
+def test_others_are_kept_from_the_upper_alone(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    """The kernel's overlayfs refuses the workdir; a read-only mount of ours sees all layers."""
+    (mounted.path / "before").touch()
+    mounted.snapshot()
+    (mounted.path / "after").touch()
+    looked = scratch / "look"
+    looked.mkdir()
+    options = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
+    mount_program("-o", f"ro,{options}", str(looked))
+    assert {"before", "after", "file"} <= set(os.listdir(looked))
+    unmount(looked)
+    mounted.unmount()
+    kernel = ["mount", "-t", "overlay", "overlay", "-o", options, str(looked)]
+    assert subprocess.run(kernel, capture_output=True, check=False).returncode != 0

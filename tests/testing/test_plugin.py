@@ -1,0 +1,179 @@
+"""The pytest plugin in suites of its own: clean trees, failures that tell, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Suite:
+    """A test suite that uses the plugin."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.temporary = base / "tmp"
+        self.temporary.mkdir()
+
+    def write(self, text: str) -> None:
+        (self.base / "test_it.py").write_text("import os\nimport pytest\n" + text)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "overlayfs.testing.plugin", "-p", "no:cacheprovider", *arguments],
+            cwd=self.base,
+            env={
+                **ENVIRONMENT,
+                "TMPDIR": str(self.temporary),
+                "PYTHONPATH": str(REPOSITORY),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        with self.start(*arguments) as process:
+            return process.communicate(timeout=PATIENCE_S)[0]
+
+    def assert_nothing_is_left(self) -> None:
+        assert mounts_beneath(self.base) == []
+        assert self.left() == []
+
+    def left(self) -> list[str]:
+        """What is in the temporary directory but pytest's own."""
+        return [path.name for path in self.temporary.iterdir() if not path.name.startswith("pytest-of")]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    return Suite(tmp_path)
+
+
+CLEAN = """
+@pytest.fixture(scope="session")
+def layer(overlay_layer):
+    return overlay_layer({"etc/motd": "hello", "empty": None, "link": __import__("pathlib").Path("etc/motd")})
+
+@pytest.mark.parametrize("turn", range(20))
+def test_tree_is_clean(overlay, turn):
+    assert os.listdir(overlay) == []
+    (overlay / "made").write_text("x")
+    assert overlay.changed == {"made"}
+
+def test_session_has_trees_of_its_own(overlay_session, layer):
+    tree = overlay_session.tree([layer])
+    assert (tree / "link").read_text() == "hello"
+    (tree / "etc/motd").unlink()
+    assert tree.changed == {"etc/motd"}
+    with tree.transaction():
+        (tree / "more").touch()
+    assert not (tree / "more").exists()
+"""
+
+
+def test_each_test_gets_a_clean_tree(suite: Suite) -> None:
+    suite.write(CLEAN)
+    assert "21 passed" in suite.run()
+    suite.assert_nothing_is_left()
+
+
+def test_workers_have_a_mount_each(suite: Suite) -> None:
+    suite.write(CLEAN)
+    assert "21 passed" in suite.run("-p", "xdist", "-n", "2")
+    suite.assert_nothing_is_left()
+
+
+def test_marker_names_the_layers(suite: Suite) -> None:
+    for name in ("top", "bottom"):
+        (suite.base / name).mkdir()
+        (suite.base / name / "file").write_text(name)
+    suite.write("""
+pytestmark = pytest.mark.overlay(lowers=["top", "bottom"])
+
+def test_top(overlay):
+    assert (overlay / "file").read_text() == "top"
+    (overlay / "file").write_text("changed")
+
+def test_top_again(overlay):
+    assert (overlay / "file").read_text() == "top"
+""")
+    assert "2 passed" in suite.run("--strict-markers")
+    suite.assert_nothing_is_left()
+
+
+FAILING = """
+def test_that_fails(overlay):
+    (overlay / "culprit").write_text("x")
+    assert False
+
+def test_afterwards(overlay):
+    assert os.listdir(overlay) == []
+"""
+
+
+def test_failure_tells_what_was_changed(suite: Suite) -> None:
+    suite.write(FAILING)
+    out = suite.run()
+    assert "1 failed, 1 passed" in out
+    assert "A /culprit" in out
+    suite.assert_nothing_is_left()
+
+
+def test_kept_tree_can_be_mounted_again(suite: Suite) -> None:
+    suite.write(FAILING)
+    out = suite.run("--overlay-keep")
+    assert "1 failed, 1 passed" in out
+    found = re.search(r"Look at it: overlayfs (mount .*)", out)
+    assert found is not None
+    words = found.group(1).split()
+    subprocess.run([sys.executable, "-m", "overlayfs", *words], check=True, cwd=REPOSITORY, env=ENVIRONMENT)
+    place = words[words.index("--upper") - 1]
+    try:
+        assert os.listdir(place) == ["culprit"]
+    finally:
+        subprocess.run([sys.executable, "-m", "overlayfs", "umount", place], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_mount_outlives_pytest(suite: Suite, end: signal.Signals) -> None:
+    suite.write("""
+def test_that_waits(overlay, capfd):
+    (overlay / "made").touch()
+    with capfd.disabled():
+        print("READY", flush=True)
+    __import__("signal").pause()
+""")
+    with suite.start("-x", "-s") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "READY" in line:
+                break
+        assert len(mounts_beneath(suite.base)) == 1
+        process.send_signal(end)
+        process.communicate(timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
+    while (mounts_beneath(suite.base) or suite.left()) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the serving process sees the end of its parent a little later
+    suite.assert_nothing_is_left()
+
+
+def test_unused_plugin_imports_nothing_of_ours(suite: Suite) -> None:
+    suite.write("""
+def test_modules():
+    import sys
+    ours = {name for name in sys.modules if name.startswith("overlayfs")}
+    assert ours <= {"overlayfs", "overlayfs._version", "overlayfs.testing", "overlayfs.testing.plugin"}
+""")
+    assert "1 passed" in suite.run()

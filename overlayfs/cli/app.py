@@ -30,7 +30,7 @@ GROUPS: Final = {
     "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
     "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
     "Containers": ("run", "ps", "containers", "rm", "reset"),
-    "Make images": ("commit", "append", "squash", "tag", "rmi"),
+    "Make images": ("build", "commit", "append", "squash", "tag", "rmi"),
     "Store": ("prune", "verify"),
 }
 

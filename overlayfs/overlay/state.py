@@ -106,7 +106,7 @@ class State:
     Layers that were the upper once have negative numbers, so that those of the others stay what they are: `frozen` are
     the numbers of those that count, the topmost (and least) first. A number leads to its layer as an index of the list
     does that counts from the end; the last of the list is the upper itself then, and a number is never used again.
-    `data_end` follows the last data-only layer. `history` says how those layers lie on disk, `former` holds inodes from
+    `data_start` is the first data-only layer, `data_end` follows the last. `history` says how those layers lie on disk, `former` holds inodes from
     before a rollback; each is None until it is needed.
     """
 

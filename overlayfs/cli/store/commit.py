@@ -44,8 +44,7 @@ class Request:
 
     def making(self, verb: str, progress: Progress) -> Making:
         """The options as a Making. Raises InvalidError for an invalid compression, text or SOURCE_DATE_EPOCH."""
-        if self.compression not in _COMPRESSIONS:
-            raise InvalidError(f"unknown compression {self.compression!r}: use {', '.join(_COMPRESSIONS)}")
+        compression = compression_of(self.compression)
         for text in (self.message, self.author, *self.changes):
             _check_is_text(text)
         return Making(
@@ -53,10 +52,17 @@ class Request:
             author=self.author,
             changes=self.changes,
             created_by=f"overlayfs {verb}",
-            compression=_COMPRESSIONS[self.compression],
-            epoch=_epoch(),
+            compression=compression,
+            epoch=epoch(),
             progress=progress,
         )
+
+
+def compression_of(text: str) -> str | None:
+    """The compression of layers that an option names. Raises InvalidError."""
+    if text not in _COMPRESSIONS:
+        raise InvalidError(f"unknown compression {text!r}: use {', '.join(_COMPRESSIONS)}")
+    return _COMPRESSIONS[text]
 
 
 def _check_is_text(text: str) -> None:
@@ -228,7 +234,7 @@ def _owner(text: str | None) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[1])
 
 
-def _epoch() -> int | None:
+def epoch() -> int | None:
     """https://reproducible-builds.org/specs/source-date-epoch: seconds since 1970."""
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if not text:

@@ -1,0 +1,63 @@
+"""What does HEALTHCHECK say? The member `Healthcheck` of a configuration, which is docker's (moby, HealthConfig)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ...image.oci.errors import InvalidError
+from ...image.oci.instructions import json_list
+from .parser import Instruction
+
+_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_NS: Final[Mapping[str, int]] = {
+    "ns": 1,
+    "us": 1000,
+    "µs": 1000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
+_MEMBERS: Final[Mapping[str, str]] = {
+    "interval": "Interval",
+    "timeout": "Timeout",
+    "start-period": "StartPeriod",
+    "start-interval": "StartInterval",
+}
+
+
+def healthcheck(instruction: Instruction, shell: Sequence[str]) -> dict[str, object]:
+    """`CMD …` in JSON or shell form, or `NONE`. Raises InvalidError."""
+    kind, _, rest = instruction.text.partition(" ")
+    if kind.upper() == "NONE":
+        if rest.strip() or instruction.flags:
+            raise InvalidError("HEALTHCHECK NONE takes nothing else")
+        return {"Test": ["NONE"]}
+    if kind.upper() != "CMD" or not rest.strip():
+        raise InvalidError("HEALTHCHECK is followed by CMD and a command, or by NONE")
+    checked: dict[str, object] = {"Test": _test(rest.strip(), shell)}
+    for flag, member in _MEMBERS.items():
+        if (text := instruction.flag(flag)) is not None:
+            checked[member] = _nanoseconds(flag, text)
+    if (text := instruction.flag("retries")) is not None:
+        if not (text.isascii() and text.isdigit()):
+            raise InvalidError(f"--retries={text} is no number")
+        checked["Retries"] = int(text)
+    return checked
+
+
+def _test(text: str, shell: Sequence[str]) -> list[str]:
+    listed = json_list(text)
+    if listed is not None:
+        return ["CMD", *listed]
+    return ["CMD-SHELL", text] if not shell else ["CMD", *shell, text]
+
+
+def _nanoseconds(flag: str, text: str) -> int:
+    """A duration of Go, as `1m30s`."""
+    if not _DURATION.fullmatch(text):
+        raise InvalidError(f"--{flag}={text} is no duration: 30s, 1m30s, 500ms")
+    return int(sum(float(number) * _NS[unit] for number, unit in _PART.findall(text)))

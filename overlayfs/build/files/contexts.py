@@ -1,0 +1,146 @@
+"""Where is the build context? A directory, a tar (of standard input too), or a git repository; and its ignore file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ...container.root_paths import Inside
+from ...image.oci.errors import InvalidError, NotFoundError
+from ...image.oci.limits import Limits
+from ...image.store.store import Store
+from ...image.tar.compression import open_decompressed
+from ...image.tar.reader import TarReader
+from .downloads import clone, is_git
+from .patterns import Ignored
+from .sources import Tree
+from .writer import TreeWriter
+
+STANDARD_INPUT: Final = "-"
+_NAMES: Final = ("Containerfile", "Dockerfile")
+_IGNORE_FILES: Final = (".containerignore", ".dockerignore")
+_LARGEST: Final = 16 << 20
+"""Bytes: more than a hundred thousand lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An open context: its directory, the tree to copy from, the text of the Dockerfile and the name for it."""
+
+    path: Path
+    tree: Tree
+    text: str
+    file: str
+
+
+@contextmanager
+def opened_context(store: Store, where: str, file: str | None) -> Iterator[Context]:
+    """Open the context `where`; `file` is the Dockerfile, `-` for standard input. Raises ImageError, OSError."""
+    with ExitStack() as stack:
+        standard_input = _StandardInput() if STANDARD_INPUT in (where, file) else None
+        if where == STANDARD_INPUT and file == STANDARD_INPUT:
+            raise InvalidError("context and Dockerfile cannot both come from standard input")
+        if where == STANDARD_INPUT and standard_input is not None and not standard_input.is_archive:
+            path, text, name = stack.enter_context(store.staging()), standard_input.text(), "Dockerfile"
+            ignored = Ignored()
+        else:
+            path = _directory(store, where, standard_input, stack)
+            text, name, ignored = _read(path, file, standard_input)
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        yield Context(path, Tree(root, "the build context", ignored), text, name)
+
+
+class _StandardInput:
+    """Standard input, which is a Dockerfile or a tar."""
+
+    def __init__(self) -> None:
+        self._raw = io.BufferedReader(io.FileIO(0, closefd=False), 1 << 16)
+        head = self._raw.peek(512)[:512]
+        self.is_archive = head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+
+    def text(self) -> str:
+        return _text(self._raw, "standard input")
+
+    def unpack(self, directory: Path, limits: Limits) -> None:
+        _unpack(self._raw, directory, limits, "standard input", keeps_owners=False)
+
+
+def _directory(store: Store, where: str, standard_input: _StandardInput | None, stack: ExitStack) -> Path:
+    if where == STANDARD_INPUT:
+        assert standard_input is not None
+        staged = stack.enter_context(store.staging())
+        standard_input.unpack(staged, store.limits)
+        return staged
+    if is_git(where):
+        return clone(where, stack.enter_context(store.staging()))
+    path = Path(where).absolute()
+    if path.is_file():
+        staged = stack.enter_context(store.staging())
+        unpack_file(path, staged, store.limits)
+        return staged
+    if not path.is_dir():
+        raise NotFoundError(f"the build context {where} is no directory, tar or git repository")
+    return path
+
+
+def unpack_file(archive: Path, directory: Path, limits: Limits, *, keeps_owners: bool = False) -> None:
+    """Unpack a tar beneath the directory. Without `keeps_owners` all is the caller's."""
+    with open(archive, "rb") as raw:
+        _unpack(raw, directory, limits, str(archive), keeps_owners=keeps_owners)
+
+
+def _unpack(raw: BinaryIO, directory: Path, limits: Limits, what: str, *, keeps_owners: bool) -> None:
+    with Inside(os.fsencode(directory)) as inside:
+        writer = TreeWriter(inside, limits, keeps_owners=keeps_owners)
+        reader = TarReader.of(open_decompressed(raw, limits, what), limits, what)
+        for entry in reader:
+            if entry.path:
+                writer.put(b"/", entry, reader.read_data() if entry.kind == "f" else ())
+        writer.finish()
+
+
+def _read(path: Path, file: str | None, standard_input: _StandardInput | None) -> tuple[str, str, Ignored]:
+    """The text of the Dockerfile, what errors call it, and what its ignore file says."""
+    if file == STANDARD_INPUT:
+        assert standard_input is not None
+        return standard_input.text(), "Dockerfile", _ignored(path, None)
+    found = _dockerfile(path, file)
+    try:
+        with open(found, "rb") as raw:
+            text = _text(raw, str(found))
+    except FileNotFoundError:
+        raise NotFoundError(f"{found} does not exist: name the Dockerfile with -f") from None
+    return text, file or found.name, _ignored(path, found)
+
+
+def _dockerfile(path: Path, file: str | None) -> Path:
+    if file is None:
+        return next((path / name for name in _NAMES if (path / name).is_file()), path / _NAMES[-1])
+    given = Path(file)
+    return given if given.exists() or given.is_absolute() else path / given
+
+
+def _text(raw: BinaryIO, what: str) -> str:
+    data = raw.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise InvalidError(f"{what} has more than {_LARGEST} bytes, which is no Dockerfile")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{what} is not UTF-8: {error}") from None
+
+
+def _ignored(path: Path, dockerfile: Path | None) -> Ignored:
+    """That of `NAME.dockerignore` beside the Dockerfile, else of the context."""
+    beside = [] if dockerfile is None else [Path(f"{dockerfile}{suffix}") for suffix in _IGNORE_FILES]
+    for candidate in (*beside, *(path / name for name in _IGNORE_FILES)):
+        if candidate.is_file():
+            with open(candidate, "rb") as raw:
+                return Ignored.parse(_text(raw, str(candidate)))
+    return Ignored()

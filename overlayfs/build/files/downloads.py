@@ -1,0 +1,116 @@
+"""How does ADD get what is not in the context? URLs by HTTP, git repositories by git(1)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from ...image.oci.errors import ImageError, InvalidError
+from ...image.store.staging import remove_tree
+
+_URL: Final = re.compile(r"https?://", re.IGNORECASE)
+_GIT: Final = re.compile(r"git@|git://|ssh://|https?://[^#]*\.git(?:#|$)")
+_CHUNK: Final = 1 << 20
+_PATIENCE_S: Final = 60.0
+_QUIET_GIT: Final = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+
+
+def is_git(text: str) -> bool:
+    """Whether the text names a git repository, as docker tells."""
+    return _GIT.match(text) is not None
+
+
+def is_remote(text: str) -> bool:
+    return _URL.match(text) is not None or is_git(text)
+
+
+def fetch(source: str, directory: Path, *, checksum: str | None = None, keeps_git: bool = False) -> None:
+    """Fetch a URL as a file, or a repository as files, into a directory. Raises ImageError."""
+    if is_git(source):
+        if checksum is not None:
+            raise InvalidError("--checksum is for URLs: name a commit of the repository with #COMMIT")
+        clone(source, directory, keeps_git=keeps_git)
+        return
+    name = unquote(posixpath.basename(urlsplit(source).path))
+    if not name or "/" in name or name in (".", ".."):
+        raise InvalidError(f"{source}: the URL has no file name: name one in the destination")
+    _download(source, directory / name, checksum)
+
+
+def _download(url: str, path: Path, checksum: str | None) -> None:
+    expected = _expected(checksum)
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE_S) as answer, open(path, "xb") as file:
+            while data := answer.read(_CHUNK):
+                digest.update(data)
+                file.write(data)
+            modified = answer.headers.get("Last-Modified")
+    except (OSError, urllib.error.URLError) as error:
+        raise ImageError(f"{url} could not be fetched: {error}") from None
+    if expected is not None and digest.hexdigest() != expected:
+        raise ImageError(f"{url} has another content: sha256:{digest.hexdigest()} instead of sha256:{expected}")
+    path.chmod(0o600)  # as docker does
+    seconds = _seconds(modified)
+    os.utime(path, (seconds, seconds))
+
+
+def _expected(checksum: str | None) -> str | None:
+    if checksum is None:
+        return None
+    found = re.fullmatch(r"sha256:([0-9a-f]{64})", checksum)
+    if found is None:
+        raise InvalidError(f"--checksum={checksum[:80]} is not sha256: and 64 digits")
+    return found[1]
+
+
+def _seconds(modified: str | None) -> float:
+    """The time of a Last-Modified header (RFC 9110); 0 without one."""
+    try:
+        return parsedate_to_datetime(modified).timestamp() if modified else 0.0
+    except ValueError:
+        return 0.0
+
+
+def clone(source: str, directory: Path, *, keeps_git: bool = False) -> Path:
+    """Clone `URL[#REF[:SUBDIRECTORY]]` into an empty directory; where the subdirectory is. Raises ImageError."""
+    url, _, rest = source.partition("#")
+    reference, _, inner = rest.partition(":")
+    if url.startswith("-") or reference.startswith("-"):
+        raise InvalidError(f"{source!r} is no repository")
+    _git("init", "--quiet", directory)
+    _git("-C", directory, "fetch", "--quiet", "--depth=1", "--", url, reference or "HEAD")
+    _git("-C", directory, "checkout", "--quiet", "FETCH_HEAD")
+    if not keeps_git:
+        remove_tree(directory / ".git")
+    place = (directory / inner.lstrip("/")).resolve()
+    if not place.is_relative_to(directory.resolve()) or not place.is_dir():
+        raise InvalidError(f"{inner!r} is no directory of the repository")
+    return place
+
+
+def _git(*words: str | Path) -> None:
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **_QUIET_GIT},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ImageError("git is not installed") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise ImageError(f"git: {lines[-1]}")

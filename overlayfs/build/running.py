@@ -1,0 +1,136 @@
+"""How does RUN run its command? As `overlayfs run` does, in the sandbox of its step; with the mounts of its flags.
+
+The files of a secret or a here-document are in memory, mounted in the namespace of the step, and in no layer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from ..container.containers import Containers
+from ..container.mountpoints import Mountpoints
+from ..container.process import Overrides, process_of
+from ..container.runtime import SYSTEM, Bind, Launch, Network, find_runtime
+from ..container.supervise import launch
+from ..container.users import User
+from ..image.oci.documents import RunConfig
+from ..image.oci.errors import InvalidError, NotFoundError
+from ..image.store.store import Store
+from ..tree.syscalls import mount
+from .run_mounts import MountPlan, bind_of
+from .sandbox import Sandbox
+
+_HOSTNAME: Final = "buildkitsandbox"
+"""What BuildKit calls the host: programs write it into what they build."""
+_NAMES_OF_HOSTS: Final = ("/etc/resolv.conf", "/etc/hosts")
+_SCRIPTS: Final = "/dev/pipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One RUN: its words, variables besides the image's ENV, files at `/dev/pipes` by name, and mounts."""
+
+    words: tuple[str, ...]
+    variables: Mapping[str, str]
+    scripts: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[MountPlan] = ()
+    network: Network = Network.HOST
+    is_quiet: bool = False
+
+
+def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Command) -> int:
+    """Run the command to its end; its exit status. Raises ImageError."""
+    kind, program = find_runtime(None, has_terminal=False)
+    bundle = sandbox.space("bundle")
+    scripts = _written(sandbox, command.scripts)
+    places = Mountpoints(sandbox.inside)
+    sandbox.stack.callback(_remove, store, sandbox, places)
+    for path in SYSTEM:
+        places.own(path)
+    binds = [*_hosts(places), *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items())]
+    for plan in command.mounts:
+        binds += bind_of(sandbox, places, plan, config)
+    sources = {bind.target: Path(bind.source) for bind in binds}
+    items = tuple(f"{name}={value}" for name, value in command.variables.items())
+    overrides = Overrides(command.words, entrypoint="", environment=items)
+    process = process_of(config, overrides, sandbox.inside, _HOSTNAME, {}, sources)
+    if not sandbox.has_users:
+        process = replace(process, user=_root_alone(process.user))
+    places.directory(process.directory)
+    _note(store, sandbox, places)
+    start = Launch(sandbox.root, sandbox.container.name, _HOSTNAME, process, binds, command.network)
+    with _streams(is_quiet=command.is_quiet) as failed:
+        status = launch(kind, program, start, bundle)
+        failed(status)
+    return status
+
+
+def _hosts(places: Mountpoints) -> Iterator[Bind]:
+    for path in _NAMES_OF_HOSTS:
+        if Path(path).is_file():
+            with suppress(InvalidError):  # the image has an unexpected file there, which is left alone
+                yield Bind(os.path.realpath(path), places.file(path), is_read_only=True)
+
+
+def _note(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
+    """Keep in the record which paths were made to mount on, as they are no changes of the step."""
+    scaffold = [os.fsdecode(path.lstrip(b"/")) for path in places.made]
+    Containers(store).change(sandbox.container.name, scaffold=scaffold)
+
+
+def _remove(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
+    places.remove()
+    _note(store, sandbox, places)
+
+
+def _root_alone(user: User) -> User:
+    """Root without supplementary groups, where the namespace has no other user. Raises NotFoundError."""
+    if user.uid or user.gid:
+        raise NotFoundError(f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids")
+    return replace(user, groups=())
+
+
+def _written(sandbox: Sandbox, scripts: Mapping[str, str]) -> dict[str, Path]:
+    """The scripts as files, by their paths in the container."""
+    if not scripts:
+        return {}
+    space = sandbox.space("scripts")
+    mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, b"mode=755")
+    for name, text in scripts.items():
+        (space / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+        (space / name).chmod(0o755)
+    return {f"{_SCRIPTS}/{name}": space / name for name in scripts}
+
+
+@contextmanager
+def _streams(*, is_quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Standard input is empty, and all output goes to standard error; a quiet command's only if it fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with ExitStack() as stack:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, null)
+        kept = os.memfd_create("output") if is_quiet else os.dup(2)
+        stack.callback(os.close, kept)
+        before = os.dup(2)
+        stack.callback(os.close, before)
+        for target, source in ((0, null), (1, kept), (2, kept)):
+            os.dup2(source, target)
+
+        def ended(status: int) -> None:
+            if is_quiet and status:
+                os.lseek(kept, 0, os.SEEK_SET)
+                while data := os.read(kept, 1 << 16):
+                    os.write(before, data)
+
+        try:
+            yield ended
+        finally:
+            os.dup2(before, 1)
+            os.dup2(before, 2)

@@ -1,0 +1,176 @@
+"""`overlayfs build`: the options become a request; the image is built, named and reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs.build.build import build
+from overlayfs.build.files.contexts import opened_context, unpack_file
+from overlayfs.build.request import Request
+from overlayfs.cli.progress import shown_progress
+from overlayfs.cli.store.archives import written
+from overlayfs.cli.store.commit import compression_of, epoch
+from overlayfs.image.archive.rootfs import export_image
+from overlayfs.image.oci.documents import Platform
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.oci.platforms import parse_platform
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Image, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The command line of `overlayfs build`."""
+
+    context: str
+    file: str | None
+    tags: tuple[str, ...]
+    arguments: tuple[str, ...]
+    labels: tuple[str, ...]
+    secrets: tuple[str, ...]
+    ssh: tuple[str, ...]
+    target: str
+    platform: str | None
+    iidfile: str | None
+    output: str | None
+    compression: str
+    uses_cache: bool
+    pulls: bool
+    squashes: bool
+    keeps_failed: bool
+    is_quiet: bool
+
+
+def build_image(directory: Path | None, words: Words) -> None:
+    """Build, and print the ID. Raises ImageError, OSError."""
+    references = [_reference(tag) for tag in words.tags]
+    with Store.open(directory) as store:
+        request = _request(words)
+        with opened_context(store, words.context, words.file) as context:
+            image = build(store, context, request, references)
+        if words.output is not None:
+            _write_tree(store, image, words.output)
+    if words.iidfile is not None:
+        Path(words.iidfile).write_text(image.id, "ascii")
+    print(image.id)
+
+
+def _reference(text: str) -> Reference:
+    reference = Reference.parse(text)
+    if reference.digest is not None:
+        raise InvalidError(f"{text}: a new image cannot be named by a digest: leave it out")
+    return reference
+
+
+def _request(words: Words) -> Request:
+    return Request(
+        _pull,
+        arguments=_arguments(words.arguments),
+        labels=_pairs("--label", words.labels),
+        platform=parse_platform(words.platform) if words.platform else None,
+        target=words.target,
+        uses_cache=words.uses_cache,
+        pulls=words.pulls,
+        keeps_failed=words.keeps_failed,
+        squashes=words.squashes,
+        is_quiet=words.is_quiet,
+        compression=compression_of(words.compression),
+        epoch=epoch(),
+        secrets=_secrets(words.secrets),
+        ssh=_agents(words.ssh),
+    )
+
+
+def _arguments(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE`, or `NAME` for the variable of the caller, if it has one."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise InvalidError(f"--build-arg {text!r} is not NAME=VALUE")
+        if equals or name in os.environ:
+            found[name] = value if equals else os.environ[name]
+    return found
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name:
+            raise InvalidError(f"{option} {text!r} is not NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _secrets(texts: Sequence[str]) -> dict[str, bytes]:
+    """`id=ID,src=FILE` or `id=ID,env=NAME`; the file is called as the ID by default."""
+    found: dict[str, bytes] = {}
+    for text in texts:
+        options = dict(word.partition("=")[::2] for word in text.split(","))
+        name = options.get("id")
+        source = options.get("src") or options.get("source")
+        if not name or options.get("type", "file") not in ("file", "env"):
+            raise InvalidError(f"--secret {text!r} is not id=ID,src=FILE or id=ID,env=NAME")
+        variable = options.get("env") or (name if source is None and name in os.environ else None)
+        if variable is not None:
+            if variable not in os.environ:
+                raise NotFoundError(f"--secret {text!r}: the variable {variable} is not set")
+            found[name] = os.environb[os.fsencode(variable)]
+            continue
+        try:
+            found[name] = Path(source or name).expanduser().read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"--secret {text!r}: there is no file {source or name}") from None
+    return found
+
+
+def _agents(texts: Sequence[str]) -> dict[str, Path]:
+    """`ID` for the agent of SSH_AUTH_SOCK, or `ID=SOCKET`."""
+    found = {}
+    for text in texts:
+        name, equals, socket = text.partition("=")
+        path = socket if equals else os.environ.get("SSH_AUTH_SOCK", "")
+        if not path or not Path(path).is_socket():
+            raise NotFoundError(f"--ssh {text}: no socket of an agent{f' at {path}' if path else ''}")
+        found[name] = Path(path).absolute()
+    return found
+
+
+def _pull(store: Store, reference: Reference, platform: Platform | None) -> Image:
+    """Pull an image as `overlayfs pull` does."""
+    import trio
+
+    from overlayfs.cli.store.transfer import access
+    from overlayfs.image.registry.transfer import first_of, pull
+
+    with shown_progress() as progress:
+
+        async def work() -> Image:
+            return await pull(store, reference, platform, access(None, False), progress=progress)
+
+        try:
+            return trio.run(work)
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+
+
+def _write_tree(store: Store, image: Image, output: str) -> None:
+    """`DIR`, `FILE.tar` or `-`, or docker's `type=local|tar,dest=PATH`."""
+    options = dict(word.partition("=")[::2] for word in output.split(",")) if output.startswith("type=") else {}
+    target = options.get("dest", output)
+    kind = options.get("type") or ("tar" if target == "-" or target.endswith(".tar") else "local")
+    if kind == "tar":
+        with written(target, "a tar") as out:
+            export_image(store, image, out)
+    elif kind == "local":
+        with store.staging() as staged:
+            with open(staged / "tree.tar", "xb") as out:
+                export_image(store, image, out)
+            Path(target).mkdir(parents=True, exist_ok=True)
+            unpack_file(staged / "tree.tar", Path(target), store.limits, keeps_owners=os.geteuid() == 0)
+    else:
+        raise InvalidError(f"--output {output!r} is not DIR, FILE.tar, type=local,dest=DIR or type=tar,dest=FILE")

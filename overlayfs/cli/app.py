@@ -28,7 +28,10 @@ GROUPS: Final = {
     "Mounts": ("mount", "umount", "mounts", "stats", "which", "check"),
     "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
     "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
-    "Containers": ("run", "ps", "containers", "rm", "reset"),
+    "Containers": (
+        *("run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "logs", "ps", "containers"),
+        *("top", "port", "pause", "unpause", "rename", "rm", "reset"),
+    ),
     "Make images": ("commit", "append", "squash", "tag", "rmi"),
     "Store": ("prune", "verify"),
 }

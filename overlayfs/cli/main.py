@@ -10,9 +10,9 @@ import os
 import sys
 
 from overlayfs.cli.app import ERROR, OK, USAGE, app, program_for
-from overlayfs.cli.commands import change, container, inspect, lifecycle, mounts, registry, store
+from overlayfs.cli.commands import change, container, inspect, keeping, lifecycle, mounts, registry, store
 
-__all__ = ["app", "change", "container", "inspect", "lifecycle", "main", "mounts", "registry", "store"]
+__all__ = ["app", "change", "container", "inspect", "keeping", "lifecycle", "main", "mounts", "registry", "store"]
 
 
 def main() -> int:

@@ -69,7 +69,7 @@ class Launch:
 
     `name` is the name of the container for the runtime. With `keeps_terminal` the caller's terminal becomes the
     controlling terminal of the program. `settings` are options that runc alone knows; `network_path` is a network
-    namespace to join, `cgroup` the name of a cgroup to make, `tmpfs` are targets with mount options.
+    namespace to join, `cgroup` the name of a cgroup to make.
     """
 
     root: Path
@@ -83,7 +83,6 @@ class Launch:
     settings: Settings = NO_SETTINGS
     network_path: str = ""
     cgroup: str = ""
-    tmpfs: Sequence[tuple[str, Sequence[str]]] = ()
 
 
 def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
@@ -226,7 +225,4 @@ def _runc_mounts(launch: Launch) -> list[dict[str, Any]]:
     for bind in launch.binds:
         options = ["rbind", "rprivate", "ro" if bind.is_read_only else "rw"]
         mounts.append({"destination": bind.target, "type": "none", "source": bind.source, "options": options})
-    for target, words in launch.tmpfs:
-        options = ["nosuid", "nodev", "noexec", *words]
-        mounts.append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
     return mounts

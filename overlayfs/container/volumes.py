@@ -28,7 +28,7 @@ from ..image.store.store import Store
 from .containers import Container, Containers
 from .mountpoints import Volume
 from .root_paths import Inside
-from .spec.parts import tmpfs_of
+from .spec.parts import Tmpfs, tmpfs_of
 from .spec.settings import Settings
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
@@ -118,7 +118,7 @@ class Mounts:
     """What is mounted in a container; `named` are the names of volumes by target."""
 
     volumes: tuple[Volume, ...]
-    tmpfs: tuple[tuple[str, list[str]], ...]
+    tmpfs: tuple[Tmpfs, ...]
     named: Mapping[str, str]
 
 
@@ -183,7 +183,7 @@ def _options_of(text: str) -> dict[str, str]:
     return options
 
 
-def _tmpfs_of(options: Mapping[str, str]) -> tuple[str, list[str]]:
+def _tmpfs_of(options: Mapping[str, str]) -> Tmpfs:
     words = [f"size={options['tmpfs-size']}"] if "tmpfs-size" in options else []
     words += [f"mode={options['tmpfs-mode']}"] if "tmpfs-mode" in options else []
     words += ["ro"] if "readonly" in options else []

@@ -143,8 +143,8 @@ def _mounts(store: Store, container: Container) -> Iterator[dict[str, Any]]:
             "Destination": volume.target,
             "RW": not volume.is_read_only,
         }
-    for target, _ in mounts.tmpfs:
-        yield {"Type": "tmpfs", "Source": "", "Destination": target, "RW": True}
+    for tmpfs in mounts.tmpfs:
+        yield {"Type": "tmpfs", "Source": "", "Destination": tmpfs.target, "RW": not tmpfs.flags & 1}
 
 
 def show_ports(store_directory: Path | None, name: str, wanted: str) -> None:

@@ -38,6 +38,7 @@ from overlayfs.image.oci.errors import InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.options import FsyncPolicy, OverlayOptions
+from overlayfs.tree.syscalls import mount, unmount
 
 BUNDLE: Final = "bundle"
 LOG: Final = "log"
@@ -70,6 +71,10 @@ class Running:
         return self.root.parent / LOG
 
     @property
+    def _mount_options(self) -> MountOptions:
+        return MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
+
+    @property
     def settings(self) -> Settings:
         return self.container.settings
 
@@ -94,9 +99,8 @@ class Running:
             Needed.of([self.store, self.program, "/etc"], [volume.source for volume in mounts.volumes])
         )
         self._leave_janitor()
-        mount = MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
         with ExitStack() as stack:
-            stack.enter_context(ChildMount(options, mount))
+            stack.enter_context(ChildMount(options, self._mount_options))
             inside = stack.enter_context(Inside(os.fsencode(self.root)))
             process = self._process(config, inside, mounts, has_users=has_users)
             plan = Launch(
@@ -113,14 +117,14 @@ class Running:
                 cgroup=cgroup,
             )
             with self._places(inside) as places:
-                plan = self._with_mounts(plan, places, inside, mounts)
+                plan = self._with_mounts(plan, places, inside, mounts, stack)
                 self._note(command=list(process.arguments), scaffold=_scaffold(places))
                 return launch(plan, self.bundle)
 
     def _mounts(self) -> Mounts:
         with Store.open(self.store) as store:
             mounts = mounts_of(self.settings, Volumes(store))
-        check_distinct([*(volume.target for volume in mounts.volumes), *(target for target, _ in mounts.tmpfs)])
+        check_distinct([*(volume.target for volume in mounts.volumes), *(tmpfs.target for tmpfs in mounts.tmpfs)])
         return mounts
 
     def _overlay(self) -> OverlayOptions:
@@ -159,7 +163,7 @@ class Running:
         try:
             options = self._overlay()
             self._enter(Needed.of([self.store, self.program], host))
-            with ChildMount(options, MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))):
+            with ChildMount(options, self._mount_options):
                 work(str(self.root))
         finally:
             kept = {"started": before.started, "ended": before.ended, "exit_status": before.exit_status}
@@ -200,7 +204,9 @@ class Running:
             places.remove()
             self._note(scaffold=_scaffold(places))
 
-    def _with_mounts(self, plan: Launch, places: Mountpoints, inside: Inside, mounts: Mounts) -> Launch:
+    def _with_mounts(
+        self, plan: Launch, places: Mountpoints, inside: Inside, mounts: Mounts, stack: ExitStack
+    ) -> Launch:
         """Make the mountpoints and the working directory, and fill volumes that are new."""
         for path in SYSTEM:
             places.own(path)
@@ -211,9 +217,15 @@ class Running:
             if volume.target in mounts.named:
                 fill(volume.source, inside, target)
             binds.append(Bind(str(volume.source), target, is_read_only=volume.is_read_only))
-        return replace(
-            plan, binds=binds, tmpfs=tuple((places.directory(target), words) for target, words in mounts.tmpfs)
-        )
+        for number, tmpfs in enumerate(mounts.tmpfs):
+            # mounted here, as runc gives a tmpfs the mode of the directory below it
+            source = self.bundle / f"tmpfs{number}"
+            source.mkdir()
+            mount(b"tmpfs", os.fsencode(source), b"tmpfs", tmpfs.flags, tmpfs.data.encode())
+            stack.callback(unmount, os.fsencode(source), lazy=True)
+            binds.append(Bind(str(source), places.directory(tmpfs.target)))
+        binds.sort(key=lambda bind: bind.target.count("/"))
+        return replace(plan, binds=binds)
 
     def _name_files(self, places: Mountpoints, given: set[str]) -> Iterator[Bind]:
         settings = self.settings

@@ -126,7 +126,7 @@ TABLE: Final[tuple[tuple[str, str, Callable[[Document, Settings], None]], ...]] 
     ("pids_limit", "--pids-limit", _pids),
     ("security", "--security-opt", _security),
 )
-_FOR_RUNC: Final = {"tmpfs": "--tmpfs", "ports": "--publish", "publishes_all": "--publish-all"}
+_FOR_RUNC: Final = {"ports": "--publish", "publishes_all": "--publish-all"}
 
 
 def apply(document: Document, settings: Settings) -> None:

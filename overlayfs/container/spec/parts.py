@@ -20,6 +20,8 @@ _UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE: Final = re.compile(r"([0-9]{1,15})([bkmgt]?)(?:i?b)?", re.ASCII)
 _PORT: Final = re.compile(r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)?([0-9]*):)?([0-9]+)(?:/(tcp|udp))?", re.ASCII)
 _HOST: Final = re.compile(r"([a-zA-Z0-9_.-]{1,253})[:=](.+)", re.ASCII)
+_TMPFS_FLAGS: Final = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # <sys/mount.h>
+_TMPFS_DATA: Final = re.compile(r"(size|nr_inodes)=[0-9]+[kmgKMG%]?|mode=[0-7]{3,4}|(uid|gid)=[0-9]{1,9}", re.ASCII)
 LEAST_MEMORY: Final = 6 << 20
 """Bytes, as docker demands: runc itself needs some."""
 
@@ -138,16 +140,31 @@ def _check_address(text: str) -> str:
         raise InvalidError(f"{text[:60]!r} is no IP address") from None
 
 
-def tmpfs_of(text: str) -> tuple[str, list[str]]:
-    """The target and the mount options of `--tmpfs /run:size=64m,mode=1777`."""
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A tmpfs at `target`; `flags` are those of mount(2), `data` its options."""
+
+    target: str
+    flags: int
+    data: str
+
+
+def tmpfs_of(text: str) -> Tmpfs:
+    """`--tmpfs /run:size=64m,mode=1777`; as in docker nosuid, nodev and noexec unless it is said otherwise."""
     target, _, words = text.partition(":")
     if not target.startswith("/") or target.strip("/") == "":
         raise InvalidError(f"{text[:80]!r} is no tmpfs: /TARGET[:OPTIONS]")
-    options = [word for word in words.split(",") if word]
-    for word in options:
-        if not re.fullmatch(r"(size|nr_inodes)=[0-9]+[kmgKMG%]?|mode=[0-7]{3,4}|(uid|gid)=[0-9]+|[a-z]{2,12}", word):
+    flags, data = _TMPFS_FLAGS["nosuid"] | _TMPFS_FLAGS["nodev"] | _TMPFS_FLAGS["noexec"], []
+    for word in filter(None, words.split(",")):
+        if word in _TMPFS_FLAGS:
+            flags |= _TMPFS_FLAGS[word]
+        elif f"no{word}" in _TMPFS_FLAGS:
+            flags &= ~_TMPFS_FLAGS[f"no{word}"]
+        elif _TMPFS_DATA.fullmatch(word):
+            data.append(word)
+        elif word != "rw":
             raise InvalidError(f"{text[:80]!r}: unknown tmpfs option {word!r}")
-    return target, options
+    return Tmpfs(target, flags, ",".join(data))
 
 
 def label_of(text: str) -> tuple[str, str]:

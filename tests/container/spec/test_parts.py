@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from overlayfs.container.spec import parts
-from overlayfs.container.spec.parts import Port
+from overlayfs.container.spec.parts import Port, Tmpfs
 from overlayfs.container.spec.settings import Settings
 from overlayfs.image.oci.errors import InvalidError
 
@@ -32,7 +32,8 @@ GOOD: list[tuple[Callable[[str], object], str, object]] = [
     (parts.port_of, "127.0.0.1::80", Port(80, 0, "127.0.0.1")),
     (parts.host_of, "db:10.0.0.1", ("db", "10.0.0.1")),
     (parts.host_of, "six=[::1]", ("six", "::1")),
-    (parts.tmpfs_of, "/run:size=64m,mode=1777", ("/run", ["size=64m", "mode=1777"])),
+    (parts.tmpfs_of, "/run:size=64m,mode=1777", Tmpfs("/run", 14, "size=64m,mode=1777")),
+    (parts.tmpfs_of, "/run:exec,ro,rw", Tmpfs("/run", 7, "")),
     (parts.label_of, "a=b=c", ("a", "b=c")),
     (parts.label_of, "a", ("a", "")),
 ]
@@ -44,7 +45,7 @@ BAD: dict[Callable[[str], object], tuple[str, ...]] = {
     parts.signal_of: ("", "0", "65", "NOPE", "SIG", "RTMIN+99", "_IGN", "-9", "\u00b2"),
     parts.port_of: ("", "x", "1:2:3", "0", "70000", "80/icmp", "[::1]:80:80", "999.1.1.1:1:1", "80-90:80-90"),
     parts.host_of: ("", "db", "db:", "db:nope", "a b:1.1.1.1", "db:1.1.1.1\n2.2.2.2 x"),
-    parts.tmpfs_of: ("", "run", "/", "/run:size=", "/run:context=x", "/run:a,b=c"),
+    parts.tmpfs_of: ("", "run", "/", "/run:size=", "/run:context=x", "/run:a,b=c", "/run:xec"),
     parts.label_of: ("", "=x"),
 }
 

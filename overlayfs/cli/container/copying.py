@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from overlayfs.cli.container.lifecycle import bundle_of
+from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import program_of
-from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.store.store import Store
@@ -84,9 +83,7 @@ def copy(wanted: Copy) -> None:
     pid = program_of(container, bundle_of(wanted.store, container))
     if pid is None:
         raise InvalidError(f"{container.name} is in use, but not under runc: copy when that has ended")
-    nsenter = in_user_namespace_of(pid)
-    if nsenter:  # an ordinary user's container: go there, and begin again
-        os.execv(nsenter[0], [*nsenter, sys.executable, "-m", "overlayfs.cli.main", *sys.argv[1:]])
+    begin_again_inside(pid, wanted.store)
     _copy(wanted, f"/proc/{pid}/root")
 
 

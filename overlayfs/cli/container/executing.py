@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overlayfs.cli.container.lifecycle import bundle_of, runc_words, running_under_runc
+from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of, runc_words, running_under_runc
 from overlayfs.container.live.signals import program_of
 from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
@@ -37,7 +37,8 @@ def execute(store_directory: Path | None, request: ExecRequest) -> int:
     container, store = running_under_runc(store_directory, request.name)
     bundle = bundle_of(store, container)
     own = json.loads((bundle / "config.json").read_bytes())["process"]
-    pid = program_of(container, bundle)
+    pid = program_of(container, bundle) or 0
+    begin_again_inside(pid, store)
     with Inside(f"/proc/{pid}/root".encode()) as inside:
         process = _process(request, own, inside)
     text = json.dumps(_specification(request, own, process), ensure_ascii=False).encode()

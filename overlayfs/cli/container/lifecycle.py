@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -182,6 +183,15 @@ def running_under_runc(store_directory: Path | None, name: str) -> tuple[Contain
     if program_of(container, bundle_of(path, container)) is None:
         raise InvalidError(f"{container.name} does not run under runc: run it detached, or with --runtime runc")
     return container, path
+
+
+def begin_again_inside(pid: int, store: Path) -> None:
+    """Run this very command once more in the user namespace of a process, where an ordinary user is the container's
+    root and may enter its tree; nothing to do if that is our namespace."""
+    words = in_user_namespace_of(pid)
+    if words:
+        again = [sys.executable, "-m", "overlayfs.cli.main", "--store", str(store), *sys.argv[1:]]
+        os.execv(words[0], [*words, *again])
 
 
 def runc_words(container: Container, store: Path) -> list[str]:

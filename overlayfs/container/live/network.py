@@ -114,8 +114,9 @@ def _start(program: str, directory: Path, namespace: str) -> tuple[subprocess.Po
     if not is_up:
         os.close(exit_fd)
         process.wait()
-        lines = (directory / "slirp.log").read_text(errors="replace").splitlines() or ["it does not say why"]
-        raise ImageError(f"slirp4netns could not make the network: {lines[-1]}")
+        lines = (directory / "slirp.log").read_text(errors="replace").splitlines()
+        said = [line for line in lines if line and not line.startswith("WARNING")] or ["it does not say why"]
+        raise ImageError(f"slirp4netns could not make the network: {said[0]}")
     return process, exit_fd
 
 

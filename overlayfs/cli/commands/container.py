@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from msgspec.structs import replace
 
 from overlayfs.cli.app import AsJson, app, store_directory
 from overlayfs.cli.commands.container_options import taking_settings
-from overlayfs.container.spec.settings import Settings
+
+if TYPE_CHECKING:
+    from overlayfs.container.spec.settings import Settings
+else:  # typer evaluates the annotations; msgspec is for the commands that need it
+    Settings = Any
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Containers: names, or the start of IDs.")]
 
@@ -49,6 +52,8 @@ def run(
 
     Exit status: that of the program; 125 it could not be run, 126 it is not executable, 127 it is not in the image.
     """
+    from msgspec.structs import replace
+
     from overlayfs.cli.container.run import RunRequest, in_dockers_terms
     from overlayfs.cli.container.run import run as start
 
@@ -73,6 +78,8 @@ def create(
 
     Exit status: 0 it is made, 125 it is not.
     """
+    from msgspec.structs import replace
+
     from overlayfs.cli.container.run import RunRequest, in_dockers_terms
     from overlayfs.cli.container.run import create as make
 

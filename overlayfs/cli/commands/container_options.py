@@ -8,11 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from overlayfs.container.spec.settings import Settings
+if TYPE_CHECKING:
+    from overlayfs.container.spec.settings import Settings
+else:  # typer evaluates the annotations; msgspec is for the commands that need it
+    Settings = Any
 
 Texts = list[str] | None
 
@@ -103,6 +106,7 @@ def settings_of(
     """The options as plain data. Raises InvalidError."""
     from overlayfs.cli.container.variables import variables_of
     from overlayfs.container.spec.parts import label_of
+    from overlayfs.container.spec.settings import Settings
     from overlayfs.image.oci.errors import InvalidError
 
     if restart != "no":

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
-from typer.models import CommandInfo
+from typer.models import CommandInfo, TyperInfo
 
 from overlayfs._version import __version__
 
@@ -29,7 +29,10 @@ GROUPS: Final = {
     "Snapshots": ("snapshot", "snapshots", "rollback"),
     "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
     "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
-    "Containers": ("run", "ps", "containers", "rm", "reset"),
+    "Containers": (
+        *("run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "logs", "ps", "containers"),
+        *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container"),
+    ),
     "Make images": ("build", "commit", "append", "squash", "tag", "rmi"),
     "Store": ("prune", "verify"),
 }
@@ -72,6 +75,11 @@ def program_for(arguments: list[str]) -> Callable[..., Any]:
     program.registered_commands = [
         info for info in app.registered_commands if _name_of(info) == called
     ] or app.registered_commands
+    program.registered_groups = [info for info in app.registered_groups if _group_name(info) == called]
+    if program.registered_groups:
+        program.registered_commands = []
+    elif program.registered_commands is app.registered_commands:
+        program.registered_groups = app.registered_groups
     return typer.main.get_command(program)
 
 
@@ -83,6 +91,10 @@ def _called_command(arguments: list[str]) -> str | None:
         elif not word.startswith("--store="):
             return word
     return None
+
+
+def _group_name(info: TyperInfo) -> str | None:
+    return info.typer_instance.info.name if info.typer_instance else None
 
 
 def _name_of(info: CommandInfo) -> str | None:

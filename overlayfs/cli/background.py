@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Callable
 
 from overlayfs.cli.mounts.live import wait_until_ended
@@ -20,6 +21,21 @@ def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
         if kept is not None:
             wait_until_ended(kept)
         work()
+    finally:
+        os._exit(0)
+
+
+def start_behind(work: Callable[[socket.socket], None]) -> socket.socket:
+    """Do `work` in a background process, which has one end of a connection; the other end."""
+    ours, its = socket.socketpair()
+    if os.fork():
+        its.close()
+        return ours
+    try:
+        kept = _detach(its.fileno())
+        assert kept is not None
+        its.detach()
+        work(socket.socket(fileno=kept))
     finally:
         os._exit(0)
 

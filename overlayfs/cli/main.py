@@ -10,9 +10,33 @@ import os
 import sys
 
 from overlayfs.cli.app import ERROR, OK, USAGE, app, program_for
-from overlayfs.cli.commands import build, change, container, host, inspect, mounts, registry, store
+from overlayfs.cli.commands import (
+    build,
+    change,
+    container,
+    host,
+    inspect,
+    keeping,
+    lifecycle,
+    mounts,
+    registry,
+    store,
+)
 
-__all__ = ["app", "build", "change", "container", "host", "inspect", "main", "mounts", "registry", "store"]
+__all__ = [
+    "app",
+    "build",
+    "change",
+    "container",
+    "host",
+    "inspect",
+    "keeping",
+    "lifecycle",
+    "main",
+    "mounts",
+    "registry",
+    "store",
+]
 
 
 def main() -> int:

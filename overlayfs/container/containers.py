@@ -31,6 +31,7 @@ from ..image.store.staging import remove_tree
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import metadata, syscalls
+from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
     from ..overlay.changes import Comparison
@@ -63,7 +64,8 @@ class Container(Struct, frozen=True, omit_defaults=True):
 
     `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral container is
     removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made in it and
-    have not removed (yet).
+    have not removed (yet). `settings` are its options, of which `ports` are published now; a detached container is
+    supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0.
     """
 
     name: str
@@ -80,6 +82,9 @@ class Container(Struct, frozen=True, omit_defaults=True):
     ended: float = 0.0
     exit_status: int | None = None
     scaffold: list[str] = []
+    settings: Settings = Settings()
+    ports: list[str] = []
+    is_detached: bool = False
 
     @property
     def is_in_use(self) -> bool:
@@ -144,7 +149,8 @@ class Containers:
     def _read_if_there(self, name: str) -> Container | None:
         path = self.directory(name) / RECORD
         try:
-            return records.load(path.read_bytes(), Container)
+            # the directory's name counts: a rename may have been cut off before the record was written
+            return replace(records.load(path.read_bytes(), Container), name=name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except records.DAMAGED as error:
@@ -152,10 +158,18 @@ class Containers:
 
     # made
 
-    def create(self, name: str | None, image: Image, layers: list[Digest], *, is_ephemeral: bool = False) -> Container:
+    def create(
+        self,
+        name: str | None,
+        image: Image,
+        layers: list[Digest],
+        *,
+        is_ephemeral: bool = False,
+        settings: Settings = NO_SETTINGS,
+    ) -> Container:
         """Make a container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
-        if name is not None and not _NAME.fullmatch(name):
-            raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
+        if name is not None:
+            _check_name(name)
         container = Container(
             name=name or self._free_name(),
             id=secrets.token_hex(32),
@@ -164,6 +178,7 @@ class Containers:
             layers=layers,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
             is_ephemeral=is_ephemeral,
+            settings=settings,
             process=Process.of(os.getpid()),
             started=time.time(),
         )
@@ -196,15 +211,29 @@ class Containers:
 
     # used
 
-    def claim(self, name: str, image: Image) -> Container:
-        """Make this process the user of a container, which must be on this image. Raises InUseError, NotFoundError."""
+    def claim(self, name: str, image: Image | None, settings: Settings | None = None) -> Container:
+        """Make this process the user of a container, which must be on this image (None for any), with new options.
+
+        Raises InUseError, NotFoundError.
+        """
         with self._locked(name) as container:
             _check_is_free(container)
-            if container.manifest != image.descriptor.digest and not self._is_on(container, image):
+            is_other = image is not None and container.manifest != image.descriptor.digest
+            if image is not None and is_other and not self._is_on(container, image):
                 raise InUseError(
                     f"the container {name} is on another image, {container.image}: remove it, or use another name"
                 )
-            claimed = replace(container, process=Process.of(os.getpid()), started=time.time(), ended=0.0, mountpoint="")
+            claimed = replace(
+                container,
+                process=Process.of(os.getpid()),
+                started=time.time(),
+                ended=0.0,
+                mountpoint="",
+                exit_status=None,
+                ports=[],
+                is_detached=False,
+                settings=settings or container.settings,
+            )
             self._write(claimed)
         return claimed
 
@@ -225,9 +254,17 @@ class Containers:
     def release(self, name: str, exit_status: int | None = None) -> None:
         """Free the container; an ephemeral one is removed."""
         with suppress(NotFoundError):
-            released = self.change(name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status)
+            released = self.change(
+                name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
+            )
             if released.is_ephemeral:
                 remove_tree(self.take_away(name))
+
+    def release_left(self, container: Container) -> None:
+        """Free a container whose process was killed, unless another process has claimed it since."""
+        with self._locked(container.name) as found:
+            if found.process == container.process:
+                self._write(replace(found, process=None, ended=found.ended or time.time(), ports=[]))
 
     def reset(self, name: str) -> Path:
         """Discard its changes atomically; the directory with them, for the caller to remove. Raises InUseError."""
@@ -246,10 +283,20 @@ class Containers:
             self.directory(name).rename(away)
         return away
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a container that is not in use another name. Raises InUseError, InvalidError."""
+        _check_name(new)
+        with self._locked(name) as container:
+            _check_is_free(container)
+            if self.directory(new).exists():
+                raise InUseError(f"the name {new} is taken: choose another, or remove that container")
+            self.directory(name).rename(self.directory(new))
+            self._write(replace(container, name=new))
+
     def sweep(self) -> None:
         """Remove the ephemeral containers whose process was killed."""
         for container in self.listed():
-            if container.is_ephemeral and not container.is_in_use:
+            if container.is_ephemeral and container.started and not container.is_in_use:
                 with suppress(NotFoundError, InUseError):  # somebody else does it
                     remove_tree(self.take_away(container.name))
 
@@ -283,6 +330,11 @@ class Containers:
                 if os.path.samestat(os.fstat(fd), os.stat(self.directory(name))):
                     return fd
             os.close(fd)  # it was removed or reset meanwhile
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
 
 
 def _check_is_free(container: Container) -> None:

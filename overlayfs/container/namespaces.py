@@ -104,6 +104,16 @@ def _with_helper(map_ids: Callable[[int], None]) -> None:
         raise ImageError("newuidmap or newgidmap refused the ranges of /etc/subuid and /etc/subgid: see newuidmap(1)")
 
 
+def in_user_namespace_of(pid: int) -> list[str]:
+    """The words that run a program in the user namespace of a process; none if that is ours. Raises ImageError."""
+    if os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino:
+        return []
+    nsenter = shutil.which("nsenter")
+    if nsenter is None:
+        raise ImageError("nsenter is not installed: install the package util-linux")
+    return [nsenter, "--target", str(pid), "--user", "--preserve-credentials"]
+
+
 def user_namespace_of(uid: int, gid: int) -> int:
     """A descriptor of a user namespace that maps all ids to themselves and is owned by `uid`.
 

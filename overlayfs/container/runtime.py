@@ -18,24 +18,10 @@ from typing import Any, Final
 
 from ..image.oci.errors import NotFoundError
 from .process import Process
+from .spec import capabilities, fields
+from .spec.settings import NO_SETTINGS, Settings
 
-CAPABILITIES: Final = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-)
-"""The capabilities that docker leaves to root in a container (moby, oci/caps/defaults.go)."""
+CAPABILITIES: Final = capabilities.DEFAULT
 
 MASKED: Final = (
     "/proc/acpi",
@@ -82,7 +68,8 @@ class Launch:
     """One program on one root directory, which has directories (no symlinks) for `SYSTEM`.
 
     `name` is the name of the container for the runtime. With `keeps_terminal` the caller's terminal becomes the
-    controlling terminal of the program.
+    controlling terminal of the program. `settings` are options that runc alone knows; `network_path` is a network
+    namespace to join, `cgroup` the name of a cgroup to make.
     """
 
     root: Path
@@ -93,6 +80,9 @@ class Launch:
     network: Network = Network.HOST
     is_read_only: bool = False
     keeps_terminal: bool = False
+    settings: Settings = NO_SETTINGS
+    network_path: str = ""
+    cgroup: str = ""
 
 
 def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
@@ -183,33 +173,40 @@ def terminal_filter(machine: str | None = None) -> bytes | None:
 def runc_specification(launch: Launch) -> dict[str, Any]:
     """The config.json of a bundle."""
     process, user = launch.process, launch.process.user
-    capabilities = list(CAPABILITIES)
-    effective = capabilities if user.uid == 0 else []
-    namespaces = ["mount", "pid", "ipc", "uts"] + (["network"] if launch.network is Network.NONE else [])
-    return {
+    bounding = list(CAPABILITIES)
+    effective = bounding if user.uid == 0 else []
+    document: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "hostname": launch.hostname,
         "root": {"path": str(launch.root), "readonly": launch.is_read_only},
         "process": {
-            "terminal": launch.keeps_terminal,
+            "terminal": launch.keeps_terminal or launch.settings.has_terminal,
             "args": list(process.arguments),
             "env": [f"{name}={value}" for name, value in process.environment.items()],
             "cwd": process.directory,
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
-            "capabilities": {
-                "bounding": capabilities,
-                "permitted": effective,
-                "effective": effective,
-            },
+            "capabilities": {"bounding": bounding, "permitted": effective, "effective": effective},
             "noNewPrivileges": False,
         },
         "mounts": _runc_mounts(launch),
         "linux": {
-            "namespaces": [{"type": name} for name in namespaces],
+            "namespaces": _runc_namespaces(launch),
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "maskedPaths": [path for path in MASKED if os.path.exists(path)],
             "readonlyPaths": list(READ_ONLY),
         },
     }
+    if launch.cgroup:
+        document["linux"]["cgroupsPath"] = launch.cgroup
+    fields.apply(document, launch.settings)
+    return document
+
+
+def _runc_namespaces(launch: Launch) -> list[dict[str, str]]:
+    namespaces = [{"type": name} for name in ("mount", "pid", "ipc", "uts")]
+    if launch.network_path:
+        return [*namespaces, {"type": "network", "path": launch.network_path}]
+    return [*namespaces, {"type": "network"}] if launch.network is Network.NONE else namespaces
 
 
 def _runc_mounts(launch: Launch) -> list[dict[str, Any]]:

@@ -36,7 +36,8 @@ _WATCHED: Final = frozenset({*FORWARDED, signal.SIGCHLD})
 _OF_THE_GROUP: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH})
 """The signals that a terminal sends to its foreground group; SIGHUP goes to the session leader only."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL, <asm-generic/siginfo.h>: from the terminal, not from a process
-_RUNC_STATE: Final = "state"
+RUNC_STATE: Final = "state"
+"""The directory of a bundle in which runc keeps the state of its container."""
 
 
 def launch(kind: Kind, program: str, plan: Launch, bundle: Path) -> int:
@@ -51,14 +52,21 @@ def launch(kind: Kind, program: str, plan: Launch, bundle: Path) -> int:
             return _run_bwrap(program, plan, before)
         return _run_runc(program, plan, bundle, before)
     finally:
+        while signal.sigtimedwait(_WATCHED, 0) is not None:
+            pass  # signals for a program that had just ended: ours to forget
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop(kind: Kind, program: str, bundle: Path, name: str) -> None:
     """End a program whose `launch` was killed; bubblewrap does that by itself."""
     if kind is Kind.RUNC:
-        words = [program, "--root", str(bundle / _RUNC_STATE), "delete", "--force", name]
-        subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        stop_runc(program, bundle, name)
+
+
+def stop_runc(program: str, bundle: Path, name: str) -> None:
+    """End a container of runc, if it is there, and remove its state and its cgroup."""
+    words = [program, "--root", str(bundle / RUNC_STATE), "delete", "--force", name]
+    subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _watch(process: subprocess.Popen[bytes], tell: Callable[[int], None], *, is_in_group: bool = True) -> int:
@@ -172,8 +180,8 @@ def _check_was_started(status: int, reports: bytes) -> int:
 
 def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
     log, pid_file = bundle / "log.json", bundle / "pid"
-    (bundle / "config.json").write_bytes(_specification(plan))
-    words = [program, "--root", str(bundle / _RUNC_STATE), "--log", str(log), "--log-format", "json"]
+    (bundle / "config.json").write_bytes(specification_of(plan))
+    words = [program, "--root", str(bundle / RUNC_STATE), "--log", str(log), "--log-format", "json"]
     words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), plan.name]
     process = subprocess.Popen(words, preexec_fn=lambda: _set_mask(mask))  # noqa: PLW1509 - there is one thread
     status = _watch(process, process.send_signal)  # it passes them on
@@ -182,7 +190,7 @@ def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
     return status
 
 
-def _specification(plan: Launch) -> bytes:
+def specification_of(plan: Launch) -> bytes:
     try:
         return json.dumps(runc_specification(plan), ensure_ascii=False).encode()
     except UnicodeEncodeError:

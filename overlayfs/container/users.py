@@ -7,7 +7,7 @@ those of the image's own /etc/passwd and /etc/group (passwd(5), group(5)), which
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -44,6 +44,12 @@ def find_user(inside: Inside, text: str) -> User:
     if colon and group:
         return replace(user, gid=_find_group(inside, group), groups=())
     return user
+
+
+def with_groups(inside: Inside, user: User, names: Sequence[str]) -> User:
+    """The user with these groups, names or numbers, added. Raises as `find_user`."""
+    added = {_find_group(inside, name) for name in names}
+    return replace(user, groups=tuple(sorted({*user.groups, *added}))[:_MAX_GROUPS]) if added else user
 
 
 def _find_person(inside: Inside, name: str) -> User:

@@ -77,7 +77,7 @@ def test_option_before_the_command_is_refused_too(letter: str) -> None:
 
 
 def test_options_that_are_joined_are_refused_by_the_one_that_is_unknown() -> None:
-    assert run("run", "-dit", "x", status=2).stderr == "overlayfs: No such option: -d\n"
+    assert run("run", "-Dit", "x", status=2).stderr == "overlayfs: No such option: -D\n"
 
 
 def test_help_of_run_is_in_full() -> None:

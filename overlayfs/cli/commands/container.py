@@ -1,93 +1,93 @@
-"""The commands for containers: run, ps, containers, rm, reset."""
+"""The commands that make and list containers: run, create, ps, containers, rm, reset."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.commands.container_options import taking_settings
+
+if TYPE_CHECKING:
+    from overlayfs.container.spec.settings import Settings
+else:  # typer evaluates the annotations; msgspec is for the commands that need it
+    Settings = Any
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Containers: names, or the start of IDs.")]
 
 
-@app.command(
-    short_help="Run a program in an image.",
-    context_settings={
-        "allow_interspersed_args": False,
-        "ignore_unknown_options": False,
-        "help_option_names": ["--help"],  # -h is the host name, as docker's
-    },
-)
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID.")]
+Command = Annotated[
+    list[str] | None, typer.Argument(metavar="[CMD]...", help="The command to run; the image's own by default.")
+]
+NewName = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The name of the container.")]
+Remove = Annotated[bool, typer.Option("--rm", help="Remove the container at the end.")]
+Pull = Annotated[
+    Literal["missing", "always", "never"], typer.Option("--pull", help="When to fetch the image from its registry.")
+]
+_AS_DOCKER = {
+    "allow_interspersed_args": False,
+    "ignore_unknown_options": False,
+    "help_option_names": ["--help"],  # -h is the host name, as docker's
+}
+
+
+@app.command(short_help="Run a program in an image.", context_settings=_AS_DOCKER)
+@taking_settings
 def run(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A name or ID.")],
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="[CMD]...", help="The command to run; the image's own by default.")
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="The name of the container; an existing one is used again."),
-    ] = None,
-    remove: Annotated[bool, typer.Option("--rm", help="Remove the container at the end.")] = False,
-    environment: Annotated[
-        list[str] | None, typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable, or pass yours on.")
-    ] = None,
-    volumes: Annotated[
-        list[str] | None,
-        typer.Option("--volume", "-v", metavar="SOURCE:TARGET[:ro]", help="Show a file or directory in it."),
-    ] = None,
-    working_directory: Annotated[
-        str, typer.Option("--workdir", "-w", metavar="DIR", help="The working directory.")
-    ] = "",
-    user: Annotated[
-        str,
-        typer.Option(
-            "--user", "-u", metavar="USER[:GROUP]", help="The user to run as: a name of the image, or a number."
-        ),
-    ] = "",
-    hostname: Annotated[
-        str, typer.Option("--hostname", "-h", metavar="NAME", help="The host name; the container's name by default.")
-    ] = "",
-    entrypoint: Annotated[
-        str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Replaces the image's; empty for none.")
-    ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Only volumes are writable.")] = False,
-    network: Annotated[
-        Literal["host", "none"], typer.Option("--network", help="The network of the container.")
-    ] = "host",
-    runtime: Annotated[
-        Literal["bwrap", "runc"] | None,
-        typer.Option("--runtime", help="The runtime; by default the first that is installed."),
-    ] = None,
-    interactive: Annotated[  # noqa: ARG001 - it always has our standard input
-        bool, typer.Option("--interactive", "-i", hidden=True)
-    ] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", hidden=True)] = False,  # noqa: ARG001 - and our terminal
+    settings: Callable[[], Settings],
+    image: Image,
+    command: Command = None,
+    name: NewName = None,
+    remove: Remove = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once, and print the ID.")] = False,
+    pull: Pull = "missing",
 ) -> None:
     """Run a program in a container: a writable layer on IMAGE that is kept, unless --rm is given.
 
-    The program has this terminal and gets the signals sent to `overlayfs run`. An ordinary user is root in it.
+    The program has this terminal and gets the signals sent to `overlayfs run`. An ordinary user is root in it. With the
+    name of a container that does not run, the program runs in that one.
 
     Exit status: that of the program; 125 it could not be run, 126 it is not executable, 127 it is not in the image.
     """
-    from overlayfs.cli.container.run import RunRequest
-    from overlayfs.cli.container.run import run as start
-    from overlayfs.container.process import Overrides
-    from overlayfs.container.runtime import Kind, Network
+    from msgspec.structs import replace
 
-    overrides = Overrides(tuple(command or ()), entrypoint, tuple(environment or ()), working_directory, user)
-    request = RunRequest(
-        image,
-        overrides,
-        name,
-        remove,
-        tuple(volumes or ()),
-        read_only,
-        Network(network),
-        None if runtime is None else Kind(runtime),
-        hostname,
-    )
-    raise typer.Exit(start(request, store_directory()))
+    from overlayfs.cli.container.run import RunRequest, in_dockers_terms
+    from overlayfs.cli.container.run import run as start
+
+    def work() -> int:
+        kept = replace(settings(), command=command or [])
+        return start(RunRequest(image, kept, name, remove, detach, pull), store_directory())
+
+    raise typer.Exit(in_dockers_terms(work))
+
+
+@app.command(short_help="Make a container without starting it.", context_settings=_AS_DOCKER)
+@taking_settings
+def create(
+    settings: Callable[[], Settings],
+    image: Image,
+    command: Command = None,
+    name: NewName = None,
+    remove: Remove = False,
+    pull: Pull = "missing",
+) -> None:
+    """Make a container that `start` starts, and print its ID. The options are those of `run`.
+
+    Exit status: 0 it is made, 125 it is not.
+    """
+    from msgspec.structs import replace
+
+    from overlayfs.cli.container.run import RunRequest, in_dockers_terms
+    from overlayfs.cli.container.run import create as make
+
+    def work() -> int:
+        kept = replace(settings(), command=command or [])
+        return make(RunRequest(image, kept, name, remove, pull=pull), store_directory())
+
+    raise typer.Exit(in_dockers_terms(work))
 
 
 @app.command(short_help="List the containers in use.")

@@ -45,23 +45,29 @@ def cat(
     show_files(files, store_directory())
 
 
-@app.command(short_help="Copy files out of an image.")
+@app.command(short_help="Copy files out of an image, or out of or into a container.")
 def cp(
-    source: Annotated[str, typer.Argument(metavar="IMAGE:/PATH", help="With /. at the end: its contents.")],
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, a new name, or - for a tar.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="IMAGE:/PATH, CONTAINER:/PATH or a path here.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A path here, - for a tar, or CONTAINER:/PATH.")],
     archive: Annotated[
         bool, typer.Option("--archive", "-a", help="Keep owners, set-id bits, xattrs and devices.")
     ] = False,
     follow: Annotated[bool, typer.Option("--follow-link", "-L", help="Copy what a symlink leads to.")] = False,
 ) -> None:
-    """Copy a file or directory out of an image, with modes, times and links.
+    """Copy a file or directory out of an image or container, or into a container, with modes, times and links.
 
-    Nothing is written outside DEST, whatever the image contains.
+    With /. at the end the contents of a directory are copied. Nothing is written outside DEST, whatever the image or
+    the container contains. A container need not run; while it does, its mounts are seen too.
 
     Exit status: 0 copied, 1 an error.
     """
+    from overlayfs.cli.container.copying import copy, copy_of
     from overlayfs.cli.inspect.copying import copy_from_image
 
+    wanted = copy_of(source, destination, store_directory(), archive=archive, follow=follow)
+    if wanted is not None:
+        copy(wanted)
+        return
     copy_from_image(source, destination, follow=follow, archive=archive, store=store_directory())
 
 

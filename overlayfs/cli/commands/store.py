@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from overlayfs.cli.app import FINDINGS, AsJson, app
+from overlayfs.cli.app import FINDINGS, AsJson, app, store_directory
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Names = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="A name, or the start of an ID.")]
@@ -142,13 +142,26 @@ def images(
     show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json)
 
 
-@app.command(short_help="Show an image's configuration, layers and digests.")
-def inspect(names: Names, as_json: AsJson = False) -> None:
-    """Show an image: configuration, layers, sizes, digests; --json in the format of docker.
+@app.command(short_help="Show images or containers.")
+def inspect(
+    names: Names,
+    kind: Annotated[
+        Literal["container", "image"] | None,
+        typer.Option("--type", help="What the names are those of; containers come first."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show an image: configuration, layers, sizes, digests; --json in the format of docker. Or containers, as JSON.
 
-    Exit status: 0 shown, 1 there is no such image.
+    Exit status: 0 shown, 1 there is no such image or container.
     """
+    from overlayfs.cli.container.describing import are_containers
+    from overlayfs.cli.container.describing import inspect as show_containers
     from overlayfs.cli.store.inspect import show_image
+
+    if kind == "container" or (kind is None and are_containers(store_directory(), names)):
+        show_containers(store_directory(), names)
+        return
 
     show_image(names, as_json)
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlayfs.cli.background import leave_behind
+from overlayfs.cli.container.leftovers import sweep
+from overlayfs.cli.container.running import BUNDLE
 from overlayfs.cli.mounts.live import CommandError, wait_until_ended
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.container.containers import Container, Containers
-from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
+from overlayfs.container.live.signals import send
+from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store, default_directory
 from overlayfs.overlay.changes import Comparison
@@ -31,7 +34,7 @@ def show_containers(store_directory: Path | None, *, everything: bool, quiet: bo
     """List the containers in use, or all, newest first."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
-        containers.sweep()
+        sweep(store)
         found = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
         if as_json:
             print_json([_document(containers, one) for one in found])
@@ -56,6 +59,8 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "exit_status": container.exit_status,
         "created": container.created,
         "command": container.command,
+        "ports": container.ports if container.is_in_use else [],
+        "labels": container.settings.labels,
         "upper": str(containers.upper(container.name)),
         "layers": container.layers,
     }
@@ -87,7 +92,7 @@ def _status(container: Container) -> tuple[str, str]:
         return ("mounted", "green") if container.mountpoint else ("running", "green")
     if container.exit_status is not None:
         return "exited", "" if container.exit_status == 0 else "yellow"
-    return "stopped", "dim"
+    return ("exited" if container.started else "created"), "dim"
 
 
 def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
@@ -108,7 +113,7 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
     def one(containers: Containers, name: str) -> None:
         container = containers.find(name)
         if container.is_in_use and force:
-            _end_use(container)
+            _end_use(container, containers.directory(container.name))
         try:
             remove_tree(containers.take_away(container.name))
         except InUseError as error:
@@ -120,22 +125,33 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
     return _each(store_directory, names, one)
 
 
-def _end_use(container: Container) -> None:
+def _end_use(container: Container, directory: Path) -> None:
     """End the process that uses the container: by SIGTERM, then by force."""
     if container.mountpoint:
         take_down(container.mountpoint, lazy=False)
         return
     assert container.process is not None
     with suppress(ProcessLookupError):
+        if container.is_detached:  # its keeper ends with the program
+            with suppress(InvalidError):
+                send(container, directory / BUNDLE, signal.SIGKILL)
         pid_fd = os.pidfd_open(container.process.pid)
         try:
             if container.process.is_alive():  # otherwise another process has the pid by now
-                signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
+                if not container.is_detached:
+                    signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
                 if not wait_until_ended(pid_fd, _PATIENCE_S):
                     signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
                     wait_until_ended(pid_fd, _PATIENCE_S)
         finally:
             os.close(pid_fd)
+
+
+def rename(store_directory: Path | None, name: str, new: str) -> None:
+    """Give a container another name. Raises InUseError, InvalidError, NotFoundError."""
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        containers.rename(containers.find(name).name, new)
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:

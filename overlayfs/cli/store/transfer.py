@@ -45,6 +45,17 @@ class Wanted:
 
 def fetch(directory: Path | None, wanted: Wanted, how: Access, *, quiet: bool, as_json: bool) -> None:
     """Pull an image, and report it."""
+    image = fetch_image(directory, wanted, how, quiet=quiet)
+    if as_json:
+        print_json(_described(image))
+    elif quiet:
+        print(image.name)
+    else:
+        print(f"{image.name}: {_platform(image)}, {format_size(image.size)}, {image.digest}")
+
+
+def fetch_image(directory: Path | None, wanted: Wanted, how: Access, *, quiet: bool) -> Image:
+    """Pull an image, with progress on standard error unless `quiet`."""
     reference = Reference.parse(wanted.name)
     platform = parse_platform(wanted.platform) if wanted.platform else None
     with Store.open(directory) as store, shown_progress(quiet) as progress:
@@ -55,12 +66,7 @@ def fetch(directory: Path | None, wanted: Wanted, how: Access, *, quiet: bool, a
             from overlayfs.image.store.missing_layers import unpack_image
 
             unpack_image(store, image, progress)
-    if as_json:
-        print_json(_described(image))
-    elif quiet:
-        print(image.name)
-    else:
-        print(f"{image.name}: {_platform(image)}, {format_size(image.size)}, {image.digest}")
+    return image
 
 
 def _platform(image: Image) -> str:

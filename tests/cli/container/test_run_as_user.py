@@ -1,7 +1,7 @@
 """Containers of an ordinary user: root in them is the user, their other users are the user's subordinate ids.
 
 The machine is as distributions have it for as long as this module's tests run, in the mounts of this process alone:
-a user with subordinate ids, and a /dev/fuse for everybody.
+a user with subordinate ids, and /dev/fuse and /dev/net/tun for everybody.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from overlayfs.tree.syscalls import mount, unmount
+from tests.cli.container.shop import await_that
 from tests.cli.people import run
 from tests.container.small import small_image
 from tests.image.making import LayoutFiles, tar
@@ -25,7 +26,7 @@ from tests.prepared import Done, Prepared
 
 USER = 4711
 _MS_BIND = 4096
-FUSE_DEVICE = os.makedev(10, 229)
+FUSE_DEVICE, TUN_DEVICE = os.makedev(10, 229), os.makedev(10, 200)
 
 
 class Home:
@@ -75,9 +76,14 @@ def machine(top: Path) -> Iterator[Path]:
     (top / "passwd").write_text(f"{Path('/etc/passwd').read_text()}tester:x:{USER}:{USER}::{top}/home:/bin/sh\n")
     os.mknod(top / "fuse", stat.S_IFCHR, FUSE_DEVICE)
     (top / "fuse").chmod(0o666)
+    os.mknod(top / "tun", stat.S_IFCHR, TUN_DEVICE)
+    (top / "tun").chmod(0o666)
     (top / "home").mkdir()
     os.chown(top / "home", USER, USER)
-    with covered("/etc/passwd", top / "passwd"), covered("/dev/fuse", top / "fuse"):
+    places = {"/etc/passwd": "passwd", "/dev/fuse": "fuse", "/dev/net/tun": "tun"}
+    with ExitStack() as stack:
+        for place, name in places.items():
+            stack.enter_context(covered(place, top / name))
         yield top
 
 
@@ -107,6 +113,7 @@ def home(machine: Path, poor: Home) -> Iterator[Home]:
 
 
 RUNTIMES = ("bwrap", "runc")
+DETACHED = "echo up; while :; do sleep 0.05; done"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -224,3 +231,20 @@ def test_container_with_modes_that_refuse_its_user(home: Home, mountpoint: Path)
     assert as_user(["stat", "-c", "%a", mountpoint, mountpoint / "a", mountpoint / "c"]) == "555\n555\n111\n"
     home.run("umount", mountpoint)
     home.run("rmi", "closed")
+
+
+def test_detached_container_of_a_user(home: Home) -> None:
+    home.run("run", "-d", "--name", "web", "-u", "bob", "-p", "127.0.0.1::80", "small", "sh", "-c", DETACHED)
+    try:
+        await_that(lambda: home.run("logs", "web") == "up\n")
+        assert home.run("exec", "web", "sh", "-c", "id -u; echo more >/tmp/file") == "33\n"
+        assert home.run("exec", "-u", "0", "web", "cat", "/tmp/file") == "more\n"
+        assert home.run("port", "web").startswith("80/tcp -> 127.0.0.1:")
+        assert "cgroup" in home.call("run", "--rm", "--memory", "64m", "small").err
+        home.run("cp", "web:/tmp/file", home.path / "copied")
+        assert (home.path / "copied").read_text() == "more\n"
+        home.run("stop", "-t", "0", "web")
+        assert home.run("wait", "web") == "137\n"
+        assert home.run("diff", "web") == "A /tmp/file\n"
+    finally:
+        home.run("rm", "-f", "web")

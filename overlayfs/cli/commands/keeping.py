@@ -1,0 +1,82 @@
+"""The groups of commands `overlayfs volume` and `overlayfs container`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from overlayfs.cli.app import AsJson, app, store_directory
+
+volume = typer.Typer(name="volume", help="Named volumes, which outlive containers.", no_args_is_help=True)
+container = typer.Typer(name="container", help="All containers at once.", no_args_is_help=True)
+app.add_typer(volume)
+app.add_typer(container)
+
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Volumes.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Without asking, as always here.")]
+
+
+@volume.command("create")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    labels: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label.")] = None,
+) -> None:
+    """Make an empty volume; the first container that mounts it fills it from its image."""
+    from overlayfs.cli.container.keeping import create_volume
+
+    create_volume(store_directory(), name, labels or [])
+
+
+@volume.command("ls")
+def ls(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False, as_json: AsJson = False
+) -> None:
+    """List volumes and the containers that have them."""
+    from overlayfs.cli.container.keeping import list_volumes
+
+    list_volumes(store_directory(), quiet=quiet, as_json=as_json)
+
+
+@volume.command("inspect")
+def inspect(names: Names) -> None:
+    """Show volumes as JSON, in the format of docker."""
+    from overlayfs.cli.container.keeping import inspect_volumes
+
+    inspect_volumes(store_directory(), names)
+
+
+@volume.command("rm")
+def rm(names: Names) -> None:
+    """Remove volumes with all that is in them, unless a container has them."""
+    from overlayfs.cli.container.keeping import remove_volumes
+
+    if not remove_volumes(store_directory(), names):
+        raise typer.Exit(1)
+
+
+@volume.command("prune")
+def prune(force: Force = False) -> None:  # noqa: ARG001 - nothing asks
+    """Remove the volumes that no container has, and print their names."""
+    from overlayfs.cli.container.keeping import prune_volumes
+
+    prune_volumes(store_directory())
+
+
+@container.command("prune")
+def prune_containers(force: Force = False) -> None:  # noqa: ARG001 - nothing asks
+    """Remove the containers that are not in use, with their changes, and print their IDs."""
+    from overlayfs.cli.container.keeping import prune_containers as remove_all
+
+    remove_all(store_directory())
+
+
+@container.command("stats")
+def stats(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All that run by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the processor time, memory and processes of running containers, once; it takes root, as cgroups count."""
+    from overlayfs.cli.container.describing import show_usage
+
+    show_usage(store_directory(), names or [], as_json=as_json)

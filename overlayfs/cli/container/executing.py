@@ -1,0 +1,88 @@
+"""`overlayfs exec`: one more program in a running container, as the container's own is confined."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of, runc_words, running_under_runc
+from overlayfs.container.live.signals import program_of
+from overlayfs.container.process import Overrides, Process, process_of
+from overlayfs.container.root_paths import Inside
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InvalidError
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """The command line of `overlayfs exec`."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    has_terminal: bool = False
+    keeps_stdin: bool = False
+    is_detached: bool = False
+
+
+def execute(store_directory: Path | None, request: ExecRequest) -> int:
+    """Become runc, which runs the program. Raises ImageError; NotThereError or CannotRunError for the program."""
+    if request.has_terminal and not request.is_detached and not (os.isatty(0) and os.isatty(1)):
+        raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere")
+    container, store = running_under_runc(store_directory, request.name)
+    bundle = bundle_of(store, container)
+    own = json.loads((bundle / "config.json").read_bytes())["process"]
+    pid = program_of(container, bundle) or 0
+    begin_again_inside(pid, store)
+    with Inside(f"/proc/{pid}/root".encode()) as inside:
+        process = _process(request, own, inside)
+    text = json.dumps(_specification(request, own, process), ensure_ascii=False).encode()
+    words = [*runc_words(container, store), "exec", "--process", _file_of(text)]
+    if request.is_detached:
+        words.append("--detach")
+    if not request.keeps_stdin or request.is_detached:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(words[0], [*words, container.name])
+
+
+def _process(request: ExecRequest, own: dict[str, Any], inside: Inside) -> Process:
+    """The process, found in the tree that the container has now."""
+    user = own["user"]
+    config = RunConfig(
+        user=f"{user['uid']}:{user['gid']}",
+        env=own["env"],
+        working_dir=own["cwd"],
+    )
+    overrides = Overrides(request.command, None, request.environment, request.working_directory, request.user)
+    return process_of(config, overrides, inside, "", os.environ)
+
+
+def _specification(request: ExecRequest, own: dict[str, Any], process: Process) -> dict[str, Any]:
+    """The container's own process with other words, user and terminal."""
+    user = process.user
+    bounding = own["capabilities"]["bounding"]
+    effective = bounding if user.uid == 0 else []
+    groups = list(user.groups) if request.user else own["user"]["additionalGids"]
+    return {
+        **own,
+        "terminal": request.has_terminal,
+        "args": list(process.arguments),
+        "env": [f"{name}={value}" for name, value in process.environment.items()],
+        "cwd": process.directory,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": groups},
+        "capabilities": {"bounding": bounding, "permitted": effective, "effective": effective},
+    }
+
+
+def _file_of(text: bytes) -> str:
+    """The path of an anonymous file with this text, which runc inherits and closes before it runs the program."""
+    fd = os.memfd_create("process", 0)
+    os.write(fd, text)
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.set_inheritable(fd, True)
+    return f"/proc/self/fd/{fd}"

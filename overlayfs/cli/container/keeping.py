@@ -1,0 +1,97 @@
+"""`overlayfs volume` and `container prune`: what outlives containers, and what is not needed any more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from overlayfs.cli.container.leftovers import sweep
+from overlayfs.cli.container.lifecycle import each
+from overlayfs.cli.output import Cell, print_json, print_table
+from overlayfs.container.containers import Containers
+from overlayfs.container.spec.parts import label_of
+from overlayfs.container.volumes import NamedVolume, Volumes
+from overlayfs.image.oci.errors import InUseError, NotFoundError
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Store
+
+
+def create_volume(store_directory: Path | None, name: str, labels: Sequence[str]) -> None:
+    with Store.open(store_directory) as store:
+        Volumes(store).create(name, dict(label_of(text) for text in labels))
+    print(name)
+
+
+def list_volumes(store_directory: Path | None, *, quiet: bool, as_json: bool) -> None:
+    with Store.open(store_directory) as store:
+        volumes = Volumes(store)
+        documents = [_document(volumes, volume) for volume in volumes.listed()]
+    if as_json:
+        print_json(documents)
+    elif quiet:
+        for one in documents:
+            print(one["Name"])
+    elif documents:
+        rows = [
+            [Cell(one["Name"], "bold"), Cell(one["CreatedAt"]), Cell(", ".join(one["UsedBy"]))] for one in documents
+        ]
+        print_table(("NAME", "CREATED", "CONTAINERS"), rows)
+
+
+def inspect_volumes(store_directory: Path | None, names: Sequence[str]) -> None:
+    with Store.open(store_directory) as store:
+        volumes = Volumes(store)
+        print_json([_document(volumes, volumes.find(name)) for name in names])
+
+
+def _document(volumes: Volumes, volume: NamedVolume) -> dict[str, Any]:
+    """With the names of `docker volume inspect`."""
+    return {
+        "Name": volume.name,
+        "Driver": "local",
+        "Scope": "local",
+        "Mountpoint": str(volumes.data(volume.name)),
+        "CreatedAt": volume.created,
+        "Labels": volume.labels,
+        "UsedBy": [container.name for container in volumes.users(volume.name)],
+    }
+
+
+def remove_volumes(store_directory: Path | None, names: Sequence[str]) -> bool:
+    """Remove volumes, even if it fails for one; whether all are gone."""
+
+    def one(name: str) -> None:
+        with Store.open(store_directory) as store:
+            Volumes(store).remove(name)
+
+    return each(names, one)
+
+
+def prune_volumes(store_directory: Path | None) -> None:
+    """Remove the volumes that no container has."""
+    with Store.open(store_directory) as store:
+        volumes = Volumes(store)
+        for volume in volumes.listed():
+            if not volumes.users(volume.name):
+                try:
+                    volumes.remove(volume.name)
+                except (InUseError, NotFoundError):  # somebody was faster
+                    continue
+                print(volume.name)
+
+
+def prune_containers(store_directory: Path | None) -> None:
+    """Remove the containers that nobody uses, those never started included, as docker does."""
+    with Store.open(store_directory) as store:
+        sweep(store)
+        containers = Containers(store)
+        for container in containers.listed():
+            try:
+                away = containers.take_away(container.name)
+            except (InUseError, NotFoundError):
+                continue
+            print(container.id, flush=True)
+            remove_tree(away)
+    sys.stdout.flush()

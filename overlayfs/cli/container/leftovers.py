@@ -1,0 +1,31 @@
+"""What do killed runs leave, and who removes it? The next command that lists or makes containers.
+
+A janitor does so at once if it lives; a bundle of a container that nobody uses shows that it was killed too.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from overlayfs.cli.container.running import BUNDLE
+from overlayfs.container.containers import Containers
+from overlayfs.container.runtime import Kind, find_runtime
+from overlayfs.container.supervise import stop_runc
+from overlayfs.image.oci.errors import InUseError, NotFoundError
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Store
+
+
+def sweep(store: Store) -> None:
+    """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
+    containers = Containers(store)
+    for container in containers.listed():
+        bundle = containers.directory(container.name) / BUNDLE
+        if container.process is None or container.is_in_use or not bundle.exists():
+            continue
+        with suppress(NotFoundError, InUseError):  # somebody else does it, or runc is not there any more
+            _, runc = find_runtime(Kind.RUNC, has_terminal=False)
+            stop_runc(runc, bundle, container.name)
+            remove_tree(bundle)
+            containers.release_left(container)
+    containers.sweep()

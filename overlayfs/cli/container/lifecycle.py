@@ -1,0 +1,210 @@
+"""`overlayfs start`, `stop`, `kill`, `restart`, `wait`, `pause` and `unpause`: one container or many at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from overlayfs.cli.container.attaching import Attachment
+from overlayfs.cli.container.detached import start_detached
+from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
+from overlayfs.cli.container.running import BUNDLE, STATUS
+from overlayfs.cli.mounts.live import CommandError
+from overlayfs.container.containers import Container, Containers
+from overlayfs.container.live.signals import Ends, after_kill, program_of, send
+from overlayfs.container.namespaces import in_user_namespace_of
+from overlayfs.container.runtime import Kind, find_runtime
+from overlayfs.container.spec.parts import signal_of
+from overlayfs.container.supervise import RUNC_STATE
+from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.store.store import Store
+
+_PATIENCE_S = 10
+
+
+def each(names: Sequence[str], work: Callable[[str], None]) -> bool:
+    """Do `work` for each name, even if it fails for others; whether it succeeded for all. Prints names as docker."""
+    done = True
+    for name in names:
+        try:
+            work(name)
+            print(name, flush=True)
+        except (CommandError, ImageError) as error:
+            print(f"overlayfs: {error}", file=sys.stderr)
+            done = False
+    return done
+
+
+def start(store_directory: Path | None, names: Sequence[str], *, attach: bool, interactive: bool) -> int:
+    """Start containers again; with `attach` pass output on, and return the exit status of the program."""
+    if attach or interactive:
+        if len(names) != 1:
+            raise InvalidError("start --attach takes one container")
+        return in_dockers_terms(lambda: _start_attached(store_directory, names[0], interactive=interactive))
+    return 0 if each(names, lambda name: _start(store_directory, name)) else 1
+
+
+def _start(store_directory: Path | None, name: str) -> None:
+    with Store.open(store_directory) as store:
+        path = store.path
+        found = Containers(store).find(name)
+        if found.is_in_use and not found.mountpoint:
+            return  # as docker
+        container = Containers(store).claim(found.name, None)
+        config = store.load_by_manifest(container.manifest).config.config
+    start_detached(container, path, config)
+
+
+def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
+    with Store.open(store_directory) as store:
+        path = store.path
+        container = Containers(store).claim(Containers(store).find(name).name, None)
+        config = store.load_by_manifest(container.manifest).config.config
+    attachment = Attachment(container, path, with_input=interactive)
+    start_detached(container, path, config, attachment.open)
+    return attachment.follow()
+
+
+def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | None, *, is_quiet: bool = False) -> bool:
+    """Ask the programs to end, all at once, and kill those that do not in time; whether all have ended."""
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        known, done = [], True
+        for name in names:
+            try:
+                known.append(containers.find(name))
+            except ImageError as error:
+                print(f"overlayfs: {error}", file=sys.stderr)
+                done = False
+        deadlines = {one.name: time.monotonic() + _patience_s(one, timeout_s) for one in known}
+        signals = {one.name: stop_signal_of(one, store) for one in known if one.is_in_use}
+    ends = Ends(known)
+    for one in known:
+        with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
+            send(one, bundle_of(store.path, one), signals.get(one.name, signal.SIGTERM))
+    for one in known:
+        if not ends.wait(one.name, deadlines[one.name]):
+            with suppress(InvalidError):
+                send(one, bundle_of(store.path, one), signal.SIGKILL)
+            done = ends.wait(one.name, after_kill()) and done
+        if not is_quiet:
+            print(one.name, flush=True)
+    ends.close()
+    return done
+
+
+def _patience_s(container: Container, given_s: int | None) -> float:
+    found = next((one for one in (given_s, container.settings.stop_timeout_s) if one is not None), _PATIENCE_S)
+    return float("inf") if found < 0 else found
+
+
+def restart(store_directory: Path | None, names: Sequence[str], timeout_s: int | None) -> bool:
+    def one(name: str) -> None:
+        with Store.open(store_directory) as store:
+            container = Containers(store).find(name)
+        if container.is_in_use:
+            stop(store_directory, [container.name], timeout_s, is_quiet=True)
+        _start(store_directory, name)
+
+    return each(names, one)
+
+
+def kill(store_directory: Path | None, names: Sequence[str], text: str) -> bool:
+    """Send the programs a signal; SIGKILL is waited for."""
+    number = signal_of(text)
+
+    def one(name: str) -> None:
+        with Store.open(store_directory) as store:
+            container = Containers(store).find(name)
+        ends = Ends([container])
+        send(container, bundle_of(store.path, container), number)
+        if number == signal.SIGKILL:
+            ends.wait(container.name, after_kill())
+        ends.close()
+
+    return each(names, one)
+
+
+def wait(store_directory: Path | None, names: Sequence[str]) -> bool:
+    """Wait until the programs have ended, and print their exit statuses."""
+    done = True
+    for name in names:
+        try:
+            print(wait_for(store_directory, name), flush=True)
+        except ImageError as error:
+            print(f"overlayfs: {error}", file=sys.stderr)
+            done = False
+    return done
+
+
+def wait_for(store_directory: Path | None, name: str) -> int:
+    """The exit status of a container, whose last run is awaited; 137 if it was killed with its keeper."""
+    with Store.open(store_directory) as store:
+        container = Containers(store).find(name)
+        status_file = Containers(store).directory(container.name) / STATUS
+        if not container.is_in_use:
+            return 137 if container.exit_status is None and container.started else container.exit_status or 0
+        # held open, as an ephemeral container disappears at its end
+        kept = status_file.open("rb", buffering=0)
+    with kept:
+        ends = Ends([container])
+        ends.wait(container.name, None)
+        ends.close()
+        kept.seek(0)
+        return int(kept.read() or b"137")
+
+
+def pause(store_directory: Path | None, names: Sequence[str], *, is_paused: bool) -> bool:
+    """Freeze or thaw all processes of containers, by their cgroup."""
+
+    def one(name: str) -> None:
+        container, path = running_under_runc(store_directory, name)
+        call_runc(container, path, "pause" if is_paused else "resume")
+
+    return each(names, one)
+
+
+def bundle_of(store: Path, container: Container) -> Path:
+    return store / "containers" / container.name / BUNDLE
+
+
+def running_under_runc(store_directory: Path | None, name: str) -> tuple[Container, Path]:
+    """A live container of runc, and the store. Raises InvalidError for others."""
+    with Store.open(store_directory) as store:
+        container, path = Containers(store).find(name), store.path
+    if not container.is_in_use or container.mountpoint:
+        raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
+    if program_of(container, bundle_of(path, container)) is None:
+        raise InvalidError(f"{container.name} does not run under runc: run it detached, or with --runtime runc")
+    return container, path
+
+
+def begin_again_inside(pid: int, store: Path) -> None:
+    """Run this very command once more in the user namespace of a process, where an ordinary user is the container's
+    root and may enter its tree; nothing to do if that is our namespace."""
+    words = in_user_namespace_of(pid)
+    if words:
+        again = [sys.executable, "-m", "overlayfs.cli.main", "--store", str(store), *sys.argv[1:]]
+        os.execv(words[0], [*words, *again])
+
+
+def runc_words(container: Container, store: Path) -> list[str]:
+    """The start of a command line of runc on this container; an ordinary user's is in the user namespace of it."""
+    _, runc = find_runtime(Kind.RUNC, has_terminal=False)
+    pid = program_of(container, bundle_of(store, container)) or 0
+    return [*in_user_namespace_of(pid), runc, "--root", str(bundle_of(store, container) / RUNC_STATE)]
+
+
+def call_runc(container: Container, store: Path, *words: str) -> str:
+    """What runc says. Raises ImageError with its reason."""
+    command = [*runc_words(container, store), *words, container.name]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ImageError(f"runc {words[0]} {container.name}: {' '.join(done.stderr.split())[:300]}")
+    return done.stdout

@@ -1,0 +1,296 @@
+"""How does a process of ours run the program of a container that it has claimed?
+
+It gets a mount namespace (an ordinary user also a user namespace), a child serves the container's tree, and a runtime
+runs the program on it. However this process ends, the kernel ends the child and the mount; a janitor process, which
+outlives it, cleans up. The same steps serve `run` in the foreground and the keeper of a detached container.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from overlayfs.cli.background import leave_behind
+from overlayfs.container.child_mount import ChildMount
+from overlayfs.container.containers import ROOT, Container, Containers
+from overlayfs.container.foreign_mounts import Needed
+from overlayfs.container.live import names
+from overlayfs.container.live.network import PrivateNetwork, find_slirp
+from overlayfs.container.live.signals import program_of
+from overlayfs.container.mountpoints import Mountpoints, check_distinct
+from overlayfs.container.namespaces import enter_mount_namespace, enter_user_namespace
+from overlayfs.container.process import Overrides, Process, process_of
+from overlayfs.container.root_paths import Inside
+from overlayfs.container.runtime import SYSTEM, Bind, Kind, Launch, Network
+from overlayfs.container.spec.fields import may_limit
+from overlayfs.container.spec.parts import Port, exposed_port, port_of
+from overlayfs.container.spec.settings import NONE, OF_CONTAINER, PRIVATE, Settings
+from overlayfs.container.supervise import stop
+from overlayfs.container.users import User, with_groups
+from overlayfs.container.volumes import Mounts, Volumes, fill, mounts_of
+from overlayfs.fuse.session import MountOptions
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.store import Store
+from overlayfs.overlay.options import FsyncPolicy, OverlayOptions
+from overlayfs.tree.syscalls import mount, unmount
+
+BUNDLE: Final = "bundle"
+LOG: Final = "log"
+STATUS: Final = "status"
+"""A file of the container with the exit status of its last run, which those who wait hold open."""
+Launcher = Callable[[Launch, Path], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One run of a container that this process has claimed."""
+
+    container: Container
+    store: Path
+    kind: Kind
+    program: str
+    keeps_terminal: bool = False
+
+    @property
+    def root(self) -> Path:
+        return self.store / "containers" / self.container.name / ROOT
+
+    @property
+    def bundle(self) -> Path:
+        """A directory for files of the runtime, outside of the container's tree."""
+        return self.root.parent / BUNDLE
+
+    @property
+    def log(self) -> Path:
+        return self.root.parent / LOG
+
+    @property
+    def _mount_options(self) -> MountOptions:
+        return MountOptions(os.fsencode(self.root), fuse_options=("allow_other",))
+
+    @property
+    def settings(self) -> Settings:
+        return self.container.settings
+
+    def run(self, config: RunConfig, launch: Launcher) -> int | None:
+        """Run the program; its exit status, None if it cannot be known. The container is free afterwards."""
+        try:
+            status = self._run(config, launch)
+        except BaseException:
+            self.end(None)
+            raise
+        self.end(status)
+        return status
+
+    def _run(self, config: RunConfig, launch: Launcher) -> int | None:
+        mounts = self._mounts()
+        options = self._overlay()
+        (self.root.parent / STATUS).write_text("")
+        self.bundle.mkdir(mode=0o700, exist_ok=True)
+        other = self._joined_network()
+        cgroup = f"/overlayfs-{self.container.id}" if may_limit("pids") else ""
+        has_users = self._enter(
+            Needed.of([self.store, self.program, "/etc"], [volume.source for volume in mounts.volumes])
+        )
+        self._leave_janitor()
+        with ExitStack() as stack:
+            stack.enter_context(ChildMount(options, self._mount_options))
+            inside = stack.enter_context(Inside(os.fsencode(self.root)))
+            process = self._process(config, inside, mounts, has_users=has_users)
+            plan = Launch(
+                self.root,
+                self.container.name,
+                self._hostname,
+                process,
+                (),
+                Network.NONE if self.settings.network_kind == NONE else Network.HOST,
+                self.settings.is_read_only,
+                keeps_terminal=self.keeps_terminal,
+                settings=self.settings,
+                network_path=other or self._make_network(stack, config),
+                cgroup=cgroup,
+            )
+            with self._places(inside) as places:
+                plan = self._with_mounts(plan, places, inside, mounts, stack)
+                self._note(command=list(process.arguments), scaffold=_scaffold(places))
+                return launch(plan, self.bundle)
+
+    def _mounts(self) -> Mounts:
+        with Store.open(self.store) as store:
+            mounts = mounts_of(self.settings, Volumes(store))
+        check_distinct([*(volume.target for volume in mounts.volumes), *(tmpfs.target for tmpfs in mounts.tmpfs)])
+        return mounts
+
+    def _overlay(self) -> OverlayOptions:
+        with Store.open(self.store) as store:
+            containers = Containers(store)
+            return OverlayOptions(
+                lowers=tuple(os.fsencode(path) for path in containers.lowers(self.container)),
+                upper=os.fsencode(containers.upper(self.container.name)),
+                work=os.fsencode(containers.work(self.container.name)),
+                # a throw-away container need not survive a power cut
+                fsync=FsyncPolicy.VOLATILE if self.container.is_ephemeral else FsyncPolicy.AUTO,
+            )
+
+    def _enter(self, needed: Needed) -> bool:
+        """Enter the namespaces; whether users other than root exist in them."""
+        if os.geteuid() == 0:
+            enter_mount_namespace(needed)
+            return True
+        return enter_user_namespace(needed)
+
+    @property
+    def _hostname(self) -> str:
+        return self.settings.hostname or self.container.name
+
+    def _process(self, config: RunConfig, inside: Inside, mounts: Mounts, *, has_users: bool) -> Process:
+        sources = {volume.target: volume.source for volume in mounts.volumes}
+        process = process_of(config, overrides_of(self.settings), inside, self._hostname, os.environ, sources)
+        user = with_groups(inside, process.user, self.settings.groups)
+        return replace(process, user=user if has_users else _root_alone(user))
+
+    def show(self, before: Container, host: Sequence[str], work: Callable[[str], None]) -> None:
+        """Mount the tree without running anything, do `work` on its path, and leave the record as it was `before`.
+
+        `host` are paths that `work` needs besides.
+        """
+        try:
+            options = self._overlay()
+            self._enter(Needed.of([self.store, self.program], host))
+            with ChildMount(options, self._mount_options):
+                work(str(self.root))
+        finally:
+            kept = {"started": before.started, "ended": before.ended, "exit_status": before.exit_status}
+            self._note(process=None, **kept)
+
+    # the network
+
+    def _joined_network(self) -> str:
+        """The path of another container's network namespace, if it is to be shared; found before ours are entered."""
+        kind = self.settings.network_kind
+        if not kind.startswith(OF_CONTAINER):
+            return ""
+        if os.geteuid() != 0:
+            raise InvalidError(f"--network {kind} needs root: an ordinary user's containers share no namespaces")
+        with Store.open(self.store) as store:
+            other = Containers(store).find(kind.removeprefix(OF_CONTAINER))
+            pid = program_of(other, Containers(store).directory(other.name) / BUNDLE)
+        if pid is None:
+            raise InvalidError(f"the container {other.name} does not run under runc, so its network cannot be shared")
+        return f"/proc/{pid}/ns/net"
+
+    def _make_network(self, stack: ExitStack, config: RunConfig) -> str:
+        if self.settings.network_kind != PRIVATE:
+            return ""
+        network = stack.enter_context(PrivateNetwork(find_slirp(), self.bundle, _ports(self.settings, config)))
+        self._note(ports=[str(port) for port in network.ports])
+        return network.path
+
+    # mountpoints
+
+    @contextmanager
+    def _places(self, inside: Inside) -> Iterator[Mountpoints]:
+        """The mountpoints of this run; those that are empty at the end are removed."""
+        places = Mountpoints(inside, [b"/" + os.fsencode(path) for path in self.container.scaffold])
+        try:
+            yield places
+        finally:
+            places.remove()
+            self._note(scaffold=_scaffold(places))
+
+    def _with_mounts(
+        self, plan: Launch, places: Mountpoints, inside: Inside, mounts: Mounts, stack: ExitStack
+    ) -> Launch:
+        """Make the mountpoints and the working directory, and fill volumes that are new."""
+        for path in SYSTEM:
+            places.own(path)
+        places.directory(plan.process.directory)
+        binds = [*self._name_files(places, {volume.target for volume in mounts.volumes})]
+        for volume in mounts.volumes:
+            target = places.for_volume(volume)
+            if volume.target in mounts.named:
+                fill(volume.source, inside, target)
+            binds.append(Bind(str(volume.source), target, is_read_only=volume.is_read_only))
+        for number, tmpfs in enumerate(mounts.tmpfs):
+            # mounted here, as runc gives a tmpfs the mode of the directory below it
+            source = self.bundle / f"tmpfs{number}"
+            source.mkdir()
+            mount(b"tmpfs", os.fsencode(source), b"tmpfs", tmpfs.flags, tmpfs.data.encode())
+            stack.callback(unmount, os.fsencode(source), lazy=True)
+            binds.append(Bind(str(source), places.directory(tmpfs.target)))
+        binds.sort(key=lambda bind: bind.target.count("/"))
+        return replace(plan, binds=binds)
+
+    def _name_files(self, places: Mountpoints, given: set[str]) -> Iterator[Bind]:
+        settings = self.settings
+        texts = names.made_files(settings.network_kind, self._hostname, settings.hosts, settings.dns)
+        for path in names.write(self.bundle, texts):
+            target = f"/etc/{path.name}"
+            if target not in given:
+                with suppress(InvalidError):  # the image has an unexpected file there, which is left alone
+                    yield Bind(str(path), places.file(target))
+
+    # the record
+
+    def _note(self, **members: object) -> None:
+        with Store.open(self.store) as store:
+            Containers(store).change(self.container.name, **members)
+
+    def _leave_janitor(self) -> None:
+        """Leave a process behind that cleans up after this one has ended, in case it is killed."""
+        leave_behind(self._clean_up, after=os.pidfd_open(os.getpid()))
+
+    def _clean_up(self) -> None:
+        if not self.root.exists():
+            return
+        with Store.open(self.store) as store:
+            left = Containers(store).find(self.container.name)
+        if left.process == self.container.process:  # otherwise it ended normally
+            stop(self.kind, self.program, self.bundle, self.container.name)
+            self.end(None)
+
+    def end(self, status: int | None) -> None:
+        """Give the container up."""
+        with suppress(FileNotFoundError):
+            (self.root.parent / STATUS).write_text("" if status is None else str(status))
+        remove_tree(self.bundle)
+        with Store.open(self.store) as store:
+            Containers(store).release(self.container.name, status)
+
+
+def overrides_of(settings: Settings) -> Overrides:
+    return Overrides(
+        tuple(settings.command),
+        settings.entrypoint,
+        tuple(settings.environment),
+        settings.working_directory,
+        settings.user,
+    )
+
+
+def _ports(settings: Settings, config: RunConfig) -> list[Port]:
+    given = [port_of(text) for text in settings.ports]
+    if not settings.publishes_all:
+        return given
+    named = {(port.container, port.protocol) for port in given}
+    exposed = (exposed_port(text) for text in config.exposed_ports)
+    return given + [port for port in exposed if (port.container, port.protocol) not in named]
+
+
+def _root_alone(user: User) -> User:
+    """Root without supplementary groups, in a namespace with no other user. Raises NotFoundError for other users."""
+    if user.uid or user.gid:
+        raise NotFoundError(
+            f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
+        )
+    return replace(user, groups=())
+
+
+def _scaffold(places: Mountpoints) -> list[str]:
+    return [os.fsdecode(path.lstrip(b"/")) for path in places.made]

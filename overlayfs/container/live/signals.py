@@ -1,0 +1,94 @@
+"""How is the program of a live container found, sent signals, and ended?
+
+`bundle/pid` names the program of runc; that of bubblewrap has no name, and the `run` that started it passes signals on.
+A pid is only believed while the container is in use, and for the first process of a pid namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ...image.oci.errors import InvalidError
+from ..containers import Container
+from ..supervise import FORWARDED
+from .conmon import PID
+
+_AFTER_KILL_S: Final = 10.0
+
+
+def program_of(container: Container, bundle: Path) -> int | None:
+    """The pid of the program; None if the container does not run, or not under runc."""
+    if not container.is_in_use:
+        return None
+    try:
+        pid = int((bundle / PID).read_text())
+        return pid if _is_first_of_namespace(pid) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_first_of_namespace(pid: int) -> bool:
+    """proc(5), NSpid of /proc/pid/status: the pid in each namespace, the innermost last."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            numbers = line.split()[1:]
+            return len(numbers) > 1 and numbers[-1] == "1"
+    return False
+
+
+def send(container: Container, bundle: Path, number: int) -> None:
+    """Send the program a signal. Raises InvalidError if it does not run, or cannot be sent this signal."""
+    if not container.is_in_use or container.process is None:
+        raise InvalidError(f"the container {container.name} is not running")
+    program = program_of(container, bundle)
+    if program is None and number not in (*FORWARDED, signal.SIGKILL):
+        raise InvalidError(f"{container.name} runs under bwrap, which passes no {signal.Signals(number).name} on")
+    pid = program or container.process.pid
+    with suppress(ProcessLookupError):
+        pid_fd = os.pidfd_open(pid)
+        try:
+            if (program is None and container.process.is_alive()) or program_of(container, bundle) == program:
+                signal.pidfd_send_signal(pid_fd, number)
+        finally:
+            os.close(pid_fd)
+
+
+class Ends:
+    """Waits for containers to be free again: their processes of ours, which clean up, have ended."""
+
+    def __init__(self, containers: Sequence[Container]) -> None:
+        self._open: dict[str, int] = {}
+        for container in containers:
+            if container.is_in_use and container.process is not None:
+                with suppress(ProcessLookupError):
+                    self._open[container.name] = os.pidfd_open(container.process.pid)
+
+    def wait(self, name: str, until: float | None) -> bool:
+        """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""
+        fd = self._open.get(name)
+        if fd is None:
+            return True
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
+        if not poller.poll(left_ms):
+            return False
+        os.close(self._open.pop(name))
+        return True
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+
+def after_kill() -> float:
+    """Until when to wait for a killed program."""
+    return time.monotonic() + _AFTER_KILL_S

@@ -1,0 +1,238 @@
+"""Which volumes with names are in the store, and what is mounted in a container?
+
+A named volume is a directory `volumes/NAME` with its record and its `data`, which outlives containers. It appears and
+disappears by one rename. The files that the image has at its place are copied to it when it is first mounted, while it
+is empty, as docker does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import posixpath
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
+from ..image.store import records
+from ..image.store.staging import remove_tree
+from ..image.store.store import Store
+from .containers import Container, Containers
+from .mountpoints import Volume
+from .root_paths import Inside
+from .spec.parts import Tmpfs, tmpfs_of
+from .spec.settings import Settings
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_DATA: Final = "data"
+_RECORD: Final = "volume.json"
+_KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+
+
+class NamedVolume(Struct, frozen=True, omit_defaults=True):
+    """A volume as its record has it."""
+
+    name: str
+    created: str
+    labels: dict[str, str] = {}
+
+
+class Volumes:
+    """The named volumes of one open store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._directory = store.path / "volumes"
+
+    def data(self, name: str) -> Path:
+        return self._directory / name / _DATA
+
+    def listed(self) -> list[NamedVolume]:
+        """All volumes by name. Raises InvalidError for a damaged record."""
+        try:
+            names = sorted(filter(_NAME.fullmatch, os.listdir(self._directory)))
+        except FileNotFoundError:
+            return []
+        return [found for name in names if (found := self._read(name)) is not None]
+
+    def find(self, name: str) -> NamedVolume:
+        """Raises NotFoundError."""
+        found = self._read(name) if _NAME.fullmatch(name) else None
+        if found is None:
+            raise NotFoundError(f"no volume {name[:128]!r}: see overlayfs volume ls")
+        return found
+
+    def create(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make a volume, unless it is there. Raises InvalidError for a bad name."""
+        if not _NAME.fullmatch(name):
+            raise InvalidError(f"{name[:128]!r} is no name for a volume: letters, digits, _ . and -")
+        if self._read(name) is not None:
+            return
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        staged = self._store.stage.new_name()
+        (staged / _DATA).mkdir(parents=True)
+        (staged / _DATA).chmod(0o755)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        (staged / _RECORD).write_bytes(records.dump(NamedVolume(name, created, dict(labels))))
+        try:
+            staged.rename(self._directory / name)
+        except OSError:
+            remove_tree(staged)
+            if self._read(name) is None:  # otherwise somebody else made it just now
+                raise
+
+    def remove(self, name: str) -> None:
+        """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it."""
+        self.find(name)
+        users = [container.name for container in self.users(name)]
+        if users:
+            raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
+        away = self._store.stage.new_name()
+        (self._directory / name).rename(away)
+        remove_tree(away)
+
+    def users(self, name: str) -> list[Container]:
+        """The containers with this volume."""
+        return [one for one in Containers(self._store).listed() if name in names_in(one.settings)]
+
+    def _read(self, name: str) -> NamedVolume | None:
+        path = self._directory / name / _RECORD
+        try:
+            return records.load(path.read_bytes(), NamedVolume)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except records.DAMAGED as error:
+            raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """What is mounted in a container; `named` are the names of volumes by target."""
+
+    volumes: tuple[Volume, ...]
+    tmpfs: tuple[Tmpfs, ...]
+    named: Mapping[str, str]
+
+
+def names_in(settings: Settings) -> set[str]:
+    """The names of the volumes that a container has."""
+    found = {text.partition(":")[0] for text in settings.volumes if _is_named(text)}
+    options = [_options_of(text) for text in settings.mounts]
+    return found | {one["source"] for one in options if one.get("type", "volume") == "volume"}
+
+
+def _is_named(text: str) -> bool:
+    source = text.partition(":")[0]
+    return "/" not in source and source not in (".", "..", "") and ":" in text
+
+
+def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
+    """The mounts that the options describe; named volumes that are missing are made. Raises ImageError."""
+    named: dict[str, str] = {}
+    found: list[Volume] = []
+    tmpfs = [tmpfs_of(text) for text in settings.tmpfs]
+    for text in settings.volumes:
+        if _is_named(text):
+            name, _, rest = text.partition(":")
+            volumes.create(name, {})
+            found.append(Volume.parse(f"{volumes.data(name)}:{rest}"))
+            named[found[-1].target] = name
+        else:
+            found.append(Volume.parse(text))
+    for text in settings.mounts:
+        options = _options_of(text)
+        if options.get("type", "volume") == "tmpfs":
+            tmpfs.append(_tmpfs_of(options))
+            continue
+        source = options["source"]
+        if options.get("type", "volume") == "volume":
+            volumes.create(source, {})
+            source = str(volumes.data(source))
+            named[posixpath.normpath("/" + options["target"].lstrip("/"))] = options["source"]
+        found.append(Volume.parse(f"{source}:{options['target']}" + (":ro" if "readonly" in options else "")))
+    found.sort(key=lambda volume: volume.target.count("/"))  # one within the target of another comes after it
+    return Mounts(tuple(found), tuple(tmpfs), named)
+
+
+def _options_of(text: str) -> dict[str, str]:
+    """The members of `--mount type=bind,source=/a,target=/b,readonly`. Raises InvalidError."""
+    options: dict[str, str] = {}
+    for word in text.split(","):
+        name, _, value = word.partition("=")
+        options[_KEYS.get(name, name)] = value
+    kind = options.get("type", "volume")
+    known = {"type", "target", "readonly"} | ({"tmpfs-size", "tmpfs-mode"} if kind == "tmpfs" else {"source"})
+    if options.get("readonly") in ("false", "0"):
+        del options["readonly"]
+    if kind not in ("bind", "volume", "tmpfs") or set(options) - known or not options.get("target", "").startswith("/"):
+        raise InvalidError(f"{text[:120]!r} is no mount: type=bind|volume|tmpfs, source=, target=/PATH, readonly")
+    if kind != "tmpfs" and not options.get("source"):
+        raise InvalidError(f"{text[:120]!r} needs a source: volumes without a name are not there")
+    if kind == "bind" and not options["source"].startswith("/"):
+        raise InvalidError(f"{text[:120]!r}: the source of a bind mount is an absolute path")
+    if ":" in options.get("source", "") + options["target"]:
+        raise InvalidError(f"{text[:120]!r}: paths with a colon cannot be mounted")
+    return options
+
+
+def _tmpfs_of(options: Mapping[str, str]) -> Tmpfs:
+    words = [f"size={options['tmpfs-size']}"] if "tmpfs-size" in options else []
+    words += [f"mode={options['tmpfs-mode']}"] if "tmpfs-mode" in options else []
+    words += ["ro"] if "readonly" in options else []
+    return tmpfs_of(f"{options['target']}:{','.join(words)}")
+
+
+def inherited(settings: Settings, containers: Containers) -> Settings:
+    """The options with the mounts of the containers of --volumes-from in them. Raises ImageError."""
+    volumes, mounts = list(settings.volumes), list(settings.mounts)
+    for text in settings.volumes_from:
+        name, _, mode = text.partition(":")
+        if mode not in ("", "rw", "ro"):
+            raise InvalidError(f"--volumes-from {text[:80]!r}: NAME, NAME:ro or NAME:rw")
+        other = containers.find(name).settings
+        volumes += [_made_read_only(one) if mode == "ro" else one for one in other.volumes]
+        mounts += [f"{one},readonly" if mode == "ro" else one for one in other.mounts]
+    if not settings.volumes_from:
+        return settings
+    return replace(settings, volumes=volumes, mounts=mounts, volumes_from=[])
+
+
+def _made_read_only(text: str) -> str:
+    source, target, *words = text.split(":")
+    options = [word for word in (words[0].split(",") if words else []) if word not in ("rw", "ro")]
+    return f"{source}:{target}:{','.join([*options, 'ro'])}"
+
+
+def fill(data: Path, inside: Inside, target: str) -> None:
+    """Copy what the image has at `target` to an empty volume, owners and modes included, all or nothing.
+
+    Raises ImageError.
+    """
+    lock_fd = os.open(data.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        if any(data.iterdir()):
+            return
+        staged = data.with_name("filling")
+        if staged.exists():  # of a run that was killed
+            remove_tree(staged)
+        with inside.directory(os.fsencode(target)) as fd:
+            source = f"/proc/self/fd/{fd}/."
+            words = ["cp", "--archive", "--no-target-directory", "--", source, str(staged)]
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[fd], check=False
+            )
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["cp does not say why"]
+            raise ImageError(f"the volume for {target} could not be filled: {said[-1]}")
+        staged.rename(data)  # which is empty
+    finally:
+        os.close(lock_fd)

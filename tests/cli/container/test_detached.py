@@ -1,0 +1,333 @@
+"""Containers that outlive their command: run -d, create, start, stop, kill, wait, exec, logs, attach, rename, top."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from overlayfs.container.containers import Containers
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
+from overlayfs.tree.mount_table import mount_entries
+from tests.cli.container.shop import Shop, await_that, descendants, is_alive
+from tests.cli.people import COMMAND
+from tests.container.small import image_of, small_image
+from tests.prepared import PATIENCE_S, Prepared
+
+ENDLESS = "while :; do sleep 0.05; done"
+OBEDIENT = f"trap 'echo asked; exit 5' TERM; echo ready; {ENDLESS}"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    # conmon's and slirp4netns's sockets are reached whatever the length of the path
+    path = tmp_path_factory.mktemp("shop") / ("long" * 20) / "store"
+    path.parent.mkdir()
+    with Store.open(path) as store:
+        unpack_image(store, small_image(store))
+        small = store.find("small")
+        base = small.config.config
+        config = RunConfig(env=base.env, cmd=["sh", "-c", OBEDIENT], labels={"a": "image"}, stop_signal="SIGUSR1")
+        image_of(store, "labelled", config, {}, base=small)
+    with Prepared() as prepared:
+        yield Shop(path, prepared)
+
+
+@pytest.fixture
+def live(shop: Shop) -> Iterator[Shop]:
+    """No test leaves a container, a process or a mount behind."""
+    before = {entry.mount_id for entry in mount_entries()}
+    yield shop
+    for name in shop.names:
+        shop.run("rm", "--force", name)
+    assert {entry.mount_id for entry in mount_entries()} == before
+
+
+def log_of(shop: Shop, name: str, wanted: str) -> None:
+    """Wait for a line in the log."""
+    await_that(lambda: wanted in shop.run("logs", name).splitlines())
+
+
+def status_of(shop: Shop, name: str) -> str:
+    return str(shop.answer("inspect", "--type", "container", name)[0]["State"]["Status"])
+
+
+def keeper_of(shop: Shop, name: str) -> int:
+    (row,) = [row for row in shop.answer("ps", "-a") if row["name"] == name]
+    return int(row["pid"])
+
+
+# -- the story
+
+
+def test_container_is_run_looked_into_changed_stopped_and_started_again(live: Shop) -> None:
+    identity = live.run("run", "-d", "--name", "web", "small", "sh", "-c", OBEDIENT).strip()
+    assert re.fullmatch(r"[0-9a-f]{64}", identity)
+    log_of(live, "web", "ready")
+    assert live.run("exec", "web", "sh", "-c", "echo changed >/tmp/file; id -u") == "0\n"
+    assert live.run("exec", identity[:12], "cat", "/tmp/file") == "changed\n"
+    assert live.run("diff", "web") == "A /tmp/file\n"
+    assert live.run("stop", "web") == "web\n"
+    assert status_of(live, "web") == "exited"
+    assert live.run("logs", "web") == "ready\nasked\n"
+    assert live.run("wait", "web") == "5\n"
+    assert live.run("start", "web") == "web\n"
+    assert live.run("exec", "web", "cat", "/tmp/file") == "changed\n"
+    await_that(lambda: live.run("logs", "web") == "ready\nasked\nready\n")
+    live.run("commit", "web", "changed")
+    live.run("rm", "--force", "web")
+    assert live.run("run", "--rm", "changed", "cat", "/tmp/file") == "changed\n"
+    live.run("rmi", "changed")
+
+
+def test_created_container_waits_for_its_start(live: Shop) -> None:
+    live.run("create", "--name", "box", "-e", "A=b", "small", "sh", "-c", "echo $A; exit 3")
+    assert status_of(live, "box") == "created"
+    assert live.run("logs", "box") == "" and live.run("ps") == ""
+    assert live.run("start", "--attach", "box", status=3) == "b\n"
+    assert live.run("wait", "box") == "3\n"
+    assert live.run("start", "-a", "box", status=3) == "b\n"
+    assert live.run("logs", "box") == "b\nb\n"
+
+
+def test_passing_container_is_waited_for_although_it_disappears(live: Shop) -> None:
+    live.run("run", "-d", "--rm", "--name", "box", "small", "sh", "-c", f"trap 'exit 9' TERM; echo up; {ENDLESS}")
+    log_of(live, "box", "up")
+    waiting = live.start_command("wait", "box")
+    # it holds the container's status before the container goes
+    await_that(lambda: any("status" in os.readlink(f"/proc/{waiting.pid}/fd/{fd}") for fd in open_fds(waiting.pid)))
+    live.run("stop", "box")
+    with waiting:
+        assert waiting.communicate(timeout=PATIENCE_S) == ("9\n", "")
+    assert live.names == []
+
+
+def open_fds(pid: int) -> list[str]:
+    return [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.path.islink(f"/proc/{pid}/fd/{fd}")]
+
+
+def test_failing_start_is_told_with_dockers_status_and_leaves_nothing_live(live: Shop) -> None:
+    assert "'nope' is not in the image" in live.refuses("run", "-d", "--rm", "small", "nope", status=127)
+    assert "is not executable" in live.refuses("run", "-d", "--rm", "small", "/etc/passwd", status=126)
+    assert "no user 'nobody'" in live.refuses("run", "-d", "--rm", "-u", "nobody", "small", status=125)
+    assert live.names == []
+    assert "needs runc" in live.refuses("run", "-d", "--runtime", "bwrap", "small", status=125)
+
+
+# -- stop, kill, and what they leave
+
+
+def test_twenty_containers_are_stopped_at_once(live: Shop) -> None:
+    names = [f"box{number}" for number in range(20)]
+    # each takes a second to end
+    script = f"trap 'sleep 1; exit 4' TERM; echo ready; {ENDLESS}"
+    for name in names:
+        live.run("run", "-d", "--name", name, "small", "sh", "-c", script)
+    for name in names:
+        log_of(live, name, "ready")
+    assert live.run("stop", "--time", str(PATIENCE_S), *names).split() == names
+    assert live.run("wait", *names).split() == ["4"] * 20
+    states = live.answer("inspect", "--type", "container", *names)
+    ends = [one["State"]["FinishedAt"] for one in states]
+    starts = [one["State"]["StartedAt"] for one in states]
+    assert max(starts) < min(ends)
+
+
+def test_program_that_does_not_listen_is_killed(live: Shop) -> None:
+    live.run("run", "-d", "--name", "deaf", "--stop-timeout", "0", "small", "sh", "-c", f"trap '' TERM; {ENDLESS}")
+    assert live.run("stop", "deaf") == "deaf\n"
+    assert live.run("wait", "deaf") == "137\n"
+
+
+def test_stop_signal_is_the_options_or_the_images(live: Shop) -> None:
+    script = f"trap 'exit 1' USR1; trap 'exit 2' HUP; echo ready; {ENDLESS}"
+    live.run("run", "-d", "--name", "a", "labelled", "sh", "-c", script)
+    live.run("run", "-d", "--name", "b", "--stop-signal", "HUP", "labelled", "sh", "-c", script)
+    for name in ("a", "b"):
+        log_of(live, name, "ready")
+    live.run("stop", "a", "b")
+    assert live.run("wait", "a", "b") == "1\n2\n"
+
+
+def test_signals_reach_programs_in_background_and_foreground(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", f"trap 'echo hup' HUP; echo ready; {ENDLESS}")
+    log_of(live, "box", "ready")
+    live.run("kill", "-s", "HUP", "box")
+    log_of(live, "box", "hup")
+    live.run("kill", "box")
+    assert status_of(live, "box") == "exited" and live.run("wait", "box") == "137\n"
+    assert "is not running" in live.refuses("kill", "box")
+    with live.start("--name", "front", "small", "sh", "-c", f"trap 'exit 6' TERM; echo up; {ENDLESS}") as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        live.run("stop", "front")
+        assert process.wait(PATIENCE_S) == 6
+
+
+@pytest.mark.parametrize("victim", ["keeper", "conmon", "tree", "all"])
+def test_killed_helper_leaves_no_process_and_no_mount(live: Shop, victim: str) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", ENDLESS)
+    keeper = keeper_of(live, "box")
+    program = live.answer("inspect", "--type", "container", "box")[0]["State"]["Pid"]
+    family = {*descendants(keeper), keeper, program}
+    children = [int(word) for word in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+    (conmon,) = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "conmon\n"]
+    (janitor,) = [pid for pid in children if is_janitor_of(pid, keeper)]
+    (tree,) = set(children) - {conmon, janitor}
+    chosen = {"keeper": [keeper], "conmon": [conmon], "tree": [tree], "all": [janitor, keeper]}[victim]
+    for pid in chosen:
+        os.kill(pid, signal.SIGKILL)
+    if victim == "tree":
+        live.run("kill", "box")
+    if victim == "all":
+        await_that(lambda: not is_alive(keeper))
+        live.run("ps")  # the next command cleans up
+    await_that(lambda: not any(map(is_alive, family)))
+    await_that(lambda: status_of(live, "box") == "exited")
+    assert live.run("start", "box") == "box\n"
+    assert live.run("exec", "box", "pwd") == "/\n"
+
+
+def is_janitor_of(pid: int, keeper: int) -> bool:
+    """Whether it holds a pidfd of the keeper (proc(5), /proc/pid/fdinfo)."""
+    for fd in open_fds(pid):
+        try:
+            if f"Pid:\t{keeper}\n" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_container_of_an_earlier_boot_has_exited(live: Shop) -> None:
+    live.run("create", "--name", "box", "small", "sh", "-c", ENDLESS)
+    with Store.open(live.store) as store:
+        claimed = Containers(store).claim("box", None)
+        assert claimed.process is not None
+        before = replace(claimed.process, boot="another")
+        Containers(store).change("box", process=before, is_detached=True)
+        (live.store / "containers/box/bundle").mkdir()
+    assert live.run("ps") == ""
+    assert status_of(live, "box") == "exited"
+    assert live.run("start", "box") == "box\n"
+
+
+# -- exec
+
+
+def test_exec_has_the_containers_user_and_other_options(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "-u", "bob", "-e", "A=1", "-w", "/tmp", "small", "sh", "-c", ENDLESS)
+    assert live.run("exec", "box", "sh", "-c", "id; pwd; echo $A") == (
+        "uid=33(bob) gid=44(bobs) groups=44(bobs),50(others)\n/tmp\n1\n"
+    )
+    said = live.run("exec", "-u", "0", "-e", "A=2", "-w", "/etc", "box", "sh", "-c", "id -u; pwd; echo $A")
+    assert said == "0\n/etc\n2\n"
+    live.run("exec", "box", "sh", "-c", "exit 9", status=9)
+    assert "'nope' is not in the image" in live.refuses("exec", "box", "nope", status=127)
+    assert "not executable" in live.refuses("exec", "box", "/etc/passwd", status=126)
+    assert "--tty needs a terminal" in live.refuses("exec", "-it", "box", "sh", status=125)
+    live.run("exec", "-d", "box", "sh", "-c", "echo done >/tmp/done")
+    await_that(lambda: live.run("exec", "box", "sh", "-c", "cat /tmp/done 2>/dev/null; :") == "done\n")
+    status = live.run("exec", "box", "cat", "/proc/self/status")
+    assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+
+
+def test_exec_needs_a_live_container_of_runc(live: Shop) -> None:
+    live.run("create", "--name", "box", "small")
+    assert "is not running" in live.refuses("exec", "box", "pwd", status=125)
+    with live.start("--name", "front", "--runtime", "bwrap", "small", "sh", "-c", f"echo up; {ENDLESS}") as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        assert "does not run under runc" in live.refuses("exec", "front", "pwd", status=125)
+        live.run("kill", "front")
+        process.wait(PATIENCE_S)
+
+
+# -- logs, attach, top, rename
+
+
+def test_logs_keep_streams_times_and_lines_without_end(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", "echo a; echo b; printf d; echo c >&2")
+    live.run("wait", "box")
+    done = live.call("logs", "box")
+    assert (done.status, done.out, done.err) == (0, "a\nb\nd", "c\n")
+    done = live.call("logs", "--tail", "3", "box")
+    # conmon decides which of the two streams it reads first
+    assert (done.out, done.err) in (("b\nd", "c\n"), ("a\nb\nd", ""))
+    assert live.run("logs", "--tail", "0", "box") == ""
+    assert re.match(r"\d{4}-\d\d-\d\dT[0-9:.]+\S+ a\n", live.call("logs", "-t", "box").out)
+    assert live.run("logs", "--since", "2100-01-01T00:00:00Z", "box") == ""
+    assert "is no time" in live.refuses("logs", "--since", "now", "box")
+
+
+def test_logs_are_followed_until_the_end(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", OBEDIENT)
+    with live.start_command("logs", "--follow", "box") as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        live.run("stop", "box")
+        assert process.communicate(timeout=PATIENCE_S) == ("asked\n", "")
+        assert process.returncode == 0
+
+
+def test_attached_program_gets_input_and_its_status_is_ours(live: Shop) -> None:
+    live.run("run", "-d", "-i", "--name", "box", "small", "sh", "-c", "read x; echo got $x; read y; exit 8")
+    with live.start_command("attach", "box", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "got one\n"
+        assert process.communicate("two\n", PATIENCE_S) == ("", "")
+        assert process.returncode == 8
+    assert "does not run detached" in live.refuses("attach", "box")
+
+
+def test_detached_program_may_have_a_terminal(live: Shop) -> None:
+    live.run("run", "-d", "-t", "--name", "box", "small", "sh", "-c", "tty; exit 2")
+    assert live.run("wait", "box") == "2\n"
+    assert live.run("logs", "box") == "/dev/pts/0\n"
+
+
+def test_top_shows_its_processes_only(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sleep", "4321")
+    lines = live.run("top", "box", "-o", "pid,args").splitlines()
+    assert len(lines) == 2 and lines[1].endswith("sleep 4321")
+
+
+def test_renamed_container_keeps_its_changes(live: Shop) -> None:
+    live.run("run", "--name", "old", "small", "touch", "/tmp/x")
+    live.run("create", "--name", "taken", "small")
+    assert "taken is taken" in live.refuses("rename", "old", "taken")
+    live.run("rename", "old", "new")
+    assert live.names == ["new", "taken"]
+    assert live.run("diff", "new") == "A /tmp/x\n"
+    live.run("run", "-d", "--name", "busy", "small", "sh", "-c", ENDLESS)
+    assert "is running" in live.refuses("rename", "busy", "idle")
+
+
+def test_paused_program_stands_still(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", "while :; do echo x; sleep 0.02; done")
+    log_of(live, "box", "x")
+    live.run("pause", "box")
+    assert runc_status(live, "box") == "paused"
+    live.run("unpause", "box")
+    assert runc_status(live, "box") == "running"
+
+
+def runc_status(shop: Shop, name: str) -> str:
+    state = shop.store / "containers" / name / "bundle/state"
+    said = subprocess.run(["runc", "--root", state, "state", name], capture_output=True, check=True).stdout
+    return str(json.loads(said)["status"])
+
+
+def test_commands_start_as_people_start_them(live: Shop) -> None:
+    words = [*COMMAND, "--store", str(live.store)]
+    started = subprocess.run([*words, "run", "-d", "--name", "box", "small"], capture_output=True, check=True)
+    assert len(started.stdout) == 65
+    subprocess.run([*words, "wait", "box"], capture_output=True, check=True, timeout=PATIENCE_S)

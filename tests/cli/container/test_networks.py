@@ -1,0 +1,147 @@
+"""Networks of containers: published ports, names of hosts, name servers, networks shared or missing."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
+from tests.cli.container.shop import Shop, await_that
+from tests.container.small import image_of, small_image
+from tests.prepared import PATIENCE_S, Prepared
+
+SERVER = """
+import socket, sys
+kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[sys.argv[1]]
+server = socket.socket(socket.AF_INET, kind)
+server.bind(("0.0.0.0", 80))
+if sys.argv[1] == "tcp":
+    server.listen()
+print("up", flush=True)
+while True:
+    if sys.argv[1] == "tcp":
+        client, _ = server.accept()
+        client.sendall(b"hello")
+        client.close()
+    else:
+        _, sender = server.recvfrom(100)
+        server.sendto(b"hello", sender)
+"""
+ENDLESS = "while :; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    path = tmp_path_factory.mktemp("shop") / "store"
+    with Store.open(path) as store:
+        unpack_image(store, small_image(store))
+        exposing = RunConfig(cmd=["sh", "-c", ENDLESS], exposed_ports={"80/tcp": {}, "53/udp": {}})
+        image_of(store, "exposing", exposing, {}, base=store.find("small"))
+    with Prepared() as prepared:
+        yield Shop(path, prepared)
+
+
+@pytest.fixture
+def live(shop: Shop) -> Iterator[Shop]:
+    yield shop
+    for name in shop.names:
+        shop.run("rm", "--force", name)
+
+
+def served(shop: Shop, protocol: str, *options: str) -> int:
+    """The host's port of a container `web` that serves port 80, by this machine's Python."""
+    base = {sys.base_prefix, os.path.realpath(sys.executable), "/usr", "/lib", "/lib64"}
+    volumes = [word for path in sorted(base) if os.path.exists(path) for word in ("-v", f"{path}:{path}:ro")]
+    python = os.path.realpath(sys.executable)
+    shop.run("run", "-d", "--name", "web", *volumes, *options, "small", python, "-c", SERVER, protocol)
+    await_that(lambda: shop.run("logs", "web") == "up\n")
+    return int(shop.run("port", "web").rsplit(":", 1)[1])
+
+
+def test_published_port_is_served_until_the_container_ends(live: Shop) -> None:
+    port = served(live, "tcp", "-p", "127.0.0.1::80")
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client:
+        assert client.recv(100) == b"hello"
+    assert live.run("port", "web", "80") == f"127.0.0.1:{port}\n"
+    assert "publishes no port 81/tcp" in live.refuses("port", "web", "81")
+    assert live.answer("ps")[0]["ports"] == [f"127.0.0.1:{port}->80/tcp"]
+    assert "is in use" in live.refuses("run", "-d", "--rm", "-p", f"127.0.0.1:{port}:80", "small", status=125)
+    live.run("stop", "-t", "0", "web")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+    assert live.run("port", "web") == ""
+
+
+def test_datagrams_are_passed_too(live: Shop) -> None:
+    port = served(live, "udp", "-p", "80/udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(("198.51.100.1", port))  # sends nothing, but chooses an address of ours that is no loopback
+        client.connect((client.getsockname()[0], port))
+
+        def is_answered() -> bool:  # a datagram may be lost, as the first one is while ARP has no answer
+            client.send(b"x")
+            return bool(select.select([client], [], [], 0.2)[0]) and client.recv(100) == b"hello"
+
+        await_that(is_answered)
+
+
+def test_exposed_ports_are_published_on_request(live: Shop) -> None:
+    live.run("run", "-d", "-P", "--name", "box", "exposing")
+    assert sorted(line.split(" -> ")[0] for line in live.run("port", "box").splitlines()) == ["53/udp", "80/tcp"]
+
+
+def test_private_network_has_names_and_a_way_out(live: Shop) -> None:
+    script = "cat /etc/hosts /etc/resolv.conf /etc/hostname; cat /proc/net/dev"
+    said = live.run("run", "--rm", "-h", "box", "--network", "private", "small", "sh", "-c", script)
+    assert "10.0.2.100\tbox\n" in said and "nameserver 10.0.2.3\n" in said and "\nbox\n" in said and "tap0:" in said
+
+
+@pytest.mark.parametrize("runtime", ["bwrap", "runc"])
+def test_names_and_name_servers_may_be_given(live: Shop, runtime: str) -> None:
+    options = ("--add-host", "db:10.1.2.3", "--dns", "9.9.9.9", "--runtime", runtime)
+    said = live.sh("cat /etc/hosts; cat /etc/resolv.conf", *options)
+    assert "10.1.2.3\tdb\n" in said
+    assert [line for line in said.splitlines() if line.startswith("nameserver")] == ["nameserver 9.9.9.9"]
+    assert "127.0.0.1\tlocalhost\n" in live.sh("cat /etc/hosts", "--network", "none", "--runtime", runtime)
+
+
+def test_network_of_another_container_is_shared(live: Shop) -> None:
+    live.run("run", "-d", "--name", "one", "--network", "private", "small", "sh", "-c", ENDLESS)
+    script = "for f in /proc/self/ns/net; do stat -L -c %i $f; done"
+    shared = live.sh(script, "--network", "container:one")
+    assert shared == live.run("exec", "one", "sh", "-c", script)
+    assert shared.strip() != str(os.stat("/proc/self/ns/net").st_ino)
+    assert "no container 'two'" in live.refuses("run", "--rm", "--network", "container:two", "small", status=125)
+    live.run("stop", "-t", "0", "one")
+    assert "does not run" in live.refuses("run", "--rm", "--network", "container:one", "small", status=125)
+
+
+def test_what_cannot_be_is_refused_in_one_line(live: Shop) -> None:
+    def refused(*options: str) -> str:
+        return live.refuses("run", "--rm", *options, "small", status=125)
+
+    assert "--network bridge" in refused("--network", "bridge").replace("'", "")
+    assert "need a private network" in refused("--network", "host", "-p", "80:80")
+    assert "needs runc" in refused("-p", "80:80", "--runtime", "bwrap")
+    assert "no answers" in refused("-p", "127.0.0.1:53:53/udp")
+    assert "--restart always" in refused("--restart", "always")
+    assert "no port to publish" in refused("-p", "80-90:80-90")
+    assert live.names == []
+
+
+def test_killed_run_ends_its_network(live: Shop, tmp_path: Path) -> None:
+    with live.start("--name", "box", "--network", "private", "small", "sh", "-c", f"echo up; {ENDLESS}") as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        found = subprocess.run(["pgrep", "-P", str(process.pid), "slirp4netns"], stdout=subprocess.PIPE, check=True)
+        (slirp,) = [int(word) for word in found.stdout.split()]
+        process.kill()
+    await_that(lambda: not Path(f"/proc/{slirp}").exists() or Path(f"/proc/{slirp}/stat").read_text().split()[2] == "Z")

@@ -1,0 +1,131 @@
+"""Named volumes, mounts in words, tmpfs, mounts of other containers, and pruning."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.store import Store
+from tests.cli.container.shop import Shop
+from tests.container.small import image_of, link, small_image
+from tests.prepared import Prepared
+
+ENDLESS = "while :; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    path = tmp_path_factory.mktemp("shop") / "store"
+    with Store.open(path) as store:
+        unpack_image(store, small_image(store))
+        filled: dict[str, bytes | tarfile.TarInfo] = {
+            "data/file": b"of the image\n",
+            "data/sub/deep": b"deep\n",
+            "data/link": link("data/link", "/etc/passwd"),
+        }
+        image_of(store, "filled", RunConfig(cmd=["sh"]), filled, base=store.find("small"))
+        image_of(store, "led", RunConfig(cmd=["sh"]), {"data": link("data", "/etc")}, base=store.find("small"))
+    with Prepared() as prepared:
+        yield Shop(path, prepared)
+
+
+@pytest.fixture
+def clean(shop: Shop) -> Iterator[Shop]:
+    yield shop
+    for name in shop.names:
+        shop.run("rm", "--force", name)
+    shop.run("volume", "prune", "-f")
+
+
+@pytest.mark.parametrize("runtime", ["bwrap", "runc"])
+def test_new_volume_is_filled_from_the_image_once(clean: Shop, runtime: str) -> None:
+    def run(image: str, script: str) -> str:
+        return clean.run("run", "--rm", "--runtime", runtime, "-v", "kept:/data", image, "sh", "-c", script)
+
+    assert run("filled", "chown 33:44 /data/file; ls /data; echo more >>/data/file") == "file\nlink\nsub\n"
+    assert run("filled", "cat /data/file; stat -c %u:%g /data/file; rm /data/sub/deep") == "of the image\nmore\n33:44\n"
+    assert run("small", "ls /data /data/sub") == "/data:\nfile\nlink\nsub\n\n/data/sub:\n"
+    data = clean.store / "volumes/kept/data"
+    assert os.readlink(data / "link") == "/etc/passwd"
+
+
+def test_volume_is_filled_from_within_the_image_only(clean: Shop) -> None:
+    assert clean.run("run", "--rm", "-v", "kept:/data", "led", "sh", "-c", "ls /etc; ls -d /data/..") == (
+        "group\nhostname\nhosts\npasswd\nresolv.conf\n/data/..\n"
+    )
+
+
+def test_half_filled_volume_of_a_killed_run_is_filled_anew(clean: Shop) -> None:
+    clean.run("volume", "create", "kept")
+    (clean.store / "volumes/kept/filling/sub").mkdir(parents=True)
+    assert clean.run("run", "--rm", "-v", "kept:/data", "filled", "cat", "/data/sub/deep") == "deep\n"
+    assert sorted(os.listdir(clean.store / "volumes/kept")) == ["data", "volume.json"]
+
+
+def test_volumes_are_made_listed_and_removed(clean: Shop) -> None:
+    assert clean.run("volume", "create", "a", "--label", "x=y") == "a\n"
+    clean.run("create", "--name", "box", "-v", "b:/b", "--mount", "type=volume,src=c,dst=/c,ro", "small")
+    assert clean.run("volume", "ls", "-q") == "a\nb\nc\n"
+    (found,) = json.loads(clean.run("volume", "inspect", "a"))
+    assert (found["Name"], found["Labels"], found["UsedBy"]) == ("a", {"x": "y"}, [])
+    for name in ("b", "c"):
+        assert f"the volume {name} belongs to box" in clean.refuses("volume", "rm", name)
+    assert clean.run("volume", "prune") == "a\n"
+    assert len(clean.run("container", "prune").strip()) == 64
+    assert clean.run("volume", "rm", "b", "c") == "b\nc\n"
+    assert "no volume 'a'" in clean.refuses("volume", "rm", "a")
+    assert "no name for a volume" in clean.refuses("volume", "create", "../x")
+
+
+@pytest.mark.parametrize("runtime", ["bwrap", "runc"])
+def test_mounts_in_words(clean: Shop, tmp_path: Path, runtime: str) -> None:
+    (tmp_path / "f").write_text("mine\n")
+    options = ("--runtime", runtime)
+    mounts = ["--mount", f"type=bind,source={tmp_path},target=/a,readonly"]
+    mounts += ["--mount", "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=700", "--tmpfs", "/u:size=64k"]
+    script = "cat /a/f; touch /a/x 2>/dev/null || echo ro; stat -c %a /t; touch /t/x /u/x; cat /proc/mounts"
+    said = clean.sh(script, *mounts, *options)
+    assert said.startswith("mine\nro\n700\n")
+    lines = {line.split()[1]: line for line in said.splitlines() if " tmpfs " in line}
+    assert "size=1024k" in lines["/t"] and "size=64k" in lines["/u"] and "noexec" in lines["/u"]
+
+
+def test_mounts_of_another_container(clean: Shop) -> None:
+    clean.run("create", "--name", "one", "-v", "kept:/data", "filled")
+    script = "cat /data/file; touch /data/x 2>/dev/null || echo ro"
+    clean.run("run", "--rm", "-v", "kept:/data", "filled", "pwd")
+    assert clean.sh(script, "--volumes-from", "one:ro") == "of the image\nro\n"
+    assert clean.sh(script, "--volumes-from", "one") == "of the image\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--mount", "type=nfs,source=x,target=/x"), "is no mount"),
+        (("--mount", "type=bind,source=x,target=/x"), "absolute path"),
+        (("--mount", "type=volume,target=/x"), "needs a source"),
+        (("--mount", "type=bind,source=/a,target=x"), "is no mount"),
+        (("--tmpfs", "/a", "-v", "kept:/a"), "cannot both be at /a"),
+        (("--volumes-from", "nobody"), "no container 'nobody'"),
+        (("-v", "/a"), "is no volume"),
+        (("-v", "kept:/a:rslave"), "unknown volume option"),
+    ],
+)
+def test_what_cannot_be_mounted_is_refused(clean: Shop, options: tuple[str, ...], why: str) -> None:
+    assert why in clean.refuses("run", "--rm", *options, "small", status=125)
+    assert clean.names == []
+
+
+def test_prune_keeps_what_is_in_use(clean: Shop) -> None:
+    clean.run("run", "-d", "--name", "live", "-v", "kept:/data", "small", "sh", "-c", ENDLESS)
+    clean.run("run", "--name", "ended", "small", "pwd")
+    clean.run("container", "prune")
+    assert clean.names == ["live"]
+    assert clean.run("volume", "prune") == ""

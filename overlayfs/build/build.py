@@ -33,11 +33,9 @@ from .steps import run_instruction
 
 
 def build(store: Store, context: Context, request: Request, references: list[Reference]) -> Image:
-    """Build the image and give it the names. Raises ImageError."""
+    """Build the image and give it the names. Raises ImageError. `clean_up` comes before."""
     dockerfile = parse_dockerfile(context.text, context.file)
     plan = make_plan(dockerfile, request.target, request.arguments, request.predefined)
-    store.sweep()
-    Containers(store).sweep()
     image = _Build(store, context, request, plan).run()
     _tell_unused(request, dockerfile)
     descriptor = _finished(store, request, image)
@@ -45,6 +43,12 @@ def build(store: Store, context: Context, request: Request, references: list[Ref
     for reference in named or [None]:
         store.keep(descriptor, reference)
     return store.load_image(descriptor, references[0] if references else None)
+
+
+def clean_up(store: Store) -> None:
+    """Remove what killed builds left behind; before anything of this build is staged, a context too."""
+    Containers(store).sweep()
+    store.sweep()
 
 
 def _tell_unused(request: Request, dockerfile: Dockerfile) -> None:

@@ -30,7 +30,7 @@ from ..image.store.store import Image, Store
 from .cache import Cache, key_of
 from .children import ChildError
 from .dockerfile.health import healthcheck
-from .dockerfile.lines import Place
+from .dockerfile.lines import DockerfileError, Place
 from .dockerfile.parser import Instruction, names_and_values, parse_trigger
 from .dockerfile.plan import PlannedStage
 from .files.sources import Tree
@@ -107,19 +107,20 @@ class Building:
 
     def configure(self, instruction: Instruction) -> None:
         """One instruction that only edits the configuration. Raises DockerfileError."""
-        before = self.draft.config
+        seen = _Seen(self.variables)
         try:
-            self._edit(instruction)
+            self._edit(instruction, Lexer(seen, self.around.escape))
+        except DockerfileError:
+            raise
         except (InvalidError, ValueError) as error:
-            raise instruction.place.error(str(error).removeprefix(f"{instruction.place.file}:")) from None
-        changed = () if before == self.draft.config else (self.draft.config,)
-        self.note(instruction, instruction.written, repr(changed))
+            raise instruction.place.error(str(error)) from None
+        self.note(instruction, instruction.written, repr(sorted(seen.used.items())))
 
-    def _edit(self, instruction: Instruction) -> None:
+    def _edit(self, instruction: Instruction, lexer: Lexer) -> None:
         name, text = instruction.name, instruction.text
         config: dict[str, Any] = self.draft.raw.setdefault("config", {})
         if name in INSTRUCTIONS:
-            self.draft.config = apply_instruction(self.draft.config, name, text, self.lexer)
+            self.draft.config = apply_instruction(self.draft.config, name, text, lexer)
             self.has_command = self.has_command or name == "CMD"
             if name == "ENTRYPOINT" and not self.has_command:
                 self.draft.config = replace(self.draft.config, cmd=[])
@@ -130,7 +131,7 @@ class Building:
         elif name == "ONBUILD":
             config["OnBuild"] = [*(config.get("OnBuild") or []), text]
         elif name == "MAINTAINER":
-            self.draft.raw["author"] = self.lexer.expand(text)
+            self.draft.raw["author"] = lexer.expand(text)
         else:
             raise InvalidError(f"{name} cannot be used here")
 
@@ -234,6 +235,18 @@ class Building:
             found = self.current()
             self.around.cache.keep(key, found.descriptor.digest)
         return found.descriptor.digest
+
+
+class _Seen(dict[str, str]):
+    """Variables, and which of them an instruction looked up: only these are part of its key."""
+
+    def __init__(self, known: Mapping[str, str]) -> None:
+        super().__init__(known)
+        self.used: dict[str, str | None] = {}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.used[name] = super().get(name)
+        return super().get(name, default)
 
 
 def _at(place: Place) -> str:

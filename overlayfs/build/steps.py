@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from ..container.runtime import Network
@@ -167,9 +168,7 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
     """ADD of URLs and git repositories: fetched first, so that what they hold is part of the key."""
     around = building.around
     with around.store.staging() as staged:
-        for source in remote:
-            fetch(source, staged, checksum=instruction.flag("checksum"), keeps_git=instruction.is_set("keep-git-dir"))
-        names = tuple(sorted(os.listdir(staged)))
+        names = tuple(_fetched(staged, source, instruction) for source in remote)
         root = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fetched = Tree(root, "what was fetched")
@@ -185,6 +184,14 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             building.layer(instruction, step, (around.context_path, staged), copying.facts, identity)
         finally:
             os.close(root)
+
+
+def _fetched(staged: Path, source: str, instruction: Instruction) -> str:
+    """The path, below `staged`, of what a source is."""
+    place = staged.resolve() / str(len(os.listdir(staged)))
+    place.mkdir()
+    checksum, keeps_git = instruction.flag("checksum"), instruction.is_set("keep-git-dir")
+    return str(fetch(source, place, checksum=checksum, keeps_git=keeps_git).relative_to(staged.resolve()))
 
 
 def _copying(building: Building, instruction: Instruction) -> tuple[Copying, tuple[str, ...]]:

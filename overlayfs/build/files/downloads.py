@@ -33,17 +33,18 @@ def is_remote(text: str) -> bool:
     return _URL.match(text) is not None or is_git(text)
 
 
-def fetch(source: str, directory: Path, *, checksum: str | None = None, keeps_git: bool = False) -> None:
-    """Fetch a URL as a file, or a repository as files, into a directory. Raises ImageError."""
+def fetch(source: str, directory: Path, *, checksum: str | None = None, keeps_git: bool = False) -> Path:
+    """Fetch a URL as a file in an empty directory, or a repository as its files; what is to be copied. Raises
+    ImageError."""
     if is_git(source):
         if checksum is not None:
             raise InvalidError("--checksum is for URLs: name a commit of the repository with #COMMIT")
-        clone(source, directory, keeps_git=keeps_git)
-        return
+        return clone(source, directory, keeps_git=keeps_git)
     name = unquote(posixpath.basename(urlsplit(source).path))
     if not name or "/" in name or name in (".", ".."):
         raise InvalidError(f"{source}: the URL has no file name: name one in the destination")
     _download(source, directory / name, checksum)
+    return directory / name
 
 
 def _download(url: str, path: Path, checksum: str | None) -> None:
@@ -88,7 +89,11 @@ def clone(source: str, directory: Path, *, keeps_git: bool = False) -> Path:
     if url.startswith("-") or reference.startswith("-"):
         raise InvalidError(f"{source!r} is no repository")
     _git("init", "--quiet", directory)
-    _git("-C", directory, "fetch", "--quiet", "--depth=1", "--", url, reference or "HEAD")
+    words = ("-C", directory, "fetch", "--quiet"), ("--", url, reference or "HEAD")
+    try:
+        _git(*words[0], "--depth=1", *words[1])
+    except ImageError:  # a server of plain files has whole histories only
+        _git(*words[0], *words[1])
     _git("-C", directory, "checkout", "--quiet", "FETCH_HEAD")
     if not keeps_git:
         remove_tree(directory / ".git")

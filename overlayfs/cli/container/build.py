@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs.build.build import build
+from overlayfs.build.build import build, clean_up
 from overlayfs.build.files.contexts import opened_context, unpack_file
 from overlayfs.build.request import Request
 from overlayfs.cli.progress import shown_progress
@@ -49,8 +49,13 @@ def build_image(directory: Path | None, words: Words) -> None:
     references = [_reference(tag) for tag in words.tags]
     with Store.open(directory) as store:
         request = _request(words)
-        with opened_context(store, words.context, words.file) as context:
-            image = build(store, context, request, references)
+        clean_up(store)
+        try:
+            with opened_context(store, words.context, words.file) as context:
+                image = build(store, context, request, references)
+        except BaseException:
+            clean_up(store)  # the processes of its stages were killed
+            raise
         if words.output is not None:
             _write_tree(store, image, words.output)
     if words.iidfile is not None:

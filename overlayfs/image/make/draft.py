@@ -6,7 +6,7 @@ in the store.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import msgspec
@@ -39,10 +39,16 @@ Raw = dict[str, Any]
 
 @dataclass(slots=True)
 class Draft:
-    """`raw` is the whole configuration, with a history entry for each layer."""
+    """`raw` is the whole configuration, with a history entry for each layer; the known members of its `config` are
+    those of `config`, which may be replaced, and get into it when it is written."""
 
     raw: Raw
     layers: list[Descriptor]
+    config: RunConfig = field(init=False)
+    _before: RunConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.config = self._before = msgspec.convert(self.raw.get("config", {}), RunConfig)
 
     @classmethod
     def empty(cls, platform: Platform | None = None) -> Self:
@@ -63,17 +69,6 @@ class Draft:
         kept = {name: member for name, member in raw.items() if name not in _OF_A_CONTAINER}
         return cls(kept, [_as_oci(descriptor) for descriptor in base.manifest.layers])
 
-    @property
-    def config(self) -> RunConfig:
-        """The known members of `config`."""
-        return msgspec.convert(self.raw.get("config", {}), RunConfig)
-
-    @config.setter
-    def config(self, changed: RunConfig) -> None:
-        raw = self.raw.get("config", {})
-        unknown = {name: member for name, member in raw.items() if name not in _RUN_MEMBERS}
-        self.raw["config"] = {**msgspec.to_builtins(changed), **unknown}
-
     def add(self, step: History, layer: NewLayer | None) -> None:
         """Add one step of the history, with its layer or without; the image is as old as its last step."""
         self.raw["history"].append(msgspec.to_builtins(replace(step, empty_layer=layer is None)))
@@ -90,6 +85,10 @@ class Draft:
 
     def write(self, store: Store) -> Descriptor:
         """Put configuration and manifest into the store; the manifest's descriptor, which has no name yet."""
+        if self.config is not self._before:
+            unknown = {name: member for name, member in self.raw.get("config", {}).items() if name not in _RUN_MEMBERS}
+            self.raw["config"] = {**msgspec.to_builtins(self.config), **unknown}
+            self._before = self.config
         config = store.add_blob(msgspec.json.encode(self.raw), OCI_CONFIG)
         manifest = Manifest(schema_version=2, media_type=OCI_MANIFEST, config=config, layers=self.layers)
         return store.add_blob(dump(manifest), OCI_MANIFEST)

@@ -1,0 +1,364 @@
+"""`overlayfs build` on real mounts: the cache, reproducible images, flags, contexts, and errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Final
+
+import pytest
+
+from overlayfs.image.store.store import Image, Store
+from tests.build.building import Facts, base_image, fill, tree_of
+from tests.prepared import Done, Prepared
+
+ON: Final = "FROM small\n"
+
+
+class Site:
+    """A store with a small image, and a context."""
+
+    def __init__(self, top: Path, prepared: Prepared) -> None:
+        self.store, self.context = top / "store", top / "context"
+        self.prepared = prepared
+        self.context.mkdir()
+        with Store.open(self.store) as store:
+            from overlayfs.image.oci.reference import Reference
+
+            base_image(store, top, Reference.parse("small"))
+
+    def write(self, text: str, **files: str) -> None:
+        (self.context / "Dockerfile").write_text(text)
+        for name, content in files.items():
+            (self.context / name).write_text(content)
+
+    def call(self, *words: str | Path, typed: str = "") -> Done:
+        return self.prepared.call("--store", self.store, "build", *words, typed=typed)
+
+    def build(self, text: str, *words: str | Path, **files: str) -> str:
+        """Build the Dockerfile with these files in the context; what is reported on the way."""
+        self.write(text, **files)
+        done = self.call("-t", "made", *words, self.context)
+        assert done.status == 0, done.err
+        return done.err
+
+    def refuses(self, text: str, *words: str | Path, **files: str) -> str:
+        """The last line that says why not; nothing is left behind."""
+        self.write(text, **files)
+        before = self.names()
+        done = self.call("-t", "refused", *words, self.context)
+        assert (done.status, done.out) == (1, "")
+        assert "Traceback" not in done.err
+        assert "(this is a bug)" not in done.err
+        assert self.names() == before
+        assert os.listdir(self.store / "containers") == os.listdir(self.store / "tmp") == []
+        return done.err.splitlines()[-1]
+
+    def names(self) -> list[str]:
+        with Store.open(self.store) as store:
+            return sorted(str(entry.reference or entry.descriptor.digest) for entry in store.entries())
+
+    def image(self, name: str = "made") -> Image:
+        with Store.open(self.store) as store:
+            return store.find(name)
+
+    def tree(self, name: str = "made") -> Facts:
+        with Store.open(self.store) as store:
+            return tree_of(store, store.find(name))
+
+    def text(self, path: str) -> str:
+        """The content of a file of the image."""
+        content = self.tree()[path][-1]
+        assert isinstance(content, bytes)
+        return content.decode()
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Prepared]:
+    with Prepared() as process:
+        yield process
+
+
+@pytest.fixture
+def site(tmp_path: Path, prepared: Prepared) -> Site:
+    return Site(tmp_path, prepared)
+
+
+# -- the cache
+
+
+def test_a_second_build_runs_nothing_and_gives_the_same_image(site: Site) -> None:
+    text = f"{ON}ENV A=1\nRUN echo $A > /x\nCOPY a /y\nLABEL b=2\n"
+    site.build(text, a="1")
+    first = site.image()
+    os.utime(site.context / "a", (1, 1))
+    report = site.build(text)
+    assert report.count("(cached)") == 2
+    assert site.image().digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "cached"),
+    [
+        ({"a": "2"}, 1),  # the content of what is copied
+        ({"text": f"{ON}RUN echo 2 > /x\nCOPY a /y\n"}, 0),
+        ({"text": f"{ON}RUN echo 1 > /x\nCOPY a /z\n"}, 1),
+        ({"b": "unrelated"}, 2),
+    ],
+)
+def test_the_cache_is_keyed_by_content(site: Site, change: dict[str, str], cached: int) -> None:
+    text = f"{ON}RUN echo 1 > /x\nCOPY a /y\n"
+    site.build(text, a="1")
+    changed = change.pop("text", text)
+    assert site.build(changed, **change).count("(cached)") == cached
+
+
+def test_an_argument_counts_from_its_declaration_on(site: Site) -> None:
+    text = f"{ON}RUN echo 1 > /x\nARG A\nRUN echo $A > /y\n"
+    site.build(text, "--build-arg", "A=1")
+    assert site.build(text, "--build-arg", "A=2").count("(cached)") == 1
+    assert site.text("/y") == "2\n"
+
+
+def test_no_cache_runs_every_step_anew(site: Site) -> None:
+    site.build(f"{ON}RUN echo 1 > /x\n")
+    assert "(cached)" not in site.build(f"{ON}RUN echo 1 > /x\n", "--no-cache")
+
+
+def test_pruned_layers_are_built_again(site: Site) -> None:
+    site.build(f"{ON}RUN echo 1 > /x\n")
+    assert site.prepared.call("--store", site.store, "rmi", "made").status == 0
+    assert site.prepared.call("--store", site.store, "prune").status == 0
+    assert "(cached)" not in site.build(f"{ON}RUN echo 1 > /x\n")
+    assert site.text("/x") == "1\n"
+
+
+def test_equal_input_gives_an_equal_digest(
+    site: Site, tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    text = f"{ON}WORKDIR /w\nRUN mkdir d && echo 1 > d/x && ln d/x y\nCOPY a .\nCOPY <<E /z\nz\nE\nENV A=1\n"
+    site.build(text, a="1")
+    (tmp_path / "other").mkdir()
+    with Store.open(site.store) as store:
+        base = store.find("small")
+        from overlayfs.image.archive.save import save
+
+        with open(tmp_path / "small.tar", "wb") as out:
+            save(store, [base], out)
+    other = Site.__new__(Site)
+    other.store, other.context, other.prepared = tmp_path / "other" / "store", tmp_path / "other", prepared
+    assert prepared.call("--store", other.store, "load", "-i", tmp_path / "small.tar").status == 0
+    other.build(text, a="1")
+    assert other.image().digest == site.image().digest
+
+
+# -- stages
+
+
+def test_stages_that_nothing_needs_are_not_built(site: Site) -> None:
+    report = site.build(f"FROM small AS bad\nRUN false\n{ON}RUN echo 1 > /x\n")
+    assert "[bad]" not in report
+
+
+def test_stages_give_files_to_each_other(site: Site) -> None:
+    site.build(
+        "FROM small AS a\nRUN echo 1 > /1\nFROM small AS b\nRUN echo 2 > /2\n"
+        "FROM scratch\nCOPY --from=a /1 /\nCOPY --from=b /2 /\n"
+    )
+    assert {path: facts[-1] for path, facts in site.tree().items() if path != "/."} == {"/1": b"1\n", "/2": b"2\n"}
+
+
+def test_triggers_of_the_base_run_first(site: Site) -> None:
+    site.build(f"{ON}ONBUILD COPY a /a\nONBUILD RUN cat /a > /b\n", "-t", "base", a="1")
+    site.build("FROM base\nRUN cat /b > /c\n")
+    assert site.text("/c") == "1"
+    with Store.open(site.store) as store:
+        assert b"OnBuild" not in store.read_blob(site.image().manifest.config)
+
+
+# -- flags that buildah 1.28 does not know
+
+
+def test_heredocs(site: Site) -> None:
+    site.build(
+        f"{ON}ARG A=1\n"
+        "RUN <<E\necho one > /one\nset -e\necho $A >> /one\nE\n"
+        "RUN cat <<E > /two\n$A\nE\n"
+        "RUN <<E\n#!/bin/cat\nscript\nE\n"
+        "COPY <<E <<'F' /d/\n$A\nE\n$A\nF\n"
+        "RUN <<-E\n\techo tab > /tab\n\tE\n"
+    )
+    texts = [site.text(path) for path in ("/one", "/two", "/d/E", "/d/F", "/tab")]
+    assert texts == ["one\n1\n", "1\n", "1\n", "$A\n", "tab\n"]
+
+
+def test_parents_and_excluded_files(site: Site) -> None:
+    fill(site.context)
+    site.build(f"{ON}COPY --parents d/deep/c ./e/./deep /p/\nCOPY --exclude=deep --exclude=*.txt --link d *.txt /q/\n")
+    found = {path for path in site.tree() if path.startswith(("/p", "/q")) and path != "/proc"}
+    assert found == {"/p", "/p/d", "/p/d/deep", "/p/d/deep/c", "/p/deep", "/p/deep/d", "/q", "/q/b"}
+
+
+def test_a_network_of_its_own(site: Site) -> None:
+    site.build(f"{ON}RUN --network=none ls /sys/class/net > /x\nRUN ls /sys/class/net > /y\n")
+    assert site.refuses(f"{ON}RUN --network=bad true\n").endswith("--network=bad: one of default, host, none")
+
+
+def test_a_writable_bind_is_thrown_away(site: Site) -> None:
+    site.build(f"{ON}RUN --mount=type=bind,target=/m,rw echo 1 > /m/new && cat /m/a > /x\n", a="1")
+    assert site.text("/x") == "1"
+    assert not (site.context / "new").exists()
+    assert "ended with status" in site.refuses(f"{ON}RUN --mount=type=bind,target=/m touch /m/new\n")
+
+
+def test_a_cache_outlives_the_build(site: Site) -> None:
+    step = f"{ON}RUN --mount=type=cache,target=/c,id=i echo x >> /c/f && cat /c/f > /x\n"
+    site.build(step)
+    site.build(step, "--no-cache")
+    assert site.text("/x") == "x\nx\n"
+    assert "/c/f" not in site.tree()
+
+
+def test_squash_and_labels_and_iidfile(site: Site, tmp_path: Path) -> None:
+    site.build(f"{ON}RUN echo 1 > /x\n", "--squash", "--label", "a=b", "--iidfile", tmp_path / "id")
+    image = site.image()
+    assert (len(image.manifest.layers), image.config.config.labels) == (1, {"a": "b"})
+    assert (tmp_path / "id").read_text() == image.id
+
+
+def test_the_tree_is_written_out(site: Site, tmp_path: Path) -> None:
+    site.build("FROM scratch\nCOPY a /d/a\n", "-o", tmp_path / "out", "-o", tmp_path / "out", a="1")
+    assert (tmp_path / "out/d/a").read_text() == "1"
+    site.build("FROM scratch\nCOPY a /d/a\n", "-o", f"type=tar,dest={tmp_path}/out.tar")
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert "d/a" in archive.getnames()
+
+
+# -- contexts
+
+
+def test_the_dockerfile_alone_from_standard_input(site: Site) -> None:
+    done = site.call("-t", "made", "-", typed=f"{ON}RUN echo 1 > /x\n")
+    assert done.status == 0, done.err
+    assert site.text("/x") == "1\n"
+
+
+def test_the_dockerfile_from_standard_input_with_a_context(site: Site) -> None:
+    site.write("FROM none\n", a="1")
+    assert site.call("-t", "made", "-f", "-", site.context, typed=f"{ON}COPY a /x\n").status == 0
+    assert site.text("/x") == "1"
+
+
+def test_a_tar_as_context(site: Site, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "context.tar.gz", "w:gz") as archive:
+        for name, text in (("Dockerfile", f"{ON}COPY a /x\n"), ("a", "1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    assert site.call("-t", "made", tmp_path / "context.tar.gz").status == 0
+    assert site.text("/x") == "1"
+
+
+def _repository(path: Path, **files: str) -> str:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name).write_text(text)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"]):
+        subprocess.run(["git", "-C", path, *words], check=True)
+    return f"{path}/.git"
+
+
+def test_a_git_repository_as_source(site: Site, tmp_path: Path, httpd: str) -> None:
+    url = _repository(tmp_path / "served/r", a="1")
+    subprocess.run(["git", "-C", url, "update-server-info"], check=True)
+    site.build(f"{ON}ADD {httpd}/r/.git /r\n")
+    assert {path for path in site.tree() if path.startswith("/r/")} == {"/r/a"}
+
+
+@pytest.fixture
+def httpd(tmp_path: Path) -> Iterator[str]:
+    """A server of the files in `served`."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "served").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "served")))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) -> None:
+    (tmp_path / "served/f").write_text("hello")
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    site.build(f"{ON}ADD --checksum=sha256:{digest} {httpd}/f /x/\n")
+    assert site.tree()["/x/f"][1:4] == ("0o600", 0, 0)
+    assert "has another content" in site.refuses(f"{ON}ADD --checksum=sha256:{'0' * 64} {httpd}/f /x/\n")
+    assert "could not be fetched" in site.refuses(f"{ON}ADD {httpd}/none /x/\n")
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM small\nRUN false\n", "Dockerfile:2: the command ended with status 1"),
+        ("FROM small\nRUN exit 7\n", "Dockerfile:2: the command ended with status 7"),
+        ('FROM small\nRUN ["nothing"]\n', "Dockerfile:2: RUN: 'nothing' is not in the image"),
+        ("FROM small\nCOPY none /x\n", "Dockerfile:2: COPY: 'none' is not in the build context"),
+        ("FROM small\nCOPY *.none /x\n", "Dockerfile:2: COPY: '*.none' is not in the build context"),
+        ("FROM small\nUSER nobody-here\nRUN true\n", "Dockerfile:3: RUN: the image has no user 'nobody-here'"),
+        ("FROM small\nCOPY --chown=none a /x\n", "Dockerfile:2: COPY: the image has no user 'none'"),
+        ("FROM small\nCOPY --chmod=u+x a /x\n", "Dockerfile:2: COPY: --chmod=u+x"),
+        ("FROM small\nCOPY a a /x\n", "Dockerfile:2: COPY: several files need a directory: write /x/"),
+        ("FROM small\nCOPY a /etc/passwd/x\n", "Dockerfile:2: COPY: '/etc/passwd' in the image is no directory"),
+        ("FROM small\nENV A\n", "Dockerfile:2:1: 'A' is not NAME=VALUE"),
+        ("FROM small\nARG 1=2\n", "Dockerfile:2:1: '1=2' is no ARG"),
+        ("FROM small\nRUN --mount=type=none true\n", "Dockerfile:2: --mount: unknown type 'none'"),
+        ("FROM small\nCOPY --from=1 a /x\nFROM small\nFROM small\n", None),
+        ("FROM small\nHEALTHCHECK --retries=x CMD y\n", "Dockerfile:2:1: --retries=x is no number"),
+    ],
+)
+def test_errors_name_their_place(site: Site, text: str, message: str | None) -> None:
+    if message is None:
+        text, message = text.rsplit("FROM", 2)[0] + "FROM small\n", "Dockerfile:2:"
+        site.write(text, a="1")
+        done = site.call("--target", "0", site.context)
+        assert done.err.startswith("overlayfs: Dockerfile:2:")
+        return
+    assert f"overlayfs: {message}" in site.refuses(text, a="1")
+
+
+def test_the_container_of_a_failed_command_is_kept(site: Site) -> None:
+    site.write(f"{ON}RUN echo 1 > /x && false\n")
+    done = site.call("--keep", site.context)
+    assert done.status == 1
+    (name,) = os.listdir(site.store / "containers")
+    assert f"overlayfs commit {name}" in done.err
+    assert site.prepared.call("--store", site.store, "commit", name, "made").status == 0
+    assert site.text("/x") == "1\n"
+    assert site.prepared.call("--store", site.store, "rm", name).status == 0
+
+
+def test_unused_arguments_are_reported(site: Site) -> None:
+    assert "no ARG of the Dockerfile is called A" in site.build(ON, "--build-arg", "A=1")
+
+
+def test_output_of_a_quiet_build_is_shown_only_if_it_fails(site: Site) -> None:
+    assert site.build(f"{ON}RUN echo loud\n", "-q") == ""
+    site.write(f"{ON}RUN echo loud; false\n")
+    assert "loud\n" in site.call("-q", site.context).err

@@ -1,0 +1,253 @@
+"""Contexts, archives and Dockerfiles of strangers; secrets; builds that are killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from overlayfs.tree.mount_table import mount_entries
+from tests.build.test_build import ON, Site
+from tests.cli.people import COMMAND
+from tests.prepared import PATIENCE_S, Prepared
+
+FOR_EVER: Final = str(100_000 + os.getpid()).encode()
+SECRET: Final = "a-secret-that-nobody-sees"
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Prepared]:
+    with Prepared() as process:
+        yield process
+
+
+@pytest.fixture
+def site(tmp_path: Path, prepared: Prepared) -> Site:
+    return Site(tmp_path, prepared)
+
+
+# -- the context
+
+
+@pytest.mark.parametrize("source", ["../outside", "d/../../outside", "/../outside", "d/../../../../../etc/passwd"])
+def test_a_path_out_of_the_context_is_refused(site: Site, source: str) -> None:
+    (site.context.parent / "outside").write_text(SECRET)
+    (site.context / "d").mkdir()
+    message = site.refuses(f"{ON}COPY {source} /x\n")
+    assert "leads out of the build context" in message or "is not in the build context" in message
+
+
+@pytest.mark.parametrize("target", ["/etc/shadow", "../outside", "d/../../outside"])
+def test_a_symlink_out_of_the_context_is_resolved_within(site: Site, target: str) -> None:
+    (site.context.parent / "outside").write_text(SECRET)
+    (site.context / "d").mkdir()
+    (site.context / "link").symlink_to(target)
+    assert "is not in the build context" in site.refuses(f"{ON}COPY link /x\n")
+    assert "is not in the build context" in site.refuses(f"{ON}COPY link/* /x/\n")
+
+
+def test_a_symlink_to_a_directory_outside_gives_nothing(site: Site) -> None:
+    (site.context.parent / "outside").mkdir()
+    (site.context.parent / "outside/f").write_text(SECRET)
+    (site.context / "link").symlink_to("../outside")
+    assert "is not in the build context" in site.refuses(f"{ON}COPY link/f /x\n")
+    site.build(f"{ON}COPY . /x\n")
+    assert site.tree()["/x/link"][4] == "../outside"
+
+
+def test_a_symlink_of_the_image_leads_nowhere_outside(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    site.build(
+        f"{ON}RUN ln -s {tmp_path}/victim /out && mkdir -p {tmp_path}/victim\n"
+        f"RUN ln -s ../../../../../../../{tmp_path}/victim /up\n"
+        "COPY a /out/\nCOPY a /up/b\nWORKDIR /out/w\n",
+        a="1",
+    )
+    assert os.listdir(tmp_path / "victim") == []
+    assert {f"{tmp_path}/victim/{name}" for name in ("a", "b", "w")} <= site.tree().keys()
+
+
+def test_sockets_and_fifos_of_the_context(site: Site) -> None:
+    import socket
+
+    os.mkfifo(site.context / "fifo")
+    site.build(f"{ON}COPY fifo /x\n")
+    with socket.socket(socket.AF_UNIX) as listening:
+        before = os.getcwd()
+        os.chdir(site.context)
+        try:
+            listening.bind("socket")
+        finally:
+            os.chdir(before)
+        assert "is a socket" in site.refuses(f"{ON}COPY socket /x\n")
+
+
+# -- archives
+
+
+def archive(path: Path, *members: tarfile.TarInfo) -> None:
+    with tarfile.open(path, "w") as out:
+        for member in members:
+            out.addfile(member, io.BytesIO(b"x" * member.size))
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, size
+    return info
+
+
+@pytest.mark.parametrize("name", ["../../../tmp/escaped", "/../escaped", "a/../../escaped"])
+def test_an_archive_that_leads_out_is_refused(site: Site, name: str) -> None:
+    archive(site.context / "t.tar", member("fine"), member(name, size=1))
+    assert "t.tar" in site.refuses(f"{ON}ADD t.tar /x/\n")
+
+
+def test_links_of_an_archive_stay_in_the_image(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("as it was")
+    archive(
+        site.context / "t.tar",
+        member("link", tarfile.SYMTYPE, f"{tmp_path}"),
+        member("link/victim", size=3),
+        member("hard", tarfile.LNKTYPE, "link/victim"),
+    )
+    site.build(f"{ON}RUN mkdir -p {tmp_path}\nADD t.tar /x/\n")
+    assert (tmp_path / "victim").read_text() == "as it was"
+    assert site.text(f"{tmp_path}/victim") == "xxx"
+
+
+def test_a_hard_link_to_a_file_outside_of_an_archive_is_refused(site: Site) -> None:
+    archive(site.context / "t.tar", member("hard", tarfile.LNKTYPE, "../etc/passwd"))
+    site.refuses(f"{ON}ADD t.tar /x/\n")
+
+
+def test_a_broken_archive_is_refused(site: Site) -> None:
+    archive(site.context / "t.tar", member("a", size=5000))
+    os.truncate(site.context / "t.tar", 3000)
+    assert "ends in the middle" in site.refuses(f"{ON}ADD t.tar /x/\n")
+
+
+def test_whiteouts_of_an_archive_delete_nothing(site: Site) -> None:
+    archive(site.context / "t.tar", member("etc/.wh.passwd"))
+    site.refuses(f"{ON}ADD t.tar /\n")
+
+
+def test_a_bomb_is_stopped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVERLAYFS_LAYER_LIMIT", "1M")
+    archive(site.context / "t.tar", member("a", size=3 << 20))
+    assert "1048576" in site.refuses(f"{ON}ADD t.tar /x/\n")
+
+
+# -- the ignore file, and long Dockerfiles
+
+
+def test_an_ignored_dockerfile_is_used_and_not_copied(site: Site) -> None:
+    (site.context / ".dockerignore").write_text("*\n")
+    site.build(f"{ON}RUN echo 1 > /x\n")
+    assert "is not in the build context" in site.refuses(f"{ON}COPY Dockerfile /x\n")
+
+
+def test_a_dockerfile_of_ten_thousand_lines(site: Site) -> None:
+    site.build(ON + "".join(f"LABEL l{number}={number}\n" for number in range(10_000)))
+    assert len(site.image().config.config.labels) == 10_000
+
+
+# -- secrets
+
+
+def test_a_secret_is_in_no_file_of_the_store(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    monkeypatch.setenv("TOKEN", SECRET)
+    site.build(
+        f"{ON}RUN --mount=type=secret,id=s cat /run/secrets/s > /dev/null\n"
+        'RUN --mount=type=secret,id=s,target=/s,mode=0444 --mount=type=secret,id=e,env=TOKEN test -n "$TOKEN" && '
+        "test -s /s && echo yes > /x\n",
+        "--secret",
+        f"id=s,src={tmp_path}/secret",
+        "--secret",
+        "id=e,env=TOKEN",
+    )
+    assert site.text("/x") == "yes\n"
+    assert "/run/secrets" not in site.tree() or site.tree()["/run/secrets"][0] == tarfile.DIRTYPE
+    found = subprocess.run(["grep", "-rlaF", SECRET, site.store], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+def test_a_missing_secret(site: Site) -> None:
+    site.build(f"{ON}RUN --mount=type=secret,id=s test ! -e /run/secrets/s\n")
+    assert "is required" in site.refuses(f"{ON}RUN --mount=type=secret,id=s,required=true true\n")
+
+
+# -- builds that are killed
+
+
+def processes_of(store: Path) -> list[str]:
+    """The command lines of live processes that name the store, or are programs of a RUN."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if (os.fsencode(store) in words or b"sleep\0" + FOR_EVER in words) and int(pid) != os.getpid():
+            found.append(words.decode("utf-8", "replace"))
+    return found
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
+    """The moments are spread over the build by what it has written so far, each in its own run."""
+    site.write(
+        f"FROM small AS other\nRUN sleep 1; touch /o\n{ON}RUN touch /a\nCOPY a /b\nRUN echo 2 > /c\n"
+        f"COPY --from=other /o /o\nRUN sleep {FOR_EVER.decode()}\n",
+        a="1",
+    )
+    before = site.names()
+    build = subprocess.Popen(
+        [*COMMAND, "--store", site.store, "build", "-t", "made", site.context],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert build.stderr is not None
+    for _ in range(min(moment, 6)):
+        build.stderr.readline()
+    build.kill()
+    build.wait()
+    build.stderr.close()
+    deadline = time.monotonic() + PATIENCE_S
+    while processes_of(site.store) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert processes_of(site.store) == []
+    assert all(os.fsencode(site.store) not in entry.mountpoint for entry in mount_entries())
+    assert site.names() == before
+    site.build(f"{ON}RUN touch /a\nCOPY a /b\n", a="1")
+    assert os.listdir(site.store / "containers") == os.listdir(site.store / "tmp") == []
+
+
+def test_an_interrupted_build_ends_quietly(site: Site) -> None:
+    site.write(f"{ON}RUN echo begun; sleep 1000\n")
+    build = subprocess.Popen(
+        [*COMMAND, "--store", site.store, "build", site.context],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert build.stderr is not None
+    while "begun" not in build.stderr.readline().split():
+        pass
+    os.killpg(build.pid, signal.SIGINT)
+    with build.stderr:
+        rest = build.stderr.read()
+    assert build.wait() == 130
+    assert "Traceback" not in rest
+    assert os.listdir(site.store / "containers") == []

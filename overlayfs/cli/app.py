@@ -27,14 +27,16 @@ EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says m
 GROUPS: Final = {
     "Mounts": ("mount", "umount", "mounts", "stats", "which", "check", "doctor", "setup"),
     "Snapshots": ("snapshot", "snapshots", "rollback"),
-    "Images in and out": ("load", "save", "import", "export", "pull", "push", "login", "logout", "search-tags"),
-    "Look at images": ("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
+    "In and out": ("load", "save", "import", "export", "pull", "push", "login", "logout"),
+    "Looking": (
+        *("images", "inspect", "history", "layers", "tree", "diff", "cat", "cp", "waste", "report"),
+        "search-tags",
+    ),
     "Containers": (
         *("run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "logs", "ps", "containers"),
         *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container"),
     ),
-    "Make images": ("build", "commit", "append", "squash", "tag", "rmi"),
-    "Store": ("prune", "verify"),
+    "Making": ("build", "commit", "append", "squash", "tag", "rmi", "prune", "verify"),
 }
 
 

@@ -101,13 +101,12 @@ class State:
     not suffice. `passed_through` holds the files that the kernel serves by passthrough now, `written_unseen` those that
     it may write by it. `draft_place` is the subdirectory of the workdir for drafts that must inherit other flags.
     `cannot_clone` holds devices from which the upper cannot clone files (FICLONE), `in_memory` devices that are no
-    disks. `unsynced` holds the directories that the operation has changed and must fsync.
-
-    Layers that were the upper once have negative numbers, so that those of the others stay what they are: `frozen` are
-    the numbers of those that count, the topmost (and least) first. A number leads to its layer as an index of the list
-    does that counts from the end; the last of the list is the upper itself then, and a number is never used again.
-    `data_start` is the first data-only layer, `data_end` follows the last. `history` says how those layers lie on disk, `former` holds inodes from
-    before a rollback; each is None until it is needed.
+    disks. `unsynced` holds the directories that the operation has changed and must fsync. Layers that were the upper
+    once have negative numbers, so that those of the others stay what they are: `frozen` are the numbers of those that
+    count, the topmost (and least) first. A number leads to its layer as an index of the list does that counts from the
+    end; the last of the list is the upper itself then, and a number is never used again. `data_start` is the first
+    data-only layer, `data_end` follows the last. `history` says how those layers lie on disk, `former` holds inodes
+    from before a rollback; each is None until it is needed.
     """
 
     def __init__(

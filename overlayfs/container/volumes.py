@@ -11,6 +11,7 @@ import fcntl
 import os
 import posixpath
 import re
+import stat
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,13 +213,18 @@ def _made_read_only(text: str) -> str:
 
 
 def fill(data: Path, inside: Inside, target: str) -> None:
-    """Copy what the image has at `target` to an empty volume, owners and modes included, all or nothing.
+    """Copy what the image has at `target` to an empty volume, owners and modes included.
 
-    Raises ImageError.
+    The copy is made beside the volume and then moved into it, as live containers may have mounted this very directory;
+    the next run finishes a move that was killed. Raises ImageError.
     """
     lock_fd = os.open(data.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        whole = data.with_name("filled")
+        if whole.exists():
+            _pour(whole, data)
+            return
         if any(data.iterdir()):
             return
         staged = data.with_name("filling")
@@ -233,6 +239,16 @@ def fill(data: Path, inside: Inside, target: str) -> None:
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]
             raise ImageError(f"the volume for {target} could not be filled: {said[-1]}")
-        staged.rename(data)  # which is empty
+        staged.rename(whole)
+        _pour(whole, data)
     finally:
         os.close(lock_fd)
+
+
+def _pour(whole: Path, data: Path) -> None:
+    found = whole.stat()
+    for entry in list(whole.iterdir()):
+        entry.rename(data / entry.name)
+    os.chown(data, found.st_uid, found.st_gid)
+    data.chmod(stat.S_IMODE(found.st_mode))
+    whole.rmdir()

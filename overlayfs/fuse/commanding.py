@@ -126,6 +126,7 @@ def _reason(error: OSError, name: str) -> str:
         errno.EEXIST: f"there is a snapshot {name} already",
         errno.ENOENT: f"there is no snapshot {name}" if name else "there is no snapshot",
         errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
+        errno.EMLINK: "there are too many snapshots",
         errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
         errno.EROFS: "it is a read-only mount",
         errno.EPERM: "only its user and root may do that, from the mount namespace of its daemon",

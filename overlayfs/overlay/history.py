@@ -149,6 +149,8 @@ class History(Held):
 
         members = [entry._asdict() for entry in entries]
         text = json.dumps({"version": 1, "layers": members}).encode()
+        if len(text) >= _LONGEST_STACK:  # it could not be read back
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(_NEW_STACK, flags, 0o600, dir_fd=self.fd)
         try:

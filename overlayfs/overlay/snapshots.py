@@ -101,7 +101,7 @@ def _make(state: State, present: History, model: Layer, lost_links: dict[int, in
         _copy_root(state, model, root_fd)
         _write_lost_links(directory_fd, lost_links)
         if _is_durable(state):
-            _sync(root_fd, directory_fd, present.fd)
+            _sync(root_fd, directory_fd, present.fd, present.work_fd)
         return _Fresh(entry, directory_fd, _as_upper(state, root_fd, entry))
     except OSError:
         _give_up(present, directory_fd, root_fd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import subprocess
 import sys
 import tarfile
@@ -172,7 +173,7 @@ def _read_inside(wanted: Copy, stream: IO[bytes]) -> None:
     else:
         _, new = _place_of(wanted.outer, is_directory=False)
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(plain, arcname=new or ".")
+        tar.add(plain, arcname=new or ".", filter=None if wanted.keeps_owners else _without_privileges)
     stream.flush()  # the process ends without doing so
 
 
@@ -194,6 +195,7 @@ def _write_inside(wanted: Copy, stream: IO[bytes]) -> None:
     if not os.path.isdir(into):
         raise InvalidError(f"{into} in the container is no directory")
     with tarfile.open(fileobj=stream, mode="r|") as tar:
+        tar.extraction_filter = _unchanged
         tar.extractall(into, members=_renamed(tar, new, into, wanted), numeric_owner=True)
 
 
@@ -205,11 +207,24 @@ def _renamed(tar: tarfile.TarFile, new: str, into: str, wanted: Copy) -> Iterato
                 member.linkname = _under(new, member.linkname)
         if not wanted.keeps_owners:
             member.uid = member.gid = 0
+            _without_privileges(member)
         target = posixpath.join(into, member.name)
         if not member.isdir():
             with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 os.unlink(target)
         yield member
+
+
+def _without_privileges(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member for another owner: what was setuid for the old one must not be so for the new one."""
+    if not member.isdir():
+        member.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    return member
+
+
+def _unchanged(member: tarfile.TarInfo, _into: str) -> tarfile.TarInfo:
+    """No filter, which Python has by default from 3.14 on: the chroot is the protection, and -a keeps all."""
+    return member
 
 
 def _under(new: str, name: str) -> str:

@@ -64,6 +64,8 @@ def undo(engine: Engine, *, for_user: bool, dry_run: bool) -> None:
     if has_link:
         print(f"remove link {plan.link}")
     if not dry_run:
+        if before and now is None:  # somebody removed the file since, but not for good
+            replacing.replace(plan.file, before)
         replacing.delete(backup)
         if has_link and plan.link is not None:
             replacing.delete(plan.link)

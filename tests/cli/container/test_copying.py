@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -66,6 +67,20 @@ def test_files_and_directories_are_copied_out(box: Shop, tmp_path: Path) -> None
     box.run("cp", "box:/d/.", tmp_path / "fresh")
     assert (tmp_path / "fresh/sub/g").read_bytes() == b"g\n"
     assert box.refuses("cp", "box:/absent", tmp_path) == "overlayfs: box:/absent: No such file or directory\n"
+
+
+def test_setuid_counts_for_its_owner_only(box: Shop, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"x")
+    os.chown(program, 33, 33)
+    program.chmod(0o6755)
+    box.run("cp", program, "box:/plain")
+    box.run("cp", "-a", program, "box:/kept")
+    assert seen(box, "stat -c '%a %u' /plain /kept") == "755 0\n6755 33\n"
+    box.run("cp", "box:/kept", tmp_path / "out")
+    box.run("cp", "-a", "box:/kept", tmp_path / "same")
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "same").stat().st_mode) == 0o6755
 
 
 def test_link_is_followed_within_the_container_only(box: Shop, tmp_path: Path) -> None:

@@ -69,6 +69,22 @@ def test_half_filled_volume_of_a_killed_run_is_filled_anew(clean: Shop) -> None:
     assert sorted(os.listdir(clean.store / "volumes/kept")) == ["data", "volume.json"]
 
 
+def test_moved_half_is_finished(clean: Shop) -> None:
+    clean.run("volume", "create", "kept")
+    (clean.store / "volumes/kept/filled").mkdir()
+    (clean.store / "volumes/kept/filled/late").write_bytes(b"late\n")
+    (clean.store / "volumes/kept/data/early").write_bytes(b"early\n")
+    assert clean.run("run", "--rm", "-v", "kept:/data", "filled", "ls", "/data") == "early\nlate\n"
+    assert sorted(os.listdir(clean.store / "volumes/kept")) == ["data", "volume.json"]
+
+
+def test_containers_share_a_volume_that_was_empty(clean: Shop) -> None:
+    clean.run("run", "-d", "--name", "first", "-v", "kept:/new", "small", "sh", "-c", ENDLESS)
+    clean.run("run", "--rm", "-v", "kept:/new", "small", "sh", "-c", ":")
+    clean.run("exec", "first", "touch", "/new/file")
+    assert clean.run("run", "--rm", "-v", "kept:/new", "small", "ls", "/new") == "file\n"
+
+
 def test_volumes_are_made_listed_and_removed(clean: Shop) -> None:
     assert clean.run("volume", "create", "a", "--label", "x=y") == "a\n"
     clean.run("create", "--name", "box", "-v", "b:/b", "--mount", "type=volume,src=c,dst=/c,ro", "small")

@@ -127,6 +127,14 @@ def test_undo_keeps_a_program_that_the_user_has_named_since(storage: Path) -> No
     assert storage.read_text() == theirs
 
 
+def test_undo_gives_back_a_file_that_was_removed_since(storage: Path) -> None:
+    storage.write_text('[storage]\ndriver = "overlay"\n')
+    change()
+    storage.unlink()
+    take_back()
+    assert storage.read_text() == '[storage]\ndriver = "overlay"\n'
+
+
 def test_undo_without_setup_says_so(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write_text(COMMENTED)
     take_back()

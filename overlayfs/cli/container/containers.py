@@ -95,14 +95,17 @@ def _status(container: Container) -> tuple[str, str]:
     return ("exited" if container.started else "created"), "dim"
 
 
-def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
-    """The changes of a container, None if none has that name or ID; the caller closes the result."""
+def compare_container(
+    store_directory: Path | None, name: str, since: str | None = None, until: str | None = None
+) -> Comparison | None:
+    """The changes of a container, or those between snapshots of it; None if none has that name or ID. The caller closes
+    the result."""
     if not (store_directory or default_directory()).exists():  # listing must not make a store
         return None
     with Store.open(store_directory) as store:
         containers = Containers(store)
         try:
-            return containers.compare(containers.find(name))
+            return containers.compare(containers.find(name), since, until)
         except NotFoundError:
             return None
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import BUNDLE
-from overlayfs.cli.mounts.live import CommandError, wait_until_ended
+from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve, wait_until_ended
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.container.containers import Container, Containers
@@ -162,12 +162,23 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
     left: list[Path] = []
 
     def one(containers: Containers, name: str) -> None:
+        _refuse_mountpoint(name)
         left.append(containers.reset(containers.find(name).name))
 
     done = _each(store_directory, names, one)
     if left:
         leave_behind(lambda: _remove(store_directory, left))
     return done
+
+
+def _refuse_mountpoint(name: str) -> None:
+    entry = mount_at(resolve(os.fsencode(name))) if "/" in name else None
+    if entry is not None and is_ours(entry):
+        where = printable(entry.mountpoint)
+        raise CommandError(
+            f"{where} is a mount, not a container: `overlayfs rollback {where}` takes it to a snapshot; "
+            "to discard all changes, unmount it and empty its upper and workdir"
+        )
 
 
 def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:

@@ -136,6 +136,11 @@ def test_mount_without_snapshots_has_none_to_compare(site: Site) -> None:
     assert refusal("diff", site.mountpoint, "--from", "a") == "overlayfs: there is no snapshot 'a'\n"
 
 
+def test_reset_of_a_mount_speaks_of_rollback(mounted: Site, store: Path) -> None:
+    assert f"`overlayfs rollback {mounted.mountpoint}`" in refusal("--store", store, "reset", mounted.mountpoint)
+    assert diff(mounted) == ["M /etc/a", "D /etc/b", "A /etc/c"]
+
+
 def test_snapshots_belong_to_mounts(site: Site, store: Path) -> None:
     assert "snapshots of a mount" in refusal("diff", site.upper, "--from", "a")
     assert "no overlayfs is mounted here" in refusal("--store", store, "commit", f"{site.upper}@a", "app:1")

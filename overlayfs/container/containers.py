@@ -119,13 +119,15 @@ class Containers:
                 raise NotFoundError(f"{path} is missing, and {container.name} needs it: mount its image once")
         return found
 
-    def compare(self, container: Container) -> Comparison:
-        """The changes of a container to its image; the caller closes the result."""
+    def compare(self, container: Container, since: str | None = None, until: str | None = None) -> Comparison:
+        """The changes of a container to its image, or those after one snapshot of it and up to another; the caller
+        closes the result. MountError for a snapshot that is not there."""
         from ..overlay.changes import Comparison  # a mount need not wait for it
 
         lowers = [os.fsencode(path) for path in self.lowers(container)]
         upper, work = os.fsencode(self.upper(container.name)), os.fsencode(self.work(container.name))
-        return Comparison.open(upper, lowers, work=work, scaffold=[os.fsencode(path) for path in container.scaffold])
+        scaffold = [os.fsencode(path) for path in container.scaffold]
+        return Comparison.open(upper, lowers, work=work, scaffold=scaffold, since=since, until=until)
 
     # found
 

@@ -21,6 +21,7 @@ from ..tree import marks
 from . import history
 from .layer import UPPER_INDEX, Layer, Location, open_to_read
 from .merge import Kind
+from .options import MountError
 from .values import Attributes
 from .view import Node, Version, View
 
@@ -124,7 +125,7 @@ class Comparison:
         in the merged tree that were made to mount something on: where they are new and empty they are no change.
 
         With `work`, the changes are those of all layers that snapshots made of the upper; or those that came after the
-        snapshot `since`, and before `until`. ENOENT for a snapshot that is not there.
+        snapshot `since`, and before `until`. MountError for a snapshot that is not there.
         """
         added, kept = _writable_side(upper, work, since, until)
         index = None if work is None else _index_of(added[0], upper, work)
@@ -371,13 +372,18 @@ def _writable_side(
     names = [name for name, _ in layers]
     for asked in (since, until):
         if asked is not None and asked not in names:
-            raise OSError(errno.ENOENT, "there is no such snapshot", asked)
+            raise MountError(f"there is no snapshot {asked!r}{_those(names)}")
     first = 0 if since is None else names.index(since) + 1
     end = len(names) if until is None else names.index(until) + 1
     if first >= end:
-        raise OSError(errno.EINVAL, "the first snapshot is not older than the second", since)
+        raise MountError(f"snapshot {since} is not older than snapshot {until}")
     paths = [path for _, path in layers]
     return paths[first:end][::-1], paths[:first][::-1]
+
+
+def _those(names: Sequence[str | None]) -> str:
+    taken = [name for name in names if name is not None]
+    return f", but {', '.join(taken)}" if taken else ""
 
 
 def _index_of(top: bytes, upper: bytes, work: bytes) -> bytes:

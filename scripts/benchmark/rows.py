@@ -1,12 +1,13 @@
 """What is measured: the table of rows.
 
-Neighbours: reads.py, writes.py, daemons.py and commandline.py hold what each row does, measure.py runs the rows.
+Neighbours: reads.py, writes.py, daemons.py, commandline.py and snapshots.py hold what each row does, measure.py runs
+the rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import commandline, daemons, reads, writes
+from . import commandline, daemons, reads, snapshots, writes
 from .figures import Figure, Start, Target, of_fuse_overlayfs, of_kernel
 from .trial import Trial
 
@@ -150,6 +151,39 @@ ROWS = (
             check=check,
         )
         for name, prepare, run, check in commandline.COMMANDS
+    ),
+    *(
+        row
+        for name, command, prepare, check in (
+            ("snapshot", snapshots.take_snapshot, snapshots.prepare_snapshot, snapshots.check_changed),
+            ("rollback", snapshots.roll_back, snapshots.prepare_rollback, snapshots.check_clean),
+        )
+        for row in (
+            Row(
+                Figure(name, f"{name}, 1,000 files changed", Start.FRESH, Target(0.015)),
+                snapshots.timed(command),
+                prepare=prepare,
+                check=check,
+            ),
+            Row(
+                Figure(f"{name}-daemon", f"daemon's time of a {name}", Start.FRESH, Target(5), "ms"),
+                snapshots.daemon_time(command),
+                prepare=prepare,
+                check=check,
+            ),
+        )
+    ),
+    Row(
+        Figure("clean-remount", "the same by unmount, mount", Start.FRESH),
+        snapshots.run_remount,
+        prepare=snapshots.change,
+        check=snapshots.check_clean,
+    ),
+    Row(Figure("clean-copy", "the same by cp -a of the tree", Start.FRESH), snapshots.run_copy),
+    Row(
+        Figure("test", "a pytest test with a clean tree", Start.UNMOUNTED, Target(10), "ms"),
+        snapshots.run_tests,
+        prepare=snapshots.prepare_tests,
     ),
     *(
         Row(

@@ -27,7 +27,7 @@ Compression = Annotated[
 @app.command(short_help="Save changes as a layer of a new image.")
 def commit(
     source: Annotated[
-        str, typer.Argument(metavar="NAME|MNT|UPPER", help="A container, a mount, or an upper directory.")
+        str, typer.Argument(metavar="NAME|MNT[@SNAPSHOT]|UPPER", help="A container, a mount, or an upper directory.")
     ],
     name: Annotated[str | None, typer.Argument(metavar="[IMAGE:TAG]", help="The name of the new image.")] = None,
     base: Annotated[
@@ -44,6 +44,8 @@ def commit(
 
     An upper is read as if you had mounted it: as root, give --userxattr for one of an ordinary user or one mounted
     with `-o userxattr`.
+
+    With @SNAPSHOT the image has the state that the mount or container was in at that snapshot.
 
     Unchanged files are left out. With SOURCE_DATE_EPOCH in the environment (seconds) no time is later than that, and
     the same changes give the same image. Prints the ID of the new image.

@@ -231,6 +231,12 @@ def diff(
     ] = False,
     user_xattr: UserXattr = False,
     as_json: AsJson = False,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="SNAPSHOT", help="Only what was changed after this snapshot.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", metavar="SNAPSHOT", help="Only what was changed before this snapshot.")
+    ] = None,
 ) -> None:
     """List what was added (A), modified (M) and deleted (D) against the lower layers.
 
@@ -238,6 +244,8 @@ def diff(
     IMAGE. For an UPPER that is not mounted, name its lowers with --lower; without them only the upper's own marks
     tell A from M. An upper is read as if you had mounted it: as root, give --userxattr for one of an ordinary user or
     one mounted with `-o userxattr`.
+
+    --from and --to name snapshots of a mount or a container (see `overlayfs snapshots`).
 
     Exit status: 0 whether there are changes or not, 1 an error.
     """
@@ -247,10 +255,10 @@ def diff(
         raise typer.BadParameter("--stat, --patch and --json exclude each other")
     form = Form.STAT if stat else Form.PATCH if patch else Form.JSON if as_json else Form.NAMES
     if other is None:
-        show_changes(tree, lower, form, everything, user_xattr=user_xattr)
+        show_changes(tree, lower, form, everything, user_xattr=user_xattr, since=since, until=until)
         return
-    if lower or user_xattr:
-        raise typer.BadParameter("--lower and --userxattr are for an upper, not for images")
+    if lower or user_xattr or since or until:
+        raise typer.BadParameter("--lower, --userxattr, --from and --to are not for images")
     from overlayfs.cli.inspect.image_diff import show_image_changes
 
     show_image_changes(tree, other, form, everything, store_directory())

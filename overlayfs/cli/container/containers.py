@@ -16,7 +16,7 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import BUNDLE
-from overlayfs.cli.mounts.live import CommandError, wait_until_ended
+from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve, wait_until_ended
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.container.containers import Container, Containers
@@ -95,14 +95,17 @@ def _status(container: Container) -> tuple[str, str]:
     return ("exited" if container.started else "created"), "dim"
 
 
-def compare_container(store_directory: Path | None, name: str) -> Comparison | None:
-    """The changes of a container, None if none has that name or ID; the caller closes the result."""
+def compare_container(
+    store_directory: Path | None, name: str, since: str | None = None, until: str | None = None
+) -> Comparison | None:
+    """The changes of a container, or those between snapshots of it; None if none has that name or ID. The caller closes
+    the result."""
     if not (store_directory or default_directory()).exists():  # listing must not make a store
         return None
     with Store.open(store_directory) as store:
         containers = Containers(store)
         try:
-            return containers.compare(containers.find(name))
+            return containers.compare(containers.find(name), since, until)
         except NotFoundError:
             return None
 
@@ -159,12 +162,23 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
     left: list[Path] = []
 
     def one(containers: Containers, name: str) -> None:
+        _refuse_mountpoint(name)
         left.append(containers.reset(containers.find(name).name))
 
     done = _each(store_directory, names, one)
     if left:
         leave_behind(lambda: _remove(store_directory, left))
     return done
+
+
+def _refuse_mountpoint(name: str) -> None:
+    entry = mount_at(resolve(os.fsencode(name))) if "/" in name else None
+    if entry is not None and is_ours(entry):
+        where = printable(entry.mountpoint)
+        raise CommandError(
+            f"{where} is a mount, not a container: `overlayfs rollback {where}` takes it to a snapshot; "
+            "to discard all changes, unmount it and empty its upper and workdir"
+        )
 
 
 def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:

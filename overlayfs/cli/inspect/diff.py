@@ -12,13 +12,12 @@ from typing import Any, Protocol
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.container.containers import compare_container
 from overlayfs.cli.inspect.patch import Changed, print_patch
-from overlayfs.cli.mounts.live import CommandError, in_time, is_ours, mount_at, mount_containing, read_status, resolve
+from overlayfs.cli.mounts.changes import compare_mount, writable_status
+from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, mount_containing, resolve
 from overlayfs.cli.output import Cell, Lines, format_size, plain, print_json, printable
 from overlayfs.overlay.changes import Change, ChangeKind, Comparison, Version
 from overlayfs.tree import marks
-from overlayfs.tree.syscalls import sync_filesystem
 
-SYNC_WITHIN_S = 60.0
 _STYLES = {ChangeKind.ADDED: "green", ChangeKind.MODIFIED: "yellow", ChangeKind.DELETED: "red"}
 _WORDS = {ChangeKind.ADDED: "added", ChangeKind.MODIFIED: "modified", ChangeKind.DELETED: "deleted"}
 
@@ -33,10 +32,18 @@ class Form(Enum):
 
 
 def show_changes(
-    tree: str, lowers: Sequence[str] | None, form: Form, everything: bool, *, user_xattr: bool = False
+    tree: str,
+    lowers: Sequence[str] | None,
+    form: Form,
+    everything: bool,
+    *,
+    user_xattr: bool = False,
+    since: str | None = None,
+    until: str | None = None,
 ) -> None:
-    """Show the changes of a mount, a container, or an upper directory."""
-    with _open(os.fsencode(tree), lowers, user_xattr) as comparison:
+    """Show the changes of a mount, a container, or an upper directory; of the first two also those after the snapshot
+    `since`, and up to the snapshot `until`."""
+    with _open(os.fsencode(tree), lowers, user_xattr, since, until) as comparison:
         show(comparison, form, everything)
 
 
@@ -59,10 +66,12 @@ def show(comparison: Compared, form: Form, everything: bool) -> None:
         _show_names(changes)
 
 
-def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Comparison:
+def _open(
+    tree: bytes, lowers: Sequence[str] | None, user_xattr: bool, since: str | None, until: str | None
+) -> Comparison:
     """A container precedes a directory of the same name, for which users write ./NAME; as in `commit`."""
     if not lowers and not user_xattr and b"/" not in tree:
-        container = compare_container(store_directory(), os.fsdecode(tree))
+        container = compare_container(store_directory(), os.fsdecode(tree), since, until)
         if container is not None:
             return container
     path = resolve(tree)
@@ -74,26 +83,15 @@ def _open(tree: bytes, lowers: Sequence[str] | None, user_xattr: bool) -> Compar
             raise CommandError(f"{printable(tree)}: lies in the mount {where}: name that, or for an upper its --lower")
         if not os.path.isdir(path):
             raise CommandError(f"{printable(tree)}: not a directory, and no container of that name")
+        if since is not None or until is not None:
+            raise CommandError(f"{printable(tree)}: --from and --to name snapshots of a mount, and it is none")
         below = None if lowers is None else [os.fsencode(lower) for lower in lowers]
         return Comparison.open(path, below, prefix=marks.USER if user_xattr else None)
     if lowers:
         raise CommandError(f"{printable(tree)}: the lower layers of a mount are known: leave out --lower")
     if user_xattr:
         raise CommandError(f"{printable(tree)}: the spelling of a mount's marks is known: leave out --userxattr")
-    status = read_status(path)
-    if status.upper is None:
-        raise CommandError(f"{printable(tree)}: mounted without an upper, so there are no changes")
-    in_time(lambda: _sync(path), SYNC_WITHIN_S)
-    return Comparison.open(status.upper, status.lowers, status.data_lowers, status.work, prefix=status.xattr_prefix)
-
-
-def _sync(mountpoint: bytes) -> None:
-    """Make the kernel write its dirty pages to the daemon, as with writeback=1 the upper lags behind."""
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_filesystem(fd)
-    finally:
-        os.close(fd)
+    return compare_mount(path, writable_status(path), since, until)
 
 
 def _shown_path(change: Change) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from overlayfs.cli.mounts.live import CommandError, in_time, is_ours, mount_at, read_status, resolve
+from overlayfs.cli.mounts.changes import compare_mount, writable_status, write_back
+from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.output import print_json, printable
 from overlayfs.cli.progress import shown_progress
 from overlayfs.container.containers import Containers
@@ -24,9 +24,7 @@ from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.changes import Comparison
 from overlayfs.tree import marks
-from overlayfs.tree.syscalls import sync_filesystem
 
-SYNC_WITHIN_S: Final = 60.0
 _COMPRESSIONS: Final = {"gzip": "gzip", "zstd": "zstd", "none": None}
 NO_IMAGE: Final = "scratch"
 
@@ -150,11 +148,13 @@ def _tell(made: Made, as_json: bool) -> None:
 
 
 def _find_source(store: Store, source: str, base: Image | None, progress: Progress, user_xattr: bool) -> Source:
-    """A container by name or ID, else a mountpoint, else an upper. Raises ImageError or CommandError."""
+    """A container by name or ID, else a mountpoint, each maybe with @SNAPSHOT; else an upper. Raises ImageError,
+    CommandError or MountError."""
+    source, snapshot = _split(source)
     is_path = "/" in source or source in (os.curdir, os.pardir)
     if not is_path and not user_xattr:
         try:
-            return _container(store, source, base)
+            return _container(store, source, base, snapshot)
         except NotFoundError:
             if not os.path.isdir(source):
                 raise
@@ -163,9 +163,11 @@ def _find_source(store: Store, source: str, base: Image | None, progress: Progre
     if entry is not None and is_ours(entry):
         if user_xattr:
             raise CommandError(f"{printable(path)}: the spelling of a mount's marks is known: leave out --userxattr")
-        return _mount(store, path, base)
+        return _mount(store, path, base, snapshot)
     if not os.path.isdir(path):
         raise CommandError(f"{printable(os.fsencode(source))}: no container, mount or directory of that name")
+    if snapshot is not None:
+        raise CommandError(f"{printable(os.fsencode(source))}: no overlayfs is mounted here, so there are no snapshots")
     if base is None:
         raise CommandError(f"{printable(os.fsencode(source))}: name the image below this upper with --base")
     lowers = lower_directories(store, base, progress)
@@ -173,24 +175,24 @@ def _find_source(store: Store, source: str, base: Image | None, progress: Progre
     return Source(Comparison.open(path, [os.fsencode(lower) for lower in lowers], prefix=prefix), base)
 
 
-def _container(store: Store, name: str, base: Image | None) -> Source:
+def _split(source: str) -> tuple[str, str | None]:
+    """SOURCE@SNAPSHOT as its parts; what there is a file of that name for has none."""
+    name, at, snapshot = source.rpartition("@")
+    return (name, snapshot) if at and name and not os.path.lexists(source) else (source, None)
+
+
+def _container(store: Store, name: str, base: Image | None, snapshot: str | None) -> Source:
     containers = Containers(store)
     container = containers.find(name)
     for mountpoint in (container.mountpoint, os.fspath(containers.root(container.name))):
-        _sync_mount(os.fsencode(mountpoint))
-    return Source(containers.compare(container), base or store.load_by_manifest(container.manifest))
+        write_back(os.fsencode(mountpoint))
+    return Source(containers.compare(container, until=snapshot), base or store.load_by_manifest(container.manifest))
 
 
-def _mount(store: Store, path: bytes, base: Image | None) -> Source:
-    status = read_status(path)
-    if status.upper is None:
-        raise CommandError(f"{printable(path)}: mounted without an upper, so there are no changes")
+def _mount(store: Store, path: bytes, base: Image | None, snapshot: str | None) -> Source:
+    status = writable_status(path)
     base = base or _image_below(store, path, status.lowers)
-    _sync_mount(path)
-    comparison = Comparison.open(
-        status.upper, status.lowers, status.data_lowers, status.work, prefix=status.xattr_prefix
-    )
-    return Source(comparison, base, may_hold_marks=status.whiteout == "oci")
+    return Source(compare_mount(path, status, None, snapshot), base, may_hold_marks=status.whiteout == "oci")
 
 
 def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Image:
@@ -206,21 +208,6 @@ def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Im
         ):
             return image
     raise CommandError(f"{printable(mountpoint)}: its layers are not in the store: name its image with --base")
-
-
-def _sync_mount(mountpoint: bytes) -> None:
-    """Make the kernel write its dirty pages to the daemon; does nothing if no overlayfs is mounted there."""
-    entry = mount_at(mountpoint) if mountpoint else None
-    if entry is None or not is_ours(entry):
-        return
-
-    def sync() -> None:
-        with ExitStack() as stack:
-            fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            sync_filesystem(fd)
-
-    in_time(sync, SYNC_WITHIN_S)
 
 
 def _owner(text: str | None) -> tuple[int, int] | None:

@@ -18,9 +18,9 @@ from ..container.mountpoints import Mountpoints
 from ..container.process import Overrides, process_of
 from ..container.runtime import SYSTEM, Bind, Launch, Network, find_runtime
 from ..container.supervise import launch
-from ..container.users import User
+from ..container.users import root_alone
 from ..image.oci.documents import RunConfig
-from ..image.oci.errors import InvalidError, NotFoundError
+from ..image.oci.errors import InvalidError
 from ..image.store.store import Store
 from ..tree.syscalls import mount
 from .run_mounts import MountPlan, bind_of
@@ -61,7 +61,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     overrides = Overrides(command.words, entrypoint="", environment=items)
     process = process_of(config, overrides, sandbox.inside, _HOSTNAME, {}, sources)
     if not sandbox.has_users:
-        process = replace(process, user=_root_alone(process.user))
+        process = replace(process, user=root_alone(process.user))
     places.directory(process.directory)
     _note(store, sandbox, places)
     start = Launch(sandbox.root, sandbox.container.name, _HOSTNAME, process, binds, command.network)
@@ -87,13 +87,6 @@ def _note(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
 def _remove(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
     places.remove()
     _note(store, sandbox, places)
-
-
-def _root_alone(user: User) -> User:
-    """Root without supplementary groups, where the namespace has no other user. Raises NotFoundError."""
-    if user.uid or user.gid:
-        raise NotFoundError(f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids")
-    return replace(user, groups=())
 
 
 def _written(sandbox: Sandbox, scripts: Mapping[str, str]) -> dict[str, Path]:

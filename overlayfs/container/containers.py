@@ -221,7 +221,7 @@ class Containers:
         with self._locked(name) as container:
             _check_is_free(container)
             is_other = image is not None and container.manifest != image.descriptor.digest
-            if image is not None and is_other and not self._is_on(container, image):
+            if image is not None and is_other and not self.is_on(container, image):
                 raise InUseError(
                     f"the container {name} is on another image, {container.image}: remove it, or use another name"
                 )
@@ -239,7 +239,7 @@ class Containers:
             self._write(claimed)
         return claimed
 
-    def _is_on(self, container: Container, image: Image) -> bool:
+    def is_on(self, container: Container, image: Image) -> bool:
         """Whether the image of the container is this one, even by a manifest with layers compressed otherwise."""
         try:
             return self._store.load_by_manifest(container.manifest).id == image.id

@@ -52,6 +52,15 @@ def with_groups(inside: Inside, user: User, names: Sequence[str]) -> User:
     return replace(user, groups=tuple(sorted({*user.groups, *added}))[:_MAX_GROUPS]) if added else user
 
 
+def root_alone(user: User) -> User:
+    """Root without supplementary groups, in a namespace with no other user. Raises NotFoundError for other users."""
+    if user.uid or user.gid:
+        raise NotFoundError(
+            f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
+        )
+    return replace(user, groups=())
+
+
 def _find_person(inside: Inside, name: str) -> User:
     number = _number(name)
     for fields in _lines(inside, PASSWD, 7):

@@ -202,7 +202,7 @@ def processes_of(store: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("moment", [pytest.param(at, marks=[] if at == 3 else [pytest.mark.long]) for at in range(8)])
 def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
     """The moments are spread over the build by what it has written so far, each in its own run."""
     site.write(

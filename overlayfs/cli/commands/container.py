@@ -94,12 +94,21 @@ def create(
 def ps(
     everything: Annotated[bool, typer.Option("--all", "-a", help="All containers.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, id, label, name or status."),
+    ] = None,
+    template: Annotated[
+        str, typer.Option("--format", metavar="TEMPLATE", help="json, or a text with fields such as {{.Names}}.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the containers that are running or mounted."""
+    """List the containers that are running or mounted; with a filter of the status, all that have it."""
     from overlayfs.cli.container.containers import show_containers
 
-    show_containers(store_directory(), everything=everything, quiet=quiet, as_json=as_json)
+    show_containers(
+        store_directory(), everything=everything, quiet=quiet, as_json=as_json, filters=filters or [], template=template
+    )
 
 
 @app.command(short_help="List all containers.")

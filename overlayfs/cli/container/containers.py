@@ -16,7 +16,12 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import BUNDLE
+<<<<<<< HEAD
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve, wait_until_ended
+=======
+from overlayfs.cli.container.selecting import are_passed, filled, tests_of
+from overlayfs.cli.mounts.live import CommandError, wait_until_ended
+>>>>>>> ctr2
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.container.containers import Container, Containers
@@ -30,21 +35,65 @@ _PATIENCE_S: Final = 10.0
 _LONGEST_COMMAND: Final = 40
 
 
-def show_containers(store_directory: Path | None, *, everything: bool, quiet: bool, as_json: bool) -> None:
-    """List the containers in use, or all, newest first."""
+def show_containers(
+    store_directory: Path | None,
+    *,
+    everything: bool,
+    quiet: bool,
+    as_json: bool,
+    filters: Sequence[str] = (),
+    template: str = "",
+) -> None:
+    """List the containers in use, or all, newest first. Raises InvalidError, NotFoundError."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         sweep(store)
-        found = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
-        if as_json:
+        tests = tests_of(store, filters, lambda one: _status(one)[0])
+        everything = everything or "status" in tests
+        listed = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
+        found = [one for one in listed if are_passed(tests, one)]
+        if as_json or template == "json":
             print_json([_document(containers, one) for one in found])
             return
     if quiet:
         for one in found:
             print(one.name)
+    elif template:
+        for one in found:
+            print(filled(template, _fields(one)))
     elif found:
-        headings = ("NAME", "IMAGE", "STATUS", "CREATED", "COMMAND")
-        print_table(headings, [_row(one) for one in found])
+        _print_table(found)
+
+
+def _print_table(found: Sequence[Container]) -> None:
+    """Ports have a column if there are any."""
+    rows = [_row(one) for one in found]
+    headings = ["NAME", "IMAGE", "STATUS", "CREATED", "COMMAND"]
+    if any(map(_ports, found)):
+        headings.append("PORTS")
+        rows = [[*row, Cell(_ports(one))] for row, one in zip(rows, found, strict=True)]
+    print_table(headings, rows)
+
+
+def _ports(container: Container) -> str:
+    return ", ".join(container.ports) if container.is_in_use else ""
+
+
+def _fields(container: Container) -> dict[str, str]:
+    """What a template can name, as docker calls it."""
+    _, image, status, age, command = (cell.text for cell in _row(container))
+    return {
+        "ID": container.id[:12],
+        "Names": container.name,
+        "Image": image,
+        "Command": command,
+        "CreatedAt": container.created,
+        "RunningFor": age,
+        "Status": status,
+        "State": _status(container)[0],
+        "Ports": _ports(container),
+        "Labels": ",".join(f"{name}={value}" for name, value in container.settings.labels.items()),
+    }
 
 
 def _document(containers: Containers, container: Container) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from overlayfs.container.spec.fields import may_limit
 from overlayfs.container.spec.parts import Port, exposed_port, port_of
 from overlayfs.container.spec.settings import NONE, OF_CONTAINER, PRIVATE, Settings
 from overlayfs.container.supervise import stop
-from overlayfs.container.users import User, with_groups
+from overlayfs.container.users import root_alone, with_groups
 from overlayfs.container.volumes import Mounts, Volumes, fill, mounts_of
 from overlayfs.fuse.session import MountOptions
 from overlayfs.image.oci.documents import RunConfig
-from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.options import FsyncPolicy, OverlayOptions
@@ -153,7 +153,7 @@ class Running:
         sources = {volume.target: volume.source for volume in mounts.volumes}
         process = process_of(config, overrides_of(self.settings), inside, self._hostname, os.environ, sources)
         user = with_groups(inside, process.user, self.settings.groups)
-        return replace(process, user=user if has_users else _root_alone(user))
+        return replace(process, user=user if has_users else root_alone(user))
 
     def show(self, before: Container, host: Sequence[str], work: Callable[[str], None]) -> None:
         """Mount the tree without running anything, do `work` on its path, and leave the record as it was `before`.
@@ -281,15 +281,6 @@ def _ports(settings: Settings, config: RunConfig) -> list[Port]:
     named = {(port.container, port.protocol) for port in given}
     exposed = (exposed_port(text) for text in config.exposed_ports)
     return given + [port for port in exposed if (port.container, port.protocol) not in named]
-
-
-def _root_alone(user: User) -> User:
-    """Root without supplementary groups, in a namespace with no other user. Raises NotFoundError for other users."""
-    if user.uid or user.gid:
-        raise NotFoundError(
-            f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
-        )
-    return replace(user, groups=())
 
 
 def _scaffold(places: Mountpoints) -> list[str]:

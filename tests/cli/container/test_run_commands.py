@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -493,3 +494,22 @@ def test_mount_in_the_foreground_gives_its_container_up(clean: Shop, mountpoint:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     assert clean.names == []
+
+
+def test_ps_selects_and_prints_as_docker_does(clean: Shop) -> None:
+    clean.run("create", "--name", "web", "-l", "a=b", "-l", "c", "small", "true")
+    clean.run("create", "--name", "box", "-l", "a=x", "small", "true")
+
+    def names(*filters: str) -> list[str]:
+        words = [word for text in filters for word in ("--filter", text)]
+        return sorted(clean.run("ps", "-a", *words, "--format", "{{.Names}}").splitlines())
+
+    assert names("name=we") == names("label=a=b") == names("label=a", "label=c") == ["web"]
+    assert names("name=web", "name=box") == names("label=a") == names("ancestor=small") == ["box", "web"]
+    assert names("status=running") == names("name=^o") == names("name=web", "label=a=x") == []
+    assert clean.run("ps", "-f", "status=created", "-f", "name=web", "--format", r"{{.State}}\t{{ .Labels }}") in (
+        "created\ta=b,c=\n"
+    )
+    assert [row["name"] for row in json.loads(clean.run("ps", "-af", "name=web", "--format", "json"))] == ["web"]
+    for words in (("-f", "name"), ("-f", "x=y"), ("-f", "name=("), ("--format", "{{.X}}"), ("--format", "{{if}}")):
+        assert clean.refuses("ps", "-a", *words)

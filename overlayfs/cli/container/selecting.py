@@ -1,0 +1,84 @@
+"""Which containers does `ps --filter` select, and what does `ps --format` print of each? In docker's terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from overlayfs.container.containers import Container, Containers
+from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.store.store import Store
+
+_FIELD: Final = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
+_ESCAPES: Final = {r"\t": "\t", r"\n": "\n"}
+
+Test = Callable[[Container], bool]
+
+
+def tests_of(store: Store, filters: Sequence[str], status_of: Callable[[Container], str]) -> dict[str, list[Test]]:
+    """The tests of the filters `KEY=VALUE`, by key. Raises InvalidError; NotFoundError for an unknown ancestor."""
+    tests: dict[str, list[Test]] = {}
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidError(f"filter {text!r} is not KEY=VALUE")
+        tests.setdefault(key, []).append(_test_of(store, key, value, status_of))
+    return tests
+
+
+def are_passed(tests: Mapping[str, Sequence[Test]], container: Container) -> bool:
+    """Whether it passes one test of each key; labels must all be there, as with docker."""
+    return all(
+        (all if key == "label" else any)(test(container) for test in alternatives)
+        for key, alternatives in tests.items()
+    )
+
+
+def _test_of(store: Store, key: str, value: str, status_of: Callable[[Container], str]) -> Test:
+    match key:
+        case "name":
+            return _name_test(value)
+        case "id":
+            return lambda container: container.id.startswith(value)
+        case "status":
+            return lambda container: status_of(container) == value
+        case "label":
+            return _label_test(value)
+        case "ancestor":
+            image, containers = store.find(value), Containers(store)
+            return lambda container: containers.is_on(container, image)
+    raise InvalidError(f"no filter {key!r}: there are ancestor, id, label, name and status")
+
+
+def _name_test(text: str) -> Test:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise InvalidError(f"filter name={text}: {error}") from None
+    return lambda container: pattern.search(container.name) is not None
+
+
+def _label_test(text: str) -> Test:
+    name, equals, value = text.partition("=")
+
+    def test(container: Container) -> bool:
+        labels = container.settings.labels
+        return name in labels and (not equals or labels[name] == value)
+
+    return test
+
+
+def filled(template: str, fields: Mapping[str, str]) -> str:
+    r"""The template with `{{.Field}}`, `\t` and `\n` replaced. Raises InvalidError for anything else in braces."""
+
+    def replaced(found: re.Match[str]) -> str:
+        if found[1] not in fields:
+            raise InvalidError(f"no field .{found[1]}: there are {', '.join('.' + name for name in fields)}")
+        return fields[found[1]]
+
+    if "{{" in _FIELD.sub("", template):
+        raise InvalidError(f"format {template!r}: only fields such as {{{{.Names}}}} are known")
+    for escape, character in _ESCAPES.items():
+        template = template.replace(escape, character)
+    return _FIELD.sub(replaced, template)

@@ -16,12 +16,8 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import BUNDLE
-<<<<<<< HEAD
-from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve, wait_until_ended
-=======
 from overlayfs.cli.container.selecting import are_passed, filled, tests_of
-from overlayfs.cli.mounts.live import CommandError, wait_until_ended
->>>>>>> ctr2
+from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve, wait_until_ended
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.container.containers import Container, Containers

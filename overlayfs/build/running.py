@@ -97,15 +97,16 @@ def _root_alone(user: User) -> User:
 
 
 def _written(sandbox: Sandbox, scripts: Mapping[str, str]) -> dict[str, Path]:
-    """The scripts as files, by their paths in the container."""
+    """The scripts as files, by their paths in the container. On the host no file has a name of the Dockerfile."""
     if not scripts:
         return {}
     space = sandbox.space("scripts")
     mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, b"mode=755")
-    for name, text in scripts.items():
-        (space / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-        (space / name).chmod(0o755)
-    return {f"{_SCRIPTS}/{name}": space / name for name in scripts}
+    files = {f"{_SCRIPTS}/{name}": space / str(number) for number, name in enumerate(scripts)}
+    for file, text in zip(files.values(), scripts.values(), strict=True):
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        file.chmod(0o755)
+    return files
 
 
 @contextmanager

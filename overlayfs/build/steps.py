@@ -86,7 +86,10 @@ def _words(building: Building, instruction: Instruction) -> tuple[tuple[str, ...
     if len(texts) == 1 and instruction.text == texts[0].written:
         content = texts[0].content
         if content.startswith("#!"):
-            return (f"/dev/pipes/{texts[0].name}",), {texts[0].name: content}
+            name = texts[0].name
+            if "/" in name or name in (".", ".."):
+                raise InvalidError(f"the heredoc {name} is run as a file of that name, which has no slash")
+            return (f"/dev/pipes/{name}",), {name: content}
         return (*shell, content), {}
     follow = "".join(f"\n{text.text}{text.name}" for text in texts)
     return (*shell, instruction.text + follow + ("\n" if texts else "")), {}

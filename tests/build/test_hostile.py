@@ -14,6 +14,9 @@ from typing import Final
 
 import pytest
 
+from overlayfs.image.make.draft import Draft
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from tests.build.test_build import ON, Site
 from tests.cli.people import COMMAND
@@ -158,6 +161,33 @@ def test_an_ignored_dockerfile_is_used_and_not_copied(site: Site) -> None:
 def test_a_dockerfile_of_ten_thousand_lines(site: Site) -> None:
     site.build(ON + "".join(f"LABEL l{number}={number}\n" for number in range(10_000)))
     assert len(site.image().config.config.labels) == 10_000
+
+
+# -- heredocs
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+@pytest.mark.parametrize("is_trigger", [False, True])
+def test_the_name_of_a_heredoc_is_no_path_of_the_host(site: Site, tmp_path: Path, kind: str, is_trigger: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    name = str(victim) if kind == "absolute" else "../../../../victim"
+    script = f"RUN <<{name}\n#!/bin/sh\n{name}\n"
+    if is_trigger:
+        with Store.open(site.store) as store:  # a trigger as no Dockerfile here writes it
+            draft = Draft.on(store, store.find("small"))
+            draft.raw.setdefault("config", {})["OnBuild"] = [script]
+            store.keep(draft.write(store), Reference.parse("base"))
+        message = site.refuses("FROM base\n")
+    else:
+        message = site.refuses(ON + script)
+    assert f"the heredoc {name} is run as a file of that name, which has no slash" in message
+    assert victim.read_text() == "as it was"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_heredoc_called_like_a_directory_is_refused(site: Site, name: str) -> None:
+    assert f"the heredoc {name} is run as a file" in site.refuses(f"{ON}RUN <<{name}\n#!/bin/sh\n{name}\n")
 
 
 # -- secrets

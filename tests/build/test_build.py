@@ -13,8 +13,10 @@ from typing import Final
 
 import pytest
 
+from overlayfs.image.archive.rootfs import export_image
 from overlayfs.image.store.store import Image, Store
 from tests.build.building import Facts, base_image, fill, tree_of
+from tests.cli.people import COMMAND
 from tests.prepared import Done, Prepared
 
 ON: Final = "FROM small\n"
@@ -238,6 +240,26 @@ def test_the_tree_is_written_out(site: Site, tmp_path: Path) -> None:
     site.build("FROM scratch\nCOPY a /d/a\n", "-o", f"type=tar,dest={tmp_path}/out.tar")
     with tarfile.open(tmp_path / "out.tar") as archive:
         assert "d/a" in archive.getnames()
+
+
+@pytest.mark.parametrize("output", ["-", "type=tar,dest=-"])
+def test_a_tar_on_standard_output_is_alone_there(site: Site, tmp_path: Path, output: str) -> None:
+    site.write("FROM scratch\nCOPY a /d/a\n", a="1")
+    with open(tmp_path / "out.tar", "wb") as out:
+        words = [*COMMAND, "--store", site.store, "build", "-t", "made", "-o", output, site.context]
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, check=True
+        )
+    exported = io.BytesIO()
+    with Store.open(site.store) as store:
+        export_image(store, store.find("made"), exported)
+    assert (tmp_path / "out.tar").read_bytes() == exported.getvalue()
+    assert done.stderr.splitlines()[-1] == site.image().id
+
+
+@pytest.mark.parametrize("output", ["type=tar", "type=oci,dest=x"])
+def test_an_unknown_output_is_refused_before_the_work(site: Site, output: str) -> None:
+    assert f"--output '{output}' is not" in site.refuses(ON, "-o", output)
 
 
 # -- contexts

@@ -11,6 +11,7 @@ from typing import Final
 from ..container.runtime import Network
 from ..image.oci.errors import InvalidError
 from ..image.oci.instructions import DEFAULT_SHELL, environment
+from ..image.oci.limits import Limits
 from ..image.store.lowers import lower_directories
 from ..image.store.store import Image
 from .cache import key_of
@@ -171,7 +172,7 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
     """ADD of URLs and git repositories: fetched first, so that what they hold is part of the key."""
     around = building.around
     with around.store.staging() as staged:
-        names = tuple(_fetched(staged, source, instruction) for source in remote)
+        names = tuple(_fetched(staged, source, instruction, around.store.limits) for source in remote)
         root = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fetched = Tree(root, "what was fetched")
@@ -189,12 +190,13 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             os.close(root)
 
 
-def _fetched(staged: Path, source: str, instruction: Instruction) -> str:
+def _fetched(staged: Path, source: str, instruction: Instruction, limits: Limits) -> str:
     """The path, below `staged`, of what a source is."""
     place = staged.resolve() / str(len(os.listdir(staged)))
     place.mkdir()
     checksum, keeps_git = instruction.flag("checksum"), instruction.is_set("keep-git-dir")
-    return str(fetch(source, place, checksum=checksum, keeps_git=keeps_git).relative_to(staged.resolve()))
+    found = fetch(source, place, limits, checksum=checksum, keeps_git=keeps_git)
+    return str(found.relative_to(staged.resolve()))
 
 
 def _copying(building: Building, instruction: Instruction) -> tuple[Copying, tuple[str, ...]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import pytest
@@ -79,8 +82,6 @@ def test_a_symlink_of_the_image_leads_nowhere_outside(site: Site, tmp_path: Path
 
 
 def test_sockets_and_fifos_of_the_context(site: Site) -> None:
-    import socket
-
     os.mkfifo(site.context / "fifo")
     site.build(f"{ON}COPY fifo /x\n")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -161,6 +162,53 @@ def test_an_ignored_dockerfile_is_used_and_not_copied(site: Site) -> None:
 def test_a_dockerfile_of_ten_thousand_lines(site: Site) -> None:
     site.build(ON + "".join(f"LABEL l{number}={number}\n" for number in range(10_000)))
     assert len(site.image().config.config.labels) == 10_000
+
+
+# -- downloads
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes], str]]:
+    """Start a server that gives one client these bytes and hangs up; its URL."""
+    with ExitStack() as stack:
+
+        def start(answer: bytes) -> str:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def serve() -> None:
+                with listening.accept()[0] as client:
+                    while not client.recv(1 << 16).endswith(b"\r\n\r\n"):
+                        pass
+                    with suppress(OSError):  # the client has refused the rest
+                        client.sendall(answer)
+
+            thread = Thread(target=serve)
+            thread.start()
+            stack.callback(thread.join)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}/f"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello",
+        b"no HTTP\r\n",
+        b"",
+    ],
+)
+def test_a_download_that_is_cut_short_is_refused(site: Site, answering: Callable[[bytes], str], answer: bytes) -> None:
+    assert "could not be fetched" in site.refuses(f"{ON}ADD {answering(answer)} /x\n")
+
+
+def test_a_download_has_the_limit_of_a_layer(
+    site: Site, answering: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERLAYFS_LAYER_LIMIT", "1M")
+    url = answering(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2 << 20))
+    assert f"{url}: 'f' makes it take more than 1048576 bytes" in site.refuses(f"{ON}ADD {url} /x\n")
 
 
 # -- heredocs

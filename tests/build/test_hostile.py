@@ -94,6 +94,60 @@ def test_sockets_and_fifos_of_the_context(site: Site) -> None:
         assert "is a socket" in site.refuses(f"{ON}COPY socket /x\n")
 
 
+@pytest.fixture(params=["directory", "tar"])
+def context(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Callable[[], Path]:
+    """The context of the site, as it is or packed."""
+
+    def packed() -> Path:
+        if request.param == "directory":
+            return site.context
+        with tarfile.open(tmp_path / "context.tar", "w") as out:
+            out.add(site.context, "")
+        return tmp_path / "context.tar"
+
+    return packed
+
+
+@pytest.mark.parametrize("words", [(), ("-f", "Special")])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_dockerfile_is_no_file_of_the_host(
+    site: Site, context: Callable[[], Path], words: tuple[str, ...], is_relative: bool
+) -> None:
+    outside = site.context.parent / "outside"
+    outside.write_text(f"{SECRET}\n")
+    (site.context / (words[-1] if words else "Dockerfile")).symlink_to("../outside" if is_relative else outside)
+    done = site.call(*words, context())
+    assert done.status == 1
+    assert "is no file, or leads out of the build context" in done.err
+    assert SECRET not in done.err
+
+
+def test_a_symlink_to_a_dockerfile_in_the_context(site: Site, context: Callable[[], Path]) -> None:
+    (site.context / "d").mkdir()
+    (site.context / "d/real").write_text(f"{ON}RUN echo 1 > /x\n")
+    (site.context / "Dockerfile").symlink_to("/d/real")
+    (site.context / "Containerfile").symlink_to("/etc/passwd")  # is not there
+    assert site.call("-t", "made", context()).status == 0
+    assert site.text("/x") == "1\n"
+
+
+@pytest.mark.parametrize("name", [".dockerignore", "Dockerfile.dockerignore"])
+def test_an_ignore_file_is_no_file_of_the_host(site: Site, context: Callable[[], Path], name: str) -> None:
+    (site.context.parent / "outside").write_text("a\n")
+    (site.context / name).symlink_to("../outside")
+    site.write(f"{ON}COPY a /x\n", a="1")
+    assert site.call("-t", "made", context()).status == 0
+    assert site.text("/x") == "1"
+
+
+def test_a_dockerfile_elsewhere_that_the_user_names(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text(f"{ON}COPY a /x\n")
+    (tmp_path / "link").symlink_to("real")
+    site.write("FROM none\n", a="1")
+    assert site.call("-t", "made", "-f", tmp_path / "link", site.context).status == 0
+    assert site.text("/x") == "1"
+
+
 # -- archives
 
 

@@ -5,6 +5,7 @@ Dockerfile reference, "RUN --mount". Nothing that is mounted gets into a layer, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posixpath
 import stat
@@ -23,7 +24,7 @@ from .sandbox import Sandbox
 
 _ALLOWED: Final = {
     "bind": {"from", "source", "target", "readwrite"},
-    "cache": {"id", "target", "sharing", "from", "source", "mode", "uid", "gid", "readonly"},
+    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "readonly"},
     "tmpfs": {"target", "size"},
     "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
     "ssh": {"id", "target", "required", "mode", "uid", "gid"},
@@ -117,6 +118,17 @@ def _cache(_: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) 
         os.chown(plan.source, plan.number("uid", 0), plan.number("gid", 0))
         plan.source.chmod(plan.number("mode", 0o755, 8))
     return [Bind(str(plan.source), places.directory(_target(plan, config)), is_read_only=plan.is_set("readonly"))]
+
+
+def lock_caches(sandbox: Sandbox, plans: Sequence[MountPlan]) -> None:
+    """Wait for the caches that one step at a time may use, `private` or `locked`, and keep them until the step ends."""
+    own = {
+        plan.source for plan in plans if plan.source is not None and plan.options.get("sharing", "shared") != "shared"
+    }
+    for cache in sorted(own):  # in one order: no two steps wait for each other
+        fd = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sandbox.stack.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _tmpfs(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:

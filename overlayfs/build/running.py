@@ -23,7 +23,7 @@ from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError, NotFoundError
 from ..image.store.store import Store
 from ..tree.syscalls import mount
-from .run_mounts import MountPlan, bind_of
+from .run_mounts import MountPlan, bind_of, lock_caches
 from .sandbox import Sandbox
 
 _HOSTNAME: Final = "buildkitsandbox"
@@ -56,6 +56,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     binds = [*_hosts(places), *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items())]
     for plan in command.mounts:
         binds += bind_of(sandbox, places, plan, config)
+    lock_caches(sandbox, command.mounts)
     sources = {bind.target: Path(bind.source) for bind in binds}
     items = tuple(f"{name}={value}" for name, value in command.variables.items())
     overrides = Overrides(command.words, entrypoint="", environment=items)

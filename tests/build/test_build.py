@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import subprocess
@@ -184,6 +185,11 @@ def test_triggers_of_the_base_run_first(site: Site) -> None:
         assert b"OnBuild" not in store.read_blob(site.image().manifest.config)
 
 
+def test_a_trigger_cannot_name_another_image(site: Site) -> None:
+    site.build(f"{ON}ONBUILD COPY --from=small /etc/passwd /x\n", "-t", "base")
+    assert "the image 'small' was not fetched: variables and ONBUILD cannot" in site.refuses("FROM base\n")
+
+
 # -- flags that buildah 1.28 does not know
 
 
@@ -227,6 +233,36 @@ def test_a_cache_outlives_the_build(site: Site) -> None:
     assert "/c/f" not in site.tree()
 
 
+@pytest.mark.parametrize(("sharing", "is_locked"), [("locked", True), ("private", True), ("shared", False)])
+def test_a_step_has_a_cache_that_is_not_shared_alone(site: Site, sharing: str, is_locked: bool) -> None:
+    mounts = f"--mount=type=cache,target=/c,sharing={sharing} --mount=type=cache,target=/d,id=/c,sharing={sharing}"
+    site.build(f"{ON}RUN {mounts} true\n")
+    (cache,) = (site.store / "build/mounts").iterdir()
+    os.mkfifo(cache / "gate")
+    site.write(f"{ON}RUN {mounts} echo begun; cat /c/gate > /x\n")
+    words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-t", "made", site.context]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        while build.stderr.readline().strip() != "begun":
+            assert build.poll() is None
+        is_free = _can_lock(cache)
+        (cache / "gate").write_text("1\n")
+        build.stderr.read()
+    assert (site.text("/x"), is_free) == ("1\n", not is_locked)
+    assert _can_lock(cache)
+
+
+def _can_lock(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def test_squash_and_labels_and_iidfile(site: Site, tmp_path: Path) -> None:
     site.build(f"{ON}RUN echo 1 > /x\n", "--squash", "--label", "a=b", "--iidfile", tmp_path / "id")
     image = site.image()
@@ -246,7 +282,7 @@ def test_the_tree_is_written_out(site: Site, tmp_path: Path) -> None:
 def test_a_tar_on_standard_output_is_alone_there(site: Site, tmp_path: Path, output: str) -> None:
     site.write("FROM scratch\nCOPY a /d/a\n", a="1")
     with open(tmp_path / "out.tar", "wb") as out:
-        words = [*COMMAND, "--store", site.store, "build", "-t", "made", "-o", output, site.context]
+        words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-t", "made", "-o", output, site.context]
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, check=True
         )
@@ -350,6 +386,7 @@ def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) ->
         ("FROM small\nCOPY a /etc/passwd/x\n", "Dockerfile:2: COPY: '/etc/passwd' in the image is no directory"),
         ("FROM small\nENV A\n", "Dockerfile:2:1: 'A' is not NAME=VALUE"),
         ("FROM small\nARG 1=2\n", "Dockerfile:2:1: '1=2' is no ARG"),
+        ("FROM small\nRUN --mount=type=cache,target=/c,from=small true\n", "Dockerfile:2: --mount=type=cache has no"),
         ("FROM small\nRUN --mount=type=none true\n", "Dockerfile:2: --mount: unknown type 'none'"),
         ("FROM small\nCOPY --from=1 a /x\nFROM small\nFROM small\n", None),
         ("FROM small\nHEALTHCHECK --retries=x CMD y\n", "Dockerfile:2:1: --retries=x is no number"),

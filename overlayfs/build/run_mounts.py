@@ -19,7 +19,10 @@ from ..container.root_paths import Inside
 from ..container.runtime import Bind
 from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError, NotFoundError
+from ..image.oci.limits import Limits
 from ..tree.syscalls import mount
+from .files.sources import Tree
+from .files.writer import TreeWriter, renamed
 from .sandbox import Sandbox
 
 _ALLOWED: Final = {
@@ -31,18 +34,22 @@ _ALLOWED: Final = {
 }
 _SYNONYMS: Final = {"src": "source", "dst": "target", "destination": "target", "rw": "readwrite", "ro": "readonly"}
 _SWITCHES: Final = frozenset({"readwrite", "readonly", "required"})
+_COPY: Final = "context"
 _SHARING: Final = ("shared", "private", "locked")
 
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
     """One mount. `lowers` are the layers of the stage or image to bind, top first; `source` is a directory or file of
-    the host: the context, a cache's directory, a socket. `secret` is the content of a secret that was given."""
+    the host: the context, a cache's directory, a socket. `tree` is the context if files of it are ignored. `secret` is
+    the content of a secret that was given."""
 
     kind: str
     options: dict[str, str]
     lowers: Sequence[Path] = ()
     source: Path | None = None
+    tree: Tree | None = None
+    limits: Limits = field(default_factory=Limits)
     secret: bytes | None = field(default=None, repr=False)
 
     @property
@@ -95,11 +102,24 @@ def _target(plan: MountPlan, config: RunConfig, default: str = "") -> str:
 
 def _bind(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
     is_writable = plan.is_set("readwrite")
+    path = plan.options.get("source", "/")
     lowers = plan.lowers or ([plan.source] if plan.source else [])
-    top = sandbox.mount(lowers, is_writable=is_writable)
-    source = _beneath(top, plan.options.get("source", "/"))
+    if plan.tree is not None:
+        lowers, path = [_without_ignored(sandbox, plan.tree, path, plan.limits)], _COPY
+    source = _beneath(sandbox.mount(lowers, is_writable=is_writable), path)
     place = places.directory if source.is_dir() else places.file
     return [Bind(str(source), place(_target(plan, config)), is_read_only=not is_writable)]
+
+
+def _without_ignored(sandbox: Sandbox, tree: Tree, path: str, limits: Limits) -> Path:
+    """A directory with a copy of what is at the path, without the files that the ignore file leaves out."""
+    top = sandbox.space("context")
+    with Inside(os.fsencode(top)) as inside:
+        writer = TreeWriter(inside, limits, keeps_owners=False)
+        for entry, data in tree.read(path):
+            writer.put(b"/", renamed(entry, os.fsencode(_COPY)), data)
+        writer.finish()
+    return top
 
 
 def _beneath(top: Path, path: str) -> Path:

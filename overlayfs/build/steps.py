@@ -105,7 +105,8 @@ def _planned(building: Building, text: str) -> MountPlan:
             image = around.source(plan.options["from"], building.planned.stage.place)
             return replace(plan, lowers=tuple(lower_directories(around.store, image)))
         case "bind":
-            return replace(plan, source=around.context_path)
+            tree = around.context if around.context.ignored.rules else None
+            return replace(plan, source=around.context_path, tree=tree, limits=around.store.limits)
         case "cache":
             name = plan.options.get("id") or plan.options["target"]
             return replace(plan, source=around.store.path / "build" / "mounts" / key_of(name))

@@ -225,6 +225,31 @@ def test_a_writable_bind_is_thrown_away(site: Site) -> None:
     assert "ended with status" in site.refuses(f"{ON}RUN --mount=type=bind,target=/m touch /m/new\n")
 
 
+def test_a_bind_shows_what_copy_would_copy(site: Site) -> None:
+    """No ignored file, whatever of the context is mounted; a file there that changes runs no step again."""
+    for name in ("keep", "secret", "d/keep", "d/secret", "e/secret", "e/keep"):
+        (site.context / name).parent.mkdir(exist_ok=True)
+        (site.context / name).write_text("1")
+    (site.context / "d/keep").chmod(0o751)
+    (site.context / "link").symlink_to("d/keep")
+    (site.context / ".dockerignore").write_text("**/secret\ne\n!e/keep\n.dockerignore\nDockerfile\n")
+    text = (
+        f"{ON}COPY . /copied\nRUN --mount=target=/m --mount=target=/n,source=d,rw --mount=target=/o,source=link "
+        "cd /m && ls -laR > /x && ls /n > /y && echo 2 > /n/new && cat /n/new /o > /z && cd /copied && ls -laR > /w\n"
+    )
+    site.build(text)
+    lines = [[line.split() for line in site.text(path).splitlines()] for path in ("/x", "/w")]
+    names = [[(words[0], words[-1]) for words in listed if words and words[-1] not in (".", "..")] for listed in lines]
+    assert names[0] == names[1]
+    assert ("-rwxr-x--x", "keep") in names[0]
+    assert "secret" not in site.text("/x")
+    assert (site.text("/y"), site.text("/z")) == ("keep\n", "2\n1")
+    (site.context / "d/secret").write_text("2")
+    assert site.build(text).count("(cached)") == 2
+    assert "or ignored" in site.refuses(f"{ON}RUN --mount=target=/m,source=d/secret true\n")
+    assert not (site.context / "d/new").exists()
+
+
 def test_a_cache_outlives_the_build(site: Site) -> None:
     step = f"{ON}RUN --mount=type=cache,target=/c,id=i echo x >> /c/f && cat /c/f > /x\n"
     site.build(step)

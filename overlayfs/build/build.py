@@ -138,6 +138,8 @@ class _Build:
             return self.store.load_by_manifest(self.built[number])
         if number is not None:
             raise place.error(f"the stage {text!r} comes later, and files can come from earlier ones only")
+        if (text, "") not in self.fetched:
+            raise place.error(f"the image {text!r} was not fetched: variables and ONBUILD cannot name one in `from`")
         return self.store.load_by_manifest(self.fetched[text, ""])
 
     # images

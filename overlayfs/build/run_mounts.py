@@ -5,6 +5,7 @@ Dockerfile reference, "RUN --mount". Nothing that is mounted gets into a layer, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posixpath
 import stat
@@ -18,30 +19,37 @@ from ..container.root_paths import Inside
 from ..container.runtime import Bind
 from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError, NotFoundError
+from ..image.oci.limits import Limits
 from ..tree.syscalls import mount
+from .files.sources import Tree
+from .files.writer import TreeWriter, renamed
 from .sandbox import Sandbox
 
 _ALLOWED: Final = {
     "bind": {"from", "source", "target", "readwrite"},
-    "cache": {"id", "target", "sharing", "from", "source", "mode", "uid", "gid", "readonly"},
+    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "readonly"},
     "tmpfs": {"target", "size"},
     "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
     "ssh": {"id", "target", "required", "mode", "uid", "gid"},
 }
 _SYNONYMS: Final = {"src": "source", "dst": "target", "destination": "target", "rw": "readwrite", "ro": "readonly"}
 _SWITCHES: Final = frozenset({"readwrite", "readonly", "required"})
+_COPY: Final = "context"
 _SHARING: Final = ("shared", "private", "locked")
 
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
     """One mount. `lowers` are the layers of the stage or image to bind, top first; `source` is a directory or file of
-    the host: the context, a cache's directory, a socket. `secret` is the content of a secret that was given."""
+    the host: the context, a cache's directory, a socket. `tree` is the context if files of it are ignored. `secret` is
+    the content of a secret that was given."""
 
     kind: str
     options: dict[str, str]
     lowers: Sequence[Path] = ()
     source: Path | None = None
+    tree: Tree | None = None
+    limits: Limits = field(default_factory=Limits)
     secret: bytes | None = field(default=None, repr=False)
 
     @property
@@ -94,11 +102,24 @@ def _target(plan: MountPlan, config: RunConfig, default: str = "") -> str:
 
 def _bind(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
     is_writable = plan.is_set("readwrite")
+    path = plan.options.get("source", "/")
     lowers = plan.lowers or ([plan.source] if plan.source else [])
-    top = sandbox.mount(lowers, is_writable=is_writable)
-    source = _beneath(top, plan.options.get("source", "/"))
+    if plan.tree is not None:
+        lowers, path = [_without_ignored(sandbox, plan.tree, path, plan.limits)], _COPY
+    source = _beneath(sandbox.mount(lowers, is_writable=is_writable), path)
     place = places.directory if source.is_dir() else places.file
     return [Bind(str(source), place(_target(plan, config)), is_read_only=not is_writable)]
+
+
+def _without_ignored(sandbox: Sandbox, tree: Tree, path: str, limits: Limits) -> Path:
+    """A directory with a copy of what is at the path, without the files that the ignore file leaves out."""
+    top = sandbox.space("context")
+    with Inside(os.fsencode(top)) as inside:
+        writer = TreeWriter(inside, limits, keeps_owners=False)
+        for entry, data in tree.read(path):
+            writer.put(b"/", renamed(entry, os.fsencode(_COPY)), data)
+        writer.finish()
+    return top
 
 
 def _beneath(top: Path, path: str) -> Path:
@@ -117,6 +138,17 @@ def _cache(_: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) 
         os.chown(plan.source, plan.number("uid", 0), plan.number("gid", 0))
         plan.source.chmod(plan.number("mode", 0o755, 8))
     return [Bind(str(plan.source), places.directory(_target(plan, config)), is_read_only=plan.is_set("readonly"))]
+
+
+def lock_caches(sandbox: Sandbox, plans: Sequence[MountPlan]) -> None:
+    """Wait for the caches that one step at a time may use, `private` or `locked`, and keep them until the step ends."""
+    own = {
+        plan.source for plan in plans if plan.source is not None and plan.options.get("sharing", "shared") != "shared"
+    }
+    for cache in sorted(own):  # in one order: no two steps wait for each other
+        fd = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sandbox.stack.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _tmpfs(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:

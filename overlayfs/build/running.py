@@ -23,7 +23,7 @@ from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError
 from ..image.store.store import Store
 from ..tree.syscalls import mount
-from .run_mounts import MountPlan, bind_of
+from .run_mounts import MountPlan, bind_of, lock_caches
 from .sandbox import Sandbox
 
 _HOSTNAME: Final = "buildkitsandbox"
@@ -56,6 +56,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     binds = [*_hosts(places), *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items())]
     for plan in command.mounts:
         binds += bind_of(sandbox, places, plan, config)
+    lock_caches(sandbox, command.mounts)
     sources = {bind.target: Path(bind.source) for bind in binds}
     items = tuple(f"{name}={value}" for name, value in command.variables.items())
     overrides = Overrides(command.words, entrypoint="", environment=items)
@@ -90,15 +91,16 @@ def _remove(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
 
 
 def _written(sandbox: Sandbox, scripts: Mapping[str, str]) -> dict[str, Path]:
-    """The scripts as files, by their paths in the container."""
+    """The scripts as files, by their paths in the container. On the host no file has a name of the Dockerfile."""
     if not scripts:
         return {}
     space = sandbox.space("scripts")
     mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, b"mode=755")
-    for name, text in scripts.items():
-        (space / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-        (space / name).chmod(0o755)
-    return {f"{_SCRIPTS}/{name}": space / name for name in scripts}
+    files = {f"{_SCRIPTS}/{name}": space / str(number) for number, name in enumerate(scripts)}
+    for file, text in zip(files.values(), scripts.values(), strict=True):
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        file.chmod(0o755)
+    return files
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Final
 from ..container.runtime import Network
 from ..image.oci.errors import InvalidError
 from ..image.oci.instructions import DEFAULT_SHELL, environment
+from ..image.oci.limits import Limits
 from ..image.store.lowers import lower_directories
 from ..image.store.store import Image
 from .cache import key_of
@@ -86,7 +87,10 @@ def _words(building: Building, instruction: Instruction) -> tuple[tuple[str, ...
     if len(texts) == 1 and instruction.text == texts[0].written:
         content = texts[0].content
         if content.startswith("#!"):
-            return (f"/dev/pipes/{texts[0].name}",), {texts[0].name: content}
+            name = texts[0].name
+            if "/" in name or name in (".", ".."):
+                raise InvalidError(f"the heredoc {name} is run as a file of that name, which has no slash")
+            return (f"/dev/pipes/{name}",), {name: content}
         return (*shell, content), {}
     follow = "".join(f"\n{text.text}{text.name}" for text in texts)
     return (*shell, instruction.text + follow + ("\n" if texts else "")), {}
@@ -101,7 +105,8 @@ def _planned(building: Building, text: str) -> MountPlan:
             image = around.source(plan.options["from"], building.planned.stage.place)
             return replace(plan, lowers=tuple(lower_directories(around.store, image)))
         case "bind":
-            return replace(plan, source=around.context_path)
+            tree = around.context if around.context.ignored.rules else None
+            return replace(plan, source=around.context_path, tree=tree, limits=around.store.limits)
         case "cache":
             name = plan.options.get("id") or plan.options["target"]
             return replace(plan, source=around.store.path / "build" / "mounts" / key_of(name))
@@ -168,7 +173,7 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
     """ADD of URLs and git repositories: fetched first, so that what they hold is part of the key."""
     around = building.around
     with around.store.staging() as staged:
-        names = tuple(_fetched(staged, source, instruction) for source in remote)
+        names = tuple(_fetched(staged, source, instruction, around.store.limits) for source in remote)
         root = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fetched = Tree(root, "what was fetched")
@@ -186,12 +191,13 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             os.close(root)
 
 
-def _fetched(staged: Path, source: str, instruction: Instruction) -> str:
+def _fetched(staged: Path, source: str, instruction: Instruction, limits: Limits) -> str:
     """The path, below `staged`, of what a source is."""
     place = staged.resolve() / str(len(os.listdir(staged)))
     place.mkdir()
     checksum, keeps_git = instruction.flag("checksum"), instruction.is_set("keep-git-dir")
-    return str(fetch(source, place, checksum=checksum, keeps_git=keeps_git).relative_to(staged.resolve()))
+    found = fetch(source, place, limits, checksum=checksum, keeps_git=keeps_git)
+    return str(found.relative_to(staged.resolve()))
 
 
 def _copying(building: Building, instruction: Instruction) -> tuple[Copying, tuple[str, ...]]:

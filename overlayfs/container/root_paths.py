@@ -43,7 +43,7 @@ class Inside:
             with open(descriptor_path(fd), "rb", buffering=_CHUNK) as file:
                 data = file.read(limit + 1)
         if len(data) > limit:
-            raise LimitError(f"{os.fsdecode(path)} in the image has more than {limit} bytes")
+            raise LimitError(f"{os.fsdecode(path)} has more than {limit} bytes")
         return data
 
     def stat(self, path: bytes) -> os.stat_result:

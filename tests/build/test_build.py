@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import subprocess
@@ -13,8 +14,10 @@ from typing import Final
 
 import pytest
 
+from overlayfs.image.archive.rootfs import export_image
 from overlayfs.image.store.store import Image, Store
 from tests.build.building import Facts, base_image, fill, tree_of
+from tests.cli.people import COMMAND
 from tests.prepared import Done, Prepared
 
 ON: Final = "FROM small\n"
@@ -182,6 +185,11 @@ def test_triggers_of_the_base_run_first(site: Site) -> None:
         assert b"OnBuild" not in store.read_blob(site.image().manifest.config)
 
 
+def test_a_trigger_cannot_name_another_image(site: Site) -> None:
+    site.build(f"{ON}ONBUILD COPY --from=small /etc/passwd /x\n", "-t", "base")
+    assert "the image 'small' was not fetched: variables and ONBUILD cannot" in site.refuses("FROM base\n")
+
+
 # -- flags that buildah 1.28 does not know
 
 
@@ -217,12 +225,67 @@ def test_a_writable_bind_is_thrown_away(site: Site) -> None:
     assert "ended with status" in site.refuses(f"{ON}RUN --mount=type=bind,target=/m touch /m/new\n")
 
 
+def test_a_bind_shows_what_copy_would_copy(site: Site) -> None:
+    """No ignored file, whatever of the context is mounted; a file there that changes runs no step again."""
+    for name in ("keep", "secret", "d/keep", "d/secret", "e/secret", "e/keep"):
+        (site.context / name).parent.mkdir(exist_ok=True)
+        (site.context / name).write_text("1")
+    (site.context / "d/keep").chmod(0o751)
+    (site.context / "link").symlink_to("d/keep")
+    (site.context / ".dockerignore").write_text("**/secret\ne\n!e/keep\n.dockerignore\nDockerfile\n")
+    text = (
+        f"{ON}COPY . /copied\nRUN --mount=target=/m --mount=target=/n,source=d,rw --mount=target=/o,source=link "
+        "cd /m && ls -laR > /x && ls /n > /y && echo 2 > /n/new && cat /n/new /o > /z && cd /copied && ls -laR > /w\n"
+    )
+    site.build(text)
+    lines = [[line.split() for line in site.text(path).splitlines()] for path in ("/x", "/w")]
+    names = [[(words[0], words[-1]) for words in listed if words and words[-1] not in (".", "..")] for listed in lines]
+    assert names[0] == names[1]
+    assert ("-rwxr-x--x", "keep") in names[0]
+    assert "secret" not in site.text("/x")
+    assert (site.text("/y"), site.text("/z")) == ("keep\n", "2\n1")
+    (site.context / "d/secret").write_text("2")
+    assert site.build(text).count("(cached)") == 2
+    assert "or ignored" in site.refuses(f"{ON}RUN --mount=target=/m,source=d/secret true\n")
+    assert not (site.context / "d/new").exists()
+
+
 def test_a_cache_outlives_the_build(site: Site) -> None:
     step = f"{ON}RUN --mount=type=cache,target=/c,id=i echo x >> /c/f && cat /c/f > /x\n"
     site.build(step)
     site.build(step, "--no-cache")
     assert site.text("/x") == "x\nx\n"
     assert "/c/f" not in site.tree()
+
+
+@pytest.mark.parametrize(("sharing", "is_locked"), [("locked", True), ("private", True), ("shared", False)])
+def test_a_step_has_a_cache_that_is_not_shared_alone(site: Site, sharing: str, is_locked: bool) -> None:
+    mounts = f"--mount=type=cache,target=/c,sharing={sharing} --mount=type=cache,target=/d,id=/c,sharing={sharing}"
+    site.build(f"{ON}RUN {mounts} true\n")
+    (cache,) = (site.store / "build/mounts").iterdir()
+    os.mkfifo(cache / "gate")
+    site.write(f"{ON}RUN {mounts} echo begun; cat /c/gate > /x\n")
+    words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-t", "made", site.context]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        while build.stderr.readline().strip() != "begun":
+            assert build.poll() is None
+        is_free = _can_lock(cache)
+        (cache / "gate").write_text("1\n")
+        build.stderr.read()
+    assert (site.text("/x"), is_free) == ("1\n", not is_locked)
+    assert _can_lock(cache)
+
+
+def _can_lock(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def test_squash_and_labels_and_iidfile(site: Site, tmp_path: Path) -> None:
@@ -238,6 +301,26 @@ def test_the_tree_is_written_out(site: Site, tmp_path: Path) -> None:
     site.build("FROM scratch\nCOPY a /d/a\n", "-o", f"type=tar,dest={tmp_path}/out.tar")
     with tarfile.open(tmp_path / "out.tar") as archive:
         assert "d/a" in archive.getnames()
+
+
+@pytest.mark.parametrize("output", ["-", "type=tar,dest=-"])
+def test_a_tar_on_standard_output_is_alone_there(site: Site, tmp_path: Path, output: str) -> None:
+    site.write("FROM scratch\nCOPY a /d/a\n", a="1")
+    with open(tmp_path / "out.tar", "wb") as out:
+        words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-t", "made", "-o", output, site.context]
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, check=True
+        )
+    exported = io.BytesIO()
+    with Store.open(site.store) as store:
+        export_image(store, store.find("made"), exported)
+    assert (tmp_path / "out.tar").read_bytes() == exported.getvalue()
+    assert done.stderr.splitlines()[-1] == site.image().id
+
+
+@pytest.mark.parametrize("output", ["type=tar", "type=oci,dest=x"])
+def test_an_unknown_output_is_refused_before_the_work(site: Site, output: str) -> None:
+    assert f"--output '{output}' is not" in site.refuses(ON, "-o", output)
 
 
 # -- contexts
@@ -328,6 +411,7 @@ def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) ->
         ("FROM small\nCOPY a /etc/passwd/x\n", "Dockerfile:2: COPY: '/etc/passwd' in the image is no directory"),
         ("FROM small\nENV A\n", "Dockerfile:2:1: 'A' is not NAME=VALUE"),
         ("FROM small\nARG 1=2\n", "Dockerfile:2:1: '1=2' is no ARG"),
+        ("FROM small\nRUN --mount=type=cache,target=/c,from=small true\n", "Dockerfile:2: --mount=type=cache has no"),
         ("FROM small\nRUN --mount=type=none true\n", "Dockerfile:2: --mount: unknown type 'none'"),
         ("FROM small\nCOPY --from=1 a /x\nFROM small\nFROM small\n", None),
         ("FROM small\nHEALTHCHECK --retries=x CMD y\n", "Dockerfile:2:1: --retries=x is no number"),

@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import pytest
 
+from overlayfs.image.make.draft import Draft
+from overlayfs.image.oci.reference import Reference
+from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from tests.build.test_build import ON, Site
 from tests.cli.people import COMMAND
@@ -76,8 +82,6 @@ def test_a_symlink_of_the_image_leads_nowhere_outside(site: Site, tmp_path: Path
 
 
 def test_sockets_and_fifos_of_the_context(site: Site) -> None:
-    import socket
-
     os.mkfifo(site.context / "fifo")
     site.build(f"{ON}COPY fifo /x\n")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -88,6 +92,60 @@ def test_sockets_and_fifos_of_the_context(site: Site) -> None:
         finally:
             os.chdir(before)
         assert "is a socket" in site.refuses(f"{ON}COPY socket /x\n")
+
+
+@pytest.fixture(params=["directory", "tar"])
+def context(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Callable[[], Path]:
+    """The context of the site, as it is or packed."""
+
+    def packed() -> Path:
+        if request.param == "directory":
+            return site.context
+        with tarfile.open(tmp_path / "context.tar", "w") as out:
+            out.add(site.context, "")
+        return tmp_path / "context.tar"
+
+    return packed
+
+
+@pytest.mark.parametrize("words", [(), ("-f", "Special")])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_dockerfile_is_no_file_of_the_host(
+    site: Site, context: Callable[[], Path], words: tuple[str, ...], is_relative: bool
+) -> None:
+    outside = site.context.parent / "outside"
+    outside.write_text(f"{SECRET}\n")
+    (site.context / (words[-1] if words else "Dockerfile")).symlink_to("../outside" if is_relative else outside)
+    done = site.call(*words, context())
+    assert done.status == 1
+    assert "is no file, or leads out of the build context" in done.err
+    assert SECRET not in done.err
+
+
+def test_a_symlink_to_a_dockerfile_in_the_context(site: Site, context: Callable[[], Path]) -> None:
+    (site.context / "d").mkdir()
+    (site.context / "d/real").write_text(f"{ON}RUN echo 1 > /x\n")
+    (site.context / "Dockerfile").symlink_to("/d/real")
+    (site.context / "Containerfile").symlink_to("/etc/passwd")  # is not there
+    assert site.call("-t", "made", context()).status == 0
+    assert site.text("/x") == "1\n"
+
+
+@pytest.mark.parametrize("name", [".dockerignore", "Dockerfile.dockerignore"])
+def test_an_ignore_file_is_no_file_of_the_host(site: Site, context: Callable[[], Path], name: str) -> None:
+    (site.context.parent / "outside").write_text("a\n")
+    (site.context / name).symlink_to("../outside")
+    site.write(f"{ON}COPY a /x\n", a="1")
+    assert site.call("-t", "made", context()).status == 0
+    assert site.text("/x") == "1"
+
+
+def test_a_dockerfile_elsewhere_that_the_user_names(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text(f"{ON}COPY a /x\n")
+    (tmp_path / "link").symlink_to("real")
+    site.write("FROM none\n", a="1")
+    assert site.call("-t", "made", "-f", tmp_path / "link", site.context).status == 0
+    assert site.text("/x") == "1"
 
 
 # -- archives
@@ -158,6 +216,80 @@ def test_an_ignored_dockerfile_is_used_and_not_copied(site: Site) -> None:
 def test_a_dockerfile_of_ten_thousand_lines(site: Site) -> None:
     site.build(ON + "".join(f"LABEL l{number}={number}\n" for number in range(10_000)))
     assert len(site.image().config.config.labels) == 10_000
+
+
+# -- downloads
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes], str]]:
+    """Start a server that gives one client these bytes and hangs up; its URL."""
+    with ExitStack() as stack:
+
+        def start(answer: bytes) -> str:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def serve() -> None:
+                with listening.accept()[0] as client:
+                    while not client.recv(1 << 16).endswith(b"\r\n\r\n"):
+                        pass
+                    with suppress(OSError):  # the client has refused the rest
+                        client.sendall(answer)
+
+            thread = Thread(target=serve)
+            thread.start()
+            stack.callback(thread.join)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}/f"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello",
+        b"no HTTP\r\n",
+        b"",
+    ],
+)
+def test_a_download_that_is_cut_short_is_refused(site: Site, answering: Callable[[bytes], str], answer: bytes) -> None:
+    assert "could not be fetched" in site.refuses(f"{ON}ADD {answering(answer)} /x\n")
+
+
+def test_a_download_has_the_limit_of_a_layer(
+    site: Site, answering: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERLAYFS_LAYER_LIMIT", "1M")
+    url = answering(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2 << 20))
+    assert f"{url}: 'f' makes it take more than 1048576 bytes" in site.refuses(f"{ON}ADD {url} /x\n")
+
+
+# -- heredocs
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+@pytest.mark.parametrize("is_trigger", [False, True])
+def test_the_name_of_a_heredoc_is_no_path_of_the_host(site: Site, tmp_path: Path, kind: str, is_trigger: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    name = str(victim) if kind == "absolute" else "../../../../victim"
+    script = f"RUN <<{name}\n#!/bin/sh\n{name}\n"
+    if is_trigger:
+        with Store.open(site.store) as store:  # a trigger as no Dockerfile here writes it
+            draft = Draft.on(store, store.find("small"))
+            draft.raw.setdefault("config", {})["OnBuild"] = [script]
+            store.keep(draft.write(store), Reference.parse("base"))
+        message = site.refuses("FROM base\n")
+    else:
+        message = site.refuses(ON + script)
+    assert f"the heredoc {name} is run as a file of that name, which has no slash" in message
+    assert victim.read_text() == "as it was"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_heredoc_called_like_a_directory_is_refused(site: Site, name: str) -> None:
+    assert f"the heredoc {name} is run as a file" in site.refuses(f"{ON}RUN <<{name}\n#!/bin/sh\n{name}\n")
 
 
 # -- secrets

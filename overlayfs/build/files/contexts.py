@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ _NAMES: Final = ("Containerfile", "Dockerfile")
 _IGNORE_FILES: Final = (".containerignore", ".dockerignore")
 _LARGEST: Final = 16 << 20
 """Bytes: more than a hundred thousand lines."""
+_NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+"""EINVAL is a directory, or another file that is not regular."""
+_Read = tuple[str, str, Ignored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def opened_context(store: Store, where: str, file: str | None) -> Iterator[Conte
             ignored = Ignored()
         else:
             path = _directory(store, where, standard_input, stack)
-            text, name, ignored = _read(path, file, standard_input)
+            with Inside(os.fsencode(path)) as inside:
+                text, name, ignored = _read(inside, path, file, standard_input)
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         yield Context(path, Tree(root, "the build context", ignored), text, name)
@@ -65,7 +70,7 @@ class _StandardInput:
         self.is_archive = head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
 
     def text(self) -> str:
-        return _text(self._raw, "standard input")
+        return _text(self._raw.read(_LARGEST + 1), "standard input")
 
     def unpack(self, directory: Path, limits: Limits) -> None:
         _unpack(self._raw, directory, limits, "standard input", keeps_owners=False)
@@ -105,42 +110,61 @@ def _unpack(raw: BinaryIO, directory: Path, limits: Limits, what: str, *, keeps_
         writer.finish()
 
 
-def _read(path: Path, file: str | None, standard_input: _StandardInput | None) -> tuple[str, str, Ignored]:
+def _read(inside: Inside, top: Path, file: str | None, standard_input: _StandardInput | None) -> _Read:
     """The text of the Dockerfile, what errors call it, and what its ignore file says."""
+    in_context = [top / name for name in _IGNORE_FILES]
     if file == STANDARD_INPUT:
         assert standard_input is not None
-        return standard_input.text(), "Dockerfile", _ignored(path, None)
-    found = _dockerfile(path, file)
-    try:
-        with open(found, "rb") as raw:
-            text = _text(raw, str(found))
-    except FileNotFoundError:
-        raise NotFoundError(f"{found} does not exist: name the Dockerfile with -f") from None
-    return text, file or found.name, _ignored(path, found)
+        return standard_input.text(), "Dockerfile", _ignored(inside, in_context)
+    candidates = _dockerfiles(top, file)
+    found = _first(inside, candidates)
+    if found is None:
+        raise NotFoundError(f"{candidates[-1]} is no file, or leads out of the build context: name one with -f")
+    path, data = found
+    beside = [Path(f"{path}{suffix}") for suffix in _IGNORE_FILES]
+    return _text(data, str(path)), file or path.name, _ignored(inside, [*beside, *in_context])
 
 
-def _dockerfile(path: Path, file: str | None) -> Path:
+def _dockerfiles(top: Path, file: str | None) -> list[Path]:
+    """Where the Dockerfile may be, the last place that of errors."""
     if file is None:
-        return next((path / name for name in _NAMES if (path / name).is_file()), path / _NAMES[-1])
+        return [top / name for name in _NAMES]
     given = Path(file)
-    return given if given.exists() or given.is_absolute() else path / given
+    return [given.absolute() if given.exists() or given.is_absolute() else top / given]
 
 
-def _text(raw: BinaryIO, what: str) -> str:
-    data = raw.read(_LARGEST + 1)
+def _ignored(inside: Inside, candidates: Sequence[Path]) -> Ignored:
+    """That of `NAME.dockerignore` beside the Dockerfile, else of the context."""
+    found = _first(inside, candidates)
+    return Ignored() if found is None else Ignored.parse(_text(found[1], str(found[0])))
+
+
+def _first(inside: Inside, candidates: Sequence[Path]) -> tuple[Path, bytes] | None:
+    """The first file that is there, with its content."""
+    for path in candidates:
+        try:
+            return path, _content(inside, path)
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+    return None
+
+
+def _content(inside: Inside, path: Path) -> bytes:
+    """The bytes of a file. No symlink leads out of the context; a file elsewhere was named by the user. Raises
+    OSError."""
+    context = os.fstat(inside.fd)
+    for above in path.parents:
+        if os.path.samestat(os.stat(above), context):
+            return inside.read(os.fsencode(path.relative_to(above)), _LARGEST)
+    with open(path, "rb") as raw:
+        return raw.read(_LARGEST + 1)
+
+
+def _text(data: bytes, what: str) -> str:
     if len(data) > _LARGEST:
         raise InvalidError(f"{what} has more than {_LARGEST} bytes, which is no Dockerfile")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidError(f"{what} is not UTF-8: {error}") from None
-
-
-def _ignored(path: Path, dockerfile: Path | None) -> Ignored:
-    """That of `NAME.dockerignore` beside the Dockerfile, else of the context."""
-    beside = [] if dockerfile is None else [Path(f"{dockerfile}{suffix}") for suffix in _IGNORE_FILES]
-    for candidate in (*beside, *(path / name for name in _IGNORE_FILES)):
-        if candidate.is_file():
-            with open(candidate, "rb") as raw:
-                return Ignored.parse(_text(raw, str(candidate)))
-    return Ignored()

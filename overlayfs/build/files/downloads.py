@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import posixpath
 import re
 import subprocess
-import urllib.error
 import urllib.request
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ...image.oci.errors import ImageError, InvalidError
+from ...image.oci.limits import Limits
 from ...image.store.staging import remove_tree
+from ...image.tar.tally import Room
 
 _URL: Final = re.compile(r"https?://", re.IGNORECASE)
 _GIT: Final = re.compile(r"git@|git://|ssh://|https?://[^#]*\.git(?:#|$)")
@@ -33,7 +35,9 @@ def is_remote(text: str) -> bool:
     return _URL.match(text) is not None or is_git(text)
 
 
-def fetch(source: str, directory: Path, *, checksum: str | None = None, keeps_git: bool = False) -> Path:
+def fetch(
+    source: str, directory: Path, limits: Limits, *, checksum: str | None = None, keeps_git: bool = False
+) -> Path:
     """Fetch a URL as a file in an empty directory, or a repository as its files; what is to be copied. Raises
     ImageError."""
     if is_git(source):
@@ -43,20 +47,24 @@ def fetch(source: str, directory: Path, *, checksum: str | None = None, keeps_gi
     name = unquote(posixpath.basename(urlsplit(source).path))
     if not name or "/" in name or name in (".", ".."):
         raise InvalidError(f"{source}: the URL has no file name: name one in the destination")
-    _download(source, directory / name, checksum)
+    _download(source, directory / name, limits, checksum)
     return directory / name
 
 
-def _download(url: str, path: Path, checksum: str | None) -> None:
+def _download(url: str, path: Path, limits: Limits, checksum: str | None) -> None:
     expected = _expected(checksum)
     digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=_PATIENCE_S) as answer, open(path, "xb") as file:
+            room = Room(limits, url, file.fileno())
             while data := answer.read(_CHUNK):
+                room.take(len(data), os.fsencode(path.name))
                 digest.update(data)
                 file.write(data)
+            if getattr(answer, "length", None):  # bytes of Content-Length that did not come, which read() allows
+                raise http.client.IncompleteRead(b"", answer.length)
             modified = answer.headers.get("Last-Modified")
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ImageError(f"{url} could not be fetched: {error}") from None
     if expected is not None and digest.hexdigest() != expected:
         raise ImageError(f"{url} has another content: sha256:{digest.hexdigest()} instead of sha256:{expected}")

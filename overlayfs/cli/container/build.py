@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from overlayfs.build.build import build, clean_up
 from overlayfs.build.files.contexts import opened_context, unpack_file
@@ -19,6 +21,30 @@ from overlayfs.image.oci.errors import InvalidError, NotFoundError
 from overlayfs.image.oci.platforms import parse_platform
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.store import Image, Store
+
+STANDARD_OUTPUT: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where the tree of the image is written: a directory, or a tar, which `-` is on standard output."""
+
+    is_tar: bool
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> _Output:
+        """`DIR`, `FILE.tar` or `-`, or docker's `type=local|tar,dest=PATH`. Raises InvalidError."""
+        options = dict(word.partition("=")[::2] for word in text.split(",")) if text.startswith("type=") else {}
+        target = options.get("dest", "" if options else text)
+        kind = options.get("type") or ("tar" if target == STANDARD_OUTPUT or target.endswith(".tar") else "local")
+        if kind not in ("tar", "local") or not target:
+            raise InvalidError(f"--output {text!r} is not DIR, FILE.tar, type=local,dest=DIR or type=tar,dest=FILE")
+        return cls(kind == "tar", target)
+
+    @property
+    def is_standard(self) -> bool:
+        return self.is_tar and self.target == STANDARD_OUTPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +72,7 @@ class Words:
 
 def build_image(directory: Path | None, words: Words) -> None:
     """Build, and print the ID. Raises ImageError, OSError."""
+    output = None if words.output is None else _Output.parse(words.output)
     references = [_reference(tag) for tag in words.tags]
     with Store.open(directory) as store:
         request = _request(words)
@@ -56,11 +83,11 @@ def build_image(directory: Path | None, words: Words) -> None:
         except BaseException:
             clean_up(store)  # the processes of its stages were killed
             raise
-        if words.output is not None:
-            _write_tree(store, image, words.output)
+        if output is not None:
+            _write_tree(store, image, output)
     if words.iidfile is not None:
         Path(words.iidfile).write_text(image.id, "ascii")
-    print(image.id)
+    print(image.id, file=sys.stderr if output is not None and output.is_standard else sys.stdout)
 
 
 def _reference(text: str) -> Reference:
@@ -163,19 +190,13 @@ def _pull(store: Store, reference: Reference, platform: Platform | None) -> Imag
             raise first_of(group) from None
 
 
-def _write_tree(store: Store, image: Image, output: str) -> None:
-    """`DIR`, `FILE.tar` or `-`, or docker's `type=local|tar,dest=PATH`."""
-    options = dict(word.partition("=")[::2] for word in output.split(",")) if output.startswith("type=") else {}
-    target = options.get("dest", output)
-    kind = options.get("type") or ("tar" if target == "-" or target.endswith(".tar") else "local")
-    if kind == "tar":
-        with written(target, "a tar") as out:
+def _write_tree(store: Store, image: Image, output: _Output) -> None:
+    if output.is_tar:
+        with written(output.target, "a tar") as out:
             export_image(store, image, out)
-    elif kind == "local":
-        with store.staging() as staged:
-            with open(staged / "tree.tar", "xb") as out:
-                export_image(store, image, out)
-            Path(target).mkdir(parents=True, exist_ok=True)
-            unpack_file(staged / "tree.tar", Path(target), store.limits, keeps_owners=os.geteuid() == 0)
-    else:
-        raise InvalidError(f"--output {output!r} is not DIR, FILE.tar, type=local,dest=DIR or type=tar,dest=FILE")
+        return
+    with store.staging() as staged:
+        with open(staged / "tree.tar", "xb") as out:
+            export_image(store, image, out)
+        Path(output.target).mkdir(parents=True, exist_ok=True)
+        unpack_file(staged / "tree.tar", Path(output.target), store.limits, keeps_owners=os.geteuid() == 0)

@@ -16,7 +16,7 @@ from typing import Final
 from ..container.containers import Containers
 from ..container.mountpoints import Mountpoints
 from ..container.process import Overrides, process_of
-from ..container.runtime import SYSTEM, Bind, Launch, Network, find_runtime
+from ..container.runtime import SYSTEM, Bind, Kind, Launch, Network, find_runtime
 from ..container.supervise import launch
 from ..container.users import root_alone
 from ..image.oci.documents import RunConfig
@@ -46,7 +46,7 @@ class Command:
 
 def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Command) -> int:
     """Run the command to its end; its exit status. Raises ImageError."""
-    kind, program = find_runtime(None, has_terminal=False)
+    kind, program = find_runtime(Kind.BWRAP, has_terminal=False)  # programs of runc outlive a build that is killed
     bundle = sandbox.space("bundle")
     scripts = _written(sandbox, command.scripts)
     places = Mountpoints(sandbox.inside)

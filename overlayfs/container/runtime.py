@@ -85,6 +85,9 @@ class Launch:
     cgroup: str = ""
 
 
+_PACKAGES: Final = {Kind.BWRAP: "bubblewrap", Kind.RUNC: "runc"}
+
+
 def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]:
     """Which runtime to use, and the path of its program. Raises NotFoundError.
 
@@ -97,7 +100,7 @@ def find_runtime(wanted: Kind | None, *, has_terminal: bool) -> tuple[Kind, str]
         if found:
             return kind, found
     if wanted is not None:
-        raise NotFoundError(f"{wanted.value} is not installed")
+        raise NotFoundError(f"{wanted.value} is not installed: install the package {_PACKAGES[wanted]}")
     raise NotFoundError("neither bwrap nor runc is installed: install the package bubblewrap or runc")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -363,6 +364,17 @@ def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
     assert site.names() == before
     site.build(f"{ON}RUN touch /a\nCOPY a /b\n", a="1")
     assert os.listdir(site.store / "containers") == os.listdir(site.store / "tmp") == []
+
+
+def test_runc_does_not_run_what_a_killed_build_could_not_end(site: Site) -> None:
+    site.write(f"{ON}RUN true\n")
+    bwrap = shutil.which("bwrap")
+    assert bwrap is not None
+    hidden = ["unshare", "--mount", "sh", "-ec", 'mount --bind /dev/null "$0"; exec "$@"', bwrap]
+    words: list[str | Path] = [*hidden, *COMMAND, "--store", site.store, "build", site.context]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert "Dockerfile:2: RUN: bwrap is not installed: install the package bubblewrap" in done.stderr
+    assert done.returncode == 1
 
 
 def test_an_interrupted_build_ends_quietly(site: Site) -> None:

@@ -186,7 +186,7 @@ cdef class Lane:
                         break
                     sched_yield()
             if failure == EAGAIN and self._may_read_ahead and polls and now - last < self.poll_ns:
-                self._may_read_ahead = self._overlay.read_ahead()
+                self._may_read_ahead = self._read_ahead()
                 continue
             if failure == EAGAIN:
                 return NOTHING
@@ -205,6 +205,14 @@ cdef class Lane:
             last = now
             if self._expects_event or now - started >= turn_ns:
                 return TURN_OVER
+
+    cdef bint _read_ahead(self):
+        """Whether there is more to read ahead; what fails here is nobody's request, and must not end the mount."""
+        try:
+            return self._overlay.read_ahead()
+        except Exception:
+            log.exception("reading ahead failed")
+            return False
 
     cdef int _handle(self) except -1:
         """Answer or forward the request in the buffer; whatever happens, the lane goes on."""

@@ -27,8 +27,11 @@ from overlayfs.fuse.looping import relay, serve_lane
 from overlayfs.fuse.status import Status
 from overlayfs.fuse.syncing import Syncs
 from overlayfs.fuse.tasks import Tasks
+from overlayfs.overlay import lookup
 from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.inodes import Directory
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.state import State
 
 ROOT = 1
 UNKNOWN = 0x7777_7777
@@ -132,15 +135,15 @@ def _sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def play(layers: OverlayOptions) -> Iterator[Callable[[Callable[[Wire], Awaitable[None]]], None]]:
+def play(layers: OverlayOptions) -> Iterator[Callable[..., None]]:
     """Runs a scene with a lane between the sockets; the lane must still be there at its end."""
     overlay = Overlay.open(layers)
 
-    def run(scene: Callable[[Wire], Awaitable[None]]) -> None:
+    def run(scene: Callable[[Wire], Awaitable[None]], poll_us: int = 0) -> None:
         with _sockets() as (kernel, device), _sockets() as (behind, ours):
             kernel.setblocking(False)
             behind.setblocking(False)
-            trio.run(_play, Wire(kernel, behind, overlay), device, ours, scene)
+            trio.run(_play, Wire(kernel, behind, overlay), device, ours, scene, poll_us)
 
     umask = os.umask(0)
     yield run
@@ -149,7 +152,11 @@ def play(layers: OverlayOptions) -> Iterator[Callable[[Callable[[Wire], Awaitabl
 
 
 async def _play(
-    wire: Wire, device: socket.socket, ours: socket.socket, scene: Callable[[Wire], Awaitable[None]]
+    wire: Wire,
+    device: socket.socket,
+    ours: socket.socket,
+    scene: Callable[[Wire], Awaitable[None]],
+    poll_us: int,
 ) -> None:
     tasks = Tasks()
     syncs, channel = Syncs(tasks), Channel(device.fileno())
@@ -158,7 +165,15 @@ async def _play(
     status = Status(wire.overlay, "test")
     control = Control(wire.overlay, copy_ups, device.fileno)
     lane = FastLane(
-        wire.overlay, copy_ups, syncs, tasks, channel, poll_us=0, status=status, control=control, passes_through=False
+        wire.overlay,
+        copy_ups,
+        syncs,
+        tasks,
+        channel,
+        poll_us=poll_us,
+        status=status,
+        control=control,
+        passes_through=False,
     )
     status.transport_facts = lane.facts
     async with trio.open_nursery() as nursery:
@@ -174,7 +189,7 @@ async def _play(
     syncs.close()
 
 
-Play = Callable[[Callable[[Wire], Awaitable[None]]], None]
+Play = Callable[..., None]
 
 # What a mount hardly sends
 
@@ -242,6 +257,25 @@ def test_batch_forget(play: Play) -> None:
         assert wire.overlay.facts()["inodes"] == 1
 
     play(scene)
+
+
+def test_failure_to_read_ahead_is_nobodys(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, failures = lookup.names, []
+
+    def failing(state: State, directory: Directory) -> list[bytes]:
+        if directory.number != ROOT:
+            failures.append(directory.name)
+            raise ValueError("a fault of ours")
+        return names(state, directory)
+
+    async def scene(wire: Wire) -> None:
+        monkeypatch.setattr(lookup, "names", failing)
+        error, _ = await wire.ask(Opcode.READDIRPLUS, body=abi.READ_IN.pack(0, 0, 1 << 16, 0, 0, 0, 0))
+        assert error == 0
+        await wire.node(b"file")
+
+    play(scene, poll_us=100_000)
+    assert failures == [b"d"]
 
 
 # Messages that are wrong

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.models import CommandInfo, TyperInfo
 
 from overlayfs._version import __version__
+from overlayfs.cli.commands import declare
 
 OK, ERROR, USAGE, FINDINGS = 0, 1, 2, 3
 """The exit statuses."""
@@ -73,6 +74,7 @@ def program_for(arguments: list[str]) -> Callable[..., Any]:
     It has all commands if the arguments call none, as for the help, a completion or an unknown command.
     """
     called = _called_command(arguments)
+    declare(called)
     program = copy(app)
     program.registered_commands = [
         info for info in app.registered_commands if _name_of(info) == called

@@ -9,34 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from overlayfs.cli.app import ERROR, OK, USAGE, app, program_for
-from overlayfs.cli.commands import (
-    build,
-    change,
-    container,
-    host,
-    inspect,
-    keeping,
-    lifecycle,
-    mounts,
-    registry,
-    store,
-)
-
-__all__ = [
-    "app",
-    "build",
-    "change",
-    "container",
-    "host",
-    "inspect",
-    "keeping",
-    "lifecycle",
-    "main",
-    "mounts",
-    "registry",
-    "store",
-]
+from overlayfs.cli.app import ERROR, OK, USAGE, program_for
 
 
 def main() -> int:

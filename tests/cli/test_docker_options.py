@@ -7,7 +7,8 @@ from typing import Any, Final
 import pytest
 import typer
 
-from overlayfs.cli.main import app
+from overlayfs.cli.app import app
+from overlayfs.cli.commands import declare
 from tests.cli.people import run
 
 DOCKER: Final = {
@@ -53,6 +54,7 @@ PAIRS: Final = [(command, letter) for command, letters in DOCKER.items() for let
 
 def long_name(command: str, letter: str) -> str | None:
     """What a short option of ours is called in full."""
+    declare(None)
     ours: Any = typer.main.get_command(app)
     for parameter in ours.commands[command].params:
         if f"-{letter}" in parameter.opts:

@@ -330,6 +330,9 @@ def sweep_errors(scene: Scene, points: Iterable[ErrorPoint]) -> Figures:
             figures.add("died")
             figures.accuse("death", where)
             continue
+        if run.struck is not None and run.struck.name != scene.unharmed.calls[point.number].name:
+            figures.add("another call")  # the calls came in another order: the fault was not meant for this one
+            continue
         _judge_error(scene, run, point, where, figures)
     if fingerprint(scene.lowers) != lowers:
         figures.accuse("lower changed", scene.name)

@@ -53,18 +53,17 @@ def test_failing_call_gives_its_errno_or_a_right_tree(name: str, stage: Stage, f
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("whiteout", WhiteoutFormat)
-def test_no_call_of_any_operation_fails_badly(
-    whiteout: WhiteoutFormat, stage: Stage, figures: dict[str, Figures]
+def test_no_call_of_an_operation_fails_badly(
+    whiteout: WhiteoutFormat, name: str, stage: Stage, figures: dict[str, Figures]
 ) -> None:
-    found = Figures()
-    for name in OPERATIONS:
-        scene = stage.scene(name, OPERATIONS[name], whiteout)
-        found += sweep_errors(scene, _points(scene, None))
-    figures[f"errno sweep, {whiteout.value}, full"] = found
+    scene = stage.scene(name, OPERATIONS[name], whiteout)
+    found = sweep_errors(scene, _points(scene, None))
+    figures.setdefault(f"errno sweep, {whiteout.value}, full", Figures()).__iadd__(found)
     assert not found.bad, "\n".join(found.bad)
-    assert found.points >= 278
+    assert found.outcomes["another call"] <= found.points // 20
 
 
 def test_sweep_sees_a_partial_change_and_an_untrue_success(stage: Stage) -> None:

@@ -65,12 +65,7 @@ class Syncs:
         self._patience = Patience() if waits else Patience(0)
         self._waiting: dict[int, Callable[[OSError | None], None]] = {}
         self._count = 0
-        self._queue: SyncQueue | None = None
-        if queues:
-            try:
-                self._queue = SyncQueue()
-            except OSError as error:
-                log.info("the kernel has no threads to sync files, so ours do it: %s", error)
+        self._queue = SyncQueue() if queues else None
 
     def begin(self, fd: int, data_only: bool, done: Callable[[OSError | None], None]) -> None:
         """Begin a sync. `done` is told on this thread how it ended, maybe before this returns."""
@@ -90,7 +85,9 @@ class Syncs:
             return False
         try:
             self._queue.submit(fd, data_only, token)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                log.info("the kernel has no thread to sync a file, so one of ours does it: %s", error)
             return False
         return True
 

@@ -641,21 +641,28 @@ def trim_memory():
 class SyncQueue:
     """fsync(2) by the kernel's own threads: io_submit(2) and its kin. `event_fd` is readable when one has ended.
 
-    Raises OSError where the machine or the sandbox has no such calls.
+    The AIO context is made for the first fsync, as a process that has one needs some 20 ms to end.
     """
 
     def __init__(self):
-        cdef aio_context_t context = 0
+        self._context = 0
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def _open(self):
+        """The AIO context; OSError where the machine or the sandbox has none."""
+        cdef aio_context_t context = self._context
+        if context:
+            return context
         if sizeof(void *) != 8:  # io_getevents(2) has another timespec there than the C library
             fail(ENOSYS, b"")
         if overlayfs_io_setup(_MOST_SYNCS, &context) != 0:
             fail(errno, b"")
         self._context = context
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return context
 
     def submit(self, int fd, bint data_only, uint64_t token):
         """Begin an fsync, or an fdatasync; EAGAIN where too many are under way. `fd` may be closed at once."""
-        cdef aio_context_t context = self._context
+        cdef aio_context_t context = self._open()
         cdef int code
         cdef iocb block
         memset(&block, 0, sizeof(block))
@@ -671,6 +678,8 @@ class SyncQueue:
 
     def ended(self, long wait_ns=0):
         """The completed fsyncs, each as its token and an errno or 0; waits up to the given time for the first."""
+        if not self._context:
+            return []
         ended = _take(self._context, wait_ns)
         if ended or not wait_ns:
             try:
@@ -684,9 +693,10 @@ class SyncQueue:
     def close(self):
         """Destroy the AIO context (io_destroy(2)); waits for the fsyncs in progress."""
         cdef aio_context_t context = self._context
-        cdef int code
+        cdef int code = 0
         with nogil:
-            code = outcome(overlayfs_io_destroy(context))
+            if context:
+                code = outcome(overlayfs_io_destroy(context))
         if code:
             fail(code, b"")
         os.close(self.event_fd)

@@ -122,6 +122,22 @@ def test_what_cannot_be_dirty_is_not_synced(overlay: Overlay) -> None:
 # -- by the kernel's threads
 
 
+def test_what_slows_the_end_of_a_process_is_made_for_the_first_sync(file: int) -> None:
+    before = _aio_contexts()
+    queue = SyncQueue()
+    assert queue.ended(LONG_NS) == []
+    assert _aio_contexts() == before
+    queue.submit(file, data_only=False, token=1)
+    assert _aio_contexts() == before + 1
+    assert queue.ended(LONG_NS) == [(1, 0)]
+    queue.close()
+    assert _aio_contexts() == before
+
+
+def _aio_contexts() -> int:
+    return Path("/proc/self/maps").read_text().count("[aio]")
+
+
 def test_the_kernel_syncs_what_it_is_given(file: int) -> None:
     queue = SyncQueue()
     for token in range(40):

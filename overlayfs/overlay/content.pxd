@@ -15,6 +15,8 @@ cpdef Stat regular(int fd)
 cdef int _open(State state, Inode inode, bint writable) except -1
 @cython.locals(fd=int, dir_fd=int)
 cdef int _open_lower(State state, Inode inode) except -1
+@cython.locals(fd=int, is_there=bint)
+cdef int _open_with_data(State state, Inode inode) except -2
 @cython.locals(dir_fd=int)
 cpdef int open_itself(State state, Inode inode) except -1
 cpdef bint holds_data(State state, Inode inode, int fd) except -1

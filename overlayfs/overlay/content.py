@@ -74,18 +74,29 @@ def _open(state: State, inode: Inode, writable: bool) -> int:
 def _open_lower(state: State, inode: Inode) -> int:
     """The data of a lower file or of a metacopy. A lower file nearly always has its own data, so it is opened first and
     then asked."""
-    if not inode.upper:
-        try:
-            fd = open_itself(state, inode)
-        except PermissionError:  # of a metacopy, which is not to be read itself
-            fd = -1
-        if fd >= 0:
-            if holds_data(state, inode, fd):
-                return fd
-            os.close(fd)
+    fd = -1 if inode.upper else _open_with_data(state, inode)
+    if fd >= 0:
+        return fd
     place = location(state, inode)
     dir_fd, name = state.lower_place(place)
     return state.descriptors.open_at(dir_fd, name, _READ, 0, state.layers[place.layer].opens_quietly)
+
+
+def _open_with_data(state: State, inode: Inode) -> int:
+    """The visible file of a lower layer; -1 where its data is elsewhere."""
+    try:
+        fd = open_itself(state, inode)
+    except PermissionError:  # of a metacopy, which is not to be read itself
+        return -1
+    try:
+        is_there = holds_data(state, inode, fd)
+    except OSError:
+        os.close(fd)
+        raise
+    if is_there:
+        return fd
+    os.close(fd)
+    return -1
 
 
 def open_itself(state: State, inode: Inode) -> int:

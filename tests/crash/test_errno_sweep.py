@@ -66,6 +66,15 @@ def test_no_call_of_an_operation_fails_badly(
     assert found.outcomes["another call"] <= found.points // 20
 
 
+@pytest.mark.parametrize("name", ["read lower file", "read file hidden by a layer"])
+def test_file_whose_xattrs_cannot_be_listed_is_closed(name: str, stage: Stage) -> None:
+    scene = stage.scene(name, OPERATIONS[name])
+    calls = scene.unharmed.calls
+    found = sweep_errors(scene, [point for point in error_points(calls) if calls[point.number].name == "flistxattr"])
+    assert found.points
+    assert not found.bad, "\n".join(found.bad)
+
+
 def test_sweep_sees_a_partial_change_and_an_untrue_success(stage: Stage) -> None:
     """Negative control: a step that ignores a failure, and one that fails half done, are both found."""
 

@@ -76,6 +76,9 @@ cdef uint32_t _SETTABLE = (
     ASKED_MODE | ASKED_UID | ASKED_GID | ASKED_SIZE | ASKED_ATIME | ASKED_MTIME | ASKED_CTIME
 )
 cdef uint64_t _FOR_EVER_S = 10 * 365 * 86400
+cdef uint64_t _CROWDED_NS = 200_000  # a sched_yield(2) that takes longer gave the processor to another program
+cdef uint64_t _SHORTEST_PAUSE_NS = 50_000_000
+cdef uint64_t _LONGEST_PAUSE_NS = 2_000_000_000
 
 
 class Forwarded(Exception):
@@ -121,6 +124,9 @@ cdef class Lane:
     cdef bint _expects_event
     cdef bint _may_read_ahead  # a directory was listed, so there may be something to read ahead
     cdef readonly uint64_t poll_ns
+    cdef uint64_t _polls_from  # on the monotonic clock, in ns
+    cdef uint64_t _pause_ns
+    cdef readonly uint64_t pauses  # in which it did not poll, as other programs wanted the processor
     cdef _Listing _names, _entries
     cdef public Py_ssize_t pending  # requests that are answered later
     cdef readonly Py_ssize_t tasks_pending  # those of them that a task answers
@@ -170,20 +176,29 @@ cdef class Lane:
 
         TURN_OVER after so many ns, and at once when a task or pyfuse3 has got something to do; NOTHING, UNMOUNTED,
         FAILED.
+
+        While other programs want the processor it does not poll: a sleeper that is woken comes before them, but who
+        yields comes after them, milliseconds later.
         """
-        cdef uint64_t started = _now_ns(), now
-        cdef uint64_t last = started
+        cdef uint64_t started = _now_ns(), now = started
+        cdef uint64_t last = started, yielded
         cdef Py_ssize_t got
         cdef int failure
         while True:
             with nogil:
                 allow_access(self._in, _LONGEST)
+                yielded = 0
                 while True:
                     got = read(self._device_fd, self._in, _LONGEST)
                     failure = errno if got < 0 else 0
                     now = _now_ns()
+                    if yielded and now - yielded >= _CROWDED_NS:
+                        self._pause(now)
                     if failure != EAGAIN or not polls or now - last >= self.poll_ns or self._may_read_ahead:
                         break
+                    if now < self._polls_from:
+                        break
+                    yielded = now
                     sched_yield()
             if failure == EAGAIN and self._may_read_ahead and polls and now - last < self.poll_ns:
                 self._may_read_ahead = self._read_ahead()
@@ -205,6 +220,13 @@ cdef class Lane:
             last = now
             if self._expects_event or now - started >= turn_ns:
                 return TURN_OVER
+
+    cdef void _pause(self, uint64_t now) noexcept nogil:
+        """Do not poll for a while, which doubles where the last pause has just ended."""
+        cdef bint again = now - self._polls_from < self._pause_ns
+        self._pause_ns = min(self._pause_ns * 2, _LONGEST_PAUSE_NS) if again else _SHORTEST_PAUSE_NS
+        self._polls_from = now + self._pause_ns
+        self.pauses += 1
 
     cdef bint _read_ahead(self):
         """Whether there is more to read ahead; what fails here is nobody's request, and must not end the mount."""

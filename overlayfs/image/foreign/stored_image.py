@@ -32,6 +32,8 @@ class StoredImage:
     size: int | None
     layers: tuple[Path, ...]
     """The directories of its layers, top first."""
+    missing: str = ""
+    """What keeps it from being mounted, in words for the user."""
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
@@ -70,7 +72,9 @@ def _layer_directory(path: Path) -> Path:
 
 
 def trees(image: StoredImage) -> list[Path]:
-    """The directories to mount, top first; each is checked to be one."""
+    """The directories to mount, top first; each is checked to be one. NotFoundError where something is missing."""
+    if image.missing:
+        raise NotFoundError(image.missing)
     return [_layer_directory(path) for path in image.layers]
 
 

@@ -17,6 +17,7 @@ from ..oci.digest import ALGORITHM, Digest, chain_ids
 from ..oci.documents import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
 from ..oci.errors import ImageError, InUseError, InvalidError
 from .names import Entry, matching
+from .podman import publish
 from .staging import occupied, remove_tree, sync_directory
 from .store import Store
 from .uses import digests_in
@@ -105,8 +106,11 @@ def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:
 
 
 def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
-    """The digests that containers and live mounts refer to, what these need, and the indexes that contain them."""
-    held = {digest for use in store.mounts().values() for digest in (*use.layers, use.image) if digest}
+    """The digests that containers and live mounts refer to, what these need, and the indexes that contain them.
+
+    Of what podman stands on, only the layers.
+    """
+    held = store.uses() | {use.image for use in store.mounts().values() if use.image}
     for container in _listed(store.path / "containers"):
         with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
             held |= digests_in((container / "container.json").read_bytes())
@@ -157,6 +161,7 @@ def _do(store: Store, plan: _Plan) -> int:
     """Remove names first: if this is interrupted, no name is left without its blobs."""
     for entry in plan.images:
         store.forget(entry.descriptor.digest)
+    publish(store)
     store.sweep_uses()
     freed = sum(remove_tree(path) for path in plan.leftovers)
     for layer in plan.layers:

@@ -301,8 +301,11 @@ class Store(Blobs):
         return self._uses.listed()
 
     def uses(self) -> set[Digest]:
-        """The keys of the layers that live processes use."""
-        return {key for use in self.mounts().values() for key in use.layers}
+        """The keys of the layers that live processes use, or podman."""
+        from .podman_records import layers_in_use
+
+        ours = {key for use in self.mounts().values() for key in use.layers}
+        return ours | {record.key for record in layers_in_use(self.path)}
 
     def forget_mount(self, name: str) -> None:
         """Remove a record; `prune` removes records of ended processes."""

@@ -1,0 +1,17 @@
+"""After each command: does podman see the images as they are now? See `image.store.podman`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from overlayfs.image.store.podman_records import is_outdated
+from overlayfs.image.store.store import Store, default_directory
+
+
+def bring_up_to_date(directory: Path | None) -> None:
+    """Let podman see what has changed, if the store is shared with it."""
+    if is_outdated(directory or default_directory()):
+        from overlayfs.image.store.podman import publish
+
+        with Store.open(directory) as store:
+            publish(store)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from overlayfs.image.store.podman_records import layers_file
 from tests.cli.people import run
 from tests.container.small import layer_of, programs
+from tests.engines.conftest import USER
 from tests.engines.containerd import write_oci_archive
 from tests.engines.podman import Podman
 from tests.image.snapshot import Seen, snapshot
@@ -119,6 +122,9 @@ def test_image_is_built_upon(shared: Shared, tmp_path: Path) -> None:
     shared.podman("build", "-q", "--isolation=chroot", "-t", "built", tmp_path)
     assert shared.podman("run", "--rm", "built", "cat", "/built", "/etc/kept") == "built\nkept"
     shared.podman("run", "--rm", "built", "cat", "/top", status=1)
+    shared.podman("save", "-q", "-o", tmp_path / "built.tar", "built")
+    run("load", "-i", tmp_path / "built.tar")  # checks that the layers below were written with their digests
+    assert shared.images().keys() == {IMAGE, "localhost/built:latest"}
 
 
 def test_what_podman_loads_uses_the_layers_that_are_here(shared: Shared) -> None:
@@ -167,3 +173,25 @@ def test_ids_of_layers_are_mapped(shared: Shared) -> None:
         (shared.graph.parent / "run/overlay/idmapped-lower-dir-false").unlink()
     mapped = ("run", "--rm", "--uidmap=0:100000:65536", "--gidmap=0:100000:65536", IMAGE)
     assert shared.podman(*mapped, "stat", "-c%u:%g", "/etc/owned", "/etc/kept", "/") == "33:34\n0:0\n0:0"
+
+
+def test_ordinary_user_runs_the_images_of_the_users_own_store(new_podman: Callable[..., Podman], machine: Path) -> None:
+    podman = new_podman("user", user=USER)
+    top = machine / "user"
+    write_oci_archive(top / "image.tar", IMAGE, LAYERS)
+    python = machine / "environment/bin" / Path(sys.executable).name
+    environ = {
+        "PYTHONPATH": str(machine / "repository"),
+        "HOME": str(top / "home"),
+        "CONTAINERS_STORAGE_CONF": str(top / "storage.conf"),
+    }
+    for words in (("load", "-i", top / "image.tar"), ("share", "podman")):
+        command = [python, "-m", "overlayfs.cli.main", "--store", top / "store", *words]
+        subprocess.run(command, env=environ, cwd=top, user=USER, group=USER, extra_groups=[], check=True, timeout=120)
+    looked = "stat -c '%n %u:%g %a' /setuid /etc/owned /owned-dir; cat /etc/kept /top; ls /dir; ls -d /etc/[gn]*"
+    said = podman("run", "--rm", IMAGE, "sh", "-c", looked, status=2).splitlines()  # nothing of gone and never is left
+    assert said[:3] == ["/setuid 33:34 4755", "/etc/owned 33:34 640", "/owned-dir 33:34 1770"]
+    assert said[3:] == ["kept", "top", "new"]
+    podman("run", "--name=changed", IMAGE, "sh", "-ec", CHANGE)
+    podman("commit", "-q", "changed", "committed")
+    assert podman("run", "--rm", "committed", "cat", "/hard") == "more"

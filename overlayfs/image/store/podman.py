@@ -12,6 +12,7 @@ The records are replaced when images of the store have come or gone. What podman
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import os
 from contextlib import suppress
@@ -25,6 +26,8 @@ from ..._log import Log
 from ...tree.syscalls import RENAME_EXCHANGE, renameat2
 from ..oci.digest import Digest, digest_of, hex_of
 from ..oci.errors import ImageError, InUseError
+from ..tar.compression import open_decompressed
+from ..tar.split import Split, write_split
 from .layers import Layer, LayerStore, layers_of
 from .locking import locked
 from .podman_records import (
@@ -38,6 +41,7 @@ from .podman_records import (
     podmans_lock,
     read_records,
     roots_file,
+    split_file,
     stamp_file,
     stamp_of,
     usable_time,
@@ -159,7 +163,7 @@ def _stack(store: Store, image: Image, before: dict[str, LayerRecord]) -> list[L
     for layer, key in zip(layers_of(image), keys, strict=True):
         parent = stack[-1].id if stack else ""
         known = before.get(_layer_id(parent, layer.diff_id))
-        stack.append(known if known and known.key == key else _layer(unpacked, layer, key, parent))
+        stack.append(known if known and known.key == key else _layer(store, layer, key, parent))
     return stack
 
 
@@ -169,19 +173,36 @@ def _layer_id(parent: str, diff_id: Digest) -> str:
     return hashlib.sha256(f"{parent}+{own}".encode()).hexdigest() if parent else own
 
 
-def _layer(unpacked: LayerStore, layer: Layer, key: Digest, parent: str) -> LayerRecord:
-    records = unpacked.index(key).records
+def _layer(store: Store, layer: Layer, key: Digest, parent: str) -> LayerRecord:
+    """The record of a layer, after that of its tar was written, which `podman push` and `save` need."""
+    records = LayerStore(store).index(key).records
+    name = _layer_id(parent, layer.diff_id)
     return LayerRecord(
-        id=_layer_id(parent, layer.diff_id),
+        id=name,
         key=key,
         parent=parent,
         compressed_digest=layer.blob.digest,
         compressed_size=layer.blob.size,
         digest=layer.diff_id,
-        size=unpacked.info(key).size,
+        size=_split(store, layer, split_file(store.path, name)),
         uids=sorted({record.uid for record in records}),
         gids=sorted({record.gid for record in records}),
     )
+
+
+def _split(store: Store, layer: Layer, path: Path) -> int:
+    """Write what the tar of a layer has besides the files' data; the length of the tar."""
+    staged = store.stage.new_name()
+
+    def write(embedded: frozenset[bytes] = frozenset()) -> Split:
+        with open(store.blob_path(layer.blob.digest), "rb", buffering=0) as blob, gzip.open(staged, "wb", 1) as out:
+            return write_split(open_decompressed(blob, store.limits), out, store.limits, layer.name, embedded)
+
+    found = write()
+    if found.repeated:
+        found = write(found.repeated)
+    staged.rename(path)
+    return found.length
 
 
 def _image(store: Store, image: Image, top: str, written: ImageRecord | None) -> ImageRecord:
@@ -247,6 +268,7 @@ def _lower(record: LayerRecord, layers: dict[str, LayerRecord]) -> str:
 
 def _remove_layer(overlay: Path, record: LayerRecord) -> None:
     own = overlay / record.id
+    split_file(overlay.parent.parent, record.id).unlink(missing_ok=True)
     (overlay / "l" / record.link).unlink(missing_ok=True)
     if own.is_symlink():
         for name in ("link", "lower"):

@@ -75,6 +75,11 @@ def layers_file(store: Path) -> Path:
     return store / DIRECTORY / "overlay-layers/layers.json"
 
 
+def split_file(store: Path, layer: str) -> Path:
+    """What the tar of a layer has besides the data of files."""
+    return layers_file(store).with_name(f"{layer}.tar-split.gz")
+
+
 def images_file(store: Path) -> Path:
     return store / DIRECTORY / "overlay-images/images.json"
 

@@ -84,7 +84,7 @@ def tree_of(podman: Podman, image: str) -> dict[str, Seen]:
         podman("rm", "--force", "seen")
 
 
-@pytest.fixture(params=["kernel", "ours"])
+@pytest.fixture(params=["kernel", pytest.param("ours", marks=pytest.mark.long)])
 def shared(
     request: pytest.FixtureRequest, new_podman: Callable[..., Podman], top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Shared:
@@ -185,9 +185,27 @@ def test_ordinary_user_runs_the_images_of_the_users_own_store(new_podman: Callab
         "HOME": str(top / "home"),
         "CONTAINERS_STORAGE_CONF": str(top / "storage.conf"),
     }
-    for words in (("load", "-i", top / "image.tar"), ("share", "podman")):
-        command = [python, "-m", "overlayfs.cli.main", "--store", top / "store", *words]
-        subprocess.run(command, env=environ, cwd=top, user=USER, group=USER, extra_groups=[], check=True, timeout=120)
+
+    def as_user(*words: str | Path, status: int = 0, **more: str) -> str:
+        done = subprocess.run(
+            [python, "-m", "overlayfs.cli.main", "--store", top / "store", *words],
+            env=environ | more,
+            cwd=top,
+            user=USER,
+            group=USER,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stderr
+
+    as_user("load", "-i", top / "image.tar")
+    without_program = {"CONTAINERS_STORAGE_CONF": str(top / "none.conf")}
+    assert "overlayfs setup podman --user" in as_user("share", "podman", status=1, **without_program)
+    as_user("share", "podman")
     looked = "stat -c '%n %u:%g %a' /setuid /etc/owned /owned-dir; cat /etc/kept /top; ls /dir; ls -d /etc/[gn]*"
     said = podman("run", "--rm", IMAGE, "sh", "-c", looked, status=2).splitlines()  # nothing of gone and never is left
     assert said[:3] == ["/setuid 33:34 4755", "/etc/owned 33:34 640", "/owned-dir 33:34 1770"]

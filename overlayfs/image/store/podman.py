@@ -15,6 +15,7 @@ import base64
 import gzip
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -79,8 +80,7 @@ def unshare(store: Store) -> None:
     place = store.path / DIRECTORY
     with locked(place / "lock"):
         images_file(store.path).unlink()
-        for record in read_records(layers_file(store.path), LayerRecord):
-            _remove_layer(place / "overlay", record)
+        _remove_all_but(place, {}, {})
         _exchange_layers(store, is_shared=False)
     if (store.path / _MOVED).is_symlink():  # not the layers themselves
         remove_tree(place)
@@ -98,17 +98,12 @@ def publish(store: Store) -> None:
         layers |= {record.id: record for record in layers_in_use(store.path)}
         for record in layers.values():
             if record.id in before and before[record.id].key != record.key:
-                _remove_layer(place / "overlay", record)
+                _remove_layer(place / "overlay" / record.id)
             _make_layer(store, record, layers)
         with podmans_lock(place / "overlay-layers/layers.lock"), podmans_lock(place / "overlay-images/images.lock"):
             _replace(store, layers_file(store.path), msgspec.json.encode(list(layers.values())))
             _replace(store, images_file(store.path), msgspec.json.encode(list(images.values())))
-        for record in before.values():
-            if record.id not in layers:
-                _remove_layer(place / "overlay", record)
-        for name in os.listdir(place / "overlay-images"):
-            if len(name) == len(hex_of(digest_of(b""))) and name not in images:
-                remove_tree(place / "overlay-images" / name)
+        _remove_all_but(place, images, layers)
         _replace(store, stamp_file(store.path), stamp.encode())
 
 
@@ -266,10 +261,26 @@ def _lower(record: LayerRecord, layers: dict[str, LayerRecord]) -> str:
     return ":".join(links)
 
 
-def _remove_layer(overlay: Path, record: LayerRecord) -> None:
-    own = overlay / record.id
-    split_file(overlay.parent.parent, record.id).unlink(missing_ok=True)
-    (overlay / "l" / record.link).unlink(missing_ok=True)
+def _remove_all_but(place: Path, images: dict[str, ImageRecord], layers: dict[str, LayerRecord]) -> None:
+    """Remove what belongs to no record, such as that of an interrupted change."""
+    records = ("images.json", "images.lock", "layers.json", "layers.lock")
+    splits = [f"{name}.tar-split.gz" for name in layers]
+    for path in _others(place / "overlay", ("l", "layers", *layers)):
+        _remove_layer(path)
+    for path in _others(place / "overlay/l", [record.link for record in layers.values()]):
+        path.unlink()
+    for path in (
+        *_others(place / "overlay-layers", (*records, *splits)),
+        *_others(place / "overlay-images", (*records, *images)),
+    ):
+        remove_tree(path)
+
+
+def _others(directory: Path, names: Iterable[str]) -> list[Path]:
+    return [directory / name for name in set(os.listdir(directory)).difference(names)]
+
+
+def _remove_layer(own: Path) -> None:
     if own.is_symlink():
         for name in ("link", "lower"):
             (own / name).unlink(missing_ok=True)

@@ -97,33 +97,33 @@ def _image(
     chains: Mapping[str, list[tuple[str, str]]],
     trees: Mapping[str, Snapshots],
 ) -> StoredImage:
+    """An image, or what has the name of one: an artifact, content of other platforms alone, or none yet."""
     target = record.buckets().get(b"target")
     described = target.values() if target else {}
-    digest = parse_digest(_text(described.get(b"digest", b"")))
+    digest, media_type = (_text(described.get(key, b"")) for key in (b"digest", b"mediatype"))
     try:
-        manifest = _manifest(content, digest, _text(described.get(b"mediatype", b"")))
+        manifest = _manifest(content, parse_digest(digest), media_type)
         config = _document(content, manifest.config.digest, ImageConfig)
-    except NotFoundError as error:  # content of other platforms alone, or none yet
-        return StoredImage(hex_of(digest), (name,), "", None, (), str(error))
-    image = StoredImage(
-        hex_of(manifest.config.digest), (name,), config.created, sum(layer.size for layer in manifest.layers), ()
-    )
-    layers = _layers(chain_ids(config.rootfs.diff_ids), chains, trees)
-    if layers is None:
-        return replace(image, missing=f"{name} is not unpacked for containerd's overlayfs snapshotter, nor for ours")
-    return replace(image, layers=layers)
+    except ImageError as error:
+        return StoredImage(digest.rpartition(":")[2], (name,), "", None, (), str(error))
+    size = sum(layer.size for layer in manifest.layers)
+    image = StoredImage(hex_of(manifest.config.digest), (name,), config.created, size, ())
+    try:
+        return replace(image, layers=_layers(chain_ids(config.rootfs.diff_ids), chains, trees))
+    except ImageError as error:
+        return replace(image, missing=str(error))
 
 
 def _layers(
     chain: list[Digest], chains: Mapping[str, list[tuple[str, str]]], trees: Mapping[str, Snapshots]
-) -> tuple[Path, ...] | None:
-    """The trees of the first snapshotter that has the whole chain, top first."""
+) -> tuple[Path, ...]:
+    """The trees of the first snapshotter that has the whole chain, top first. Raises NotFoundError, InvalidError."""
     if not chain:
         return ()
     for snapshotter, name in chains.get(chain[-1], ()):
         if name in trees.get(snapshotter, ()):
             return tuple(_lineage(name, trees[snapshotter]))
-    return None
+    raise NotFoundError("it is not unpacked for containerd's overlayfs snapshotter, nor for ours")
 
 
 def _lineage(name: str, snapshots: Snapshots) -> Iterator[Path]:
@@ -158,8 +158,10 @@ def _snapshots_of_ours(directory: Path) -> Snapshots:
     path = directory / "metadata.db"
     if not path.exists():
         return {}
+    # a reader makes the files beside a database that nobody has open, unless it is told that nobody will write
+    is_open = path.with_name("metadata.db-wal").exists()
     try:
-        database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        database = sqlite3.connect(f"file:{quote(str(path))}?{'mode=ro' if is_open else 'immutable=1'}", uri=True)
         try:
             rows = database.execute(_OURS).fetchall()
         finally:

@@ -74,7 +74,7 @@ def _layer_directory(path: Path) -> Path:
 def trees(image: StoredImage) -> list[Path]:
     """The directories to mount, top first; each is checked to be one. NotFoundError where something is missing."""
     if image.missing:
-        raise NotFoundError(image.missing)
+        raise NotFoundError(f"{', '.join(image.names) or image.identity}: {image.missing}")
     return [_layer_directory(path) for path in image.layers]
 
 

@@ -17,7 +17,8 @@ from overlayfs.cli.mounts.of_engines import podman_graph_root
 from overlayfs.cli.output import safe
 from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.store.podman import share, unshare
-from overlayfs.image.store.podman_records import DIRECTORY, layers_in_use
+from overlayfs.image.store.podman_records import layers_in_use
+from overlayfs.image.store.published import DIRECTORY
 from overlayfs.image.store.store import Store
 
 _STORES: Final = ("storage", "options", "additionalimagestores")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from overlayfs.image.store.podman_records import is_outdated
+from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store, default_directory
 
 

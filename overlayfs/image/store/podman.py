@@ -32,21 +32,17 @@ from ..tar.split import Split, write_split
 from .layers import Layer, LayerStore, layers_of
 from .locking import locked
 from .podman_records import (
-    DIRECTORY,
     ImageRecord,
     LayerRecord,
-    images_file,
-    is_shared,
     layers_file,
     layers_in_use,
     podmans_lock,
     read_records,
     roots_file,
     split_file,
-    stamp_file,
-    stamp_of,
     usable_time,
 )
+from .published import DIRECTORY, images_file, is_shared, stamp_file, stamp_of
 from .staging import remove_tree, sync_directory
 from .store import Image, Store
 

@@ -23,14 +23,12 @@ from msgspec import Struct, field
 
 from ...tree.mount_table import mount_entries
 from ..oci.digest import Digest
-from ..oci.errors import ImageError, InvalidError
+from ..oci.errors import InvalidError
+from .published import DIRECTORY, is_shared
 
 Record = TypeVar("Record")
 
-DIRECTORY: Final = "podman"
-"""Of a store: where podman looks, an additional image store of containers-storage.conf(5)."""
 _ROOTS: Final = "graph-roots.json"
-_STAMP: Final = "published"
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _LINK_BYTES: Final = 16  # 26 characters, as podman's own
 
@@ -80,34 +78,6 @@ def split_file(store: Path, layer: str) -> Path:
     return layers_file(store).with_name(f"{layer}.tar-split.gz")
 
 
-def images_file(store: Path) -> Path:
-    return store / DIRECTORY / "overlay-images/images.json"
-
-
-def is_shared(store: Path) -> bool:
-    """Whether podman sees the images of the store in this directory."""
-    return images_file(store).exists()
-
-
-def stamp_of(store: Path) -> str:
-    """Another one after each change of the images, since their list is replaced by a new file."""
-    found = (store / "index.json").stat()
-    return f"{found.st_ino} {found.st_mtime_ns}"
-
-
-def stamp_file(store: Path) -> Path:
-    """Has the stamp of the images that podman sees."""
-    return store / DIRECTORY / _STAMP
-
-
-def is_outdated(store: Path) -> bool:
-    """Whether podman sees other images than there are now."""
-    try:
-        return is_shared(store) and stamp_file(store).read_text() != stamp_of(store)
-    except FileNotFoundError:
-        return True
-
-
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """The records in a file; none where there is no file."""
     try:
@@ -154,7 +124,10 @@ def layers_in_use(store: Path) -> list[LayerRecord]:
     records = {record.id: record for record in read_records(layers_file(store), LayerRecord)}
     links, tops = set[str](), set[str]()
     for root in map(Path, read_records(roots_file(store), str)):
-        links |= set(_links(root))
+        try:
+            links |= set(_links(root))
+        except PermissionError:  # a container with ids of its own: it may stand on any
+            return list(records.values())
         tops |= {image.layer for image in read_records(root / "overlay-images/images.json", _ForeignImage)}
     mounted = _mounted_below(store)
     used = [record for record in records.values() if record.link in links or record.id in tops or record.key in mounted]
@@ -167,8 +140,6 @@ def _links(root: Path) -> Iterator[str]:
         names = os.listdir(root / "overlay")
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise ImageError(f"{root}: what podman uses cannot be seen: {error.strerror}") from None
     for name in names:
         with suppress(FileNotFoundError, NotADirectoryError):
             for lower in (root / "overlay" / name / "lower").read_text("ascii", "replace").split(":"):

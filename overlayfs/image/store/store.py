@@ -39,6 +39,7 @@ from ..oci.reference import Reference
 from .blobs import Blobs
 from .locking import StoreLock
 from .names import Entry, Layout, bare, is_start_of, matching, no_such_image
+from .published import is_shared
 from .staging import PARTIAL, Staging, remove_tree
 from .uses import Use, Uses
 
@@ -302,10 +303,12 @@ class Store(Blobs):
 
     def uses(self) -> set[Digest]:
         """The keys of the layers that live processes use, or podman."""
-        from .podman_records import layers_in_use
+        used = {key for use in self.mounts().values() for key in use.layers}
+        if is_shared(self.path):
+            from .podman_records import layers_in_use
 
-        ours = {key for use in self.mounts().values() for key in use.layers}
-        return ours | {record.key for record in layers_in_use(self.path)}
+            used |= {record.key for record in layers_in_use(self.path)}
+        return used
 
     def forget_mount(self, name: str) -> None:
         """Remove a record; `prune` removes records of ended processes."""

@@ -19,7 +19,7 @@ from ..oci.progress import NO_PROGRESS, Progress, Task
 from ..tar.compression import CHUNK
 from .layers import LayerStore
 from .names import Entry
-from .podman_records import stamp_file
+from .published import stamp_file
 from .staging import remove_tree
 from .store import Image, Store
 

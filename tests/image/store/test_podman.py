@@ -16,8 +16,9 @@ from overlayfs.image.store import podman
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.podman import publish, share, unshare
-from overlayfs.image.store.podman_records import is_outdated, layers_in_use
+from overlayfs.image.store.podman_records import layers_in_use
 from overlayfs.image.store.pruning import prune, remove_image
+from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store
 from overlayfs.image.store.verify import mend, verify
 from tests.image.making import put, tar
@@ -183,6 +184,20 @@ def test_image_that_podman_has_on_our_layers_counts_as_a_use(store: Store, graph
     (graph_root / "overlay-images").mkdir()
     (graph_root / "overlay-images/images.json").write_text(json.dumps([{"id": "x", "layer": hex_of(digest_of(LOW))}]))
     assert store.uses() == {digest_of(LOW)}
+
+
+def test_all_layers_count_as_used_where_a_container_cannot_be_looked_at(
+    store: Store, graph_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "a", LOW, HIGH)
+    share(store, graph_root)
+
+    def refused(*_: Any) -> str:
+        raise PermissionError
+
+    (graph_root / "overlay/of-other-ids").mkdir()
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert store.uses() == {digest_of(LOW), digest_of(HIGH)}
 
 
 @pytest.mark.parametrize("text", ["[", '{"a": 1}', '[{"layer": 1}]'])

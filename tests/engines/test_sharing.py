@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.store.podman_records import layers_file
 from tests.cli.people import run
 from tests.container.small import layer_of, programs
@@ -127,9 +128,15 @@ def test_image_is_built_upon(shared: Shared, tmp_path: Path) -> None:
     assert shared.images().keys() == {IMAGE, "localhost/built:latest"}
 
 
-def test_what_podman_loads_uses_the_layers_that_are_here(shared: Shared) -> None:
+def test_what_podman_pulls_uses_the_layers_that_are_here(shared: Shared, tmp_path: Path) -> None:
+    """It does not even read them: the place that it pulls from does not have them."""
     write_oci_archive(shared.archive, OTHER, [*LAYERS[:2], layer_of({"other": b"other\n"})])
-    shared.podman("load", "-q", "-i", shared.archive)
+    with tarfile.open(shared.archive) as archive:
+        archive.extractall(tmp_path)
+    for layer in LAYERS[:2]:
+        (tmp_path / "blobs" / digest_of(layer).replace(":", "/")).unlink()
+    pulled = shared.podman("pull", "-q", f"oci:{tmp_path}")
+    shared.podman("tag", pulled, OTHER)
     assert len(shared.own_layers()) == 1
     assert shared.podman("run", "--rm", OTHER, "cat", "/other", "/etc/kept") == "other\nkept"
 

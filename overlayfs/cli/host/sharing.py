@@ -15,9 +15,7 @@ from overlayfs.cli.host.settings import TOML, Document, get, parsed, put, remove
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.mounts.of_engines import podman_graph_root
 from overlayfs.cli.output import safe
-from overlayfs.image.oci.errors import InUseError
-from overlayfs.image.store.podman import share, unshare
-from overlayfs.image.store.podman_records import layers_in_use
+from overlayfs.image.store.podman import check_unused, share, unshare
 from overlayfs.image.store.published import DIRECTORY
 from overlayfs.image.store.store import Store
 
@@ -52,8 +50,7 @@ def share_images(directory: Path | None, *, dry_run: bool) -> None:
 def take_images_back(directory: Path | None, *, dry_run: bool) -> None:
     """Take the store out of storage.conf, and remove podman's directory."""
     with Store.open(directory) as store:
-        if layers_in_use(store.path):
-            raise InUseError("podman has containers or images that stand on layers of this store: remove them first")
+        check_unused(store)
         plan, before, document = _configuration()
         stores = [path for path in _stores(document, plan.file) if path != str(store.path / DIRECTORY)]
         if len(stores) < len(_stores(document, plan.file)):

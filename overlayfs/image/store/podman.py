@@ -16,7 +16,7 @@ import gzip
 import hashlib
 import os
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,7 @@ from .podman_records import (
     LayerRecord,
     layers_file,
     layers_in_use,
+    no_new_uses,
     podmans_lock,
     read_records,
     roots_file,
@@ -71,10 +72,9 @@ def unshare(store: Store) -> None:
     """Take the images away from podman. InUseError while it uses some."""
     if not is_shared(store.path):
         return
-    if layers_in_use(store.path):
-        raise InUseError("podman has containers or images that stand on layers of this store: remove them first")
     place = store.path / DIRECTORY
-    with locked(place / "lock"):
+    with locked(place / "lock"), no_new_uses(store.path):
+        check_unused(store)
         images_file(store.path).unlink()
         _remove_all_but(place, {}, {})
         _exchange_layers(store, is_shared=False)
@@ -82,15 +82,32 @@ def unshare(store: Store) -> None:
         remove_tree(place)
 
 
+def check_unused(store: Store) -> None:
+    """Raises InUseError if podman needs this store."""
+    if layers_in_use(store.path):
+        raise InUseError("podman has containers or images that stand on layers of this store: remove them first")
+
+
 def publish(store: Store) -> None:
     """Bring the records up to date with the images of the store; layers that are packed are unpacked."""
-    if not is_shared(store.path):
-        return
+    if is_shared(store.path):
+        with locked(store.path / DIRECTORY / "lock"):
+            _publish(store, no_new_uses(store.path))
+
+
+def publish_held(store: Store) -> None:
+    """As `publish`, within `no_new_uses`."""
+    if is_shared(store.path):
+        with locked(store.path / DIRECTORY / "lock"):
+            _publish(store, nullcontext())
+
+
+def _publish(store: Store, holding: AbstractContextManager[None]) -> None:
     place = store.path / DIRECTORY
-    with locked(place / "lock"):
-        before = {record.id: record for record in read_records(layers_file(store.path), LayerRecord)}
-        stamp = stamp_of(store.path)
-        images, layers = _records(store, before)
+    before = {record.id: record for record in read_records(layers_file(store.path), LayerRecord)}
+    stamp = stamp_of(store.path)
+    images, layers = _records(store, before)
+    with holding:
         layers |= {record.id: record for record in layers_in_use(store.path)}
         for record in layers.values():
             if record.id in before and before[record.id].key != record.key:
@@ -100,7 +117,7 @@ def publish(store: Store) -> None:
             _replace(store, layers_file(store.path), msgspec.json.encode(list(layers.values())))
             _replace(store, images_file(store.path), msgspec.json.encode(list(images.values())))
         _remove_all_but(place, images, layers)
-        _replace(store, stamp_file(store.path), stamp.encode())
+    _replace(store, stamp_file(store.path), stamp.encode())
 
 
 def _exchange_layers(store: Store, *, is_shared: bool) -> None:

@@ -12,8 +12,9 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,13 +24,14 @@ from msgspec import Struct, field
 
 from ...tree.mount_table import mount_entries
 from ..oci.digest import Digest
-from ..oci.errors import InvalidError
+from ..oci.errors import InUseError, InvalidError
 from .published import DIRECTORY, is_shared
 
 Record = TypeVar("Record")
 
 _ROOTS: Final = "graph-roots.json"
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_RETRY_S: Final = 0.05
 _LINK_BYTES: Final = 16  # 26 characters, as podman's own
 
 
@@ -101,6 +103,35 @@ def podmans_lock(path: Path) -> Iterator[None]:
         os.pwrite(fd, secrets.token_hex(32).encode(), 0)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def no_new_uses(store: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Let no podman put a new layer on ours: a container that it makes meanwhile waits, or finds the image gone.
+
+    Not to be nested: when the inner context closes its files, the locks of the process are gone. InUseError if podman
+    itself holds its lock after `patience_s`, as for a layer that it unpacks.
+    """
+    deadline = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        for root in map(Path, read_records(roots_file(store), str)):
+            with suppress(FileNotFoundError):
+                fd = os.open(root / "overlay-layers/layers.lock", os.O_RDWR | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                _lock(fd, root, deadline)
+        yield
+
+
+def _lock(fd: int, root: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise InUseError(f"podman is changing the layers in {root}: try again when it has ended") from None
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def usable_time(text: str) -> str:

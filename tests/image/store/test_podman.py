@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from overlayfs.image.store import podman
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.podman import publish, share, unshare
-from overlayfs.image.store.podman_records import layers_in_use
+from overlayfs.image.store.podman_records import layers_in_use, no_new_uses
 from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store
@@ -176,6 +178,30 @@ def test_layers_in_use_outlive_their_image(store: Store, graph_root: Path) -> No
     assert os.listdir(store.path / "layers") == []
     unshare(store)
     assert not (store.path / "podman").exists()
+
+
+HOLD = """
+import fcntl, sys
+lock = open(sys.argv[1], "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_removed_while_podman_makes_a_layer(store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW)
+    share(store, graph_root)
+    (graph_root / "overlay-layers").mkdir()
+    command = [sys.executable, "-c", HOLD, str(graph_root / "overlay-layers/layers.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as podman:
+        assert podman.stdout
+        assert podman.stdout.readline() == b"held\n"
+        with pytest.raises(InUseError, match="podman is changing"), no_new_uses(store.path, patience_s=0):
+            pass
+        podman.communicate()
+    with no_new_uses(store.path, patience_s=0):
+        pass
 
 
 def test_image_that_podman_has_on_our_layers_counts_as_a_use(store: Store, graph_root: Path) -> None:

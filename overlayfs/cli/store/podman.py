@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from overlayfs.cli.output import safe
+from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store, default_directory
 
@@ -14,4 +17,7 @@ def bring_up_to_date(directory: Path | None) -> None:
         from overlayfs.image.store.podman import publish
 
         with Store.open(directory) as store:
-            publish(store)
+            try:
+                publish(store)
+            except InUseError as error:
+                print(f"overlayfs: done, but podman does not see it yet: {safe(str(error))}", file=sys.stderr)

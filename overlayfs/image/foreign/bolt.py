@@ -56,7 +56,7 @@ class _Database:
     that endless. A sound database has each byte in one place, and is read a few times at most.
     """
 
-    def __init__(self, path: Path, data: bytes, meta: _Meta) -> None:
+    def __init__(self, path: Path, data: bytearray, meta: _Meta) -> None:
         self.path, self._data, self._meta = path, memoryview(data), meta
         self._left = _READINGS * len(data)
 
@@ -167,14 +167,14 @@ def _consistent(path: Path, fd: int) -> tuple[_Database, int]:
     raise ImageError(f"{path} is changed faster than it can be read: try again")
 
 
-def _whole(path: Path, fd: int) -> bytes:
+def _whole(path: Path, fd: int) -> bytearray:
     size = os.fstat(fd).st_size
     if size > MAX_DATABASE:
         raise LimitError(f"{path} is larger than {MAX_DATABASE >> 20} MiB")
     data = bytearray()
     while len(data) < size and (read := os.pread(fd, size - len(data), len(data))):
         data += read
-    return bytes(data)
+    return data
 
 
 def _newest(path: Path, fd: int) -> _Meta:

@@ -108,7 +108,7 @@ def _publish(store: Store, holding: AbstractContextManager[None]) -> None:
     stamp = stamp_of(store.path)
     images, layers = _records(store, before)
     with holding:
-        layers |= {record.id: record for record in layers_in_use(store.path)}
+        layers |= {record.id: record for record in layers_in_use(store.path) if LayerStore(store).has(record.key)}
         for record in layers.values():
             if record.id in before and before[record.id].key != record.key:
                 _remove_layer(place / "overlay" / record.id)
@@ -141,7 +141,7 @@ def _records(store: Store, before: dict[str, LayerRecord]) -> tuple[dict[str, Im
         try:
             image = store.load_image(entry.descriptor, entry.reference)
             stack = _stack(store, image, before)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             _log.warning("podman does not see %s: %s", entry.reference or entry.descriptor.digest, error)
             continue
         layers |= {record.id: record for record in stack}
@@ -248,13 +248,13 @@ def _make_layer(store: Store, record: LayerRecord, layers: dict[str, LayerRecord
     """The entry of a layer below `overlay`, where it is missing."""
     overlay = store.path / DIRECTORY / "overlay"
     own = overlay / record.id
-    tree = overlay / "layers" / hex_of(record.key)
-    if not os.path.lexists(own):
-        if _text(tree / "link") in ("", record.link):
-            own.symlink_to(f"layers/{hex_of(record.key)}")
-        else:
-            own.mkdir(0o755)
-            (own / "diff").symlink_to(store.path / "layers" / hex_of(record.key) / "diff")
+    is_first = _text(overlay / "layers" / hex_of(record.key) / "link") in ("", record.link)
+    if own.is_symlink() and not is_first:  # an interrupted change made it, and another layer has the tree now
+        own.unlink()
+    with suppress(FileExistsError):
+        own.symlink_to(f"layers/{hex_of(record.key)}") if is_first else own.mkdir(0o755)
+    with suppress(FileExistsError):
+        (own / "diff").symlink_to(store.path / "layers" / hex_of(record.key) / "diff")
     if _text(own / "link") != record.link:
         if lower := _lower(record, layers):
             _replace(store, own / "lower", lower.encode())

@@ -124,7 +124,7 @@ def test_state_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monke
     ]
     read = bolt._whole
 
-    def written_meanwhile(*arguments: Any) -> bytes:
+    def written_meanwhile(*arguments: Any) -> bytearray:
         data = read(*arguments)
         if states:
             path.write_bytes(states.pop(0))

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from overlayfs.image.oci.digest import digest_of, hex_of
 from overlayfs.image.oci.errors import ImageError, InUseError
+from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store import podman
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
@@ -115,31 +117,51 @@ def test_damaged_image_hides_no_other(store: Store, graph_root: Path, capfd: pyt
     assert "podman does not see docker.io/library/b:latest" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("last", range(12))
-def test_interrupted_change_is_completed_by_the_next(
-    last: int, store: Store, graph_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(store, "a", LOW, HIGH)
-    share(store, graph_root)
-    store.untag(store.find("a").reference)  # type: ignore[arg-type]
-    put(store, "b", OTHER, HIGH)
-    replace, left = podman._replace, [last]
+@contextmanager
+def interrupted_after(writes: int) -> Iterator[None]:
+    """Let the change of a file fail, as if the program were killed, after so many; or let all come through."""
+    replace, left = podman._replace, iter(range(writes))
 
-    def interrupted(*arguments: Any) -> None:
-        if left[0] == 0:
+    def write(*arguments: Any) -> None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        left[0] -= 1
         replace(*arguments)
 
-    monkeypatch.setattr(podman, "_replace", interrupted)
-    with suppress(KeyboardInterrupt):  # the last ones come through
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(podman, "_replace", write)
+        yield
+
+
+@pytest.mark.parametrize("writes", range(12))
+def test_interrupted_change_is_completed_by_the_next(writes: int, store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW, HIGH)
+    share(store, graph_root)
+    store.untag(Reference.parse("a"))
+    put(store, "b", OTHER, HIGH)
+    with interrupted_after(writes):
         publish(store)
     stacks(store)  # whatever the records name is there
-    monkeypatch.undo()
     publish(store)
     assert stacks(store) == {"docker.io/library/b:latest": ["high", "other"]}
     assert not is_outdated(store.path)
     assert len(os.listdir(store.path / "podman/overlay/l")) == len(records(store, "layers")) == 2
+
+
+@pytest.mark.parametrize("writes", range(12))
+def test_tree_of_an_interrupted_change_may_become_that_of_another_layer(
+    writes: int, store: Store, graph_root: Path
+) -> None:
+    put(store, "a", LOW, HIGH)
+    with interrupted_after(writes):
+        share(store, graph_root)
+    store.untag(Reference.parse("a"))
+    put(store, "b", OTHER, HIGH)
+    put(store, "a", LOW, HIGH)
+    share(store, graph_root)
+    assert stacks(store) == {
+        "docker.io/library/a:latest": ["high", "low"],
+        "docker.io/library/b:latest": ["high", "other"],
+    }
 
 
 def test_interrupted_sharing_is_completed(store: Store, graph_root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,25 @@ def test_images_of_containerd_are_found_by_its_configuration(configured: Contain
     assert OWN in run("images", "--from", "containerd").stdout
     assert "top" in _mounted(tmp_path / "mnt", f"containerd:{OWN}")
     assert "not unpacked" in run("mount", f"containerd:{PACKED}", tmp_path / "mnt", status=1).stderr
+
+
+def test_images_of_containerd_are_whole_while_it_changes_them(containerd: Containerd) -> None:
+    def change() -> None:
+        for number in range(12):
+            containerd("images", "tag", "--force", OWN, f"localhost/tag:{number % 3}")
+            containerd("images", "rm", f"localhost/tag:{number % 3}")
+
+    with ThreadPoolExecutor() as pool:
+        changing = pool.submit(change)
+        while not changing.done():
+            images = {
+                name: image
+                for image in images_of_containerd(containerd.top / "data", {}, "default")
+                for name in image.names
+            }
+            assert len(images[OWN].layers) == 3
+            assert {OURS_ALONE, PACKED} < images.keys()
+        changing.result()
 
 
 def test_images_of_containerd_are_read_while_it_is_down_and_refused_if_damaged(configured: Containerd) -> None:

@@ -62,7 +62,7 @@ class Shared:
         self.archive = top / "image.tar"
         write_oci_archive(self.archive, IMAGE, LAYERS, ["/bin/sh"])
         run("load", "-i", self.archive)
-        run("share", "podman")
+        run("share", "podman", "--yes")
 
     def images(self) -> dict[str, bool]:
         """The names of the images and whether they are read-only."""
@@ -165,12 +165,12 @@ def test_layers_that_podman_uses_stay_until_it_has_removed_them(shared: Shared) 
 
 
 def test_sharing_is_taken_back(shared: Shared) -> None:
-    run("share", "podman", "--undo")
+    run("share", "podman", "--undo", "--yes")
     assert shared.images() == {}
     assert not (shared.store / "podman").exists()
     assert not (shared.store / "layers").is_symlink()
     assert len(os.listdir(shared.store / "layers")) == len(set(LAYERS))
-    assert "nothing" not in run("share", "podman").stdout
+    assert "nothing" not in run("share", "podman", "--yes").stdout
     assert shared.images() == {IMAGE: True}
 
 
@@ -212,7 +212,7 @@ def test_ordinary_user_runs_the_images_of_the_users_own_store(new_podman: Callab
     as_user("load", "-i", top / "image.tar")
     without_program = {"CONTAINERS_STORAGE_CONF": str(top / "none.conf")}
     assert "overlayfs setup podman --user" in as_user("share", "podman", status=1, **without_program)
-    as_user("share", "podman")
+    as_user("share", "podman", "--yes")
     looked = "stat -c '%n %u:%g %a' /setuid /etc/owned /owned-dir; cat /etc/kept /top; ls /dir; ls -d /etc/[gn]*"
     said = podman("run", "--rm", IMAGE, "sh", "-c", looked, status=2).splitlines()  # nothing of gone and never is left
     assert said[:3] == ["/setuid 33:34 4755", "/etc/owned 33:34 640", "/owned-dir 33:34 1770"]

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import tomlkit
 
+from overlayfs.cli.asking import confirm
 from overlayfs.cli.host import replacing
 from overlayfs.cli.host.engines import Engine, Plan, plan_of
 from overlayfs.cli.host.settings import TOML, Document, get, parsed, put, remove
@@ -16,15 +17,15 @@ from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.mounts.of_engines import podman_graph_root
 from overlayfs.cli.output import safe
 from overlayfs.image.store.podman import check_unused, share, unshare
-from overlayfs.image.store.published import DIRECTORY
+from overlayfs.image.store.published import DIRECTORY, is_shared
 from overlayfs.image.store.store import Store
 
 _STORES: Final = ("storage", "options", "additionalimagestores")
 _MOUNT_PROGRAMS: Final = (("storage", "options", "overlay", "mount_program"), ("storage", "options", "mount_program"))
 
 
-def share_images(directory: Path | None, *, dry_run: bool) -> None:
-    """Show the change of storage.conf, make podman's directory, and change the file."""
+def share_images(directory: Path | None, *, dry_run: bool, confirmed: bool) -> None:
+    """Show the change of storage.conf, ask, make podman's directory, and change the file."""
     with Store.open(directory) as store:
         place = str(store.path / DIRECTORY)
         plan, before, document = _configuration()
@@ -35,32 +36,38 @@ def share_images(directory: Path | None, *, dry_run: bool) -> None:
         for key, value in plan.defaults.items():
             if get(document, key) in (None, ""):
                 put(document, key, value)
-        stores = _stores(document, plan.file)
+        stores, after = _stores(document, plan.file), before
         if place not in stores:
             put(document, _STORES, [*stores, place])
-        after = tomlkit.dumps(document) if place not in stores else before
+            after = tomlkit.dumps(document)
         _show(plan.file, before, after)
         if dry_run:
             return
+        if after != before:
+            _ask(confirmed)
         share(store, podman_graph_root())
         _write(plan.file, before, after)
     print(f"podman sees the images of {store.path}, read-only.", "To undo: overlayfs share podman --undo", sep="\n")
 
 
-def take_images_back(directory: Path | None, *, dry_run: bool) -> None:
+def take_images_back(directory: Path | None, *, dry_run: bool, confirmed: bool) -> None:
     """Take the store out of storage.conf, and remove podman's directory."""
     with Store.open(directory) as store:
         check_unused(store)
         plan, before, document = _configuration()
-        stores = [path for path in _stores(document, plan.file) if path != str(store.path / DIRECTORY)]
-        if len(stores) < len(_stores(document, plan.file)):
-            put(document, _STORES, stores)
-            if not stores:
-                remove(document, _STORES)
-            _show(plan.file, before, tomlkit.dumps(document))
+        stores = _stores(document, plan.file)
+        if str(store.path / DIRECTORY) in stores:
+            stores.remove(str(store.path / DIRECTORY))
+            put(document, _STORES, stores) if stores else remove(document, _STORES)
+        elif not is_shared(store.path):
+            print(f"podman does not see the images of {store.path}: nothing to undo")
+            return
+        after = tomlkit.dumps(document)
+        _show(plan.file, before, after)
         if dry_run:
             return
-        _write(plan.file, before, tomlkit.dumps(document))
+        _ask(confirmed)
+        _write(plan.file, before, after)
         unshare(store)
 
 
@@ -80,6 +87,15 @@ def _stores(document: Document, file: Path) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
         raise CommandError(f"{file}: {'.'.join(_STORES)} is not a list of directories; mend it first")
     return [str(path) for path in found]
+
+
+def _ask(confirmed: bool) -> None:
+    if not confirmed:
+        confirm(
+            "Change this?",
+            unattended="nothing was changed: without a terminal to confirm that, give --yes",
+            refused="nothing was changed",
+        )
 
 
 def _show(file: Path, before: str, after: str) -> None:

@@ -30,31 +30,33 @@ def test_store_is_added_and_taken_back(conf: Path, tmp_path: Path) -> None:
     before = conf.read_text()
     assert "additionalimagestores" in run("share", "podman", "--dry-run").stdout
     assert conf.read_text() == before
+    assert "--yes" in run("share", "podman", status=1).stderr
+    assert conf.read_text() == before
     assert not (tmp_path / "store/podman").exists()
-    run("share", "podman")
+    run("share", "podman", "--yes")
     run("share", "podman")
     assert stores(conf) == [str(tmp_path / "store/podman")]
     assert conf.read_text().startswith(before)
     run("share", "podman", "--undo", "--dry-run")
     assert stores(conf)
-    run("share", "podman", "--undo")
+    run("share", "podman", "--undo", "--yes")
     assert conf.read_text().rstrip() == before.rstrip()
     assert not (tmp_path / "store/podman").exists()
-    run("share", "podman", "--undo")
+    assert "nothing to undo" in run("share", "podman", "--undo").stdout
 
 
 def test_other_stores_stay(conf: Path, tmp_path: Path) -> None:
     text = conf.read_text() + '[storage.options]\nadditionalimagestores = [ "/theirs", ] # by somebody\n'
     conf.write_text(text)
-    run("share", "podman")
+    run("share", "podman", "--yes")
     assert stores(conf) == ["/theirs", str(tmp_path / "store/podman")]
-    run("share", "podman", "--undo")
+    run("share", "podman", "--undo", "--yes")
     assert stores(conf) == ["/theirs"]
 
 
 def test_file_that_is_absent_begins_as_podmans_own(conf: Path, tmp_path: Path) -> None:
     conf.unlink()
-    run("share", "podman")
+    run("share", "podman", "--yes")
     written = tomllib.loads(conf.read_text())["storage"]
     assert written["driver"] == "overlay"
     assert written["options"]["additionalimagestores"] == [str(tmp_path / "store/podman")]

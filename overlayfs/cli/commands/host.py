@@ -32,7 +32,7 @@ def share(
 ) -> None:
     """Make the store an additional image store of your ENGINE: it runs the images read-only, without a copy.
 
-    The change of storage.conf is shown, and you are asked before it is made. Whatever is pulled, loaded, built or removed
+    The change of storage.conf is shown, and you are asked before it is made. What is pulled, loaded, built or removed
     later is seen by the engine too. Layers on which it has containers or images stay in the store until it has removed
     these. An ordinary user's store needs `overlayfs setup podman --user`.
 

@@ -14,7 +14,7 @@ import pytest
 
 from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.store.podman_records import layers_file
-from tests.cli.people import run
+from tests.cli.people import answer, run
 from tests.container.small import layer_of, programs
 from tests.engines.conftest import USER
 from tests.engines.containerd import write_oci_archive
@@ -139,6 +139,15 @@ def test_what_podman_pulls_uses_the_layers_that_are_here(shared: Shared, tmp_pat
     shared.podman("tag", pulled, OTHER)
     assert len(shared.own_layers()) == 1
     assert shared.podman("run", "--rm", OTHER, "cat", "/other", "/etc/kept") == "other\nkept"
+    listed = {name: image for image in answer("images", "--from", "podman") for name in image["RepoTags"]}
+    assert (len(listed[IMAGE]["Layers"]), len(listed[OTHER]["Layers"])) == (4, 3)
+    (tmp_path / "mnt").mkdir()
+    run("mount", f"podman:{OTHER}", tmp_path / "mnt")
+    try:
+        assert (tmp_path / "mnt/other").read_bytes() == b"other\n"
+        assert (tmp_path / "mnt/etc/kept").read_bytes() == b"kept\n"
+    finally:
+        run("umount", tmp_path / "mnt")
 
 
 def test_commands_bring_podman_up_to_date(shared: Shared) -> None:

@@ -73,7 +73,7 @@ def _document(image: StoredImage) -> dict[str, Any]:
 def _images_of(engine: str) -> Iterator[StoredImage]:
     match engine:
         case "podman":
-            return images_of_podman(podman_graph_root())
+            return images_of_podman(podman_graph_root(), _additional_stores())
         case "docker":
             return images_of_docker(_data_root())
         case "containerd":
@@ -88,7 +88,24 @@ def _user_directory(variable: str, default: str) -> Path:
 
 
 def podman_graph_root() -> Path:
-    """Where podman keeps images: containers-storage.conf(5), the first of its files that is there."""
+    """Where podman keeps images."""
+    if named := _setting(_storage_settings(), "graphroot"):
+        return Path(os.path.expandvars(named))
+    if os.geteuid() == 0:
+        return Path("/var/lib/containers/storage")
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "containers/storage"
+
+
+def _additional_stores() -> list[Path]:
+    """Where podman finds further images."""
+    storage = _storage_settings()
+    options = storage.get("options") if isinstance(storage, dict) else None
+    found = options.get("additionalimagestores") if isinstance(options, dict) else None
+    return [Path(path) for path in found if isinstance(path, str)] if isinstance(found, list) else []
+
+
+def _storage_settings() -> Any:
+    """What containers-storage.conf(5) says: the first of its files that is there."""
     is_root = os.geteuid() == 0
     files = [Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf")]
     if not is_root:
@@ -96,11 +113,7 @@ def podman_graph_root() -> Path:
     if named := os.environ.get("CONTAINERS_STORAGE_CONF"):
         files = [Path(named)]
     present = next((file for file in files if file.exists()), None)
-    if present and (named := _setting(_settings(present, tomllib.loads).get("storage"), "graphroot")):
-        return Path(os.path.expandvars(named))
-    if is_root:
-        return Path("/var/lib/containers/storage")
-    return _user_directory("XDG_DATA_HOME", ".local/share") / "containers/storage"
+    return _settings(present, tomllib.loads).get("storage") if present else None
 
 
 def _data_root() -> Path:

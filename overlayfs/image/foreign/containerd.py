@@ -20,7 +20,7 @@ from ..oci.documents import INDEX_TYPES, MAX_DOCUMENT, ImageConfig, Index, Manif
 from ..oci.errors import DigestError, ImageError, InvalidError, NotFoundError
 from ..oci.platforms import choose
 from .bolt import Bucket, open_database
-from .stored_image import StoredImage
+from .stored_image import StoredImage, joined
 
 Document = TypeVar("Document")
 
@@ -58,18 +58,8 @@ def images_of_containerd(root: Path, ours: Mapping[str, Path], namespace: str) -
     trees = {"overlayfs": _snapshots_of_containerd(root / _SNAPSHOTTER)}
     trees |= {name: _snapshots_of_ours(directory) for name, directory in ours.items()}
     namespaces = sorted((top.buckets() if top else {}).items(), key=lambda item: (item[0] != namespace.encode(), item))
-    found: dict[str, StoredImage] = {}
-    for _, bucket in namespaces:
-        for image in _images_in(bucket, root / _CONTENT, trees):
-            known = found.get(image.identity)
-            found[image.identity] = _joined(known, image) if known else image
-    yield from found.values()
-
-
-def _joined(known: StoredImage, other: StoredImage) -> StoredImage:
-    """One image of two records: containerd has one for each name, and for each namespace."""
-    names = (*known.names, *(name for name in other.names if name not in known.names))
-    return replace(other if known.missing else known, names=names)
+    # containerd has a record for each name, and for each namespace
+    yield from joined(image for _, bucket in namespaces for image in _images_in(bucket, root / _CONTENT, trees))
 
 
 def _images_in(namespace: Bucket, content: Path, trees: Mapping[str, Snapshots]) -> Iterator[StoredImage]:

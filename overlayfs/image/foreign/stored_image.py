@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,6 +34,16 @@ class StoredImage:
     """The directories of its layers, top first."""
     missing: str = ""
     """What keeps it from being mounted, in words for the user."""
+
+
+def joined(images: Iterable[StoredImage]) -> list[StoredImage]:
+    """Each image once, with all of its names; of several records of one, the first that can be mounted counts."""
+    found: dict[str, StoredImage] = {}
+    for image in images:
+        known = found.get(image.identity, image)
+        names = tuple(dict.fromkeys((*known.names, *image.names)))
+        found[image.identity] = replace(image if known.missing else known, names=names)
+    return list(found.values())
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:

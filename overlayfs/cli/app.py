@@ -26,7 +26,7 @@ HELP: Final = "Mount stacks of layers and images, see what is in them, keep what
 EPILOG: Final = "Exit status: 0 success, 1 error, 2 usage; COMMAND --help says more."
 
 GROUPS: Final = {
-    "Mounts": ("mount", "umount", "mounts", "stats", "which", "check", "doctor", "setup"),
+    "Mounts": ("mount", "umount", "mounts", "stats", "which", "check", "doctor", "setup", "share"),
     "Snapshots": ("snapshot", "snapshots", "rollback"),
     "In and out": ("load", "save", "import", "export", "pull", "push", "login", "logout"),
     "Looking": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from overlayfs.cli.app import ERROR, OK, USAGE, program_for
+from overlayfs.cli.app import ERROR, OK, USAGE, program_for, store_directory
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
         arguments = sys.argv[1:] or ["--help"]
         status = program_for(arguments)(arguments, prog_name="overlayfs", standalone_mode=False)
         sys.stdout.flush()
+        _follow_images()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -32,6 +33,14 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - an error is one line, whatever it is
         return _fail(error)
     return status if isinstance(status, int) else OK
+
+
+def _follow_images() -> None:
+    """Let podman see the images that a command has added or removed; only one that had the store open can have."""
+    if "overlayfs.image.store.store" in sys.modules:
+        from overlayfs.cli.store.podman import bring_up_to_date
+
+        bring_up_to_date(store_directory())
 
 
 def _have_standard_streams() -> None:

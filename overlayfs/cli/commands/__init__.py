@@ -9,7 +9,7 @@ MODULES: Final = {
     "build": ("build",),
     "change": ("append", "commit", "squash"),
     "container": ("containers", "create", "ps", "reset", "rm", "run"),
-    "host": ("doctor", "setup"),
+    "host": ("doctor", "setup", "share"),
     "inspect": ("cat", "cp", "report", "tree", "waste"),
     "keeping": ("container", "volume"),
     "lifecycle": (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from overlayfs.cli.app import FINDINGS, AsJson, app
+from overlayfs.cli.app import FINDINGS, AsJson, app, store_directory
 
 
 @app.command(short_help="Tell whether mounts work on this machine.")
@@ -21,6 +21,28 @@ def doctor(as_json: AsJson = False) -> None:
 
     if not examine(as_json):
         raise typer.Exit(FINDINGS)
+
+
+@app.command(short_help="Let podman run the images of the store.")
+def share(
+    engine: Annotated[str, typer.Argument(metavar="ENGINE", help="podman, which buildah and CRI-O follow.")],
+    take_back: Annotated[bool, typer.Option("--undo", help="Hide the images again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would change.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Make the store an additional image store of your ENGINE: it runs the images read-only, without a copy.
+
+    The change of storage.conf is shown, and you are asked before it is made. What is pulled, loaded, built or removed
+    later is seen by the engine too. Layers on which it has containers or images stay in the store until it has removed
+    these. An ordinary user's store needs `overlayfs setup podman --user`.
+
+    Exit status: 0 done, or nothing to do; 1 an error.
+    """
+    from overlayfs.cli.host.sharing import share_images, take_images_back
+
+    if engine != "podman":
+        raise typer.BadParameter(f"{engine}: images are shared with podman")
+    (take_images_back if take_back else share_images)(store_directory(), dry_run=dry_run, confirmed=yes)
 
 
 @app.command(short_help="Make a container engine use our mounts.")

@@ -55,7 +55,7 @@ def mount(
 ) -> None:
     """Mount lower layers, and an upper for changes, as one tree on MNT; or mount an image.
 
-    podman:NAME and docker:NAME are images of those engines, read from their storage.
+    podman:NAME, docker:NAME and containerd:NAME are images of those engines, read from their storage.
 
     Without --upper, --ephemeral and --rw the mount is read-only.
 
@@ -90,7 +90,7 @@ def mount(
 
 def _is_of_engine(name: str) -> bool:
     """Whether the image is an engine's. `docker:cli` may be one of our own store, which then is meant."""
-    if not name.startswith(("podman:", "docker:")):
+    if not name.startswith(("podman:", "docker:", "containerd:")):
         return False
     from overlayfs.cli.mounts.of_engines import is_in_store
 

@@ -125,7 +125,7 @@ def images(
     no_trunc: NoTrunc = False,
     digests: Annotated[bool, typer.Option("--digests", help="Show the digests of manifests.")] = False,
     engine: Annotated[
-        str | None, typer.Option("--from", metavar="ENGINE", help="List those of podman or docker instead.")
+        str | None, typer.Option("--from", metavar="ENGINE", help="Those of podman, docker or containerd.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`images --from ENGINE` and `mount ENGINE:NAME`: images straight from the storage of podman or docker."""
+"""`images --from ENGINE` and `mount ENGINE:NAME`: images straight from an engine's storage."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.mounts.mount import Request, mount
 from overlayfs.cli.output import Cell, format_size, print_json, print_table, safe
+from overlayfs.image.foreign.containerd import images_of_containerd
 from overlayfs.image.foreign.docker import images_of_docker
 from overlayfs.image.foreign.podman import images_of_podman
 from overlayfs.image.foreign.stored_image import StoredImage, find, trees
@@ -20,6 +21,9 @@ from overlayfs.image.oci.errors import ImageError, NotFoundError
 from overlayfs.image.store.store import Store
 
 _SHORT: Final = 12
+_CONTAINERD: Final = Path("/etc/containerd/config.toml")
+_OUR_SNAPSHOTTERS: Final = {"overlayfs-fuse": Path("/var/lib/overlayfs-snapshotter")}
+"""By the name that `setup containerd` gives it."""
 
 
 def is_in_store(name: str, store_directory: Path | None) -> bool:
@@ -69,19 +73,39 @@ def _document(image: StoredImage) -> dict[str, Any]:
 def _images_of(engine: str) -> Iterator[StoredImage]:
     match engine:
         case "podman":
-            return images_of_podman(_graph_root())
+            return images_of_podman(podman_graph_root(), _additional_stores())
         case "docker":
             return images_of_docker(_data_root())
+        case "containerd":
+            namespace = os.environ.get("CONTAINERD_NAMESPACE") or "default"
+            return images_of_containerd(_containerd_root(), _OUR_SNAPSHOTTERS, namespace)
         case _:
-            raise CommandError(f"{safe(engine)}: the storage of podman and docker can be read")
+            raise CommandError(f"{safe(engine)}: the storage of podman, docker and containerd can be read")
 
 
 def _user_directory(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default)
 
 
-def _graph_root() -> Path:
-    """Where podman keeps images: containers-storage.conf(5), the first of its files that is there."""
+def podman_graph_root() -> Path:
+    """Where podman keeps images."""
+    if named := _setting(_storage_settings(), "graphroot"):
+        return Path(os.path.expandvars(named))
+    if os.geteuid() == 0:
+        return Path("/var/lib/containers/storage")
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "containers/storage"
+
+
+def _additional_stores() -> list[Path]:
+    """Where podman finds further images."""
+    storage = _storage_settings()
+    options = storage.get("options") if isinstance(storage, dict) else None
+    found = options.get("additionalimagestores") if isinstance(options, dict) else None
+    return [Path(path) for path in found if isinstance(path, str)] if isinstance(found, list) else []
+
+
+def _storage_settings() -> Any:
+    """What containers-storage.conf(5) says: the first of its files that is there."""
     is_root = os.geteuid() == 0
     files = [Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf")]
     if not is_root:
@@ -89,11 +113,7 @@ def _graph_root() -> Path:
     if named := os.environ.get("CONTAINERS_STORAGE_CONF"):
         files = [Path(named)]
     present = next((file for file in files if file.exists()), None)
-    if present and (named := _setting(_settings(present, tomllib.loads).get("storage"), "graphroot")):
-        return Path(os.path.expandvars(named))
-    if is_root:
-        return Path("/var/lib/containers/storage")
-    return _user_directory("XDG_DATA_HOME", ".local/share") / "containers/storage"
+    return _settings(present, tomllib.loads).get("storage") if present else None
 
 
 def _data_root() -> Path:
@@ -104,6 +124,12 @@ def _data_root() -> Path:
     if file.exists() and (named := _setting(_settings(file, json.loads), "data-root")):
         return Path(named)
     return Path("/var/lib/docker") if is_root else _user_directory("XDG_DATA_HOME", ".local/share") / "docker"
+
+
+def _containerd_root() -> Path:
+    """Where containerd keeps images: `root` of its configuration."""
+    named = _setting(_settings(_CONTAINERD, tomllib.loads), "root") if _CONTAINERD.exists() else ""
+    return Path(named or "/var/lib/containerd")
 
 
 def _settings(file: Path, parse: Callable[[str], Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,18 @@ class StoredImage:
     size: int | None
     layers: tuple[Path, ...]
     """The directories of its layers, top first."""
+    missing: str = ""
+    """What keeps it from being mounted, in words for the user."""
+
+
+def joined(images: Iterable[StoredImage]) -> list[StoredImage]:
+    """Each image once, with all of its names; of several records of one, the first that can be mounted counts."""
+    found: dict[str, StoredImage] = {}
+    for image in images:
+        known = found.get(image.identity, image)
+        names = tuple(dict.fromkeys((*known.names, *image.names)))
+        found[image.identity] = replace(image if known.missing else known, names=names)
+    return list(found.values())
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
@@ -70,7 +82,9 @@ def _layer_directory(path: Path) -> Path:
 
 
 def trees(image: StoredImage) -> list[Path]:
-    """The directories to mount, top first; each is checked to be one."""
+    """The directories to mount, top first; each is checked to be one. NotFoundError where something is missing."""
+    if image.missing:
+        raise NotFoundError(f"{', '.join(image.names) or image.identity}: {image.missing}")
     return [_layer_directory(path) for path in image.layers]
 
 

@@ -17,6 +17,8 @@ from ..oci.digest import ALGORITHM, Digest, chain_ids
 from ..oci.documents import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
 from ..oci.errors import ImageError, InUseError, InvalidError
 from .names import Entry, matching
+from .podman import publish_held
+from .podman_records import no_new_uses
 from .staging import occupied, remove_tree, sync_directory
 from .store import Store
 from .uses import digests_in
@@ -58,12 +60,12 @@ def prune_held(
     The caller holds the store alone. Raises ImageError, with nothing removed, if a document that may hold references
     cannot be read.
     """
-    plan = _plan(store, unnamed, named)
-    if not leftovers:
-        plan.leftovers.clear()
-    freed = (
-        sum(occupied(path) for path in (*plan.blobs, *plan.layers, *plan.leftovers)) if dry_run else _do(store, plan)
-    )
+    with no_new_uses(store.path):
+        plan = _plan(store, unnamed, named)
+        if not leftovers:
+            plan.leftovers.clear()
+        everything = (*plan.blobs, *plan.layers, *plan.leftovers)
+        freed = sum(occupied(path) for path in everything) if dry_run else _do(store, plan)
     names = tuple(_name(entry) for entry in plan.images)
     return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.leftovers), freed)
 
@@ -105,8 +107,11 @@ def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:
 
 
 def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
-    """The digests that containers and live mounts refer to, what these need, and the indexes that contain them."""
-    held = {digest for use in store.mounts().values() for digest in (*use.layers, use.image) if digest}
+    """The digests that containers and live mounts refer to, what these need, and the indexes that contain them.
+
+    Of what podman stands on, only the layers.
+    """
+    held = store.uses() | {use.image for use in store.mounts().values() if use.image}
     for container in _listed(store.path / "containers"):
         with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
             held |= digests_in((container / "container.json").read_bytes())
@@ -157,6 +162,7 @@ def _do(store: Store, plan: _Plan) -> int:
     """Remove names first: if this is interrupted, no name is left without its blobs."""
     for entry in plan.images:
         store.forget(entry.descriptor.digest)
+    publish_held(store)
     store.sweep_uses()
     freed = sum(remove_tree(path) for path in plan.leftovers)
     for layer in plan.layers:

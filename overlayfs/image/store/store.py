@@ -39,6 +39,7 @@ from ..oci.reference import Reference
 from .blobs import Blobs
 from .locking import StoreLock
 from .names import Entry, Layout, bare, is_start_of, matching, no_such_image
+from .published import is_shared
 from .staging import PARTIAL, Staging, remove_tree
 from .uses import Use, Uses
 
@@ -301,8 +302,13 @@ class Store(Blobs):
         return self._uses.listed()
 
     def uses(self) -> set[Digest]:
-        """The keys of the layers that live processes use."""
-        return {key for use in self.mounts().values() for key in use.layers}
+        """The keys of the layers that live processes use, or podman."""
+        used = {key for use in self.mounts().values() for key in use.layers}
+        if is_shared(self.path):
+            from .podman_records import layers_in_use
+
+            used |= {record.key for record in layers_in_use(self.path)}
+        return used
 
     def forget_mount(self, name: str) -> None:
         """Remove a record; `prune` removes records of ended processes."""

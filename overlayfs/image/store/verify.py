@@ -19,6 +19,7 @@ from ..oci.progress import NO_PROGRESS, Progress, Task
 from ..tar.compression import CHUNK
 from .layers import LayerStore
 from .names import Entry
+from .published import stamp_file
 from .staging import remove_tree
 from .store import Image, Store
 
@@ -60,6 +61,7 @@ def mend(store: Store, findings: Iterable[Finding]) -> list[Finding]:
         moved = store.stage.new_name()
         path.rename(moved)
         remove_tree(moved)
+    stamp_file(store.path).unlink(missing_ok=True)  # podman's view of the layers is to be made again
     return mended
 
 

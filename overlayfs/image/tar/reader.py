@@ -62,10 +62,13 @@ class TarReader:
     """
 
     def __init__(
-        self, chunks: Iterable[bytes | memoryview], limits: Limits = DEFAULT_LIMITS, what: str = "the layer"
+        self,
+        chunks: Iterable[bytes | memoryview] | ByteStream,
+        limits: Limits = DEFAULT_LIMITS,
+        what: str = "the layer",
     ) -> None:
         """`chunks` are consecutive pieces of the stream; a chunk is not used after the next was requested."""
-        self._stream = ByteStream(chunks)
+        self._stream = chunks if isinstance(chunks, ByteStream) else ByteStream(chunks)
         self._limits, self._what = limits, what
         self._member = b""
         self._data = 0  # bytes of the member's data that have not been read

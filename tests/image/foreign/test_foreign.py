@@ -54,6 +54,20 @@ def test_layers_of_podman_stand_top_first(tmp_path: Path) -> None:
     assert image.size == 3
 
 
+def test_image_may_stand_on_layers_of_an_additional_store(tmp_path: Path) -> None:
+    other = podman_of(tmp_path / "other")
+    (tmp_path / "moved").mkdir()
+    (other / "overlay" / LOW / "diff").rmdir()
+    (other / "overlay" / LOW / "diff").symlink_to(tmp_path / "moved")
+    own, below = "d" * 64, {"id": "e" * 64, "names": ["own"], "layer": "d" * 64}
+    tagged = IMAGES[0] | {"names": ["localhost/tagged:latest"]}
+    root = podman_of(tmp_path / "root", [below, tagged], [{"id": own, "parent": LOW}])
+    (root / "overlay" / own / "diff").mkdir(parents=True)
+    images = list(images_of_podman(root, [other]))
+    assert trees(find(images, "eeee")) == [root / "overlay" / own / "diff", tmp_path / "moved"]
+    assert find(images, "cccc").names == ("localhost/tagged:latest", *IMAGES[0]["names"])
+
+
 def test_layers_of_docker_stand_top_first(tmp_path: Path) -> None:
     image = find(images_of_docker(docker_of(tmp_path)), "mine:1")
     assert trees(image) == [tmp_path / "overlay2" / name / "diff" for name in (TOP, LOW)]

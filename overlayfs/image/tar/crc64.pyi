@@ -1,0 +1,3 @@
+"""What Python sees of crc64.pyx."""
+
+def crc64(data: bytes | memoryview, before: int = 0) -> int: ...

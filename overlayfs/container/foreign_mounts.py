@@ -7,7 +7,6 @@ detached in the copy, except those that the container and its runtime need.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from overlayfs._log import Log
+
 from ..tree.mount_table import MountEntry, mount_entries
 from ..tree.syscalls import unmount
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _MOST_LINKS: Final = 40  # that the kernel follows: path_resolution(7)
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")

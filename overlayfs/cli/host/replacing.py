@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def replace(path: Path, text: str) -> None:
     """Write the whole file or leave it as it is. A symlink stays one: the file that it leads to is replaced."""
     place = path.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    staged = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    staged = place.with_name(f".{place.name}.{os.urandom(8).hex()}")
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with open(fd, "wb") as file:

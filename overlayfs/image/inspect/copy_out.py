@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -106,7 +105,7 @@ class _Copying:
         if make is None:
             return
         above, name = self._open_parent(place)
-        draft = b".overlayfs-%s" % secrets.token_hex(8).encode()
+        draft = b".overlayfs-%s" % os.urandom(8).hex().encode()
         try:
             make(node, above, draft)
             os.rename(draft, name, src_dir_fd=above, dst_dir_fd=above)

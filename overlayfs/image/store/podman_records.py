@@ -11,7 +11,6 @@ import base64
 import fcntl
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -100,7 +99,7 @@ def podmans_lock(path: Path) -> Iterator[None]:
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX)
         yield
-        os.pwrite(fd, secrets.token_hex(32).encode(), 0)
+        os.pwrite(fd, os.urandom(32).hex().encode(), 0)
     finally:
         os.close(fd)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ class Staging:
 
     def new_name(self) -> Path:
         """A path that does not exist and is given to no other caller."""
-        return self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
+        return self.directory / f"{os.getpid()}-{os.urandom(8).hex()}"
 
     @contextmanager
     def new_directory(self) -> Iterator[Path]:
@@ -157,4 +156,4 @@ class _Removal:
 
     def _new_name(self) -> str:
         self._count += 1
-        return f".removed-{os.getpid()}-{self._count}-{secrets.token_hex(8)}"
+        return f".removed-{os.getpid()}-{self._count}-{os.urandom(8).hex()}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Final, Self
 
@@ -66,7 +65,7 @@ class Uses:
 
     def record(self, use: Use) -> str:
         """Keep a record; its name. The store must have been open since before the layers were looked up."""
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         staged = self._staging.new_name()
         staged.write_bytes(records.dump(use))
         staged.rename(self._directory / f"{name}.json")

@@ -21,7 +21,9 @@ EVERYWHERE = ("overlayfs._log", "overlayfs._typing", "overlayfs._version")
 OF_OVERLAY = tuple(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "ownership", "view"))
 TO_STORE = tuple(f"overlayfs.image.{room}" for room in ("oci", "tar", "layer", "store"))
 TO_CONTAINER = tuple(f"overlayfs.{room}" for room in ("tree", "overlay", "fuse", "image", "container"))
-OF_CLI = tuple(f"overlayfs.cli.{module}" for module in ("app", "background", "mount_program", "output", "progress"))
+OF_CLI = tuple(
+    f"overlayfs.cli.{module}" for module in ("app", "asking", "background", "mount_program", "output", "progress")
+)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tree": EVERYWHERE,
     "overlay": (*EVERYWHERE, "overlayfs.tree"),

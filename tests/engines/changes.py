@@ -148,6 +148,14 @@ def exported(archive: Path) -> dict[str, Member]:
     return found
 
 
+def without_marks(layer: Mapping[str, Member]) -> dict[str, Member]:
+    """Rootless podman leaves the marks of the kernel's overlayfs in its layers; there are none of ours."""
+    return {
+        name: member._replace(xattrs=tuple(item for item in member.xattrs if "user.overlay." not in item[0]))
+        for name, member in layer.items()
+    }
+
+
 def layers_of(archive: Path) -> list[dict[str, Member]]:
     """The layers, bottom first, of the one image in a docker archive."""
     with tarfile.open(archive) as saved:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tests.snapshotter.service import PATIENCE_S, mounts_below
 
-_PROGRAMS = (b"overlayfs.cli.mount_program", b"conmon", b"containerd-shim")
+_PROGRAMS = (b"overlayfs.cli.mount_program", b"conmon", b"containerd-shim-runc-v2")
 
 
 def expect_nothing_left(top: Path) -> None:
     """Of containers with storage below `top`: no mount, no daemon or monitor that lives, no lock of a workdir."""
     assert mounts_of_containers(top) == []
-    for pid in _processes(top):
+    for pid in processes_of(top):
         assert _ends(pid), Path(f"/proc/{pid}/cmdline").read_bytes()
     assert list(top.glob("*/root/*/*/work/overlayfs-socket")) == []
 
@@ -31,7 +31,7 @@ def words_of(pid: int) -> list[bytes]:
         return []
 
 
-def _processes(top: Path) -> list[int]:
+def processes_of(top: Path) -> list[int]:
     """Those that serve a container with storage below `top`."""
     found = []
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):

@@ -27,7 +27,7 @@ from tests.engines.changes import (
 )
 from tests.engines.conftest import USER
 from tests.engines.docker import Docker
-from tests.engines.leftovers import expect_nothing_left, mounts_of_containers
+from tests.engines.leftovers import expect_nothing_left, mounts_of_containers, processes_of
 from tests.engines.podman import Podman, archive_of, end
 from tests.image.snapshot import Seen as File
 from tests.image.snapshot import snapshot
@@ -168,6 +168,7 @@ def test_five_containers_at_once_have_changes_of_their_own(pair: Pair, top: Path
             pair.ours("exec", name, "sh", "-c", f"echo {name} >/mine")
         assert [pair.ours("exec", name, "cat", "/mine") for name in names] == names
         assert len(mounts_of_containers(top)) == len(names)
+        assert len(processes_of(top)) >= 2 * len(names)  # the daemon of a mount, and the engine's monitor
 
 
 def test_container_runs_again_after_its_mounts_daemon_was_killed(pair: Pair, top: Path) -> None:

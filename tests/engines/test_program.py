@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -48,20 +49,21 @@ def layers(top: Path, owner: int) -> tuple[str, Path]:
     return f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work", top / "mnt"
 
 
-def run(*words: str | Path, user: int = 0, path: str | None = None) -> None:
-    environment = {} if path is None else {"PATH": path}
+def run(*words: str | Path, user: int = 0) -> str:
     done = subprocess.run(
         words,
-        env=environment,
+        env={},
         cwd="/",
         user=user,
         group=user,
         extra_groups=[],
         capture_output=True,
+        text=True,
         timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_another_user_runs_it_without_a_path(program: Path, machine: Path) -> None:
@@ -71,6 +73,13 @@ def test_another_user_runs_it_without_a_path(program: Path, machine: Path) -> No
         assert f"{point} fuse.overlayfs" in Path("/proc/self/mounts").read_text()
     finally:
         run("/usr/bin/fusermount3", "-u", point, user=USER)
+
+
+def test_doctor_of_another_user_finds_that_mounts_work(program: Path) -> None:
+    found = json.loads(run(program.with_name("python"), "-m", "overlayfs.cli.main", "doctor", "--json", user=USER))
+    assert found["mount_works"]
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert (states["fusermount3"], states["subordinate ids"], states["passthrough"]) == ("ok", "ok", "limited")
 
 
 def test_mount_finds_it_by_a_link_in_usr_local_bin(program: Path, machine: Path) -> None:

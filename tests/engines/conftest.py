@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.docker import Docker, docker_with
 from tests.engines.podman import Podman, covered
 
 USER = 4711
@@ -70,10 +71,23 @@ def new_podman(machine: Path) -> Iterator[Callable[..., Podman]]:
     """Makes podmans by name: with our mount program or, not `ours`, the kernel's overlayfs; root's or `user`'s."""
     made: list[Podman] = []
 
-    def make(name: str, *, ours: bool = True, user: int = 0) -> Podman:
-        made.append(Podman(machine / name, machine / "program" if ours else None, user))
+    def make(name: str, *, ours: bool = True, user: int = 0, force_mask: str = "") -> Podman:
+        made.append(Podman(machine / name, machine / "program" if ours else None, user, force_mask))
         return made[-1]
 
     yield make
     for podman in made:
         podman.close()
+
+
+@pytest.fixture(scope="module")
+def new_docker(machine: Path) -> Iterator[Callable[..., Docker]]:
+    """Makes dockerds by name: with our mount program or, not `ours`, the kernel's overlayfs."""
+    with ExitStack() as stack:
+
+        def make(name: str, *, ours: bool = True) -> Docker:
+            docker = docker_with(machine / name, machine / "program" if ours else None)
+            stack.callback(docker.close)
+            return docker
+
+        yield make

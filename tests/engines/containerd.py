@@ -14,6 +14,7 @@ from pathlib import Path
 
 from overlayfs.image.oci.digest import digest_of
 from overlayfs.image.oci.documents import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from tests.engines.leftovers import words_of
 from tests.snapshotter.service import Service
 
 OURS = "overlayfs-fuse"
@@ -80,7 +81,7 @@ class Containerd:
     def shims(self) -> list[int]:
         """The processes that were told our address: those of containers that are still there."""
         address = os.fsencode(self.address)
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if address in _words(pid)[1:]]
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if address in words_of(pid)[1:]]
 
     def __call__(self, *words: str | Path, binary: bool = False) -> str:
         command = ["ctr", "--address", self.address, "--connect-timeout", "60s", *words]
@@ -104,14 +105,6 @@ def _said(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[object, ...]:
     opened = tar.extractfile(member) if member.isreg() else None
     content = opened.read() if opened else b""
     return (member.type, member.mode, member.uid, member.gid, member.linkname, content)
-
-
-def _words(pid: int) -> list[bytes]:
-    """The command line of a process; of none that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 @contextmanager

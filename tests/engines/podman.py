@@ -32,14 +32,15 @@ events_logger="file"
 class Podman:
     """Storage below `top`, whose path must be short: podman takes no more than 50 characters for a run root.
 
-    `program` mounts the containers, the kernel's overlayfs where it is None.
+    `program` mounts the containers, the kernel's overlayfs where it is None. `force_mask` is podman's option.
     """
 
-    def __init__(self, top: Path, program: Path | None, user: int = 0) -> None:
+    def __init__(self, top: Path, program: Path | None, user: int = 0, force_mask: str = "") -> None:
         self._top, self._user = top, user
         for name in ("", "home", "xdg"):
             (top / name).mkdir(mode=0o755 if name == "" else 0o700)
         options = "" if program is None else f'[storage.options.overlay]\nmount_program="{program}"\n'
+        options += f'force_mask="{force_mask}"\n' if force_mask else ""
         (top / "storage.conf").write_text(
             f'[storage]\ndriver="overlay"\nrunroot="{top}/run"\ngraphroot="{top}/root"\n'
             f"[storage.options]\nauto-userns-min-size=1024\n{options}"
@@ -60,8 +61,16 @@ class Podman:
         (features / "idmapped-lower-dir-false").touch()
 
     def __call__(self, *words: str | Path, status: int = 0) -> str:
+        """The output of podman(1)."""
+        return self._run("podman", *words, status=status)
+
+    def buildah(self, *words: str | Path) -> str:
+        """The output of buildah(1), which has the same storage."""
+        return self._run("buildah", *words)
+
+    def _run(self, *words: str | Path, status: int = 0) -> str:
         done = subprocess.run(
-            ["podman", *map(str, words)],
+            [*map(str, words)],
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": f"{self._top}/home",

@@ -1,111 +1,110 @@
-"""podman builds the same images on our mount and on the kernel's; containers leave no mount, and survive a daemon."""
+"""podman, buildah and docker build the same trees and layers on our mounts as on the kernel's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.mounts.live import our_mounts, read_status
-from overlayfs.tree.syscalls import unmount
-from tests.contract.tree import Tree, directory, file, hardlink, symlink
-from tests.engines.podman import Podman, archive_of, end
-from tests.image.snapshot import Seen, snapshot
+from tests.engines.changes import BASE, CHANGES, DOCKERFILE, PROGRAMS, Member, View, expect_same, exported, layers_of
+from tests.engines.docker import Docker
+from tests.engines.leftovers import expect_nothing_left
+from tests.engines.podman import Podman, archive_of
 
-BASE: Tree = {
-    "etc/kept": file(b"kept", 0o640, 33, 34),
-    "etc/gone": file(b"x"),
-    "opaque/old": file(b"old"),
-    "moved/deep/file": file(b"deep"),
-    "replaced/by-file": file(b"x"),
-    "linked/a": file(b"one"),
-    "linked/b": hardlink("linked/a"),
-    "setuid": file(b"s", 0o4755),
-    "able": file(
-        b"c", 0o755, xattrs={"security.capability": bytes.fromhex("0100000200040000000000000000000000000000")}
-    ),
-    "link": symlink("etc/kept", 1, 2),
-    "tmp": directory(0o1777),
-}
-STEPS = """
-FROM base
-RUN rm /etc/gone && rm -r /opaque && mkdir /opaque && echo new >/opaque/new
-RUN mv /moved /renamed && echo more >>/renamed/deep/file
-RUN rm -r /replaced && echo file >/replaced
-RUN echo two >>/linked/a && ln /linked/b /linked/c
-RUN chown 5:6 /etc/kept /setuid && chmod 4711 /setuid && touch /able
-"""
+pytestmark = pytest.mark.long  # commits, as of test_containers, are in the way of each build
 
-
-LINKED = ("linked/a", "linked/b", "linked/c")
+CHROOT, OCI = ("--isolation=chroot", "--network=host"), ("--isolation=oci", "--network=none")
 
 
 @pytest.fixture(scope="module")
 def base(top: Path) -> Path:
     (top / "built").mkdir()
-    return archive_of(BASE, top / "built", "chmod", "mv")
+    return archive_of(BASE, top / "built", *PROGRAMS)
 
 
 @pytest.fixture(scope="module")
-def ours(new_podman: Callable[..., Podman], base: Path) -> Podman:
-    return _with_base(new_podman("build-ours"), base)
+def podmans(new_podman: Callable[..., Podman], base: Path) -> list[Podman]:
+    """With our mount program, and with the kernel's overlayfs."""
+    podmans = [new_podman("build-ours"), new_podman("build-kernel", ours=False)]
+    for podman in podmans:
+        podman("import", "-q", base, "base")
+    return podmans
 
 
 @pytest.fixture(scope="module")
-def kernel_s(new_podman: Callable[..., Podman], base: Path) -> Podman:
-    return _with_base(new_podman("build-kernel", ours=False), base)
+def dockers(new_docker: Callable[..., Docker], base: Path) -> list[Docker]:
+    dockers = [new_docker("docker-ours"), new_docker("docker-kernel", ours=False)]
+    for docker in dockers:
+        docker("import", base, "base")
+    return dockers
 
 
-def _with_base(podman: Podman, base: Path) -> Podman:
-    podman("import", "-q", base, "base")
-    return podman
+@pytest.fixture(autouse=True)
+def _nothing_is_left(top: Path) -> Iterator[None]:
+    yield
+    expect_nothing_left(top)
 
 
-def tree_of(podman: Podman, name: str) -> dict[str, Seen]:
-    seen = snapshot(Path(podman("image", "mount", name)))
-    podman("image", "umount", name)
-    return {path: each._replace(mtime_ns=0) for path, each in seen.items()}
+def tree_of(engine: Podman | Docker, image: str, directory: Path) -> dict[str, Member]:
+    """The image as a container would have it."""
+    engine("create", "--name=looked-at", image, "true")
+    engine("export", "-o", directory / "tree.tar", "looked-at")
+    engine("rm", "looked-at")
+    return exported(directory / "tree.tar")
+
+
+def saved(engine: Podman | Docker, image: str, directory: Path) -> list[dict[str, Member]]:
+    path = directory / "saved.tar"
+    path.unlink(missing_ok=True)
+    engine("save", "-o", path, image)
+    return layers_of(path)
+
+
+def expect_same_image(engines: list[Podman] | list[Docker], name: str, directory: Path) -> None:
+    ours, kernel_s = (tree_of(engine, name, directory) for engine in engines)
+    expect_same(View.EXPORT, ours, kernel_s)
+    assert "etc/gone" not in ours
+    assert "renamed/deep/file" in ours
+    for layer, theirs in zip(*(saved(engine, name, directory) for engine in engines), strict=True):
+        expect_same(View.LAYER, layer, theirs)
 
 
 @pytest.mark.parametrize(
-    ("isolation", "network"), [("chroot", "host"), pytest.param("oci", "none", marks=pytest.mark.long)]
+    ("program", "words"),
+    [
+        pytest.param("podman", CHROOT, id="podman-chroot"),
+        pytest.param("podman", OCI, id="podman-oci"),
+        pytest.param("buildah", CHROOT, id="buildah-chroot"),
+        pytest.param("buildah", OCI, id="buildah-oci"),
+    ],
 )
-def test_image_of_a_dockerfile_is_the_one_that_the_kernel_s_overlay_gives(
-    ours: Podman, kernel_s: Podman, tmp_path: Path, isolation: str, network: str
-) -> None:
-    (tmp_path / "Dockerfile").write_text(STEPS)
-    for podman in (ours, kernel_s):
-        podman("build", "-q", "--layers", f"--isolation={isolation}", f"--network={network}", "-t", isolation, tmp_path)
-    built, theirs = (tree_of(podman, isolation) for podman in (ours, kernel_s))
-    linked = [{name: tree.pop(name) for name in LINKED} for tree in (built, theirs)]
-    assert len({(each.content, len(each.links)) for each in linked[0].values()}) == 1  # one file
-    assert linked[1]["linked/a"].links == ()  # the kernel's copy-up has split it: podman mounts with index=off
-    assert built == theirs
-    assert "etc/gone" not in built
-    assert "renamed/deep/file" in built
+def test_image_of_a_dockerfile(podmans: list[Podman], tmp_path: Path, program: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    name = f"{program}-{words[0].partition('=')[2]}"
+    for podman in podmans:
+        call = podman if program == "podman" else podman.buildah
+        call("build", "-q", "--layers", "--no-cache", *words, "-t", name, tmp_path)
+    expect_same_image(podmans, name, tmp_path)
 
 
-def test_five_containers_at_once_leave_no_mount(ours: Podman) -> None:
-    before = our_mounts()
-    for number in range(5):
-        ours("run", "-d", f"--name=at-once-{number}", "base", "sh", "-c", f"echo {number} >/mine; sleep 1000")
-    assert [ours("exec", f"at-once-{number}", "cat", "/mine") for number in range(5)] == list("01234")
-    assert len(our_mounts()) == len(before) + 5
-    ours("rm", "-f", "-t", "0", *(f"at-once-{number}" for number in range(5)))
-    assert our_mounts() == before
+@pytest.mark.parametrize("words", [CHROOT, OCI], ids=["chroot", "oci"])
+def test_image_of_buildahs_commands(podmans: list[Podman], tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "given").write_text("given")
+    for podman in podmans:
+        buildah = podman.buildah
+        container = buildah("from", "base")
+        for change in CHANGES:
+            buildah("run", *words, container, "--", "sh", "-ec", change)
+        buildah("copy", "--chown=7:8", container, tmp_path / "given", "/etc/given")
+        buildah("run", *words, container, "--", "sh", "-ec", "touch -d @1000000000 /etc/given /etc")
+        buildah("commit", "-q", container, "by-commands")
+        buildah("rm", container)
+    expect_same_image(podmans, "by-commands", tmp_path)
 
 
-def test_container_runs_again_after_its_mount_s_daemon_was_killed(ours: Podman) -> None:
-    before = our_mounts()
-    ours("run", "-d", "--name=killed", "base", "sh", "-c", "sleep 1000")
-    ours("exec", "killed", "sh", "-c", "echo kept >/written")
-    (mounted,) = [entry for entry in our_mounts() if entry not in before]
-    end(read_status(mounted.mountpoint).pid)
-    ours("stop", "-t", "0", "killed")
-    if mounted in our_mounts():  # podman leaves a dead mount where it is
-        unmount(mounted.mountpoint, lazy=True)
-    ours("start", "killed")
-    assert ours("exec", "killed", "cat", "/written") == "kept"
-    ours("rm", "-f", "-t", "0", "killed")
-    assert our_mounts() == before
+def test_image_of_a_dockerfile_that_docker_builds(dockers: list[Docker], tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    for docker in dockers:
+        docker("build", "-q", "--network=none", "-t", "built", tmp_path)
+    expect_same_image(dockers, "built", tmp_path)

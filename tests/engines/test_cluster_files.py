@@ -81,6 +81,14 @@ def test_units_command_line_is_one_that_the_program_takes(
     assert "--self-mount" in capsys.readouterr().out
 
 
+def test_image_of_the_daemonset_copies_what_is_there() -> None:
+    """Building it takes a registry."""
+    lines = (KUBERNETES / "Containerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    assert copied
+    assert [name for names in copied for name in names if not (SCRIPTS.parent / name).exists()] == []
+
+
 class Node:
     """A node's root, and programs in place of those that act on the node."""
 

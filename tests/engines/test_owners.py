@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.tree import Tree, directory, file, symlink
+from tests.engines.changes import DIFFERENCES, View, expect_same
 from tests.engines.conftest import USER
 from tests.engines.podman import Podman, archive_of, owners
 from tests.image.snapshot import Seen, snapshot
@@ -24,6 +25,7 @@ BASE: Tree = {
     "tmp": directory(0o1777),
 }
 LOOK = 'stat -c "%n %u:%g"'
+LOOK_AT_ALL = 'stat -c "%n %a %u:%g" /etc/[dglp]* /home/user /home/user/* /tmp / $(ls -d /new /made /link)'
 CHANGE = f"""
 {LOOK} /etc/daemon /etc/link /home/user/low /
 touch /new; mkdir /made; chown 33:34 /made; ln -s t /link; chown -h 1:2 /link
@@ -133,3 +135,33 @@ def test_rootless_container_s_root_writes_the_owners_it_sees(
     run_and_commit(user_s, name, *options, "--network=none")
     look = f"cd $(podman image mount {name}) && {LOOK} {' '.join(COMMITTED)}; ! test -e etc/gone"
     assert dict(line.split() for line in user_s("unshare", "sh", "-ec", look).splitlines()) == COMMITTED
+
+
+@pytest.mark.long
+def test_force_mask_keeps_owners_and_modes_in_an_xattr(
+    new_podman: Callable[..., Podman], kernel_s: Podman, base: Path
+) -> None:
+    masked = new_podman("masked", user=USER, force_mask="0700")
+    masked("import", "-q", base, "base")
+    seen = {podman: _before_and_after(podman) for podman in (masked, kernel_s)}
+    different = set[str]()
+    for ours, theirs in zip(seen[masked], seen[kernel_s], strict=True):
+        different |= expect_same(View.MASKED, ours, theirs)
+        assert theirs["/home/user"] == "755 1000:1001"
+    assert different == DIFFERENCES[View.MASKED].keys()
+    upper = masked("inspect", "--format={{.GraphDriver.Data.UpperDir}}", "masked")
+    assert masked("unshare", "find", upper, "!", "-type", "l", "!", "-uid", "0") == ""
+
+
+def _before_and_after(podman: Podman) -> list[dict[str, str]]:
+    """Mode and owner of each file of the image, of a changed container, and of the image that is committed from it."""
+    run = ("run", "--network=none")
+    first = podman(*run, "--rm", "base", "sh", "-c", LOOK_AT_ALL)
+    changed = podman(*run, "--name=masked", "base", "sh", "-ec", f"{CHANGE}\n{LOOK_AT_ALL}").removeprefix(
+        SEEN + SEEN_LATER
+    )
+    podman("commit", "-q", "masked", "masked")
+    committed = podman(*run, "--rm", "masked", "sh", "-c", LOOK_AT_ALL)
+    return [
+        dict(line.split(" ", 1) for line in text.splitlines() if " " in line) for text in (first, changed, committed)
+    ]

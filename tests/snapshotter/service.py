@@ -58,13 +58,17 @@ class Client:
         return call(message(asked)(**fields), timeout=PATIENCE_S)
 
     def infos(self, *filters: str) -> list[Any]:
+        return list(self.walk(*filters))
+
+    def walk(self, *filters: str) -> Iterator[Any]:
+        """The snapshots, as the answers come."""
         call = self._channel.unary_stream(
             f"/{SERVICE}/List",
             request_serializer=_serialized,
             response_deserializer=message("ListSnapshotsResponse").FromString,
         )
-        answers = call(message("ListSnapshotsRequest")(filters=filters), timeout=PATIENCE_S)
-        return [info for answer in answers for info in answer.info]
+        for answer in call(message("ListSnapshotsRequest")(filters=filters), timeout=PATIENCE_S):
+            yield from answer.info
 
     def names(self, *filters: str) -> list[str]:
         return [info.name for info in self.infos(*filters)]

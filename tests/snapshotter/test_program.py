@@ -9,10 +9,14 @@ import signal
 import socket
 import sqlite3
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
+from overlayfs.tree.syscalls import mount
 from tests.snapshotter.service import PATIENCE_S, Client, Service, new_service
 
 
@@ -136,3 +140,36 @@ def test_start_deletes_what_a_crash_left(service: Service, client: Client) -> No
     again("Prepare", key="active", parent="base")
     assert sorted(path.name for path in service.layers.iterdir()) == ["1", "3"]
     again.close()
+
+
+@pytest.fixture
+def small(service: Service) -> Iterator[Client]:
+    """The service on a disk of 1 MiB."""
+    service.root.mkdir()
+    mount(b"none", os.fsencode(service.root), b"tmpfs", 0, b"size=1m")
+    yield service.start()
+    service.close()
+
+
+def test_full_disk_loses_and_leaves_nothing(service: Service, small: Client) -> None:
+    small.add("base")
+    small("Prepare", key="active", parent="base")
+    kept = small.infos()
+    filler = service.root / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    requests = (("Prepare", {"key": "new", "parent": "base"}), ("Commit", {"key": "active", "name": "new"}))
+    for method, fields in requests:
+        with pytest.raises(grpc.RpcError, match="full"):
+            small(method, **fields)
+    assert small.infos() == kept
+    service.end(signal.SIGKILL)
+    client = service.start()
+    assert client.infos() == kept
+    filler.unlink()
+    for method, fields in requests:
+        client(method, **fields)
+        client("Remove", key="new")
+    assert client.names() == ["base"]
+    client.close()

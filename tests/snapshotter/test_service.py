@@ -59,6 +59,7 @@ def test_snapshots_have_their_kinds_and_parents(client: Client) -> None:
         ("Prepare", {"key": "new", "parent": "missing"}, "NOT_FOUND"),
         ("View", {"key": "new", "parent": "missing"}, "NOT_FOUND"),
         ("Prepare", {"key": "new", "parent": "a1"}, "INVALID_ARGUMENT"),
+        ("View", {"key": "new", "parent": "a1"}, "INVALID_ARGUMENT"),
         ("View", {"key": "new", "parent": "v1"}, "INVALID_ARGUMENT"),
         ("Prepare", {"key": ""}, "INVALID_ARGUMENT"),
         ("Prepare", {"key": "new", "labels": {"l": "x" * 4096}}, "INVALID_ARGUMENT"),
@@ -134,6 +135,19 @@ def test_many_snapshots_are_listed(client: Client) -> None:
         client("Prepare", key=f"{number:03}", labels={"l": "x" * 4000})
     assert client.names() == [f"{number:03}" for number in range(MANY)]
     assert client.names("name~=7$,kind==active") == [f"{number:03}" for number in range(7, MANY, 10)]
+
+
+def test_snapshots_are_looked_at_and_removed_while_they_are_listed(client: Client) -> None:
+    """containerd walks so when it collects garbage."""
+    for number in range(MANY):
+        client("Prepare", key=f"{number:03}")
+    walked = []
+    for info in client.walk():
+        assert client("Stat", key=info.name).info == info
+        client("Remove", key=info.name)
+        walked.append(info.name)
+    assert walked == [f"{number:03}" for number in range(MANY)]
+    assert client.infos() == []
 
 
 def test_names_may_be_used_again(client: Client) -> None:

@@ -11,7 +11,7 @@ from overlayfs.cli.app import FINDINGS, AsJson, app, store_directory
 
 @app.command(short_help="Tell whether mounts work on this machine.")
 def doctor(as_json: AsJson = False) -> None:
-    """Look at the kernel, /dev/fuse, fusermount3, user namespaces, ids and security modules, and try a mount.
+    """Look at the kernel, /dev/fuse, fusermount3, user namespaces, ids, xattrs and security modules, and try a mount.
 
     Each finding that limits mounts comes with what it costs and what to do.
 
@@ -51,10 +51,12 @@ def setup(
     for_user: Annotated[bool, typer.Option("--user", help="Your own engine, not the machine's.")] = False,
     take_back: Annotated[bool, typer.Option("--undo", help="Put the settings of before back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would change.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Write the few lines that make ENGINE use overlayfs-mount into its configuration; they are shown first.
+    """Write the few lines that make ENGINE use overlayfs-mount into its configuration.
 
-    The file as it was is kept beside it as FILE.before-overlayfs. Nothing is written where a trial mount fails.
+    The lines are shown, a mount is tried, and you are asked before anything is written. The file as it was is kept
+    beside it as FILE.before-overlayfs.
 
     Exit status: 0 done, or nothing to do; 1 an error.
     """
@@ -65,4 +67,4 @@ def setup(
         chosen = Engine(engine)
     except ValueError:
         raise typer.BadParameter(f"{engine}: engines are {', '.join(Engine)}") from None
-    (undo if take_back else set_up)(chosen, for_user=for_user, dry_run=dry_run)
+    (undo if take_back else set_up)(chosen, for_user=for_user, dry_run=dry_run, confirmed=yes)

@@ -8,15 +8,30 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from overlayfs.cli.host.trial import PROGRAM, SYSTEM_PATH, mount_command, try_mount
+from overlayfs.cli.app import store_directory
+from overlayfs.cli.host.trial import (
+    PROGRAM,
+    SYSTEM_PATH,
+    installed_program,
+    kernel_s_first_request,
+    mount_command,
+    obstacle_for_others,
+    try_mount,
+)
 from overlayfs.cli.mounts.live import CommandError
+from overlayfs.fuse.abi import FUSE_PASSTHROUGH, IN_HEADER, INIT_IN, init_flags
 from overlayfs.image.layer.subordinate_ids import subordinate_ids
+from overlayfs.image.store.store import default_directory
+from overlayfs.overlay.options import MountError
 
 _OLDEST_KERNEL: Final = (5, 6)
 _PASSTHROUGH_KERNEL: Final = (6, 9)
@@ -47,10 +62,13 @@ def all_checks() -> list[Check]:
 
 
 def _kernel() -> Check:
-    release = os.uname().release
+    release, request = os.uname().release, _first_request()
     found = f"Linux {release}"
     if kernel_version(release) < _OLDEST_KERNEL:
         return Check("kernel", State.BAD, found, "no mounts", "boot Linux 5.6 or newer")
+    if request:
+        major, minor = INIT_IN.unpack_from(request, IN_HEADER.size)[:2]
+        found += f", FUSE {major}.{minor}"
     return Check("kernel", State.OK, found)
 
 
@@ -60,13 +78,26 @@ def kernel_version(release: str) -> tuple[int, int]:
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
+@cache
+def _first_request() -> bytes:
+    """Empty where no mount can be made: the trial mount says why."""
+    try:
+        return kernel_s_first_request()
+    except (OSError, MountError):
+        return b""
+
+
 def _passthrough() -> Check:
+    name, request = "passthrough", _first_request()
     cost = "passthrough=on has no effect: the daemon reads and writes all data itself"
+    if request and not init_flags(request) & FUSE_PASSTHROUGH:
+        advice = "boot Linux 6.9 or newer with CONFIG_FUSE_PASSTHROUGH=y"
+        return Check(name, State.LIMITED, "the kernel does not offer it", cost, advice)
     if kernel_version(os.uname().release) < _PASSTHROUGH_KERNEL:
-        return Check("passthrough", State.LIMITED, "the kernel is older than 6.9", cost, "boot Linux 6.9 or newer")
+        return Check(name, State.LIMITED, "the kernel is older than 6.9", cost, "boot Linux 6.9 or newer")
     if os.geteuid():
-        return Check("passthrough", State.LIMITED, "only root's mounts may use it", cost)
-    return Check("passthrough", State.OK, "available with passthrough=on (off by default)")
+        return Check(name, State.LIMITED, "only root's mounts may use it", cost, "mount as root")
+    return Check(name, State.OK, "available with passthrough=on (off by default)")
 
 
 def _device() -> Check:
@@ -78,6 +109,9 @@ def _device() -> Check:
         if isinstance(error, PermissionError):
             advice = f"chmod 666 {path}; in a container, allow the device in its cgroup"
         return Check(path, State.BAD, error.strerror or "", "no mounts", advice)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o006 != 0o006:
+        return Check(path, State.LIMITED, f"opens, mode {mode:04o}", "only some users can mount", f"chmod 666 {path}")
     return Check(path, State.OK, "opens")
 
 
@@ -166,31 +200,58 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
+def _store_xattrs() -> Check:
+    """The marks of overlays, on the filesystem that has the uppers of containers."""
+    store = (store_directory() or default_directory()).absolute()
+    directory = next(path for path in (store, *store.parents) if path.is_dir())
+    advice = "a store on ext4, XFS, btrfs, or tmpfs of Linux 6.6 (--store DIR)"
+    try:
+        prefix = _writable_prefix(directory)
+    except OSError as error:
+        return Check("xattrs", State.LIMITED, f"{directory}: {error.strerror}", "images cannot be stored", advice)
+    if prefix:
+        return Check("xattrs", State.OK, f"{prefix}* in {directory}")
+    cost = "deletions become .wh. files, renamed lower directories are copied whole, inode numbers change at a remount"
+    return Check("xattrs", State.LIMITED, f"none in {directory}", cost, advice)
+
+
+def _writable_prefix(directory: Path) -> str:
+    """The first one with which a file in the directory can be marked, as a mount would choose it; empty for none."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for prefix in ("trusted.overlay.", "user.overlay."):
+            with suppress(OSError):
+                os.setxattr(file.fileno(), f"{prefix}opaque", b"n")
+                return prefix
+    return ""
+
+
 def _security_modules() -> Check:
-    modules = [module for module, is_on in (("SELinux", _selinux_enforces), ("AppArmor", _apparmor_is_on)) if is_on()]
-    if "SELinux" in modules:
+    name = "security modules"
+    if _content(Path("/sys/fs/selinux/enforce")) == "1":
         cost = "confined programs may not read a mount that has no label"
         advice = 'mount with -o context="system_u:object_r:container_file_t:s0" for containers'
-        return Check("security modules", State.LIMITED, "SELinux enforces", cost, advice)
-    return Check("security modules", State.OK, "AppArmor is on" if modules else "neither SELinux nor AppArmor is on")
-
-
-def _selinux_enforces() -> bool:
-    return _content(Path("/sys/fs/selinux/enforce")) == "1"
-
-
-def _apparmor_is_on() -> bool:
-    return _content(Path("/sys/module/apparmor/parameters/enabled")) == "Y"
+        return Check(name, State.LIMITED, "SELinux enforces", cost, advice)
+    if _content(Path("/sys/module/apparmor/parameters/enabled")) != "Y":
+        return Check(name, State.OK, "neither SELinux nor AppArmor is on")
+    profile = _content(Path("/proc/self/attr/current")).strip("\0")
+    if profile and not profile.endswith("(complain)") and "unconfined" not in profile:
+        advice = "allow mount, umount and /dev/fuse in the profile; a container: --security-opt apparmor=unconfined"
+        return Check(name, State.LIMITED, f"AppArmor confines this process: {profile}", "mounts may be denied", advice)
+    return Check(name, State.OK, "AppArmor is on, and leaves this process alone")
 
 
 def _mount_program() -> Check:
-    found = shutil.which(PROGRAM, path=SYSTEM_PATH)
-    if found is not None:
-        return Check("mount program", State.OK, found)
-    program = mount_command()[0]
-    cost = "mount(8), fstab, remounts and engines that look in PATH do not find it"
-    advice = f"ln -s {program} /usr/local/bin/{PROGRAM} (as root)"
-    return Check("mount program", State.LIMITED, f"not in {SYSTEM_PATH}", cost, advice)
+    name, program = "mount program", installed_program()
+    if program is None:
+        return Check(name, State.LIMITED, "not installed", "engines and mount(8) cannot mount", "pip install overlayfs")
+    if os.geteuid() == 0 and (obstacle := obstacle_for_others(program)):
+        cost = "engines of other users cannot start it"
+        return Check(name, State.LIMITED, obstacle, cost, "install overlayfs where all may read: a venv in /opt")
+    if shutil.which(PROGRAM, path=SYSTEM_PATH) is None:
+        cost = "mount(8), fstab, remounts and engines that look in PATH do not find it"
+        advice = f"ln -s {program} /usr/local/bin/{PROGRAM} (as root)"
+        return Check(name, State.LIMITED, f"not in {SYSTEM_PATH}", cost, advice)
+    return Check(name, State.OK, str(program))
 
 
 def _trial() -> Check:
@@ -208,6 +269,7 @@ _CHECKS: Final[tuple[Callable[[], Check], ...]] = (
     _fusermount,
     _user_namespaces,
     _subordinate_ids,
+    _store_xattrs,
     _security_modules,
     _mount_program,
     _trial,

@@ -42,7 +42,7 @@ class Plan:
 
     `values` are set, `defaults` only where the file has no value; a file with another value than one of `required` is
     refused. `template` is the file that the engine reads where `file` is absent. `link` is a name of the program in a
-    directory of the engine's PATH.
+    directory of the engine's PATH. Where `is_for_all`, the engines of all users read the file.
     """
 
     file: Path
@@ -54,6 +54,7 @@ class Plan:
     template: Path | None = None
     link: Path | None = None
     undo_notes: tuple[str, ...] = ()
+    is_for_all: bool = False
 
 
 def plan_of(engine: Engine, program: Path, *, for_user: bool) -> Plan:
@@ -85,6 +86,7 @@ def _storage_plan(program: Path, for_user: bool) -> Plan:
             "podman remembers that a mount program was used, and now looks for fuse-overlayfs in PATH.",
             "For the kernel's overlayfs, remove overlay/.has-mount-program below the graph root.",
         ),
+        is_for_all=not for_user,
     )
 
 

@@ -20,16 +20,18 @@ def read(path: Path) -> str | None:
         raise CommandError(f"{path}: it is not UTF-8; mend it first") from None
 
 
-def replace(path: Path, text: str) -> None:
-    """Write the whole file or leave it as it is. A symlink stays one: the file that it leads to is replaced."""
+def replace(path: Path, text: str, *, like: Path | None = None) -> None:
+    """Write the whole file or leave it as it is. A symlink stays one: the file that it leads to is replaced.
+
+    Its mode and owner are those of `like`, by default of the file that is there.
+    """
     place = path.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    staged = place.with_name(f".{place.name}.{os.urandom(8).hex()}")
-    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+staged = place.with_name(f".{place.name}.{os.urandom(8).hex()}")
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
-            with suppress(FileNotFoundError):
-                _like(place.stat(), fd)
+            _make_like(like or place, fd)
             file.write(text.encode())
             file.flush()
             os.fsync(fd)
@@ -40,7 +42,12 @@ def replace(path: Path, text: str) -> None:
     sync_directory(place.parent)
 
 
-def _like(found: os.stat_result, fd: int) -> None:
+def _make_like(path: Path, fd: int) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        os.fchmod(fd, 0o644)
+        return
     os.fchown(fd, found.st_uid, found.st_gid)
     os.fchmod(fd, found.st_mode & 0o7777)
 

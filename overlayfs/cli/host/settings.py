@@ -1,11 +1,12 @@
 """One configuration file as text with settings: read, changed at some keys and written back, all else as it was.
 
-TOML keeps its comments and its order (tomlkit). JSON has no comments; its keys keep their order.
+TOML keeps its comments and its order (tomlkit). JSON has no comments; its keys keep their order and their indentation.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, NamedTuple
@@ -20,15 +21,23 @@ Document = MutableMapping[str, Any]
 
 
 class Format(NamedTuple):
-    """How a file becomes a mapping of mappings, and text again; `read` is the parser that checks what was written."""
+    """How a file becomes a mapping of mappings, and text again; `read` is the parser that checks what was written.
+
+    `dump` is also given the text of before, for its layout.
+    """
 
     parse: Callable[[str], Document]
-    dump: Callable[[Document], str]
+    dump: Callable[[Document, str], str]
     read: Callable[[str], Document]
 
 
-def _dump_json(document: Document) -> str:
-    return json.dumps(document, indent=4, ensure_ascii=False) + "\n"
+def _dump_toml(document: Document, _before: str) -> str:
+    return tomlkit.dumps(document)
+
+
+def _dump_json(document: Document, before: str) -> str:
+    indented = re.search(r"^([ \t]+)\S", before, re.MULTILINE)
+    return json.dumps(document, indent=indented[1] if indented else 4, ensure_ascii=False) + "\n"
 
 
 def _parse_json(text: str) -> Document:
@@ -38,7 +47,7 @@ def _parse_json(text: str) -> Document:
     return document
 
 
-TOML: Final = Format(tomlkit.parse, tomlkit.dumps, tomllib.loads)
+TOML: Final = Format(tomlkit.parse, _dump_toml, tomllib.loads)
 JSON: Final = Format(_parse_json, _dump_json, json.loads)
 
 

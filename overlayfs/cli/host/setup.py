@@ -7,22 +7,25 @@ takes back only our own settings where the user has changed the file since.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from overlayfs.cli.asking import confirm
 from overlayfs.cli.host import replacing
 from overlayfs.cli.host.engines import Engine, Plan, plan_of
 from overlayfs.cli.host.settings import Document, get, parsed, put, remove
-from overlayfs.cli.host.trial import PROGRAM, installed_program, others_who_may_change, try_mount
+from overlayfs.cli.host.trial import PROGRAM, installed_program, obstacle_for_others, others_who_may_change, try_mount
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 
 BACKUP: Final = ".before-overlayfs"
 
 
-def set_up(engine: Engine, *, for_user: bool, dry_run: bool) -> None:
-    """Show the change, try a mount, and make the change. Raises CommandError before anything is written."""
+def set_up(engine: Engine, *, for_user: bool, dry_run: bool, confirmed: bool) -> None:
+    """Show the change, try a mount, ask, and make the change. Raises CommandError before anything is written."""
     program = _program()
     plan = plan_of(engine, program, for_user=for_user)
     before = replacing.read(plan.file)
@@ -39,37 +42,76 @@ def set_up(engine: Engine, *, for_user: bool, dry_run: bool) -> None:
     if dry_run:
         return
     try_mount([str(program)])
-    if before != after:
-        _write(plan.file, before, after)
-    if makes_link:
-        _link(plan, program)
-    print(f"A trial mount by {program} worked.", *plan.notes, *_warnings(program, for_user), sep="\n")
+    print(f"A trial mount by {program} worked.", *_warnings(program, plan, for_user), sep="\n")
+    _ask(plan, before, confirmed)
+    with _permission(plan, for_user):
+        if makes_link:
+            _link(plan, program)
+        if before != after:
+            _write(plan.file, before, after)
+    print(*plan.notes, sep="\n")
     print(f"To undo: overlayfs setup {engine}{' --user' if for_user else ''} --undo")
 
 
-def undo(engine: Engine, *, for_user: bool, dry_run: bool) -> None:
-    """Put the settings of before back, and remove our link."""
+def undo(engine: Engine, *, for_user: bool, dry_run: bool, confirmed: bool) -> None:
+    """Show what is taken back, ask, put the settings of before back, and remove our link."""
     plan = plan_of(engine, installed_program() or Path(PROGRAM), for_user=for_user)
-    backup = _backup_of(plan.file)
-    before, now = replacing.read(backup), replacing.read(plan.file)
+    before, now = replacing.read(_backup_of(plan.file)), replacing.read(plan.file)
     has_link = plan.link is not None and _is_our_link(plan.link)
     if before is None and not has_link:
         print(f"{engine} is not set up: nothing to undo")
         return
-    if before is not None and now is not None:
-        after = _without_settings(now, before, plan)
-        _show(plan, now, after)
-        if not dry_run:
-            replacing.replace(plan.file, after) if after else replacing.delete(plan.file)
+    after = _undone(now, before, plan)
+    if after != (now or ""):
+        _show(plan, now or "", after)
     if has_link:
         print(f"remove link {plan.link}")
-    if not dry_run:
-        if before and now is None:  # somebody removed the file since, but not for good
-            replacing.replace(plan.file, before)
-        replacing.delete(backup)
+    if dry_run:
+        return
+    _ask(plan, now, confirmed)
+    with _permission(plan, for_user):
+        if after != (now or ""):
+            _put_back(plan.file, after)
+        replacing.delete(_backup_of(plan.file))
         if has_link and plan.link is not None:
             replacing.delete(plan.link)
-        print(*plan.undo_notes, sep="\n")
+    print(*plan.undo_notes, sep="\n")
+
+
+def _undone(now: str | None, before: str | None, plan: Plan) -> str:
+    """The text without us; empty for no file. One that somebody has removed since comes back: it was not for good."""
+    if before is None or now is None:
+        return now or before or ""
+    return _without_settings(now, before, plan)
+
+
+def _put_back(file: Path, text: str) -> None:
+    if text:
+        replacing.replace(file, text, like=file if file.exists() else _backup_of(file))
+    else:
+        replacing.delete(file)
+
+
+def _ask(plan: Plan, seen: str | None, confirmed: bool) -> None:
+    """Let the user confirm what was shown, unless that was done, and make sure that it is what will be replaced."""
+    if not confirmed:
+        confirm(
+            "Change this?",
+            unattended="nothing was changed: without a terminal to confirm that, give --yes",
+            refused="nothing was changed",
+        )
+    if replacing.read(plan.file) != seen:
+        raise CommandError(f"{plan.file} was changed by another program meanwhile: nothing was written, try again")
+
+
+@contextmanager
+def _permission(plan: Plan, for_user: bool) -> Iterator[None]:
+    """Tell a user who may not write what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        hint = "" if for_user or os.geteuid() == 0 else ": run it as root, or with --user"
+        raise CommandError(f"{Path(error.filename or plan.file).parent}: {error.strerror}{hint}") from None
 
 
 def _program() -> Path:
@@ -79,10 +121,12 @@ def _program() -> Path:
     return program
 
 
-def _warnings(program: Path, for_user: bool) -> Iterator[str]:
-    """What root should know of a program that its engine is going to run."""
+def _warnings(program: Path, plan: Plan, for_user: bool) -> Iterator[str]:
+    """What root should know of a program that engines are going to run."""
     if not for_user and (others := others_who_may_change(program)):
         yield f"Note: {others} is not root's alone, so others can change what the engine runs as root."
+    if plan.is_for_all and (obstacle := obstacle_for_others(program)):
+        yield f"Note: other users, whose engines read this file too, cannot start the program: {obstacle}"
 
 
 def _backup_of(file: Path) -> Path:
@@ -102,7 +146,7 @@ def _with_settings(text: str, plan: Plan) -> str:
         return text
     for key, value in wanted.items():
         put(document, key, value)
-    return _checked(plan.form.dump(document), text, wanted, plan)
+    return _checked(plan.form.dump(document, text), text, wanted, plan)
 
 
 def _checked(after: str, before: str, wanted: dict[tuple[str, ...], Any], plan: Plan) -> str:
@@ -144,7 +188,7 @@ def _without_settings(now: str, before: str, plan: Plan) -> str:
             remove(document, key)
         else:
             put(document, key, get(earlier, key))
-    return plan.form.dump(document)
+    return plan.form.dump(document, now)
 
 
 def _is_ours(found: Any, wanted: str | int) -> bool:
@@ -156,12 +200,12 @@ def _show(plan: Plan, before: str, after: str) -> None:
     print(plan.file)
     for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm=""):
         if not line.startswith(("---", "+++", "@@")):
-            print(safe(line))
+            print(safe(line.expandtabs(4)))
 
 
 def _write(file: Path, before: str | None, after: str) -> None:
     backup = _backup_of(file)
-    replacing.replace(backup, before or "")
+    replacing.replace(backup, before or "", like=file)  # which may hold secrets
     replacing.replace(file, after)
     print(f"The file as it was: {backup}" + ("" if before else " (there was none)"))
 

@@ -1,4 +1,4 @@
-"""Does a mount work here? One is made as an engine makes it, used, and unmounted again.
+"""Does a mount work here, for whom, and what does the kernel offer? Mounts are made as engines make them.
 
 The mount program gets an empty environment: engines and mount(8) pass no PATH on that would find its interpreter.
 """
@@ -12,18 +12,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import safe
+from overlayfs.fuse.abi import LONGEST_REQUEST
+from overlayfs.fuse.mounting import MountOptions, mount
 
 PROGRAM: Final = "overlayfs-mount"
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The PATH of services and of mount(8)."""
 
 _PATIENCE_S: Final = 30
+_NOBODY: Final = 65534
 
 
 def installed_program() -> Path | None:
@@ -66,16 +70,45 @@ def _try_in(top: Path, command: Sequence[str]) -> None:
 
 
 def _start(command: Sequence[str], options: str, mountpoint: Path) -> None:
-    words = [*command, "-o", options, str(mountpoint)]
+    done = _run([*command, "-o", options, str(mountpoint)])
+    if done.returncode:
+        raise CommandError(_complaint(done))
+
+
+def _run(words: Sequence[str], **user: Any) -> subprocess.CompletedProcess[bytes]:
     try:
-        done = subprocess.run(
-            words, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, check=False
+        return subprocess.run(
+            words, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, check=False, **user
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandError(f"{command[0]} cannot be started: {error}") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CommandError(safe(lines[-1]) if lines else f"{command[0]} ended with status {done.returncode}")
+        raise CommandError(f"{words[0]} cannot be started: {error}") from None
+
+
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return safe(lines[-1]) if lines else f"{done.args[0]} ended with status {done.returncode}"
+
+
+def obstacle_for_others(program: Path) -> str:
+    """Why ordinary users, whose engines run it too, cannot start the program; empty if they can. For root to ask."""
+    try:
+        done = _run([str(program), "--version"], user=_NOBODY, group=_NOBODY, extra_groups=[])
+    except CommandError as error:
+        return str(error)
+    return _complaint(done) if done.returncode else ""
+
+
+def kernel_s_first_request() -> bytes:
+    """The INIT request of a FUSE mount, which says what the kernel offers. Raises MountError or OSError.
+
+    It is never answered: the mount ends with its descriptor.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="overlayfs-trial-") as point,
+        mount(MountOptions(os.fsencode(point))) as live,
+        closing(live),
+    ):
+        return os.read(live.fd, LONGEST_REQUEST)
 
 
 def others_who_may_change(program: Path) -> Path | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 
 from overlayfs.cli.app import store_directory
+from overlayfs.cli.asking import confirm
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
 from overlayfs.cli.progress import shown_progress
@@ -87,12 +88,11 @@ def _share(store: Store, sharing: Sharing) -> Shared:
 def _confirm(report: PruneReport) -> None:
     if not report.images:
         return
-    if not sys.stdin.isatty():
-        raise CommandError("--all removes named images: without a terminal to confirm that, give --force")
-    print(f"These images are used by no container: {', '.join(report.images)}", file=sys.stderr)
-    print("Remove them? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CommandError("nothing was removed")
+    confirm(
+        f"These images are used by no container: {', '.join(report.images)}\nRemove them?",
+        unattended="--all removes named images: without a terminal to confirm that, give --force",
+        refused="nothing was removed",
+    )
 
 
 def _document(report: PruneReport) -> dict[str, object]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pty
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from overlayfs.cli.host import setup
+from overlayfs.cli.host import replacing, setup
 from overlayfs.cli.host.engines import Engine
 from overlayfs.cli.host.settings import put
 from overlayfs.cli.host.setup import BACKUP, set_up, undo
 from overlayfs.cli.host.trial import installed_program
 from overlayfs.cli.mounts.live import CommandError
-from tests.cli.people import run
+from tests.cli.people import COMMAND, run
 from tests.engines.podman import covered
 
 COMMENTED = """\
@@ -57,11 +60,11 @@ def storage(home: Path) -> Path:
 
 
 def change(engine: Engine = Engine.PODMAN) -> None:
-    set_up(engine, for_user=True, dry_run=False)
+    set_up(engine, for_user=True, dry_run=False, confirmed=True)
 
 
 def take_back(engine: Engine = Engine.PODMAN) -> None:
-    undo(engine, for_user=True, dry_run=False)
+    undo(engine, for_user=True, dry_run=False, confirmed=True)
 
 
 def toml(file: Path) -> dict[str, Any]:
@@ -144,9 +147,48 @@ def test_undo_without_setup_says_so(storage: Path, capsys: pytest.CaptureFixture
 
 def test_dry_run_shows_the_lines_and_writes_nothing(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write_text(COMMENTED)
-    set_up(Engine.PODMAN, for_user=True, dry_run=True)
+    set_up(Engine.PODMAN, for_user=True, dry_run=True, confirmed=False)
     assert f'+mount_program = "{installed_program()}"' in capsys.readouterr().out.splitlines()
     assert storage.read_text() == COMMENTED
+    assert names(storage.parent) == ["storage.conf"]
+
+
+def answering(answer: bytes, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command at a terminal where this has been typed."""
+    keyboard, terminal = pty.openpty()
+    with os.fdopen(keyboard, "wb", buffering=0) as typed, os.fdopen(terminal, "rb") as stdin:
+        typed.write(answer)
+        return subprocess.run([*COMMAND, *words], stdin=stdin, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("answer", "is_changed"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
+def test_terminal_is_asked_after_the_lines_were_shown(storage: Path, answer: bytes, is_changed: bool) -> None:
+    storage.write_text(COMMENTED)
+    done = answering(answer, "setup", "podman", "--user")
+    assert done.stderr.startswith("Change this? [y/N] ")
+    assert "+mount_program = " in done.stdout
+    assert (done.returncode, storage.read_text() != COMMENTED) == (0 if is_changed else 1, is_changed)
+    if is_changed:
+        assert answering(b"n\n", "setup", "podman", "--user", "--undo").returncode == 1
+        assert storage.read_text() != COMMENTED
+
+
+@pytest.mark.parametrize("words", [("setup", "podman", "--user"), ("setup", "podman", "--user", "--undo")])
+def test_nothing_is_changed_without_a_terminal_to_confirm_it(storage: Path, words: tuple[str, ...]) -> None:
+    storage.write_text(COMMENTED)
+    if "--undo" in words:
+        change()
+    before = {name: (storage.parent / name).read_text() for name in names(storage.parent)}
+    assert "give --yes" in run(*words, status=1).stderr
+    assert {name: (storage.parent / name).read_text() for name in names(storage.parent)} == before
+
+
+def test_file_that_changes_after_it_was_shown_is_left_alone(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_text(COMMENTED)
+    monkeypatch.setattr(setup, "confirm", lambda *_, **__: storage.write_text(OTHER_PROGRAM))
+    with pytest.raises(CommandError, match="changed by another program"):
+        set_up(Engine.PODMAN, for_user=True, dry_run=False, confirmed=False)
+    assert storage.read_text() == OTHER_PROGRAM
     assert names(storage.parent) == ["storage.conf"]
 
 
@@ -192,6 +234,49 @@ def test_symlink_mode_and_owner_of_the_file_are_kept(storage: Path, home: Path) 
     found = real.stat()
     assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o640, 1234, 4321)
     assert toml(real)["storage"]["options"]["overlay"]["mount_program"] == str(installed_program())
+    backup = (
+        storage.parent / f"storage.conf{BACKUP}"
+    ).stat()  # what nobody else may read is not copied for all to read
+    assert (backup.st_mode & 0o7777, backup.st_uid, backup.st_gid) == (0o640, 1234, 4321)
+
+
+@pytest.mark.parametrize("indentation", ["  ", "    ", "\t"])
+def test_only_our_line_of_a_json_file_changes(home: Path, indentation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = home / "config/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    lines = ['"data-root": "/big",', '"storage-driver": "overlay2"']
+    file.write_text("".join(["{\n", *(f"{indentation}{line}\n" for line in lines), "}\n"]))
+    change(Engine.DOCKER)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("+", "-"))]
+    assert [line[1:].strip() for line in shown] == [
+        '"storage-driver": "overlay2"',
+        '"storage-driver": "fuse-overlayfs"',
+    ]
+
+
+def test_user_who_may_not_write_learns_what_to_do(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _text: str, **_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path.with_name(".staged")))
+
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
+    monkeypatch.setattr(replacing, "replace", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(setup, "try_mount", lambda _: None)
+    with pytest.raises(CommandError, match="containers: Permission denied: run it as root, or with --user"):
+        set_up(Engine.PODMAN, for_user=False, dry_run=False, confirmed=True)
+
+
+def test_root_learns_that_other_users_cannot_start_the_program(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "overlayfs-mount").symlink_to("/bin/true")
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
+    monkeypatch.setattr(setup, "installed_program", lambda: home / "overlayfs-mount")
+    monkeypatch.setattr(setup, "try_mount", lambda _: None)
+    set_up(Engine.PODMAN, for_user=False, dry_run=False, confirmed=True)
+    assert "cannot start the program: " in capsys.readouterr().out
 
 
 def test_docker_gets_its_driver_and_a_program_of_the_driver_s_name(home: Path) -> None:
@@ -222,7 +307,7 @@ def test_containerd_gets_a_proxy_plugin(tmp_path: Path) -> None:
     text = '# ours\nversion = 2\n[plugins]\n  [plugins."io.containerd.internal.v1.opt"]\n    path = "/opt/x"\n'
     file.write_text(text)
     with covered("/etc/containerd", tmp_path):
-        shown = run("setup", "containerd", environ={}).stdout
+        shown = run("setup", "containerd", "--yes", environ={}).stdout
         assert toml(file) == {
             **tomllib.loads(text),
             "proxy_plugins": {
@@ -230,7 +315,7 @@ def test_containerd_gets_a_proxy_plugin(tmp_path: Path) -> None:
             },
         }
         assert "To undo: overlayfs setup containerd --undo" in shown
-        run("setup", "containerd", "--undo", environ={})
+        run("setup", "containerd", "--undo", "--yes", environ={})
     assert file.read_text() == text
     assert names(tmp_path) == ["config.toml"]
 

@@ -20,6 +20,7 @@ from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.store.store import Image, Store
 from tests.build.building import Facts, base_image, fill, tree_of
 from tests.cli.people import COMMAND
+from tests.image.registry.docker_registry import docker_registry
 from tests.prepared import Done, Prepared
 
 ON: Final = "FROM small\n"
@@ -362,6 +363,33 @@ def test_a_tar_on_standard_output_is_alone_there(site: Site, tmp_path: Path, out
 @pytest.mark.parametrize("output", ["type=tar", "type=oci,dest=x"])
 def test_an_unknown_output_is_refused_before_the_work(site: Site, output: str) -> None:
     assert f"--output '{output}' is not" in site.refuses(ON, "-o", output)
+
+
+# -- base images of a registry
+
+
+def test_a_base_image_is_pulled_anew_if_asked_for(
+    site: Site, tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "overlayfs").mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with docker_registry(tmp_path / "registry") as registry:
+        (tmp_path / "overlayfs/registries.toml").write_text(f'[registry."{registry.name}"]\ninsecure = true\n')
+        base, found = f"{registry.name}/base", []
+        for text, words in (("1", ()), ("2", ()), ("2", ("--pull",)), ("2", ())):
+            site.build(f"{ON}RUN echo {text} > /x\n", "-t", base)
+            assert prepared.call("--store", site.store, "push", "-q", base).status == 0
+            found.append(_x_on(base, tmp_path / "other", prepared, *words))
+    assert found == [b"1\n", b"1\n", b"2\n", b"2\n"]
+
+
+def _x_on(base: str, store: Path, prepared: Prepared, *words: str) -> object:
+    """The content of /x in an image that another store builds on this base."""
+    done = prepared.call("--store", store, "build", "-t", "made", *words, "-", typed=f"FROM {base}\nENV A=1\n")
+    assert done.status == 0, done.err
+    with Store.open(store) as opened:
+        return tree_of(opened, opened.find("made"))["/x"][-1]
 
 
 # -- contexts

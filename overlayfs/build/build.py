@@ -5,9 +5,11 @@ Nothing has a name before all is there. What a killed build leaves behind is rem
 
 from __future__ import annotations
 
+import json
 import os
 import select
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -27,9 +29,13 @@ from .dockerfile.lines import Place
 from .dockerfile.parser import Dockerfile, parse_dockerfile, raw_words
 from .dockerfile.plan import SCRATCH, Plan, PlannedStage, make_plan, stage_called
 from .files.contexts import Context
-from .request import PROXIES, Request
+from .processes import remove_limit
+from .request import EPOCH, PROXIES, Request
 from .stage import Building, Surroundings, run_all
 from .steps import run_instruction
+
+_OF_BUILDKIT: Final = "BUILDKIT_"
+"""The prefix of arguments that are settings of docker's builder."""
 
 
 def build(store: Store, context: Context, request: Request, references: list[Reference]) -> Image:
@@ -47,7 +53,11 @@ def build(store: Store, context: Context, request: Request, references: list[Ref
 
 def clean_up(store: Store) -> None:
     """Remove what killed builds left behind; before anything of this build is staged, a context too."""
-    Containers(store).sweep()
+    containers = Containers(store)
+    for container in containers.listed():
+        if container.is_ephemeral and not container.is_in_use:
+            remove_limit(container.id)
+    containers.sweep()
     store.sweep()
 
 
@@ -55,7 +65,8 @@ def _tell_unused(request: Request, dockerfile: Dockerfile) -> None:
     stages = (instruction for stage in dockerfile.stages for instruction in stage.instructions)
     arguments = (found for found in (*dockerfile.arguments, *stages) if found.name == "ARG")
     declared = {word.partition("=")[0] for found in arguments for word in raw_words(found.text)}
-    unused = [name for name in request.arguments if name not in declared | PROXIES]
+    known = declared | PROXIES | {EPOCH}
+    unused = [name for name in request.arguments if name not in known and not name.startswith(_OF_BUILDKIT)]
     if unused:
         request.say(f"warning: no ARG of the Dockerfile is called {', '.join(unused)}")
 
@@ -76,15 +87,23 @@ def _finished(store: Store, request: Request, image: Image) -> Descriptor:
     return draft.write(store)
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What became of a stage: its manifest, and its ARGs, which stages on it inherit."""
+
+    manifest: str
+    arguments: dict[str, str]
+
+
 @dataclass(slots=True)
 class _Build:
-    """One build. `built` has the manifests of stages by number, `fetched` those of images by name and platform."""
+    """One build. `built` has what became of stages, by number, `fetched` manifests of images by name and platform."""
 
     store: Store
     context: Context
     request: Request
     plan: Plan
-    built: dict[int, Digest] = field(default_factory=dict)
+    built: dict[int, Built] = field(default_factory=dict)
     fetched: dict[tuple[str, str], Digest] = field(default_factory=dict)
 
     def run(self) -> Image:
@@ -101,11 +120,14 @@ class _Build:
                 ready, _, _ = select.select(list(running), [], [])
                 for fd in ready:
                     number, child = running.pop(fd)
-                    self.built[number] = parse_digest(child.wait().decode())
+                    self.built[number] = Built(**json.loads(child.wait()))
         finally:
             for _, child in running.values():
                 child.kill()
-        return self.store.load_by_manifest(self.built[self.plan.stages[-1].stage.number])
+        return self._image_of(self.plan.stages[-1].stage.number)
+
+    def _image_of(self, number: int) -> Image:
+        return self.store.load_by_manifest(parse_digest(self.built[number].manifest))
 
     # in the process of a stage
 
@@ -120,13 +142,14 @@ class _Build:
             self.plan.arguments,
             self._source,
         )
-        building = Building.on(around, planned, self._base(planned))
+        inherited = {} if planned.base is None else self.built[planned.base].arguments
+        building = Building.on(around, planned, self._base(planned), inherited)
         run_all(building, run_instruction, [*building.triggers(), *planned.stage.instructions])
-        return building.finish().encode()
+        return json.dumps(asdict(Built(building.finish(), building.arguments))).encode()
 
     def _base(self, planned: PlannedStage) -> Image | None:
         if planned.base is not None:
-            return self.store.load_by_manifest(self.built[planned.base])
+            return self._image_of(planned.base)
         if planned.image == SCRATCH:
             return None
         return self.store.load_by_manifest(self.fetched[planned.image, planned.platform or ""])
@@ -135,11 +158,12 @@ class _Build:
         """The image of a `from`: an earlier stage by name or number, else an image of the store."""
         number = stage_called(text, self.plan.every)
         if number is not None and number in self.built:
-            return self.store.load_by_manifest(self.built[number])
+            return self._image_of(number)
         if number is not None:
-            raise place.error(f"the stage {text!r} comes later, and files can come from earlier ones only")
-        if (text, "") not in self.fetched:
-            raise place.error(f"the image {text!r} was not fetched: variables and ONBUILD cannot name one in `from`")
+            raise place.error(
+                f"the stage {text!r} is not built yet: files come from earlier stages, which no variable can name here"
+            )
+        self._fetch(text, "", place)  # named by a variable, or by an ONBUILD of the base
         return self.store.load_by_manifest(self.fetched[text, ""])
 
     # images

@@ -1,7 +1,7 @@
 """Which image did a step make before? Records in the store's `build`, by a key of everything that the step depends on.
 
-A record names a manifest. Nothing else refers to it, so `prune` removes the layers of the cache as it removes all that
-no image needs; the record is then a miss, and is removed. A lost or torn record is a miss too.
+A record names a manifest, and nothing else refers to that: `prune` (image/store/pruning.py) decides which steps stay.
+A record that is lost, torn, or names an image that is gone, is a miss.
 """
 
 from __future__ import annotations

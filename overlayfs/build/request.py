@@ -20,6 +20,8 @@ PROXIES: Final = frozenset(
 )
 """Arguments that every RUN sees without an ARG, and that are not part of the cache's key."""
 
+EPOCH: Final = "SOURCE_DATE_EPOCH"
+
 
 class BuildError(ImageError):
     """A step failed; the message begins with its place in the Dockerfile."""
@@ -42,6 +44,7 @@ class Request:
     pulls: bool = False
     keeps_failed: bool = False
     squashes: bool = False
+    process_limit: int | None = None
     is_quiet: bool = False
     compression: str | None = "gzip"
     epoch: int | None = None

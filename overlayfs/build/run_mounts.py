@@ -5,10 +5,9 @@ Dockerfile reference, "RUN --mount". Nothing that is mounted gets into a layer, 
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import posixpath
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +16,19 @@ from typing import Final
 from ..container.mountpoints import Mountpoints
 from ..container.root_paths import Inside
 from ..container.runtime import Bind
+from ..container.users import no_such_ids
 from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError, NotFoundError
 from ..image.oci.limits import Limits
 from ..tree.syscalls import mount
+from .agents import forward
 from .files.sources import Tree
-from .files.writer import TreeWriter, renamed
+from .files.writer import write_tree
 from .sandbox import Sandbox
 
 _ALLOWED: Final = {
     "bind": {"from", "source", "target", "readwrite"},
-    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "readonly"},
+    "cache": {"id", "target", "from", "source", "sharing", "mode", "uid", "gid", "readonly"},
     "tmpfs": {"target", "size"},
     "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
     "ssh": {"id", "target", "required", "mode", "uid", "gid"},
@@ -35,14 +36,15 @@ _ALLOWED: Final = {
 _SYNONYMS: Final = {"src": "source", "dst": "target", "destination": "target", "rw": "readwrite", "ro": "readonly"}
 _SWITCHES: Final = frozenset({"readwrite", "readonly", "required"})
 _COPY: Final = "context"
-_SHARING: Final = ("shared", "private", "locked")
+SHARED, PRIVATE, LOCKED = "shared", "private", "locked"
+_SHARING: Final = (SHARED, PRIVATE, LOCKED)
 
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
-    """One mount. `lowers` are the layers of the stage or image to bind, top first; `source` is a directory or file of
-    the host: the context, a cache's directory, a socket. `tree` is the context if files of it are ignored. `secret` is
-    the content of a secret that was given."""
+    """One mount. `lowers` are the layers of the stage or image to bind, or to begin a cache with, top first; `source`
+    is a directory or file of the host: the context, a cache's directory, a socket. `tree` is the context if files of it
+    are ignored. `secret` is the content of a secret that was given. `number` counts the agents of a step."""
 
     kind: str
     options: dict[str, str]
@@ -51,15 +53,20 @@ class MountPlan:
     tree: Tree | None = None
     limits: Limits = field(default_factory=Limits)
     secret: bytes | None = field(default=None, repr=False)
+    number: int = 0
 
     @property
     def secret_name(self) -> str:
         return self.options.get("id") or posixpath.basename(self.options.get("target", ""))
 
+    @property
+    def sharing(self) -> str:
+        return self.options.get("sharing", SHARED)
+
     def is_set(self, name: str) -> bool:
         return self.options.get(name, "false") not in ("false", "0")
 
-    def number(self, name: str, default: int, base: int = 10) -> int:
+    def integer(self, name: str, default: int, base: int = 10) -> int:
         text = self.options.get(name)
         try:
             return default if text is None else int(text, base)
@@ -86,9 +93,10 @@ def parse_mount(text: str) -> MountPlan:
         raise InvalidError(f"--mount=type={kind} has no option {sorted(unknown)[0]!r}")
     if kind in ("bind", "cache", "tmpfs") and not options.get("target"):
         raise InvalidError(f"--mount=type={kind} needs target=PATH")
-    if options.get("sharing", "shared") not in _SHARING:
+    plan = MountPlan(kind, options)
+    if plan.sharing not in _SHARING:
         raise InvalidError(f"--mount: sharing is one of {', '.join(_SHARING)}")
-    return MountPlan(kind, options)
+    return plan
 
 
 def bind_of(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
@@ -106,7 +114,7 @@ def _bind(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunCon
     lowers = plan.lowers or ([plan.source] if plan.source else [])
     if plan.tree is not None:
         lowers, path = [_without_ignored(sandbox, plan.tree, path, plan.limits)], _COPY
-    source = _beneath(sandbox.mount(lowers, is_writable=is_writable), path)
+    source = beneath(sandbox.mount(lowers, is_writable=is_writable), path)
     place = places.directory if source.is_dir() else places.file
     return [Bind(str(source), place(_target(plan, config)), is_read_only=not is_writable)]
 
@@ -115,14 +123,11 @@ def _without_ignored(sandbox: Sandbox, tree: Tree, path: str, limits: Limits) ->
     """A directory with a copy of what is at the path, without the files that the ignore file leaves out."""
     top = sandbox.space("context")
     with Inside(os.fsencode(top)) as inside:
-        writer = TreeWriter(inside, limits, keeps_owners=False)
-        for entry, data in tree.read(path):
-            writer.put(b"/", renamed(entry, os.fsencode(_COPY)), data)
-        writer.finish()
+        write_tree(inside, _COPY, tree.read(path), limits, keeps_owners=False)
     return top
 
 
-def _beneath(top: Path, path: str) -> Path:
+def beneath(top: Path, path: str) -> Path:
     """The path within a tree without symlinks. Raises NotFoundError."""
     with Inside(os.fsencode(top)) as inside:
         try:
@@ -132,28 +137,12 @@ def _beneath(top: Path, path: str) -> Path:
 
 
 def _cache(_: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
-    assert plan.source is not None
-    if not plan.source.exists():
-        plan.source.mkdir(0o700, parents=True, exist_ok=True)
-        os.chown(plan.source, plan.number("uid", 0), plan.number("gid", 0))
-        plan.source.chmod(plan.number("mode", 0o755, 8))
     return [Bind(str(plan.source), places.directory(_target(plan, config)), is_read_only=plan.is_set("readonly"))]
-
-
-def lock_caches(sandbox: Sandbox, plans: Sequence[MountPlan]) -> None:
-    """Wait for the caches that one step at a time may use, `private` or `locked`, and keep them until the step ends."""
-    own = {
-        plan.source for plan in plans if plan.source is not None and plan.options.get("sharing", "shared") != "shared"
-    }
-    for cache in sorted(own):  # in one order: no two steps wait for each other
-        fd = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        sandbox.stack.callback(os.close, fd)
-        fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _tmpfs(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
     space = sandbox.space("tmpfs")
-    size = f",size={plan.number('size', 0)}" if "size" in plan.options else ""
+    size = f",size={plan.integer('size', 0)}" if "size" in plan.options else ""
     mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, f"mode=1777{size}".encode())
     return [Bind(str(space), places.directory(_target(plan, config)))]
 
@@ -170,24 +159,38 @@ def _secret(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunC
     mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, b"mode=755")
     file = space / "secret"
     file.write_bytes(plan.secret)
-    os.chown(file, plan.number("uid", 0), plan.number("gid", 0))
-    file.chmod(plan.number("mode", 0o400, 8))
+    give_away(file, plan, 0o400)
     target = _target(plan, config, f"/run/secrets/{name}")
     return [Bind(str(file), places.file(target), is_read_only=True)]
 
 
-def _ssh(_: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
-    name = plan.options.get("id", "default")
-    if plan.source is None or not stat.S_ISSOCK(plan.source.stat().st_mode):
+def _ssh(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
+    if plan.source is None:
         if plan.is_set("required"):
+            name = plan.options.get("id", "default")
             raise NotFoundError(f"no ssh agent {name!r}: --ssh {name}, with SSH_AUTH_SOCK set")
         return []
-    return [Bind(str(plan.source), places.file(ssh_target(plan, config)))]
+    socket = sandbox.space("agent") / "socket"
+    sandbox.stack.callback(forward(plan.source, socket).kill)
+    give_away(socket, plan, 0o600)
+    return [Bind(str(socket), places.file(ssh_target(plan, config)))]
 
 
 def ssh_target(plan: MountPlan, config: RunConfig) -> str:
     """Where the socket of an agent is in the container, which SSH_AUTH_SOCK says."""
-    return _target(plan, config, "/run/buildkit/ssh_agent.0")
+    return _target(plan, config, f"/run/buildkit/ssh_agent.{plan.number}")
+
+
+def give_away(path: Path, plan: MountPlan, mode: int) -> None:
+    """Give what was made for a mount the owner and mode of its options. Raises InvalidError, NotFoundError."""
+    uid, gid = plan.integer("uid", 0), plan.integer("gid", 0)
+    try:
+        os.chown(path, uid, gid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise no_such_ids(uid, gid) from None
+    path.chmod(plan.integer("mode", mode, 8))
 
 
 _Maker = Callable[[Sandbox, Mountpoints, MountPlan, RunConfig], list[Bind]]

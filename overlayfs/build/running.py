@@ -8,27 +8,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from ..container.containers import Containers
+from ..container.live import names
 from ..container.mountpoints import Mountpoints
 from ..container.process import Overrides, process_of
 from ..container.runtime import SYSTEM, Bind, Kind, Launch, Network, find_runtime
 from ..container.supervise import launch
 from ..container.users import root_alone
 from ..image.oci.documents import RunConfig
-from ..image.oci.errors import InvalidError
 from ..image.store.store import Store
 from ..tree.syscalls import mount
-from .run_mounts import MountPlan, bind_of, lock_caches
+from .caches import claim_caches
+from .processes import join_limit
+from .run_mounts import MountPlan, bind_of
 from .sandbox import Sandbox
 
 _HOSTNAME: Final = "buildkitsandbox"
 """What BuildKit calls the host: programs write it into what they build."""
-_NAMES_OF_HOSTS: Final = ("/etc/resolv.conf", "/etc/hosts")
 _SCRIPTS: Final = "/dev/pipes"
 
 
@@ -41,6 +42,7 @@ class Command:
     scripts: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[MountPlan] = ()
     network: Network = Network.HOST
+    process_limit: int | None = None
     is_quiet: bool = False
 
 
@@ -53,10 +55,12 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     sandbox.stack.callback(_remove, store, sandbox, places)
     for path in SYSTEM:
         places.own(path)
-    binds = [*_hosts(places), *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items())]
-    for plan in command.mounts:
+    binds = [
+        *_name_files(sandbox, places, command.network),
+        *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items()),
+    ]
+    for plan in claim_caches(sandbox, command.mounts):
         binds += bind_of(sandbox, places, plan, config)
-    lock_caches(sandbox, command.mounts)
     sources = {bind.target: Path(bind.source) for bind in binds}
     items = tuple(f"{name}={value}" for name, value in command.variables.items())
     overrides = Overrides(command.words, entrypoint="", environment=items)
@@ -66,17 +70,18 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     places.directory(process.directory)
     _note(store, sandbox, places)
     start = Launch(sandbox.root, sandbox.container.name, _HOSTNAME, process, binds, command.network)
+    if command.process_limit is not None:
+        join_limit(sandbox.container.id, command.process_limit)
     with _streams(is_quiet=command.is_quiet) as failed:
         status = launch(kind, program, start, bundle)
         failed(status)
     return status
 
 
-def _hosts(places: Mountpoints) -> Iterator[Bind]:
-    for path in _NAMES_OF_HOSTS:
-        if Path(path).is_file():
-            with suppress(InvalidError):  # the image has an unexpected file there, which is left alone
-                yield Bind(os.path.realpath(path), places.file(path), is_read_only=True)
+def _name_files(sandbox: Sandbox, places: Mountpoints, network: Network) -> Iterator[Bind]:
+    """The files that say how hosts are called, as in a container of `run`."""
+    texts = names.made_files(network.value, _HOSTNAME, (), ())
+    return names.binds(sandbox.space("names"), texts, places)
 
 
 def _note(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:

@@ -17,8 +17,9 @@ from ..container.foreign_mounts import Needed
 from ..container.namespaces import enter_mount_namespace, enter_user_namespace
 from ..container.root_paths import Inside
 from ..fuse.session import MountOptions
-from ..image.store.lowers import lower_directories
-from ..image.store.store import Image, Store
+from ..image.layer.disk_format import choose_format
+from ..image.store.store import Store
+from ..image.tar.reader import Entry
 from ..overlay.options import FsyncPolicy, OverlayOptions
 from .children import Child, die_with
 
@@ -48,9 +49,18 @@ class Sandbox:
         upper = work = None
         if is_writable:
             upper, work = self.space("upper"), self.space("work")
-            upper.chmod(0o755)
+            _set_up_upper(upper)
         self.stack.enter_context(_mounted(lowers, place, upper, work))
         return place
+
+
+def _set_up_upper(upper: Path) -> None:
+    """Have owners kept as in the layers of this store: an ordinary user can remove all that is written there."""
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        choose_format(os.fsencode(upper)).finish(fd, Entry(b"", "d", 0o755), -1)
+    finally:
+        os.close(fd)
 
 
 def _mounted(lowers: Sequence[Path], place: Path, upper: Path | None, work: Path | None) -> ChildMount:
@@ -79,13 +89,7 @@ def in_container(store: Store, container: Container, trees: Sequence[Path], work
 def _sandbox(store: Store, container: Container, trees: Sequence[Path], parent: int) -> Iterator[Sandbox]:
     containers = Containers(store)
     directory, root = containers.directory(container.name), containers.root(container.name)
-    needed = Needed.of([store.path, "/etc/resolv.conf", "/etc/hosts"], trees)
-    has_users = True
-    if os.geteuid() == 0:
-        enter_mount_namespace(needed)
-    else:
-        has_users = enter_user_namespace(needed)
-        die_with(parent)
+    has_users = enter_namespaces(Needed.of([store.path, "/etc/resolv.conf", "/etc/hosts"], trees), parent)
     with ExitStack() as stack:
         lowers = containers.lowers(container)
         stack.enter_context(_mounted(lowers, root, containers.upper(container.name), containers.work(container.name)))
@@ -93,6 +97,11 @@ def _sandbox(store: Store, container: Container, trees: Sequence[Path], parent: 
         yield Sandbox(container, directory, root, inside, has_users, stack)
 
 
-def layers_for(store: Store, image: Image) -> list[Path]:
-    """The directories to mount for an image, top first, unpacked where needed."""
-    return lower_directories(store, image)
+def enter_namespaces(needed: Needed, parent: int) -> bool:
+    """Have mounts of our own, an ordinary user as root of a user namespace; whether it has users besides root."""
+    if os.geteuid() == 0:
+        enter_mount_namespace(needed)
+        return True
+    has_users = enter_user_namespace(needed)
+    die_with(parent)
+    return has_users

@@ -34,6 +34,7 @@ from .dockerfile.lines import DockerfileError, Place
 from .dockerfile.parser import Instruction, names_and_values, parse_trigger
 from .dockerfile.plan import PlannedStage
 from .files.sources import Tree
+from .processes import remove_limit
 from .request import BuildError, Request
 from .sandbox import Sandbox, in_container
 
@@ -70,8 +71,10 @@ class Building:
     has_command: bool = False
 
     @classmethod
-    def on(cls, around: Surroundings, planned: PlannedStage, base: Image | None) -> Building:
-        """A stage on its base image; None is scratch."""
+    def on(
+        cls, around: Surroundings, planned: PlannedStage, base: Image | None, inherited: Mapping[str, str]
+    ) -> Building:
+        """A stage on its base image, None for scratch, with the ARGs that it has from a stage that is its base."""
         request = around.request
         if base is None:
             draft = Draft.empty(request.platform)
@@ -79,7 +82,7 @@ class Building:
         else:
             draft = Draft.on(around.store, base)
         key = key_of(base.id if base else "scratch", request.epoch, request.compression, _platform(draft))
-        return cls(around, planned, draft, key)
+        return cls(around, planned, draft, key, arguments=dict(inherited))
 
     # what instructions see
 
@@ -127,9 +130,9 @@ class Building:
         elif name == "ARG":
             self._declare(instruction)
         elif name == "HEALTHCHECK":
-            config["Healthcheck"] = healthcheck(instruction, self.draft.config.shell)
+            config["Healthcheck"] = healthcheck(instruction)
         elif name == "ONBUILD":
-            config["OnBuild"] = [*(config.get("OnBuild") or []), text]
+            config["OnBuild"] = [*(config.get("OnBuild") or []), text + instruction.here_documents]
         elif name == "MAINTAINER":
             self.draft.raw["author"] = lexer.expand(text)
         else:
@@ -210,6 +213,7 @@ class Building:
             if summary.sockets_left_out:
                 self.around.request.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
         finally:
+            remove_limit(container.id)
             containers.release(container.name)
         self.draft.add(self._history(instruction), layer)
         self.image = None

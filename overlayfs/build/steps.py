@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from ..image.oci.instructions import DEFAULT_SHELL, environment
 from ..image.oci.limits import Limits
 from ..image.store.lowers import lower_directories
 from ..image.store.store import Image
-from .cache import key_of
+from .caches import cache_called
 from .dockerfile.lines import Heredoc
 from .dockerfile.parser import Instruction, raw_words
 from .files.copying import Copying
@@ -53,16 +54,22 @@ def _run(building: Building, instruction: Instruction) -> None:
         raise InvalidError(f"--network={instruction.flag('network')}: one of {', '.join(_NETWORKS)}")
     if instruction.flag("security") not in (None, "sandbox"):
         raise InvalidError("--security=insecure is not supported: nothing is run with more rights")
-    mounts = [_planned(building, text) for text in instruction.flags.get("mount", ())]
+    mounts = _numbered([_planned(building, text) for text in instruction.flags.get("mount", ())])
     words, scripts = _words(building, instruction)
     config = building.draft.config
     declared = {name: value for name, value in building.arguments.items() if name not in environment(config)}
     proxies = {name: value for name, value in request.arguments.items() if name in PROXIES}
     agents = [ssh_target(plan, config) for plan in mounts if plan.kind == "ssh" and plan.source]
-    sockets = {"SSH_AUTH_SOCK": agents[0]} if agents else {}
+    sockets = {"SSH_AUTH_SOCK": agents[0]} if agents and "SSH_AUTH_SOCK" not in building.variables else {}
     secrets = _secrets_in_environment(mounts)
     command = Command(
-        words, {**proxies, **declared, **sockets, **secrets}, scripts, mounts, network, is_quiet=request.is_quiet
+        words,
+        {**proxies, **declared, **sockets, **secrets},
+        scripts,
+        mounts,
+        network,
+        request.process_limit,
+        is_quiet=request.is_quiet,
     )
 
     def step(sandbox: Sandbox) -> bytes:
@@ -92,24 +99,28 @@ def _words(building: Building, instruction: Instruction) -> tuple[tuple[str, ...
                 raise InvalidError(f"the heredoc {name} is run as a file of that name, which has no slash")
             return (f"/dev/pipes/{name}",), {name: content}
         return (*shell, content), {}
-    follow = "".join(f"\n{text.text}{text.name}" for text in texts)
-    return (*shell, instruction.text + follow + ("\n" if texts else "")), {}
+    return (*shell, instruction.text + instruction.here_documents + ("\n" if texts else "")), {}
+
+
+def _numbered(plans: list[MountPlan]) -> list[MountPlan]:
+    agents = count()
+    return [replace(plan, number=next(agents)) if plan.kind == "ssh" else plan for plan in plans]
 
 
 def _planned(building: Building, text: str) -> MountPlan:
     """A mount with its source: layers, a directory or a file of the host."""
     around = building.around
-    plan = parse_mount(building.lexer.expand(text))
+    plan = replace(parse_mount(building.lexer.expand(text)), limits=around.store.limits)
+    if plan.options.get("from"):
+        image = around.source(plan.options["from"], building.planned.stage.place)
+        plan = replace(plan, lowers=tuple(lower_directories(around.store, image)))
     match plan.kind:
-        case "bind" if plan.options.get("from"):
-            image = around.source(plan.options["from"], building.planned.stage.place)
-            return replace(plan, lowers=tuple(lower_directories(around.store, image)))
-        case "bind":
+        case "bind" if not plan.lowers:
             tree = around.context if around.context.ignored.rules else None
-            return replace(plan, source=around.context_path, tree=tree, limits=around.store.limits)
+            return replace(plan, source=around.context_path, tree=tree)
         case "cache":
             name = plan.options.get("id") or plan.options["target"]
-            return replace(plan, source=around.store.path / "build" / "mounts" / key_of(name))
+            return replace(plan, source=cache_called(around.store, name))
         case "secret":
             return replace(plan, secret=around.request.secrets.get(plan.secret_name))
         case "ssh":
@@ -183,10 +194,12 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             def step(sandbox: Sandbox) -> bytes:
                 if copying.paths or copying.texts:
                     copying.do(local, sandbox.inside, around.store.limits)
-                copying.with_paths(names).do(fetched, sandbox.inside, around.store.limits)
+                unpacks = instruction.is_set("unpack")  # what was fetched is unpacked only if this is asked for
+                copying.with_paths(names, unpacks=unpacks).do(fetched, sandbox.inside, around.store.limits)
                 return b""
 
-            building.layer(instruction, step, (around.context_path, staged), copying.facts, identity)
+            facts = (copying.facts, str(instruction.is_set("unpack")), identity)
+            building.layer(instruction, step, (around.context_path, staged), *facts)
         finally:
             os.close(root)
 

@@ -55,10 +55,15 @@ def with_groups(inside: Inside, user: User, names: Sequence[str]) -> User:
 def root_alone(user: User) -> User:
     """Root without supplementary groups, in a namespace with no other user. Raises NotFoundError for other users."""
     if user.uid or user.gid:
-        raise NotFoundError(
-            f"user {user.uid}:{user.gid} cannot be here: /etc/subuid and /etc/subgid give you no ids (see usermod(8))"
-        )
+        raise no_such_ids(user.uid, user.gid)
     return replace(user, groups=())
+
+
+def no_such_ids(uid: int, gid: int) -> NotFoundError:
+    """What to say where the kernel knows no such user in our namespace (EINVAL of chown(2))."""
+    return NotFoundError(
+        f"user {uid}:{gid} cannot be here: /etc/subuid and /etc/subgid give you no ids for it (see usermod(8))"
+    )
 
 
 def _find_person(inside: Inside, name: str) -> User:

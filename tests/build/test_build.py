@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import subprocess
 import tarfile
@@ -15,9 +16,11 @@ from typing import Final
 import pytest
 
 from overlayfs.image.archive.rootfs import export_image
+from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.store.store import Image, Store
 from tests.build.building import Facts, base_image, fill, tree_of
 from tests.cli.people import COMMAND
+from tests.image.registry.docker_registry import docker_registry
 from tests.prepared import Done, Prepared
 
 ON: Final = "FROM small\n"
@@ -185,9 +188,39 @@ def test_triggers_of_the_base_run_first(site: Site) -> None:
         assert b"OnBuild" not in store.read_blob(site.image().manifest.config)
 
 
-def test_a_trigger_cannot_name_another_image(site: Site) -> None:
+def test_a_trigger_can_name_another_image(site: Site) -> None:
     site.build(f"{ON}ONBUILD COPY --from=small /etc/passwd /x\n", "-t", "base")
-    assert "the image 'small' was not fetched: variables and ONBUILD cannot" in site.refuses("FROM base\n")
+    site.build("FROM base\n")
+    assert site.tree()["/x"] == site.tree()["/etc/passwd"]
+
+
+def test_triggers_have_heredocs(site: Site) -> None:
+    site.build(f"{ON}ONBUILD RUN <<E\necho 1 > /x\nE\nONBUILD COPY <<-F <<'G' /d/\n\t$a\n\tF\n$a\nG\n", "-t", "base")
+    site.build("FROM base\n")
+    assert [site.text(path) for path in ("/x", "/d/F", "/d/G")] == ["1\n", "\n", "$a\n"]
+
+
+def test_a_stage_inherits_the_arguments_of_its_base(site: Site) -> None:
+    text = "FROM small AS one\nARG A=1\nFROM one\nRUN echo $A > /x\nFROM small AS other\nRUN echo $A > /x\n"
+    site.build(text, "--target", "1")
+    assert site.text("/x") == "1\n"
+    site.build(text, "--target", "1", "--build-arg", "A=2")
+    assert site.text("/x") == "2\n"
+    site.build(text)
+    assert site.text("/x") == "\n"
+
+
+def test_hard_links_are_copied_as_such(site: Site) -> None:
+    (site.context / "d").mkdir()
+    (site.context / "d/a").write_text("1")
+    (site.context / "d/b").hardlink_to(site.context / "d/a")
+    site.build(f"{ON[:-1]} AS one\nCOPY d /d\nRUN ln /d/b /d/c\n{ON}COPY --from=one --parents --chown=5 /d /e/\n")
+    found = [site.tree()[f"/e/d/{name}"] for name in "abc"]
+    assert [(kind, uid, target) for kind, _, uid, _, target, _ in found] == [
+        (tarfile.REGTYPE, 5, ""),
+        (tarfile.LNKTYPE, 5, "e/d/a"),
+        (tarfile.LNKTYPE, 5, "e/d/a"),
+    ]
 
 
 # -- flags that buildah 1.28 does not know
@@ -250,6 +283,13 @@ def test_a_bind_shows_what_copy_would_copy(site: Site) -> None:
     assert not (site.context / "d/new").exists()
 
 
+def test_health_checks_have_the_shell_of_the_image(site: Site) -> None:
+    site.build(f'{ON}SHELL ["/bin/sh", "-x", "-c"]\nHEALTHCHECK CMD a  b\n')
+    with Store.open(site.store) as store:
+        config = json.loads(store.read_blob(site.image().manifest.config))["config"]
+    assert config["Healthcheck"]["Test"] == ["CMD-SHELL", "a  b"]
+
+
 def test_a_cache_outlives_the_build(site: Site) -> None:
     step = f"{ON}RUN --mount=type=cache,target=/c,id=i echo x >> /c/f && cat /c/f > /x\n"
     site.build(step)
@@ -271,6 +311,8 @@ def test_a_step_has_a_cache_that_is_not_shared_alone(site: Site, sharing: str, i
         while build.stderr.readline().strip() != "begun":
             assert build.poll() is None
         is_free = _can_lock(cache)
+        with Store.open(site.store) as store, pytest.raises(InUseError), store.alone(0):  # so that nobody prunes
+            pass
         (cache / "gate").write_text("1\n")
         build.stderr.read()
     assert (site.text("/x"), is_free) == ("1\n", not is_locked)
@@ -323,6 +365,33 @@ def test_an_unknown_output_is_refused_before_the_work(site: Site, output: str) -
     assert f"--output '{output}' is not" in site.refuses(ON, "-o", output)
 
 
+# -- base images of a registry
+
+
+def test_a_base_image_is_pulled_anew_if_asked_for(
+    site: Site, tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "overlayfs").mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with docker_registry(tmp_path / "registry") as registry:
+        (tmp_path / "overlayfs/registries.toml").write_text(f'[registry."{registry.name}"]\ninsecure = true\n')
+        base, found = f"{registry.name}/base", []
+        for text, words in (("1", ()), ("2", ()), ("2", ("--pull",)), ("2", ())):
+            site.build(f"{ON}RUN echo {text} > /x\n", "-t", base)
+            assert prepared.call("--store", site.store, "push", "-q", base).status == 0
+            found.append(_x_on(base, tmp_path / "other", prepared, *words))
+    assert found == [b"1\n", b"1\n", b"2\n", b"2\n"]
+
+
+def _x_on(base: str, store: Path, prepared: Prepared, *words: str) -> object:
+    """The content of /x in an image that another store builds on this base."""
+    done = prepared.call("--store", store, "build", "-t", "made", *words, "-", typed=f"FROM {base}\nENV A=1\n")
+    assert done.status == 0, done.err
+    with Store.open(store) as opened:
+        return tree_of(opened, opened.find("made"))["/x"][-1]
+
+
 # -- contexts
 
 
@@ -362,6 +431,10 @@ def test_a_git_repository_as_source(site: Site, tmp_path: Path, httpd: str) -> N
     subprocess.run(["git", "-C", url, "update-server-info"], check=True)
     site.build(f"{ON}ADD {httpd}/r/.git /r\n")
     assert {path for path in site.tree() if path.startswith("/r/")} == {"/r/a"}
+    assert site.tree()["/r/a"][1] == "0o644"
+    said = subprocess.run(["git", "-C", url, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    site.build(f"{ON}ADD --checksum={said.stdout[:7]} {httpd}/r/.git /r\n")
+    assert "is another commit" in site.refuses(f"{ON}ADD --checksum={'0' * 7} {httpd}/r/.git /r\n")
 
 
 @pytest.fixture
@@ -393,6 +466,13 @@ def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) ->
     assert "could not be fetched" in site.refuses(f"{ON}ADD {httpd}/none /x/\n")
 
 
+def test_an_archive_of_a_url_is_unpacked_if_asked_for(site: Site, tmp_path: Path, httpd: str) -> None:
+    with tarfile.open(tmp_path / "served/t.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("in"))
+    site.build(f"{ON}ADD {httpd}/t.tar.gz /x/\nADD --unpack=true {httpd}/t.tar.gz /y/\n")
+    assert {path for path in site.tree() if path.startswith(("/x/", "/y/"))} == {"/x/t.tar.gz", "/y/in"}
+
+
 # -- errors
 
 
@@ -406,12 +486,12 @@ def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) ->
         ("FROM small\nCOPY *.none /x\n", "Dockerfile:2: COPY: '*.none' is not in the build context"),
         ("FROM small\nUSER nobody-here\nRUN true\n", "Dockerfile:3: RUN: the image has no user 'nobody-here'"),
         ("FROM small\nCOPY --chown=none a /x\n", "Dockerfile:2: COPY: the image has no user 'none'"),
-        ("FROM small\nCOPY --chmod=u+x a /x\n", "Dockerfile:2: COPY: --chmod=u+x"),
+        ("FROM small\nCOPY --chmod=u+y a /x\n", "Dockerfile:2: COPY: --chmod=u+y"),
         ("FROM small\nCOPY a a /x\n", "Dockerfile:2: COPY: several files need a directory: write /x/"),
         ("FROM small\nCOPY a /etc/passwd/x\n", "Dockerfile:2: COPY: '/etc/passwd' in the image is no directory"),
         ("FROM small\nENV A\n", "Dockerfile:2:1: 'A' is not NAME=VALUE"),
         ("FROM small\nARG 1=2\n", "Dockerfile:2:1: '1=2' is no ARG"),
-        ("FROM small\nRUN --mount=type=cache,target=/c,from=small true\n", "Dockerfile:2: --mount=type=cache has no"),
+        ("FROM small\nRUN --mount=type=cache,target=/c,size=1 true\n", "Dockerfile:2: --mount=type=cache has no"),
         ("FROM small\nRUN --mount=type=none true\n", "Dockerfile:2: --mount: unknown type 'none'"),
         ("FROM small\nCOPY --from=1 a /x\nFROM small\nFROM small\n", None),
         ("FROM small\nHEALTHCHECK --retries=x CMD y\n", "Dockerfile:2:1: --retries=x is no number"),

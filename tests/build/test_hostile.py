@@ -366,6 +366,14 @@ def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
     assert os.listdir(site.store / "containers") == os.listdir(site.store / "tmp") == []
 
 
+def test_a_fork_bomb_ends_at_the_limit(site: Site) -> None:
+    bomb = f"while :; do sleep {FOR_EVER.decode()} & done"
+    assert "Dockerfile:2: the command ended" in site.refuses(f"{ON}RUN {bomb}\n", "--pids-limit", "30")
+    assert processes_of(site.store) == []
+    site.build(f"{ON}RUN for n in 1 2 3; do sleep 0 & done; wait; echo 1 > /x\n", "--pids-limit", "30")
+    assert site.text("/x") == "1\n"
+
+
 def test_runc_does_not_run_what_a_killed_build_could_not_end(site: Site) -> None:
     site.write(f"{ON}RUN true\n")
     bwrap = shutil.which("bwrap")

@@ -29,6 +29,9 @@ def read(text: str) -> list[tuple[str, str]]:
         ("# syntax=docker/dockerfile:1\n# escape=`\nRUN a `\nb", [("RUN", "a b")]),
         ("# a comment\n# escape=`\nRUN a `\nRUN b", [("RUN", "a `"), ("RUN", "b")]),
         ("FROM a\n# escape=`\nRUN a \\\nb", [("FROM", "a"), ("RUN", "a b")]),
+        ("# other=1\n# escape=`\nRUN a `\nRUN b", [("RUN", "a `"), ("RUN", "b")]),
+        ("# check=skip=JSONArgsRecommended,StageNameCasing; error=true\n# escape=`\nRUN a `\nb", [("RUN", "a b")]),
+        ("# Check = skip=all\nFROM a", [("FROM", "a")]),
         ("CMD", [("CMD", "")]),
     ],
 )
@@ -70,6 +73,8 @@ def test_places_are_those_of_the_file() -> None:
     [
         ("FROM a\n  &&\n", "Dockerfile:2:3: '&&' is no instruction"),
         ("# escape=x\nFROM a", "Dockerfile:1:1: the escape character is \\ or `, not 'x'"),
+        ("# check=all\nFROM a", "Dockerfile:1:1: check is skip=NAME,… or error=true, with ; between, not 'all'"),
+        ("# check=error=yes\nFROM a", "Dockerfile:1:1: check is skip=NAME,…"),
         ("# escape=`\n# escape=`\n", "Dockerfile:2:1: the directive escape is given twice"),
         ("FROM a\nRUN cat <<EOF\nb\n", "Dockerfile:2:9: the heredoc EOF has no end: a line that is 'EOF'"),
     ],

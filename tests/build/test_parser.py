@@ -20,7 +20,7 @@ def test_flags_are_taken_apart() -> None:
 
 
 def test_only_the_first_words_are_flags() -> None:
-    stage = parse_dockerfile('FROM a\nRUN echo --mount=x\nCMD --flag\nRUN [ 1 ]\nRUN ["b"]\n', "D").stages[0]
+    stage = parse_dockerfile('FROM a\nRUN echo --mount=x\nCMD --flag\nRUN [ a ]\nRUN ["b"]\n', "D").stages[0]
     run, command, test, listed = stage.instructions
     assert (run.flags, run.text, command.text) == ({}, "echo --mount=x", "--flag")
     assert (test.listed, listed.listed) == (None, ("b",))
@@ -48,6 +48,7 @@ def test_stages() -> None:
         ("FROM a\nCOPY --bad=1 x y\n", "D:2:6: COPY has no flag --bad"),
         ("FROM a\nCOPY --link \\\n  --from x y\n", "D:3:3: --from needs a value"),
         ("FROM a\nCOPY --from=a --from=b x y\n", "D:2:15: --from is given twice"),
+        ('FROM a\nCMD ["b", 1]\n', "D:2:5: '[\"b\", 1]': a JSON list holds strings and nothing else"),
         ("FROM a\nONBUILD FROM b\n", "D:2:9: ONBUILD cannot be followed by FROM"),
         ("FROM a\nONBUILD ONBUILD RUN b\n", "D:2:9: ONBUILD cannot be followed by ONBUILD"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from ...image.oci.errors import InvalidError
@@ -29,7 +29,7 @@ _MEMBERS: Final[Mapping[str, str]] = {
 }
 
 
-def healthcheck(instruction: Instruction, shell: Sequence[str]) -> dict[str, object]:
+def healthcheck(instruction: Instruction) -> dict[str, object]:
     """`CMD …` in JSON or shell form, or `NONE`. Raises InvalidError."""
     kind, _, rest = instruction.text.partition(" ")
     if kind.upper() == "NONE":
@@ -38,7 +38,7 @@ def healthcheck(instruction: Instruction, shell: Sequence[str]) -> dict[str, obj
         return {"Test": ["NONE"]}
     if kind.upper() != "CMD" or not rest.strip():
         raise InvalidError("HEALTHCHECK is followed by CMD and a command, or by NONE")
-    checked: dict[str, object] = {"Test": _test(rest.strip(), shell)}
+    checked: dict[str, object] = {"Test": _test(rest.strip())}
     for flag, member in _MEMBERS.items():
         if (text := instruction.flag(flag)) is not None:
             checked[member] = _nanoseconds(flag, text)
@@ -49,11 +49,10 @@ def healthcheck(instruction: Instruction, shell: Sequence[str]) -> dict[str, obj
     return checked
 
 
-def _test(text: str, shell: Sequence[str]) -> list[str]:
+def _test(text: str) -> list[str]:
+    """A command in shell form is run by the SHELL of the image at the time of the check."""
     listed = json_list(text)
-    if listed is not None:
-        return ["CMD", *listed]
-    return ["CMD-SHELL", text] if not shell else ["CMD", *shell, text]
+    return ["CMD-SHELL", text] if listed is None else ["CMD", *listed]
 
 
 def _nanoseconds(flag: str, text: str) -> int:

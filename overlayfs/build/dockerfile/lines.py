@@ -15,7 +15,9 @@ from typing import Final
 
 from ...image.oci.errors import InvalidError
 
-_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][\w-]*)\s*=\s*(.+?)\s*")
+_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
+_DIRECTIVES: Final = ("syntax", "escape", "check")
+_CHECK_OPTIONS: Final = ("skip", "error", "experimental")
 _HEREDOC: Final = re.compile(r"""(?<!\S)\d*<<(-?)(?:(["'])([^<\s"']+)\2|([^<\s"'&|;()]+))""")
 _WITH_HEREDOCS: Final = frozenset({"RUN", "COPY", "ADD"})
 _INSTRUCTION: Final = re.compile(r"\s*([A-Za-z]+)(?:\s+|$)")
@@ -87,21 +89,28 @@ def read_lines(text: str, file: str) -> Source:
 
 
 def _escape_of(physical: list[str], file: str) -> str:
-    """The directives are comments `# name=value` before everything else; of them only `escape` has a meaning here."""
+    """The directives are comments `# name=value` before everything else, other comments too. Of them only `escape` has
+    a meaning here: this is the one syntax, and nothing is checked that `check` could leave out."""
     escape, seen = "\\", set()
     for number, line in enumerate(physical, 1):
         found = _DIRECTIVE.fullmatch(line.strip())
-        if not found:
+        if not found or found[1].lower() not in _DIRECTIVES:
             break
         name, value = found[1].lower(), found[2]
         if name in seen:
             raise Place(file, number).error(f"the directive {name} is given twice")
         seen.add(name)
-        if name == "escape":
-            if value not in ("\\", "`"):
-                raise Place(file, number).error(f"the escape character is \\ or `, not {value[:20]!r}")
-            escape = value
+        if name == "escape" and value not in ("\\", "`"):
+            raise Place(file, number).error(f"the escape character is \\ or `, not {value[:20]!r}")
+        if name == "check" and not all(_is_check_option(option) for option in value.split(";")):
+            raise Place(file, number).error(f"check is skip=NAME,… or error=true, with ; between, not {value[:60]!r}")
+        escape = value if name == "escape" else escape
     return escape
+
+
+def _is_check_option(text: str) -> bool:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    return name in _CHECK_OPTIONS and bool(equals) and (name != "error" or value.lower() in ("true", "false", "1", "0"))
 
 
 class _Reader:
@@ -127,7 +136,8 @@ class _Reader:
             raise place.error(f"{self._physical[first].strip()[:40]!r} is no instruction")
         text, starts = self._joined(found.end())
         line = Line(found[1].upper(), place, text.rstrip(), tuple(starts))
-        has_heredocs = line.name in _WITH_HEREDOCS or line.name == "ONBUILD"
+        name = text.split(maxsplit=1)[0].upper() if line.name == "ONBUILD" and text else line.name
+        has_heredocs = name in _WITH_HEREDOCS
         heredocs = tuple(self._heredocs(line)) if has_heredocs and "<<" in text else ()
         return replace(line, heredocs=heredocs)
 

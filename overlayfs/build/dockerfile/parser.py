@@ -45,6 +45,11 @@ class Instruction:
     place: Place
     written: str
 
+    @property
+    def here_documents(self) -> str:
+        """The lines that follow it in the file, with a line break before each."""
+        return "".join(f"\n{heredoc.text}{heredoc.name}" for heredoc in self.heredocs)
+
     def flag(self, name: str) -> str | None:
         """The value of a flag that can be given once; `true` for one without a value."""
         return self.flags.get(name, (None,))[-1]
@@ -129,7 +134,10 @@ def _instruction(line: Line) -> Instruction:
         raise line.named_at.error(f"{line.name} needs something to follow it")
     if line.name == "ONBUILD":
         _check_trigger(line)
-    listed = json_list(text)
+    try:
+        listed = json_list(text)
+    except InvalidError as error:
+        raise line.place(offset).error(str(error)) from None
     return Instruction(
         line.name,
         flags,

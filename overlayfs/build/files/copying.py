@@ -11,7 +11,6 @@ import dataclasses
 import lzma
 import os
 import posixpath
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,11 +25,11 @@ from ...image.tar.compression import open_decompressed
 from ...image.tar.header import BLOCK
 from ...image.tar.reader import Entry, TarReader
 from ...tree.syscalls import open_in_root
+from .modes import parse_mode
 from .patterns import Ignored
 from .sources import Item, Tree, digest_items
 from .writer import TreeWriter, renamed
 
-_OCTAL: Final = re.compile(r"[0-7]{1,5}", re.ASCII)
 _OTHERS: Final[tuple[tuple[bytes, Any], ...]] = ((b"BZh", bz2.BZ2File), (b"\xfd7zXZ\0", lzma.LZMAFile))
 """Compressions of archives that no layer has, by how they begin."""
 _USTAR_AT: Final = 257
@@ -57,9 +56,9 @@ class Copying:
         where = (self.paths, self.texts, self.target, self.chown, self.chmod)
         return repr((where, self.keeps_parents, self.unpacks, rules))
 
-    def with_paths(self, paths: tuple[str, ...]) -> Copying:
-        """The same, of these files alone, which are not unpacked."""
-        return dataclasses.replace(self, paths=paths, texts=(), unpacks=False)
+    def with_paths(self, paths: tuple[str, ...], *, unpacks: bool) -> Copying:
+        """The same, of these files alone."""
+        return dataclasses.replace(self, paths=paths, texts=(), unpacks=unpacks)
 
     def digest(self, tree: Tree) -> str:
         """A digest of all that is to be copied from a tree; names of files count."""
@@ -129,23 +128,17 @@ class Copying:
         return writer.edited(Entry(b"", "d", 0o755))
 
     def _edit(self, inside: Inside) -> Any:
-        mode = _mode(self.chmod) if self.chmod else None
+        change = parse_mode(self.chmod) if self.chmod else None
         owner = _owner(inside, self.chown) if self.chown else None
 
         def edit(entry: Entry) -> Entry:
             if owner is not None:
                 entry = replace(entry, uid=owner[0], gid=owner[1])
-            if mode is not None and entry.kind not in "lh":
-                entry = replace(entry, mode=mode)
+            if change is not None and entry.kind not in "lh":
+                entry = replace(entry, mode=change(entry.mode, entry.kind == "d"))
             return entry
 
         return edit
-
-
-def _mode(text: str) -> int:
-    if not _OCTAL.fullmatch(text) or int(text, 8) > 0o7777:
-        raise InvalidError(f"--chmod={text}: give the permissions as octal digits, as 755")
-    return int(text, 8)
 
 
 def _owner(inside: Inside, text: str) -> tuple[int, int]:

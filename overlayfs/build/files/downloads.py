@@ -41,9 +41,7 @@ def fetch(
     """Fetch a URL as a file in an empty directory, or a repository as its files; what is to be copied. Raises
     ImageError."""
     if is_git(source):
-        if checksum is not None:
-            raise InvalidError("--checksum is for URLs: name a commit of the repository with #COMMIT")
-        return clone(source, directory, keeps_git=keeps_git)
+        return clone(source, directory, keeps_git=keeps_git, commit=checksum or "")
     name = unquote(posixpath.basename(urlsplit(source).path))
     if not name or "/" in name or name in (".", ".."):
         raise InvalidError(f"{source}: the URL has no file name: name one in the destination")
@@ -90,8 +88,9 @@ def _seconds(modified: str | None) -> float:
         return 0.0
 
 
-def clone(source: str, directory: Path, *, keeps_git: bool = False) -> Path:
-    """Clone `URL[#REF[:SUBDIRECTORY]]` into an empty directory; where the subdirectory is. Raises ImageError."""
+def clone(source: str, directory: Path, *, keeps_git: bool = False, commit: str = "") -> Path:
+    """Clone `URL[#REF[:SUBDIRECTORY]]` into an empty directory; where the subdirectory is. It must be the commit whose
+    ID begins like this. Raises ImageError."""
     url, _, rest = source.partition("#")
     reference, _, inner = rest.partition(":")
     if url.startswith("-") or reference.startswith("-"):
@@ -102,6 +101,9 @@ def clone(source: str, directory: Path, *, keeps_git: bool = False) -> Path:
         _git(*words[0], "--depth=1", *words[1])
     except ImageError:  # a server of plain files has whole histories only
         _git(*words[0], *words[1])
+    found = _git("-C", directory, "rev-parse", "FETCH_HEAD^{commit}")
+    if not found.startswith(commit.lower()):
+        raise ImageError(f"{source} is another commit: {found} instead of {commit}")
     _git("-C", directory, "checkout", "--quiet", "FETCH_HEAD")
     if not keeps_git:
         remove_tree(directory / ".git")
@@ -111,7 +113,8 @@ def clone(source: str, directory: Path, *, keeps_git: bool = False) -> Path:
     return place
 
 
-def _git(*words: str | Path) -> None:
+def _git(*words: str | Path) -> str:
+    """What git says. New files have the modes that docker gives them."""
     try:
         done = subprocess.run(
             ["git", *words],
@@ -120,6 +123,7 @@ def _git(*words: str | Path) -> None:
             text=True,
             errors="replace",
             env={**os.environ, **_QUIET_GIT},
+            umask=0o022,
             check=False,
         )
     except FileNotFoundError:
@@ -127,3 +131,4 @@ def _git(*words: str | Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise ImageError(f"git: {lines[-1]}")
+    return done.stdout.strip()

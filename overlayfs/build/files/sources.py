@@ -39,6 +39,10 @@ _KEPT_XATTRS: Final = ("user.", "security.capability")
 """Prefixes; other xattrs mean something on this host only."""
 
 
+Links = dict[tuple[int, int], bytes]
+"""The first name of each file that has several, by device and inode number."""
+
+
 class Item(NamedTuple):
     """One file with its data, without holes as `entry.sparse` says; the data is read before the next item."""
 
@@ -122,7 +126,8 @@ class Tree:
             os.close(fd)
 
     def read(self, path: str, *, excluded: Ignored | None = None) -> Iterator[Item]:
-        """A file as one item without a path; of a directory the root and everything in it, in byte order.
+        """A file as one item without a path; of a directory the root and everything in it, in byte order. Of a file
+        with several names there the later ones are hard links to the first.
 
         `excluded` are patterns for paths relative to the source, as of COPY --exclude.
         """
@@ -136,15 +141,15 @@ class Tree:
                 if not excluded.covers(posixpath.basename(path)):
                     above = open_in_root(self.root, os.path.dirname(resolved) or b".", os.O_RDONLY | os.O_DIRECTORY)
                     stack.callback(os.close, above)
-                    yield self._item(above, os.path.basename(resolved), b"")
+                    yield self._item(above, os.path.basename(resolved), b"", {})
                 return
             top = open_in_root(self.root, resolved or b".", os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, top)
             yield Item(self._entry(b"", top, os.fstat(top)), ())
-            yield from self._walk(top, resolved, b"", excluded)
+            yield from self._walk(top, resolved, b"", excluded, {})
 
-    def _walk(self, directory: int, path: bytes, below: bytes, excluded: Ignored) -> Iterator[Item]:
-        """`path` is that of the directory in the tree, `below` that in the source."""
+    def _walk(self, directory: int, path: bytes, below: bytes, excluded: Ignored, links: Links) -> Iterator[Item]:
+        """`path` is that of the directory in the tree, `below` that in the source; `links` grows."""
         if below.count(b"/") > _DEEPEST:
             raise InvalidError(f"{named(below)} in {self.what} is too deep")
         for name in sorted(map(os.fsencode, os.listdir(directory))):
@@ -154,18 +159,21 @@ class Tree:
                 fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
             except OSError:
                 if not is_out:
-                    yield self._item(directory, name, shown)
+                    yield self._item(directory, name, shown, links)
                 continue
             try:
                 if not is_out:
                     yield Item(self._entry(shown, fd, os.fstat(fd)), ())
                 if not is_out or self.ignored.takes_back or excluded.takes_back:
-                    yield from self._walk(fd, inner, shown, excluded)
+                    yield from self._walk(fd, inner, shown, excluded, links)
             finally:
                 os.close(fd)
 
-    def _item(self, directory: int, name: bytes, path: bytes) -> Item:
+    def _item(self, directory: int, name: bytes, path: bytes, links: Links) -> Item:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        first = links.setdefault((found.st_dev, found.st_ino), path) if found.st_nlink > 1 else path
+        if first != path:
+            return Item(replace(self._entry(path, None, found), kind="h", size=0, device=(0, 0), target=first), ())
         if stat.S_ISREG(found.st_mode):
             fd = os.open(name, _OPEN_FILE, dir_fd=directory)
             found = os.fstat(fd)

@@ -6,6 +6,7 @@ tree is a mount that only this process uses.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -15,6 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ...container.root_paths import Inside
+from ...container.users import no_such_ids
 from ...image.oci.errors import InvalidError, named
 from ...image.oci.limits import Limits
 from ...image.tar.file_data import write_data
@@ -65,10 +67,8 @@ class TreeWriter:
                 os.mkdir(name, 0o755, dir_fd=fd)
             except FileExistsError:
                 raise InvalidError(f"{named(path)} in the image is a symlink that leads nowhere") from None
-            uid, gid = (like.uid, like.gid) if like else (0, 0)
             os.chmod(name, 0o755, dir_fd=fd)  # whatever the umask
-            if self._keeps_owners:
-                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+            self._own(like or Entry(path, "d", 0o755), fd, name)
         return path
 
     def put(self, directory: bytes, entry: Entry, data: Iterable[memoryview]) -> None:
@@ -126,8 +126,7 @@ class TreeWriter:
         else:
             kind = stat.S_IFCHR if entry.kind == "c" else stat.S_IFBLK
             os.mknod(name, kind | entry.mode, os.makedev(*entry.device), dir_fd=fd)
-        if self._keeps_owners:
-            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        self._own(entry, fd, name)
         if entry.kind != "l":
             os.chmod(name, entry.mode, dir_fd=fd)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
@@ -140,11 +139,24 @@ class TreeWriter:
             os.link(target, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
 
     def _describe(self, fd: int, entry: Entry) -> None:
-        if self._keeps_owners:
-            os.fchown(fd, entry.uid, entry.gid)
+        self._own(entry, fd)
         for name, value in entry.xattrs.items():  # after the owner: chown clears capabilities
             os.setxattr(fd, name, value)
         os.fchmod(fd, entry.mode)
+
+    def _own(self, entry: Entry, fd: int, name: bytes = b"") -> None:
+        """Set the owner of an open file, or of `name` in an open directory. Raises InvalidError, OSError."""
+        if not self._keeps_owners:
+            return
+        try:
+            if name:
+                os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+            else:
+                os.fchown(fd, entry.uid, entry.gid)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise no_such_ids(entry.uid, entry.gid) from None
 
     def finish(self) -> None:
         """Give the directories their times, the innermost first."""
@@ -153,6 +165,23 @@ class TreeWriter:
                 os.utime(descriptor_path(fd), ns=(mtime_ns, mtime_ns))
 
 
+def write_tree(
+    inside: Inside,
+    name: str,
+    items: Iterable[tuple[Entry, Iterable[memoryview]]],
+    limits: Limits,
+    *,
+    keeps_owners: bool = True,
+) -> None:
+    """Write what a source gives as a new file or directory `name`."""
+    writer = TreeWriter(inside, limits, keeps_owners=keeps_owners)
+    for entry, data in items:
+        writer.put(b"/", renamed(entry, os.fsencode(name)), data)
+    writer.finish()
+
+
 def renamed(entry: Entry, prefix: bytes) -> Entry:
     """The entry of a source, placed at `prefix`."""
-    return replace(entry, path=posixpath.join(prefix, entry.path) if entry.path else prefix)
+    path = posixpath.join(prefix, entry.path) if entry.path else prefix
+    target = posixpath.join(prefix, entry.target) if entry.kind == "h" else entry.target
+    return replace(entry, path=path, target=target)

@@ -33,6 +33,9 @@ def build(
     ] = None,
     ssh: Annotated[Texts, typer.Option("--ssh", metavar="default|ID[=SOCKET]", help="Agents for RUN --mount.")] = None,
     squash: Annotated[bool, typer.Option("--squash", help="Make an image of one layer.")] = False,
+    pids_limit: Annotated[
+        int | None, typer.Option("--pids-limit", metavar="COUNT", min=1, help="Processes of a RUN at once.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the container of a RUN that fails.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DIR|TAR", help="Write the tree there too, as export does.")
@@ -73,6 +76,7 @@ def build(
         uses_cache=not no_cache,
         pulls=pull,
         squashes=squash,
+        process_limit=pids_limit,
         keeps_failed=keep,
         is_quiet=quiet or progress == "quiet",
     )

@@ -209,6 +209,9 @@ def prune(
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask for confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only list what would be removed.")] = False,
+    build: Annotated[
+        bool, typer.Option("--build", help="Remove all cached steps of builds, and the caches of RUN --mount.")
+    ] = False,
     share: Annotated[
         Literal["reflink", "hardlink"] | None,
         typer.Option("--share", help="Make equal files of the remaining layers share disk space."),
@@ -216,18 +219,19 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove images without a name, blobs and layers that no image needs, and leftovers of interrupted work. Images in
-    use by a mount or container stay.
+    use by a mount or container stay. A step of a build stays cached as long as an image has its layers.
 
     --share hardlink is for file systems without reflinks: files with equal content and attributes become one, so a
     later change of one by hand changes all.
 
     Exit status: 0 done, 1 an error, or others work in the store.
     """
+    from overlayfs.build.caches import remove_caches
     from overlayfs.cli.store.keeping import prune_store
 
     if share and dry_run:
         raise typer.BadParameter("--share and --dry-run exclude each other")
-    prune_store(named, force, dry_run, share, as_json)
+    prune_store(named, force, dry_run, share, remove_caches if build else None, as_json)
 
 
 @app.command(short_help="Find damaged images and layers.")

@@ -11,7 +11,8 @@ from typing import Final
 
 from overlayfs.build.build import build, clean_up
 from overlayfs.build.files.contexts import opened_context, unpack_file
-from overlayfs.build.request import Request
+from overlayfs.build.processes import check_limit
+from overlayfs.build.request import EPOCH, Request
 from overlayfs.cli.progress import shown_progress
 from overlayfs.cli.store.archives import written
 from overlayfs.cli.store.commit import compression_of, epoch
@@ -66,6 +67,7 @@ class Words:
     uses_cache: bool
     pulls: bool
     squashes: bool
+    process_limit: int | None
     keeps_failed: bool
     is_quiet: bool
 
@@ -74,6 +76,7 @@ def build_image(directory: Path | None, words: Words) -> None:
     """Build, and print the ID. Raises ImageError, OSError."""
     output = None if words.output is None else _Output.parse(words.output)
     references = [_reference(tag) for tag in words.tags]
+    check_limit(words.process_limit)
     with Store.open(directory) as store:
         request = _request(words)
         clean_up(store)
@@ -98,9 +101,10 @@ def _reference(text: str) -> Reference:
 
 
 def _request(words: Words) -> Request:
+    arguments = _arguments(words.arguments)
     return Request(
         _pull,
-        arguments=_arguments(words.arguments),
+        arguments=arguments,
         labels=_pairs("--label", words.labels),
         platform=parse_platform(words.platform) if words.platform else None,
         target=words.target,
@@ -108,17 +112,18 @@ def _request(words: Words) -> Request:
         pulls=words.pulls,
         keeps_failed=words.keeps_failed,
         squashes=words.squashes,
+        process_limit=words.process_limit,
         is_quiet=words.is_quiet,
         compression=compression_of(words.compression),
-        epoch=epoch(),
+        epoch=epoch(arguments.get(EPOCH, "")),
         secrets=_secrets(words.secrets),
         ssh=_agents(words.ssh),
     )
 
 
 def _arguments(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE`, or `NAME` for the variable of the caller, if it has one."""
-    found = {}
+    """`NAME=VALUE`, or `NAME` for the variable of the caller, if it has one. The epoch of the caller is one, too."""
+    found = {EPOCH: os.environ[EPOCH]} if EPOCH in os.environ else {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name:

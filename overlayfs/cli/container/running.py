@@ -230,11 +230,8 @@ class Running:
     def _name_files(self, places: Mountpoints, given: set[str]) -> Iterator[Bind]:
         settings = self.settings
         texts = names.made_files(settings.network_kind, self._hostname, settings.hosts, settings.dns)
-        for path in names.write(self.bundle, texts):
-            target = f"/etc/{path.name}"
-            if target not in given:
-                with suppress(InvalidError):  # the image has an unexpected file there, which is left alone
-                    yield Bind(str(path), places.file(target))
+        wanted = {name: text for name, text in texts.items() if f"/etc/{name}" not in given}
+        return names.binds(self.bundle, wanted, places)
 
     # the record
 

@@ -27,7 +27,7 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
     """
     place = path.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-staged = place.with_name(f".{place.name}.{os.urandom(8).hex()}")
+    staged = place.with_name(f".{place.name}.{os.urandom(8).hex()}")
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:

@@ -221,9 +221,9 @@ def _owner(text: str | None) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[1])
 
 
-def epoch() -> int | None:
-    """https://reproducible-builds.org/specs/source-date-epoch: seconds since 1970."""
-    text = os.environ.get("SOURCE_DATE_EPOCH")
+def epoch(given: str = "") -> int | None:
+    """https://reproducible-builds.org/specs/source-date-epoch: seconds since 1970; as given, else the caller's."""
+    text = given or os.environ.get("SOURCE_DATE_EPOCH")
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 36):

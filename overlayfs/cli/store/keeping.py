@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.asking import confirm
@@ -14,7 +15,7 @@ from overlayfs.cli.output import Cell, Lines, format_size, print_json, safe
 from overlayfs.cli.progress import shown_progress
 from overlayfs.image.oci.errors import ImageError, InUseError
 from overlayfs.image.oci.reference import Reference
-from overlayfs.image.store.pruning import PruneReport, prune, prune_held, remove_image
+from overlayfs.image.store.pruning import PruneReport, Steps, prune, prune_held, remove_image
 from overlayfs.image.store.sharing import Shared, Sharing, deduplicate
 from overlayfs.image.store.store import Store
 
@@ -54,17 +55,24 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
 def _prune_after(store: Store) -> PruneReport:
     try:
         with store.alone(patience_s=0):
-            return prune_held(store, unnamed=False, leftovers=False)
+            return prune_held(store, unnamed=False, leftovers=False, steps=Steps.ALL)
     except InUseError:
         return PruneReport()
 
 
-def prune_store(named: bool, force: bool, dry_run: bool, share: str | None, as_json: bool) -> None:
-    """Remove unused objects; asks the user before it removes named images. `share` is a value of Sharing."""
+RemoveCaches = Callable[[Store, bool], int]
+"""Removes what builds keep for later ones, or only counts its bytes (in a dry run)."""
+
+
+def prune_store(
+    named: bool, force: bool, dry_run: bool, share: str | None, caches: RemoveCaches | None, as_json: bool
+) -> None:
+    """Remove unused objects, with `caches` those of builds too; asks the user before it removes named images. `share`
+    is a value of Sharing."""
     with Store.open(store_directory()) as store:
         if named and not force and not dry_run:
             _confirm(prune(store, named=True, dry_run=True))
-        report = prune(store, named=named, dry_run=dry_run)
+        report = _prune(store, named, dry_run, caches)
         shared = None if share is None else _share(store, Sharing(share))
     if as_json:
         counts = {} if shared is None else {"FilesShared": shared.files, "BytesShared": shared.size}
@@ -73,6 +81,13 @@ def prune_store(named: bool, force: bool, dry_run: bool, share: str | None, as_j
     _print_report(report, "Would remove" if dry_run else "Removed")
     if shared is not None:
         print(f"Shared {shared.files} files: {format_size(shared.size)}")
+
+
+def _prune(store: Store, named: bool, dry_run: bool, caches: RemoveCaches | None) -> PruneReport:
+    with store.alone():
+        steps = Steps.OF_IMAGES if caches is None else Steps.NONE
+        report = prune_held(store, named=named, dry_run=dry_run, steps=steps)
+        return report if caches is None else replace(report, freed=report.freed + caches(store, dry_run))
 
 
 def _share(store: Store, sharing: Sharing) -> Shared:
@@ -101,6 +116,7 @@ def _document(report: PruneReport) -> dict[str, object]:
         "ImagesDeleted": list(report.images),
         "Blobs": report.blobs,
         "Layers": report.layers,
+        "BuildSteps": report.steps,
         "Leftovers": report.leftovers,
         "SpaceReclaimed": report.freed,
     }
@@ -110,8 +126,8 @@ def _print_report(report: PruneReport, verb: str) -> None:
     for name in report.images:
         print(f"{verb}: {name}")
     print(
-        f"{verb} {report.blobs} blobs, {report.layers} layers and {report.leftovers} remains of interrupted work: "
-        f"{format_size(report.freed)}"
+        f"{verb} {report.blobs} blobs, {report.layers} layers, {report.steps} cached steps of builds and "
+        f"{report.leftovers} remains of interrupted work: {format_size(report.freed)}"
     )
 
 

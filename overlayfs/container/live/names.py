@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ...image.oci.errors import InvalidError
+from ..mountpoints import Mountpoints
+from ..runtime import Bind
 from ..spec.parts import host_of
 from ..spec.settings import HOST, PRIVATE
 from .network import ADDRESS, NAME_SERVER
@@ -51,10 +55,12 @@ def _text_of(path: str) -> str:
         return ""
 
 
-def write(directory: Path, texts: dict[str, str]) -> list[Path]:
-    """Write the files for everybody to read; their paths."""
+def binds(directory: Path, texts: Mapping[str, str], places: Mountpoints) -> Iterator[Bind]:
+    """Write the files into the directory, for everybody to read, and bind them in /etc; an unexpected file of the image
+    there is left alone."""
     for name, text in texts.items():
         path = directory / name
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
         path.chmod(0o644)
-    return [directory / name for name in texts]
+        with suppress(InvalidError):
+            yield Bind(str(path), places.file(f"/etc/{name}"))

@@ -129,11 +129,13 @@ def _command(config: RunConfig, text: str) -> list[str]:
 
 
 def json_list(text: str) -> list[str] | None:
-    """The strings of a JSON list; None for text in shell form."""
+    """The strings of a JSON list; None for text in shell form. Raises InvalidError for a list of anything else."""
     if not text.startswith("["):
         return None
     try:
         return msgspec.json.decode(text, type=list[str])
+    except msgspec.ValidationError:
+        raise InvalidError(f"{text[:60]!r}: a JSON list holds strings and nothing else") from None
     except msgspec.MsgspecError:
         return None
 

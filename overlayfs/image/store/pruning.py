@@ -1,7 +1,8 @@
 """Which images, blobs and layers are no longer needed, and how are they removed? Leftovers of crashes are removed too.
 
 Everything that a name, a container or a live mount refers to is kept, with all that it needs in turn. In the documents
-of containers and mounts every digest counts as a reference, so this module does not depend on their layout.
+of containers and mounts, and in the records of the steps of builds, every digest counts as a reference, so this module
+does not depend on their layout.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,14 @@ from .uses import digests_in
 _HEX: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+class Steps(Enum):
+    """Which steps of builds stay cached: those whose layers an image has cost nothing."""
+
+    ALL = auto()
+    OF_IMAGES = auto()
+    NONE = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class PruneReport:
     """The images that were (or would be) removed, by name or digest; counts of the rest, and bytes of disk space."""
@@ -33,6 +43,7 @@ class PruneReport:
     images: tuple[str, ...] = ()
     blobs: int = 0
     layers: int = 0
+    steps: int = 0
     leftovers: int = 0
     freed: int = 0
 
@@ -40,6 +51,7 @@ class PruneReport:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     images: list[Entry]
+    steps: list[Path]
     blobs: list[Path]
     layers: list[Path]
     leftovers: list[Path]
@@ -52,22 +64,29 @@ def prune(store: Store, *, unnamed: bool = True, named: bool = False, dry_run: b
 
 
 def prune_held(
-    store: Store, *, unnamed: bool = True, named: bool = False, leftovers: bool = True, dry_run: bool = False
+    store: Store,
+    *,
+    unnamed: bool = True,
+    named: bool = False,
+    leftovers: bool = True,
+    steps: Steps = Steps.OF_IMAGES,
+    dry_run: bool = False,
 ) -> PruneReport:
     """Remove everything that nothing refers to: first images without a name (`unnamed`) or with one (`named`) that no
-    container or live mount uses, then blobs and layers. `leftovers` are those of interrupted work and downloads.
+    container or live mount uses, and all `steps` of builds but these, then blobs and layers. `leftovers` are those of
+    interrupted work and downloads.
 
     The caller holds the store alone. Raises ImageError, with nothing removed, if a document that may hold references
     cannot be read.
     """
     with no_new_uses(store.path):
-        plan = _plan(store, unnamed, named)
+        plan = _plan(store, unnamed, named, steps)
         if not leftovers:
             plan.leftovers.clear()
         everything = (*plan.blobs, *plan.layers, *plan.leftovers)
         freed = sum(occupied(path) for path in everything) if dry_run else _do(store, plan)
     names = tuple(_name(entry) for entry in plan.images)
-    return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.leftovers), freed)
+    return PruneReport(names, len(plan.blobs), len(plan.layers), len(plan.steps), len(plan.leftovers), freed)
 
 
 def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
@@ -91,15 +110,18 @@ def remove_image(store: Store, name: str, *, force: bool = False) -> list[str]:
     return list(map(_name, same))
 
 
-def _plan(store: Store, unnamed: bool, named: bool) -> _Plan:
+def _plan(store: Store, unnamed: bool, named: bool, steps: Steps) -> _Plan:
     entries = store.entries()
     in_use = _with_roots(store, entries)
     doomed = [
         entry for entry in entries if (named if entry.reference else unnamed) and entry.descriptor.digest not in in_use
     ]
     kept = in_use.union(*(_needs_of(store, entry) for entry in entries if entry not in doomed))
+    cached = _cached_steps(store, steps, kept)
+    kept = kept.union(*cached.values())
     return _Plan(
         doomed,
+        [path for path in _records(store) if path not in cached],
         [path for path in _listed(store.path / "blobs" / ALGORITHM) if _is_garbage(path, kept)],
         [path for path in _listed(store.path / "layers") if _is_garbage(path, kept)],
         _listed(store.path / "tmp"),
@@ -122,6 +144,31 @@ def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
         if entry.descriptor.media_type in INDEX_TYPES and not held.isdisjoint(_members(store, entry.descriptor))
     }
     return needed | roots
+
+
+def _records(store: Store) -> list[Path]:
+    """The records of the steps of builds (build/cache.py)."""
+    directory = store.path / "build"
+    return [path for path in _listed(directory) if path.is_file()] if directory.is_dir() else []
+
+
+def _cached_steps(store: Store, steps: Steps, kept: set[Digest]) -> dict[Path, set[Digest]]:
+    """The records that stay, with the needs of the images that they name; one whose image is gone does not."""
+    if steps is Steps.NONE:
+        return {}
+    found: dict[Path, set[Digest]] = {}
+    for record in _records(store):
+        for digest in digests_in(record.read_bytes()):
+            needed = _needs_of_unknown(store, digest)
+            if needed and (steps is Steps.ALL or _top(store, digest) in kept):
+                found[record] = needed
+    return found
+
+
+def _top(store: Store, manifest: Digest) -> Digest | None:
+    """The chainID of all layers of an image, None for one without layers."""
+    diff_ids = store.load_by_manifest(manifest).config.rootfs.diff_ids
+    return chain_ids(diff_ids)[-1] if diff_ids else None
 
 
 def _members(store: Store, index: Descriptor) -> set[Digest]:
@@ -159,10 +206,12 @@ def _needs_of_unknown(store: Store, digest: Digest) -> set[Digest]:
 
 
 def _do(store: Store, plan: _Plan) -> int:
-    """Remove names first: if this is interrupted, no name is left without its blobs."""
+    """Remove names and records first: if this is interrupted, none is left without its blobs."""
     for entry in plan.images:
         store.forget(entry.descriptor.digest)
     publish_held(store)
+    for record in plan.steps:
+        record.unlink(missing_ok=True)
     store.sweep_uses()
     freed = sum(remove_tree(path) for path in plan.leftovers)
     for layer in plan.layers:

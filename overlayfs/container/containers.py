@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 RECORD: Final = "container.json"
 UPPER: Final = "upper"
 WORK: Final = "work"
+_PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
@@ -329,7 +330,8 @@ class Containers:
         from ..overlay import forks
 
         with ExitStack() as stack:
-            if self.work(name).is_dir() and not stack.enter_context(forks.alone(bytes(self.work(name)))):
+            lock = forks.alone(bytes(self.work(name)), patience_s=_PATIENCE_S)  # one that has ended is being removed
+            if self.work(name).is_dir() and not stack.enter_context(lock):
                 raise InUseError(f"forks of the container {name} are mounted: unmount them first")
             yield
 

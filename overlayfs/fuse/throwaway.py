@@ -40,7 +40,8 @@ def remove(root: Path, *, waits: bool = False, stays_behind: bool = False) -> No
     with suppress(FileNotFoundError), ExitStack() as stack:  # it is gone, or goes with what it lies in
         if os.fsencode(root.name).startswith(forks.PREFIX):
             stack.callback(os.close, forks.hold(bytes(root.parent.parent)))
-        if (root / WORK).exists() and not stack.enter_context(forks.alone(bytes(root / WORK), waits=waits)):
+        lock = forks.alone(bytes(root / WORK), patience_s=None if waits else 0)
+        if (root / WORK).exists() and not stack.enter_context(lock):
             if stays_behind:
                 _stay_behind(root)
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,26 +52,32 @@ def hold(directory: bytes) -> int:
 
 
 @contextmanager
-def alone(directory: bytes, *, waits: bool = False) -> Iterator[bool]:
-    """A block in which no fork uses the layer in a directory, nor begins to; False where one does. With `waits` the
-    block begins once all have ended."""
+def alone(directory: bytes, *, patience_s: float | None = 0) -> Iterator[bool]:
+    """A block in which no fork uses the layer in a directory, nor begins to; False where one does. It begins once all
+    have ended, or the patience has: None is for ever."""
     directory_fd = os.open(directory, _OPEN_DIRECTORY)
     try:
         fd = os.open(FILE, _OPEN | os.O_CREAT, 0o600, dir_fd=directory_fd)
     finally:
         os.close(directory_fd)
     try:
-        yield _is_alone(fd, waits)
+        if patience_s is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield patience_s is None or _is_alone(fd, patience_s)
     finally:
         os.close(fd)
 
 
-def _is_alone(fd: int, waits: bool = False) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+def _is_alone(fd: int, patience_s: float = 0) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(0.01)
 
 
 def is_used(dir_fd: int, name: bytes) -> bool:

@@ -33,4 +33,4 @@ def fork(mountpoint: str, new: str, snapshot: str) -> None:
             throwaway.remove(plan.scratch)
     record_same(plan.options.lowers, daemon, target)
     remove_after(daemon, plan.scratch)
-    announce_at(target, "; what is written is thrown away at the unmount")
+    announce_at(new, "; what is written is thrown away at the unmount")

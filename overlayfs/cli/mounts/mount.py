@@ -50,12 +50,13 @@ def mount(request: Request) -> None:
 def announce(request: Request, kept: str = "") -> None:
     """Tell a user at a terminal that the mount is live, and where changes go."""
     if not request.foreground:
-        announce_at(os.path.realpath(os.fsencode(request.mountpoint)), kept)
+        announce_at(request.mountpoint, kept)
 
 
-def announce_at(mountpoint: bytes, kept: str = "") -> None:
-    if is_terminal():
-        Lines().print(Cell(printable(mountpoint), "bold"), Cell(" is mounted" + kept))
+def announce_at(mountpoint: str, kept: str = "") -> None:
+    if is_terminal():  # otherwise the mount is not asked: its daemon may hang
+        where = os.path.realpath(os.fsencode(mountpoint))
+        Lines().print(Cell(printable(where), "bold"), Cell(" is mounted" + kept))
 
 
 def _check(request: Request) -> None:

@@ -4,6 +4,8 @@
 
     with overlayfs.mount(["layers/app", "layers/base"], upper="changes", work="scratch") as m:
         print(os.listdir(m.path))
+    with overlayfs.mount_image("app:1", ephemeral=True) as m:
+        ...
 
 The package, from the bottom up; each floor imports only from those before it:
 
@@ -26,7 +28,7 @@ from ._version import __version__
 TYPE_CHECKING = False  # importing typing takes a tenth of a start
 
 if TYPE_CHECKING:
-    from .api import Mount, mount
+    from .api import Mount, mount, mount_image
     from .overlay.options import FsyncPolicy, MountError, OverlayOptions, RedirectDir, WhiteoutFormat
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "WhiteoutFormat",
     "__version__",
     "mount",
+    "mount_image",
 ]
 
 
@@ -48,4 +51,4 @@ def __getattr__(name: str) -> object:
     from . import api
     from .overlay import options
 
-    return getattr(api if name in ("Mount", "mount") else options, name)
+    return getattr(api if name in ("Mount", "mount", "mount_image") else options, name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from .fuse import commanding, mounting, throwaway
+from .fuse import commanding, forking, mounting, throwaway
 from .fuse.__main__ import LIVE
 from .overlay.options import MountError, OverlayOptions
 
@@ -61,6 +61,20 @@ class Mount:
         """The changes of the tree, those after one snapshot or those between two."""
         return commanding.changes(os.fsencode(self.path), since, until)
 
+    def fork(self, mountpoint: StrPath | None = None, *, snapshot: str = "") -> Mount:
+        """A second mount that starts from a snapshot of this one, or from its present state, of which a snapshot is
+        taken then. It shares all layers, and what happens to this mount later does not concern it.
+
+        Its changes are thrown away with it. Without `mountpoint` a temporary directory is used. Raises MountError.
+        """
+        plan = forking.prepare(os.fsencode(self.path), snapshot)
+        made = _mount(plan.options, mountpoint, [plan.scratch])
+        if any(b"/layers/" in lower for lower in plan.options.lowers):  # perhaps of an image
+            from .image.store.mounted import record_same
+
+            record_same(plan.options.lowers, made.pid, bytes(made.path))
+        return made
+
     @contextmanager
     def transaction(self) -> Iterator[str]:
         """A block whose changes are undone at its end, however it ends. Blocks nest."""
@@ -89,10 +103,10 @@ class Mount:
 class _Server:
     """The process that serves one mount, and what goes with it."""
 
-    def __init__(self, mountpoint: bytes, scratch: Path | None) -> None:
+    def __init__(self, mountpoint: bytes, scratches: Sequence[Path]) -> None:
         self._maker = os.getpid()
         self._mountpoint = mountpoint
-        self._scratch = scratch
+        self._scratches = scratches
         self._mount_number: int | None = None
         self._has_ended = False
         self.process = subprocess.Popen(
@@ -107,7 +121,7 @@ class _Server:
         """Raises MountError."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(BrokenPipeError):  # it died: so it answers nothing
-            pickle.dump((options, self._mountpoint, self._scratch), self.process.stdin)
+            pickle.dump((options, self._mountpoint, self._scratches), self.process.stdin)
             self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if answer != LIVE:
@@ -121,8 +135,8 @@ class _Server:
         self._stop()
         if self._mount_number is not None:
             mounting.unmount(self._mountpoint, self._mount_number)
-        if self._scratch is not None:
-            throwaway.remove(self._scratch)
+        for scratch in self._scratches:
+            throwaway.remove(scratch, stays_behind=self.process.returncode != 0)  # otherwise its process has done it
         self._has_ended = True
 
     def _stop(self) -> None:
@@ -153,40 +167,90 @@ def mount(
     puts upper and work into a temporary directory that is thrown away with the mount. Further keywords are fields of
     `OverlayOptions`. Raises MountError, with one line that says why, and then nothing is mounted.
     """
+    request = _request(lowers, upper, work, ephemeral, options)
+    return _mount_ephemeral(request, mountpoint) if ephemeral else _mount(request, mountpoint, [])
+
+
+def _request(
+    lowers: Sequence[StrPath], upper: StrPath | None, work: StrPath | None, ephemeral: bool, options: dict[str, Any]
+) -> OverlayOptions:
     if isinstance(lowers, str | bytes | os.PathLike):
         raise TypeError("lowers is a sequence of directories")
     if (upper is None) != (work is None):
         raise MountError("upper and work go together: give both or neither")
     if ephemeral and upper is not None:
         raise MountError("an ephemeral mount has an upper and a work of its own: give none")
+    return OverlayOptions(
+        lowers=tuple(map(_absolute, lowers)),
+        upper=None if upper is None else _absolute(upper),
+        work=None if work is None else _absolute(work),
+        **options,
+    )
+
+
+def mount_image(
+    image: str,
+    mountpoint: StrPath | None = None,
+    *,
+    store: StrPath | None = None,
+    upper: StrPath | None = None,
+    work: StrPath | None = None,
+    ephemeral: bool = False,
+    **options: Any,
+) -> Mount:
+    """Mount an image of a store by its name or ID; otherwise as `mount`. Its layers are kept while it is mounted.
+
+    `store` is its directory, by default that of `overlayfs --store`: $OVERLAYFS_STORE, or the user's own. In a writable
+    mount of an ordinary user, that user and the image's root change places, as in `overlayfs mount --rw`. Raises
+    MountError where there is no such image, too.
+    """
+    from .image.oci.errors import ImageError
+    from .image.store.mounted import open_image
+    from .overlay.ownership import exchanged_with_root
+
+    directory = store or os.environ.get("OVERLAYFS_STORE")
+    if os.geteuid() != 0 and (ephemeral or upper is not None):
+        maps = {"uid_map": exchanged_with_root(os.geteuid()), "gid_map": exchanged_with_root(os.getegid())}
+        options = {**maps, **options}
+    try:
+        with open_image(image, None if directory is None else Path(directory)) as opened:
+            request = _request(opened.lowers, upper, work, ephemeral, options)
+            made = _mount_ephemeral(request, mountpoint, True) if ephemeral else _mount(request, mountpoint, [])
+            opened.record(made.pid, made.path)
+            return made
+    except ImageError as error:
+        raise MountError(str(error)) from error
+
+
+def _mount_ephemeral(request: OverlayOptions, mountpoint: StrPath | None, root_is_lowers: bool = False) -> Mount:
+    from .overlay.empty_upper import be_like
+
+    scratch = throwaway.make(throwaway.UPPER, throwaway.WORK, *([throwaway.MOUNT] if mountpoint is None else []))
+    upper, work = bytes(scratch / throwaway.UPPER), bytes(scratch / throwaway.WORK)
     with ExitStack() as undo:
-        scratch = _make_scratch(ephemeral, mountpoint is None, undo)
-        if scratch is not None and ephemeral:
-            upper, work = scratch / throwaway.UPPER, scratch / throwaway.WORK
-        if scratch is not None and mountpoint is None:
-            mountpoint = scratch / throwaway.MOUNT
-        assert mountpoint is not None
-        request = OverlayOptions(
-            lowers=tuple(map(_absolute, lowers)),
-            upper=None if upper is None else _absolute(upper),
-            work=None if work is None else _absolute(work),
-            **options,
-        )
-        server = _Server(_absolute(mountpoint), scratch)
+        undo.callback(throwaway.remove, scratch)
+        if root_is_lowers:
+            be_like(request.lowers[0], upper)
+        undo.pop_all()
+    return _mount(request._replace(upper=upper, work=work), mountpoint or scratch / throwaway.MOUNT, [scratch])
+
+
+def _mount(request: OverlayOptions, mountpoint: StrPath | None, scratches: list[Path]) -> Mount:
+    """Mount, on a temporary directory where no mountpoint is named; `scratches` are thrown away with the mount, or
+    where it cannot be made."""
+    with ExitStack() as undo:
+        for scratch in scratches:
+            undo.callback(throwaway.remove, scratch)
+        if mountpoint is None:
+            scratches = [*scratches, throwaway.make(throwaway.MOUNT)]
+            undo.callback(throwaway.remove, scratches[-1])
+            mountpoint = scratches[-1] / throwaway.MOUNT
+        server = _Server(_absolute(mountpoint), tuple(scratches))
         undo.callback(server.end)
         server.mount(request)
         undo.pop_all()
-    return Mount(Path(mountpoint), None if upper is None else Path(upper), server)
-
-
-def _make_scratch(ephemeral: bool, needs_mountpoint: bool, undo: ExitStack) -> Path | None:
-    names = [throwaway.UPPER, throwaway.WORK] if ephemeral else []
-    names += [throwaway.MOUNT] if needs_mountpoint else []
-    if not names:
-        return None
-    root = throwaway.make(*names)
-    undo.callback(throwaway.remove, root)
-    return root
+    upper = None if request.upper is None else Path(os.fsdecode(request.upper))
+    return Mount(Path(mountpoint), upper, server)
 
 
 def _absolute(path: StrPath) -> bytes:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "overlayfs"
 
 # What the modules of each room may import besides those of their own, as prefixes of module names. The rooms stand
 # from the bottom up: each names only rooms before it, so no two rooms import each other. The package itself ("") stands
-# above fuse: its __init__ offers mount() to programs.
+# above fuse and the store: its __init__ offers mount() and mount_image() to programs.
 EVERYWHERE = ("overlayfs._log", "overlayfs._typing", "overlayfs._version")
 OF_OVERLAY = tuple(f"overlayfs.overlay.{module}" for module in ("changes", "layer", "ownership", "view"))
 TO_STORE = tuple(f"overlayfs.image.{room}" for room in ("oci", "tar", "layer", "store"))
@@ -28,12 +28,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tree": EVERYWHERE,
     "overlay": (*EVERYWHERE, "overlayfs.tree"),
     "fuse": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay"),
-    "": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.fuse"),
     "image": (),
     "image.oci": EVERYWHERE,
     "image.tar": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:1]),
     "image.layer": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:2]),
     "image.store": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE[:3]),
+    "": (*EVERYWHERE, "overlayfs.tree", "overlayfs.overlay", "overlayfs.fuse", *TO_STORE),
     "image.foreign": (*EVERYWHERE, *TO_STORE[:1]),
     "image.make": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
     "image.registry": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,7 +29,7 @@ from ..image.store.layers import LayerStore, topmost_of_equals
 from ..image.store.staging import remove_tree
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
-from ..tree import metadata, syscalls
+from ..tree import syscalls
 from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RECORD: Final = "container.json"
 UPPER: Final = "upper"
 WORK: Final = "work"
+_PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
@@ -201,12 +202,14 @@ class Containers:
 
     def _make(self, container: Container) -> Path:
         """Stage the directory of a container without changes; its root has the metadata of the image's root."""
+        from ..overlay.empty_upper import be_like  # few commands make one
+
         path = self._store.stage.new_name()
         path.mkdir(0o700)
         for name in (UPPER, WORK, ROOT):
             (path / name).mkdir()
             (path / name).chmod(0o755)  # whatever the umask
-        _be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
+        be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
         (path / RECORD).write_bytes(records.dump(container))
         return path
 
@@ -259,7 +262,8 @@ class Containers:
                 name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )
             if released.is_ephemeral:
-                remove_tree(self.take_away(name))
+                with suppress(InUseError):  # it has forks: `sweep` removes it after them
+                    remove_tree(self.take_away(name))
 
     def release_left(self, container: Container) -> None:
         """Free a container whose process was killed, unless another process has claimed it since."""
@@ -269,7 +273,7 @@ class Containers:
 
     def reset(self, name: str) -> Path:
         """Discard its changes atomically; the directory with them, for the caller to remove. Raises InUseError."""
-        with self._locked(name) as container:
+        with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
             anew = replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[])
             fresh = self._make(anew)
@@ -278,7 +282,7 @@ class Containers:
 
     def take_away(self, name: str) -> Path:
         """Remove a container atomically; its renamed directory, for the caller to remove. Raises InUseError."""
-        with self._locked(name) as container:
+        with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
             away = self._store.stage.new_name()
             self.directory(name).rename(away)
@@ -287,7 +291,7 @@ class Containers:
     def rename(self, name: str, new: str) -> None:
         """Give a container that is not in use another name. Raises InUseError, InvalidError."""
         _check_name(new)
-        with self._locked(name) as container:
+        with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
             if self.directory(new).exists():
                 raise InUseError(f"the name {new} is taken: choose another, or remove that container")
@@ -318,6 +322,17 @@ class Containers:
         finally:
             if fd is not None:
                 os.close(fd)
+
+    @contextmanager
+    def _without_forks(self, name: str) -> Iterator[None]:
+        """A block in which nobody forks the container's tree. Raises InUseError where somebody has."""
+        from ..overlay import forks
+
+        with ExitStack() as stack:
+            lock = forks.alone(bytes(self.work(name)), patience_s=_PATIENCE_S)  # one that has ended is being removed
+            if self.work(name).is_dir() and not stack.enter_context(lock):
+                raise InUseError(f"forks of the container {name} are mounted: unmount them first")
+            yield
 
     def _lock(self, name: str) -> int | None:
         """A descriptor of the container's directory, locked; None where there is none."""
@@ -357,21 +372,3 @@ def _exchange(one: Path, other: Path) -> None:
     finally:
         os.close(here)
         os.close(there)
-
-
-def _be_like(lower: bytes, upper: bytes) -> None:
-    """Copy owner, mode, xattrs and times of the image's root to the upper's, as the mount shows those of the upper."""
-    from ..overlay.layer import open_layer
-
-    layer = open_layer(0, lower)
-    target = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        st = os.fstat(layer.root_fd)
-        if layer.override is not None:
-            value = os.getxattr(syscalls.descriptor_path(layer.root_fd), layer.override)
-            os.setxattr(syscalls.descriptor_path(target), layer.override, value)
-        uid, gid = (st.st_uid, st.st_gid) if layer.override is None else (os.geteuid(), os.getegid())
-        metadata.copy_metadata(layer.root_fd, target, uid, gid, st.st_mode, st, layer.spelling)
-    finally:
-        os.close(target)
-        os.close(layer.root_fd)

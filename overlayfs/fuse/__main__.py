@@ -21,7 +21,7 @@ LIVE: Final = b"live\n"
 
 def main() -> int:
     """Answer `live`, or one line that says why not, on standard output."""
-    options, mountpoint, scratch = pickle.load(sys.stdin.buffer)  # written by our own parent process
+    options, mountpoint, scratches = pickle.load(sys.stdin.buffer)  # written by our own parent process
     assert isinstance(options, OverlayOptions)
     try:
         serve_for_parent(options, _mount_options(options, mountpoint), lambda: _answer(LIVE), lifeline_fd=0)
@@ -29,8 +29,8 @@ def main() -> int:
         _answer(os.fsencode(str(error)) + b"\n")
         return 1
     finally:
-        if scratch is not None:
-            throwaway.remove(scratch)
+        for scratch in scratches:
+            throwaway.remove(scratch, stays_behind=True)
     return 0
 
 

@@ -51,7 +51,7 @@ def _command(mountpoint: bytes, command: bytes, name: str) -> None:
             return
         except OSError as error:
             if error.errno != errno.EINPROGRESS:
-                raise MountError(f"{os.fsdecode(mountpoint)}: {_reason(error, name)}") from None
+                raise MountError(f"{os.fsdecode(mountpoint)}: {reason_of(error, name)}") from None
         _pause(deadline, mountpoint)
 
 
@@ -121,7 +121,7 @@ def _pause(deadline: float, mountpoint: bytes) -> None:
     time.sleep(_PAUSE_S)
 
 
-def _reason(error: OSError, name: str) -> str:
+def reason_of(error: OSError, name: str) -> str:
     reasons = {
         errno.EEXIST: f"there is a snapshot {name} already",
         errno.ENOENT: f"there is no snapshot {name}" if name else "there is no snapshot",

@@ -126,6 +126,18 @@ class LiveMount:
         self.unmount()
 
 
+def flags_of(entry: MountEntry) -> int:
+    """The MS_* bits of a mount, as MountOptions has them."""
+    names = {name.encode(): bit for bit, name in _FLAG_NAMES.items()}
+    return sum(names.get(option, 0) for option in entry.options)
+
+
+def fuse_options_of(entry: MountEntry) -> tuple[str, ...]:
+    """What the mount of another daemon was asked for, as far as the kernel tells."""
+    shown = entry.filesystem_options.decode(errors="surrogateescape").split(",")
+    return tuple(option for option in shown if option.partition("=")[0] in ("allow_other", "max_read", "blksize"))
+
+
 def mount(options: MountOptions) -> LiveMount:
     """Mount; no request is answered yet."""
     check_mountpoint(options.mountpoint)

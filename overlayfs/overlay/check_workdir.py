@@ -14,7 +14,7 @@ from typing import Final
 
 from ..tree import marks, xattrs
 from ..tree.syscalls import entry_path, open_beneath, sync_filesystem
-from . import drafts, history
+from . import drafts, forks, history
 from .claim import SOCKET
 from .findings import Finding, Found, Problem
 from .options import MountError
@@ -35,6 +35,8 @@ def check_workdir(root_fd: int) -> Iterator[Found]:
         known = os.fsencode(name)
         if known == SOCKET and stat.S_ISSOCK(os.stat(known, dir_fd=root_fd, follow_symlinks=False).st_mode):
             continue  # of a daemon that was killed: the next one replaces it
+        if known == forks.FILE and stat.S_ISREG(os.stat(known, dir_fd=root_fd, follow_symlinks=False).st_mode):
+            continue
         check = _CHECKS.get(known)
         if check is None or not _is_directory(root_fd, known):
             yield Found(_finding(Problem.FOREIGN_WORK, known))
@@ -82,7 +84,11 @@ def _check_snapshots(fd: int) -> Iterator[Found]:
         yield Found(_finding(Problem.FOREIGN_WORK, history.DIRECTORY, str(error)))
         return
     for name in leftovers:
-        yield Found(_finding(Problem.LEFTOVER, history.DIRECTORY + b"/" + name), partial(drafts.remove, fd, name))
+        yield Found(_finding(Problem.LEFTOVER, history.DIRECTORY + b"/" + name), partial(_remove_unless_used, fd, name))
+
+
+def _remove_unless_used(fd: int, name: bytes) -> None:
+    forks.remove(fd, name)
 
 
 def _remove_volatile(work_fd: int) -> None:

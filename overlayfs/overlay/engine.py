@@ -42,7 +42,7 @@ from .flags import file_flags
 from .inodes import ROOT, Directory, Inode
 from .listing import Sink
 from .opening import open_state, refuse_mountpoint
-from .options import FsyncPolicy, OverlayOptions
+from .options import FsyncPolicy, OverlayOptions, to_facts
 from .readahead import ReadAhead
 from .state import Changed, State
 from .values import AttributeChanges, Attributes, Caller
@@ -178,6 +178,7 @@ class Overlay:
             "xattr_prefix": state.prefix.decode(),
             "read_only": state.work_fd is None,
             "fsync": options.fsync.value,
+            "options": to_facts(options),
             "inodes": len(state.inodes),
             "caches": {
                 "inodes": len(state.inodes),

@@ -13,6 +13,10 @@ which is the lowest; the last one has no name and takes changes. All N that `sta
 at the next mount. So a snapshot or rollback has happened once `stack` was renamed, and not before. N are never used
 again within one mount.
 
+The lowest layers of a fork (see forks) are those of the mount that it was made from, and its upperdir comes above them.
+Their entries have one member more, "upper", the absolute path of the layer; D is then that of the directory with the
+layer's index, and "version" is 2 instead of 1.
+
 For a mount without snapshots none of this exists, and the upperdir holds all changes.
 """
 
@@ -28,7 +32,7 @@ from contextlib import suppress
 from overlayfs._typing import Any, Final, NamedTuple
 
 from ..tree import access
-from . import drafts
+from . import drafts, forks
 from .options import MountError
 from .state import Held, State
 
@@ -45,11 +49,25 @@ _IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 class Entry(NamedTuple):
-    """A layer of the writable side; `snapshot` is the name of the state that it is the topmost layer of."""
+    """A layer of the writable side; `snapshot` is the name of the state that it is the topmost layer of. `upper` is the
+    path of a layer that belongs to another mount."""
 
     directory: str
     snapshot: str | None = None
     taken_at: float = 0.0
+    upper: str = ""
+
+    def as_shared(self, upper: bytes, work: bytes) -> Entry:
+        """As a fork of the mount with this upper and workdir names it."""
+        if self.upper:
+            return self
+        directory = os.path.join(work, DIRECTORY, self.directory.encode()) if self.directory else work
+        root = os.path.join(directory, UPPER) if self.directory else upper
+        return self._replace(directory=os.fsdecode(directory), upper=os.fsdecode(root))
+
+    def to_member(self) -> dict[str, object]:
+        members = self._asdict()
+        return members if self.upper else {name: members[name] for name in ("directory", "snapshot", "taken_at")}
 
 
 def check_name(name: str) -> None:
@@ -67,13 +85,13 @@ class History(Held):
         self._removing = allocate_lock()
         self._has_stopped = False
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
+        self.locks: list[int] = []  # on layers of the mount that this one is a fork of
         self.entries = tuple(entries)
-        numbers = [int(entry.directory) for entry in entries if entry.directory]
-        self._last = max(numbers, default=0)
+        self._last = max((int(entry.directory) for entry in entries if entry.directory.isdecimal()), default=0)
 
     def descriptors(self) -> list[int]:
         self.stop()
-        return [fd for fd in (self.work_fd, self.fd) if fd >= 0]
+        return [fd for fd in (self.work_fd, self.fd, *self.locks) if fd >= 0]
 
     @property
     def newest(self) -> str | None:
@@ -98,12 +116,16 @@ class History(Held):
 
     # -- on disk
 
-    def make_layer(self) -> tuple[Entry, int]:
-        """An empty layer that `stack` does not name yet: its entry, and a descriptor of the directory N."""
+    def open(self) -> None:
+        """Have the subdirectory, which is made where there is none."""
         if self.fd < 0:
             with suppress(FileExistsError):
                 os.mkdir(DIRECTORY, 0o700, dir_fd=self.work_fd)
             self.fd = os.open(DIRECTORY, _OPEN, dir_fd=self.work_fd)
+
+    def make_layer(self) -> tuple[Entry, int]:
+        """An empty layer that `stack` does not name yet: its entry, and a descriptor of the directory N."""
+        self.open()
         self._last += 1
         name = str(self._last)
         fd = -1
@@ -128,9 +150,19 @@ class History(Held):
         """A descriptor of the directory that holds the index of a layer: N, or the workdir itself."""
         return os.open(entry.directory, _OPEN, dir_fd=self.fd) if entry.directory else self.work_fd
 
+    def open_layer(self, entry: Entry) -> int:
+        """A descriptor of the root of a layer that is not the upperdir."""
+        if entry.upper:
+            return access.open_directory(os.fsencode(entry.upper))
+        directory_fd = self.open_directory(entry)
+        try:
+            return open_upper(directory_fd)
+        finally:
+            os.close(directory_fd)
+
     def open_links(self, entry: Entry) -> int | None:
         """A descriptor of the counts of deleted names of a layer, None where there are none."""
-        path = os.path.join(DIRECTORY, entry.directory.encode(), LINKS) if entry.directory else LINKS
+        path = os.path.join(DIRECTORY, os.fsencode(entry.directory), LINKS) if entry.directory else LINKS
         try:
             return os.open(path, _OPEN, dir_fd=self.work_fd)
         except FileNotFoundError:
@@ -147,8 +179,8 @@ class History(Held):
         """Have `stack` name these layers, from one moment to the next. What fails before the rename changes nothing."""
         import json  # slow, and few mounts have snapshots
 
-        members = [entry._asdict() for entry in entries]
-        text = json.dumps({"version": 1, "layers": members}).encode()
+        members = [entry.to_member() for entry in entries]
+        text = json.dumps({"version": 2 if entries[0].upper else 1, "layers": members}).encode()
         if len(text) >= _LONGEST_STACK:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -171,12 +203,13 @@ class History(Held):
                 os.fsync(self.fd)
 
     def remove(self, directories: Sequence[str]) -> None:
-        """Remove layers that `stack` does not name. May be called from any thread, one after the other; nothing is done
-        once the workdir is another mount's."""
+        """Remove layers that `stack` does not name; those that a fork uses stay waste. May be called from any thread,
+        one after the other; nothing is done once the workdir is another mount's."""
         with self._removing:
             for name in directories if not self._has_stopped else ():
-                with drafts.afterwards(), suppress(FileNotFoundError):
-                    drafts.remove(self.fd, os.fsencode(name))
+                with drafts.afterwards():
+                    if not forks.remove(self.fd, os.fsencode(name)):
+                        self.waste.append(name)
 
     def stop(self) -> None:
         with self._removing:
@@ -195,8 +228,10 @@ class History(Held):
         ]
 
     def remove_leftovers(self) -> None:
-        """Remove whatever an unfinished snapshot or rollback left."""
+        """Remove whatever an unfinished snapshot or rollback left, and forks that were killed."""
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
+        used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
+        self._last = max([self._last, *used])
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -229,22 +264,28 @@ def uppers(upper: bytes, work: bytes) -> list[tuple[str | None, bytes]]:
     """The layers of the writable side as paths, the lowest first, each with the name of the snapshot that it is the top
     of: `upper` alone where there are no snapshots. MountError where the history is damaged."""
     try:
-        fd = os.open(os.path.join(work, DIRECTORY), _OPEN)
+        entries = entries_of(work)
     except (FileNotFoundError, NotADirectoryError):
         return [(None, upper)]
+    shared = [entry.as_shared(upper, work) for entry in entries]
+    return [(entry.snapshot, os.fsencode(entry.upper)) for entry in shared] or [(None, upper)]
+
+
+def entries_of(work: bytes) -> list[Entry]:
+    """What the workdir of a mount with snapshots says; OSError, MountError."""
+    fd = os.open(os.path.join(work, DIRECTORY), _OPEN)
     try:
-        entries = _parse(fd)
+        return _parse(fd)
     finally:
         os.close(fd)
-    below = os.path.join(work, DIRECTORY)
-    named = [(e.snapshot, os.path.join(below, e.directory.encode(), UPPER) if e.directory else upper) for e in entries]
-    return named or [(None, upper)]
 
 
 def leftovers(fd: int) -> list[bytes]:
-    """What an unfinished snapshot or rollback left in the subdirectory; MountError where `stack` is damaged."""
-    kept = {_STACK, *(entry.directory.encode() for entry in _parse(fd))}
-    return [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
+    """What an unfinished snapshot or rollback, or a fork that was killed, left in the subdirectory; MountError where
+    `stack` is damaged."""
+    kept = {_STACK, *(os.fsencode(entry.directory) for entry in _parse(fd))}
+    found = [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
+    return [name for name in found if not forks.is_used(fd, name)]
 
 
 def _parse(fd: int) -> list[Entry]:
@@ -269,11 +310,15 @@ def _entries(text: bytes) -> list[Entry]:
     if not text:
         return []
     members: Any = json.loads(text)
-    if members["version"] != 1:
+    if members["version"] not in (1, 2):
         raise ValueError("a later version")
-    found = [Entry(str(m["directory"]), m["snapshot"], float(m["taken_at"])) for m in members["layers"]]
+    found = [_entry(**member) for member in members["layers"]]
     _refuse_nonsense(found)
     return found
+
+
+def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "") -> Entry:
+    return Entry(str(directory), snapshot, float(taken_at), str(upper))
 
 
 def _refuse_nonsense(entries: Sequence[Entry]) -> None:
@@ -281,9 +326,16 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
     directories = [entry.directory for entry in entries]
     if len(entries) < 2 or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
         raise ValueError("not a stack of layers")
+    lowest_own = sum(bool(entry.upper) for entry in entries)
     for at, entry in enumerate(entries):
         is_number = entry.directory.isdecimal() and entry.directory.isascii() and not entry.directory.startswith("0")
-        if is_number != bool(at) or (entry.directory and not at):
+        if at < lowest_own:
+            is_layer = entry.directory.startswith("/") and entry.upper.startswith("/")
+        elif at == lowest_own:
+            is_layer = not entry.directory or (is_number and lowest_own > 0)
+        else:
+            is_layer = is_number
+        if not is_layer:
             raise ValueError("not a layer")
     names = [entry.snapshot for entry in entries[:-1]]
     if len(set(names)) < len(names):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from overlayfs._typing import NamedTuple
+from overlayfs._typing import Any, NamedTuple
 
 
 class MountError(Exception):
@@ -80,6 +80,27 @@ class OverlayOptions(NamedTuple):
     writeback: bool = False
     read_only: bool = False
     noatime: bool = False
+
+
+_PATHS = ("lowers", "data_lowers", "upper", "work")
+_ENUMS: dict[str, type[Enum]] = {"redirect_dir": RedirectDir, "fsync": FsyncPolicy, "whiteout": WhiteoutFormat}
+_ID_MAPS = ("uid_map", "gid_map")
+
+
+def to_facts(options: OverlayOptions) -> dict[str, Any]:
+    """All but the paths, as JSON can have it."""
+    values = {name: value for name, value in options._asdict().items() if name not in _PATHS}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+def from_facts(facts: dict[str, Any], options: OverlayOptions) -> OverlayOptions:
+    """These options with everything that `to_facts` has told of others. ValueError, TypeError for anything else."""
+    values = dict(facts)
+    for name, kind in _ENUMS.items():
+        values[name] = None if values[name] is None else kind(values[name])
+    for name in _ID_MAPS:
+        values[name] = tuple(IdRange(*map(int, numbers)) for numbers in values[name])
+    return options._replace(**values)
 
 
 def validate(options: OverlayOptions) -> None:

@@ -27,6 +27,14 @@ _TYPES: Final = {
 }
 
 
+def exchanged_with_root(own: int) -> tuple[IdRange, ...]:
+    """An id map in which root and `own` change places: so an ordinary user may change an image, as its root."""
+    from .option_text import MAX_ID
+
+    ranges = (IdRange(own, 0, 1), IdRange(0, own, 1), IdRange(1, 1, own - 1), IdRange(own + 1, own + 1, MAX_ID - own))
+    return tuple(ids for ids in ranges if ids.size > 0)
+
+
 class Owner(NamedTuple):
     """Owner, mode (type included) and device number of a file as the mount shows them."""
 

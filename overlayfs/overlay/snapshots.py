@@ -25,11 +25,11 @@ from contextlib import ExitStack, suppress
 from overlayfs._typing import NamedTuple
 
 from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
-from . import history, indexing, lookup
+from . import forks, history, indexing, lookup
 from .former import Former, path_of
 from .history import Entry, History
 from .inodes import ROOT, Directory, Inode
-from .layer import UPPER_INDEX, Layer, Location, describe
+from .layer import UPPER_INDEX, Access, Layer, Location, describe, hold_apart
 from .options import FsyncPolicy, MountError
 from .state import Changed, State
 
@@ -64,10 +64,11 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
     at = present.position(name)
     kept, dropped = present.entries[: at + 1], present.entries[at + 1 :]
     base = state.layers[state.frozen[len(state.frozen) - 1 - at]]
-    lost_links = _lost_links_of(present, kept[-1])
+    lost_links = lost_links_of(present.open_links(kept[-1]))
     fresh = _make(state, present, base, lost_links)
     _publish(state, present, [*kept, fresh.entry], fresh)
-    return kept[-1].snapshot or "", _drop(state, fresh, at + 1, [entry.directory for entry in dropped], lost_links)
+    directories = [entry.directory for entry in dropped if entry.directory and not entry.upper]
+    return kept[-1].snapshot or "", _drop(state, fresh, at + 1, directories, lost_links)
 
 
 def _history(state: State) -> History:
@@ -98,8 +99,8 @@ def _make(state: State, present: History, model: Layer, lost_links: dict[int, in
     root_fd = -1
     try:
         root_fd = history.open_upper(directory_fd)
-        _copy_root(state, model, root_fd)
-        _write_lost_links(directory_fd, lost_links)
+        copy_root(state.prefix, model, root_fd)
+        write_lost_links(directory_fd, lost_links)
         if _is_durable(state):
             _sync(root_fd, directory_fd, present.fd, present.work_fd)
         return _Fresh(entry, directory_fd, _as_upper(state, root_fd, entry))
@@ -118,22 +119,22 @@ def _give_up(present: History, *descriptors: int) -> None:
 def _as_upper(state: State, root_fd: int, entry: Entry) -> Layer:
     """The layer as the mount holds the present upper: in the same copy of the disk's mount."""
     upper = _upper(state)
-    path = b"/".join((state.options.work or b"", history.DIRECTORY, entry.directory.encode(), history.UPPER))
+    path = os.fsencode(entry.as_shared(b"", state.options.work or b"").upper)
     found = describe(UPPER_INDEX, path, root_fd)
     return upper._replace(path=path, root_fd=root_fd, device=found.device, identity=found.identity)
 
 
-def _copy_root(state: State, model: Layer, root_fd: int) -> None:
+def copy_root(prefix: bytes, model: Layer, root_fd: int) -> None:
     """Owner, mode, times, xattrs and flags of the root, and of our marks the protecting flags alone."""
     st = syscalls.stat_of(model.root_fd)
-    protecting = xattrs.read_xattr_of_descriptor(model.root_fd, state.prefix + marks.PROTECTION)
+    protecting = xattrs.read_xattr_of_descriptor(model.root_fd, prefix + marks.PROTECTION)
     if protecting is not None:
-        access.setxattr(root_fd, state.prefix + marks.PROTECTION, protecting)
+        access.setxattr(root_fd, prefix + marks.PROTECTION, protecting)
     fileflags.copy_flags(model.root_fd, root_fd)
     metadata.copy_metadata(model.root_fd, root_fd, st.st_uid, st.st_gid, st.st_mode, st, model.spelling)
 
 
-def _write_lost_links(directory_fd: int, counts: dict[int, int]) -> None:
+def write_lost_links(directory_fd: int, counts: dict[int, int]) -> None:
     if not counts:
         return
     os.mkdir(history.LINKS, 0o700, dir_fd=directory_fd)
@@ -141,9 +142,9 @@ def _write_lost_links(directory_fd: int, counts: dict[int, int]) -> None:
         os.symlink(b"%d" % count, history.LINKS + b"/%016x" % number, dir_fd=directory_fd)
 
 
-def _lost_links_of(present: History, entry: Entry) -> dict[int, int]:
-    """The counts of deleted names as they were when a snapshot was taken: its layer has not changed since."""
-    fd = present.open_links(entry)
+def lost_links_of(fd: int | None) -> dict[int, int]:
+    """The counts of deleted names as they were when a snapshot was taken: its layer has not changed since. Closes the
+    descriptor of their directory."""
     if fd is None:
         return {}
     found = {}
@@ -344,6 +345,8 @@ def _remover(
         before()
         for number in numbers:
             layer = state.layers[number]
+            if layer.path == state.options.upper:  # of a fork: its descriptor has the lock
+                continue
             os.close(layer.root_fd)
             state.layers[number] = layer._replace(root_fd=-1)
         assert isinstance(present, History)
@@ -357,20 +360,16 @@ def _remover(
 
 def resume(state: State, present: History, undo: ExitStack) -> None:
     """Have a state that was opened on the upperdir alone use all layers of a history. MountError where one is gone."""
-    upper = _upper(state)
-    layers = [upper]
-    directory_fd = -1
-    for entry in present.entries[1:]:
-        if directory_fd >= 0:
-            os.close(directory_fd)
-        try:
-            directory_fd = present.open_directory(entry)
-            root_fd = history.open_upper(directory_fd)
-        except OSError as error:
-            raise MountError(f"workdir: layer {entry.directory} of a snapshot: {error.strerror}") from None
-        undo.callback(os.close, root_fd)
-        layers.append(_as_upper(state, root_fd, entry))
-    undo.callback(os.close, directory_fd)
+    shared = [os.fsencode(entry.directory) for entry in present.entries if entry.upper]
+    if shared:
+        present.locks = [_hold(directory, undo) for directory in (*shared, state.options.work or b"")]
+    layers = [_layer_of(state, present, entry, undo) for entry in present.entries]
+    if shared:
+        count = len(shared)
+        layers[:count] = hold_apart([layer._replace(apart=False) for layer in layers[:count]], Access.READS)
+    directory_fd = present.open_directory(present.entries[-1])
+    if directory_fd != present.work_fd:
+        undo.callback(os.close, directory_fd)
     for layer in layers[:-1]:
         state.upper = layer
         number = _number_for(state)
@@ -378,3 +377,23 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
         state.root.lowers = (Location(number, b""), *state.root.lowers)
     state.upper = state.layers[-1] = layers[-1]
     state.history, state.workdir_fd = present, directory_fd
+
+
+def _hold(directory: bytes, undo: ExitStack) -> int:
+    try:
+        fd = forks.hold(directory)
+    except OSError as error:
+        raise MountError(f"workdir: layer {os.fsdecode(directory)} of another mount: {error.strerror}") from None
+    undo.callback(os.close, fd)
+    return fd
+
+
+def _layer_of(state: State, present: History, entry: Entry, undo: ExitStack) -> Layer:
+    if not entry.directory:
+        return _upper(state)
+    try:
+        root_fd = present.open_layer(entry)
+    except OSError as error:
+        raise MountError(f"workdir: layer {entry.directory} of a snapshot: {error.strerror}") from None
+    undo.callback(os.close, root_fd)
+    return _as_upper(state, root_fd, entry)

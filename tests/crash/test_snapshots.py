@@ -1,11 +1,17 @@
-"""Snapshots and rollbacks, struck at each of their system calls: the tree is that of before or after."""
+"""Snapshots, rollbacks and forks, struck at each of their system calls: the tree is that of before or after."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from overlayfs.overlay import forking, forks
 from overlayfs.overlay.engine import Overlay
 
 from .operations import Operation, Step, chmod, mkdir, rename, unlink, write
-from .sweep import Figures, Scene, Stage, error_points, sampled, sweep_errors, sweep_kills
+from .sweep import Figures, Scene, Stage, error_points, opened, sampled, sweep_errors, sweep_kills
+from .trees import seen_through
 
 ERRORS = 60
 
@@ -58,5 +64,92 @@ def test_error_of_any_call_changes_nothing(
     limit = None if request.config.getoption("--long") else ERRORS
     found = sweep_errors(scene, sampled(error_points(scene.unharmed.calls), limit))
     figures.setdefault("errno sweep, snapshots", Figures()).__iadd__(found)
+    assert found.points
+    assert not found.bad, "\n".join(found.bad)
+
+
+def fork(name: str) -> Step:
+    """Make all that a fork needs on disk; the next mount removes it."""
+
+    def step(overlay: Overlay) -> None:
+        make_fork(overlay, name)
+
+    return step
+
+
+def mount_fork(name: str) -> Step:
+    def step(overlay: Overlay) -> object:
+        with forked(overlay, name) as found:
+            return found.getattr(1).mode
+
+    return step
+
+
+def roll_back_beside_fork(name: str, target: str) -> Step:
+    """Go back to `target`; a fork of a later snapshot must not notice."""
+
+    def step(overlay: Overlay) -> None:
+        with forked(overlay, name) as found:
+            before = seen_through(found)
+            overlay.roll_back(target)
+            if (remove := overlay.take_waste()) is not None:
+                remove()
+            assert seen_through(found) == before
+
+    return step
+
+
+def make_fork(overlay: Overlay, name: str) -> bytes:
+    upper, work = overlay.options.upper, overlay.options.work
+    assert upper is not None and work is not None
+    return forking.make(upper, work, name, overlay.state.prefix)
+
+
+def _remove(made: bytes) -> None:
+    work_fd = os.open(os.path.dirname(made), os.O_RDONLY)
+    try:
+        assert forks.remove(work_fd, os.path.basename(made))
+    finally:
+        os.close(work_fd)
+
+
+@contextmanager
+def forked(overlay: Overlay, name: str) -> Iterator[Overlay]:
+    made = make_fork(overlay, name)
+    upper, work = (os.path.join(made, part) for part in (forking.UPPER, forking.WORK))
+    with opened(overlay.options._replace(upper=upper, work=work)) as found:
+        yield found
+    _remove(made)
+
+
+FORKS = {
+    "fork": _operation(write("dir/file", b"new"), snapshot("a"), fork("a")),
+    "mount of a fork": _operation(
+        write("dir/file", b"new"), unlink("one"), snapshot("a"), mount_fork("a"), write("big", b"x")
+    ),
+    "rollback beside a fork": _operation(
+        snapshot("a"), write("big", b"first"), snapshot("b"), unlink("big"), roll_back_beside_fork("b", "a"), mkdir("x")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORKS)
+def test_killed_while_forking_leaves_tree_of_before_or_after(
+    name: str, stage: Stage, figures: dict[str, Figures], request: pytest.FixtureRequest
+) -> None:
+    limit = None if request.config.getoption("--long") else 40
+    found = sweep_kills(stage.scene(name, FORKS[name]), limit)
+    figures.setdefault("kill sweep, forks", Figures()).__iadd__(found)
+    assert found.outcomes["killed"] >= 20
+    assert not found.bad, "\n".join(found.bad)
+
+
+def test_error_of_any_call_refuses_a_fork(
+    stage: Stage, figures: dict[str, Figures], request: pytest.FixtureRequest
+) -> None:
+    scene = stage.scene("fork", FORKS["fork"])
+    limit = None if request.config.getoption("--long") else ERRORS
+    found = sweep_errors(scene, sampled(error_points(scene.unharmed.calls), limit))
+    figures.setdefault("errno sweep, forks", Figures()).__iadd__(found)
     assert found.points
     assert not found.bad, "\n".join(found.bad)

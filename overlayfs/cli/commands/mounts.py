@@ -1,5 +1,5 @@
-"""The commands for mounts: mount, umount, mounts, stats, which, check; snapshot, snapshots, rollback; and layers and
-diff, which also take images."""
+"""The commands for mounts: mount, umount, mounts, stats, which, check; snapshot, snapshots, rollback, fork; and layers
+and diff, which also take images."""
 
 from __future__ import annotations
 
@@ -217,6 +217,26 @@ def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
     from overlayfs.cli.mounts.snapshots import roll_back
 
     roll_back(mountpoint, name)
+
+
+@app.command(short_help="Mount a copy that goes its own way.")
+def fork(
+    mountpoint: Mountpoint,
+    new: Annotated[str, typer.Argument(metavar="NEWMNT", help="The mountpoint of the fork.")],
+    snapshot: Annotated[
+        str, typer.Option("--from", metavar="SNAPSHOT", help="Start from it, not from the present state.")
+    ] = "",
+) -> None:
+    """Mount the tree of MNT a second time, as it is now or was at a snapshot; from then on each goes its own way.
+
+    Without --from a snapshot of MNT is taken. Nothing is copied: the layers are shared, and stay as long as a fork
+    needs them. What is written to NEWMNT is thrown away when it is unmounted; `commit NEWMNT` saves it as an image.
+
+    Exit status: 0 the fork is live, 1 an error.
+    """
+    from overlayfs.cli.mounts.fork import fork as make
+
+    make(mountpoint, new, snapshot)
 
 
 @app.command(short_help="Show changes.")

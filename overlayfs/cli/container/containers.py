@@ -165,7 +165,7 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
         try:
             remove_tree(containers.take_away(container.name))
         except InUseError as error:
-            raise InUseError(str(error) if force else f"{error}, or use --force") from None
+            raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
             if not container.is_ephemeral:  # otherwise it went with its process
                 raise

@@ -21,7 +21,7 @@ from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.uses import Process, Use
-from overlayfs.overlay.option_text import MAX_ID
+from overlayfs.overlay.ownership import exchanged_with_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,7 @@ def _on_container(request: Request, containers: Containers, container: Container
 
 
 def _exchanged_with_root(own: int) -> str:
-    """An id mapping in which root and `own` change places."""
-    ranges = [(own, 0, 1), (0, own, 1), (1, 1, own - 1), (own + 1, own + 1, MAX_ID - own)]
-    return ":".join(f"{disk}:{shown}:{size}" for disk, shown, size in ranges if size > 0)
+    return ":".join(f"{disk}:{shown}:{size}" for disk, shown, size in exchanged_with_root(own))
 
 
 def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:

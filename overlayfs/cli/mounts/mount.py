@@ -49,8 +49,13 @@ def mount(request: Request) -> None:
 
 def announce(request: Request, kept: str = "") -> None:
     """Tell a user at a terminal that the mount is live, and where changes go."""
-    if not request.foreground and is_terminal():
-        where = os.path.realpath(os.fsencode(request.mountpoint))
+    if not request.foreground:
+        announce_at(request.mountpoint, kept)
+
+
+def announce_at(mountpoint: str, kept: str = "") -> None:
+    if is_terminal():  # otherwise the mount is not asked: its daemon may hang
+        where = os.path.realpath(os.fsencode(mountpoint))
         Lines().print(Cell(printable(where), "bold"), Cell(" is mounted" + kept))
 
 
@@ -111,11 +116,12 @@ def _mount_ephemeral(request: Request) -> None:
         if daemon is None and os.getpid() == maker:  # the daemon was forked from here and unwinds the same stack
             throwaway.remove(scratch)
     if daemon is not None:
-        _remove_after(daemon, scratch)
+        remove_after(daemon, scratch)
 
 
-def _remove_after(daemon: int, scratch: Path) -> None:
-    """Leave a process behind that removes the throw-away upper once the daemon has ended, however it ends."""
+def remove_after(daemon: int, scratch: Path) -> None:
+    """Leave a process behind that removes the throw-away upper once the daemon, and forks of its mount, have ended,
+    however they end."""
     from overlayfs.cli.background import leave_behind
     from overlayfs.fuse import throwaway
 
@@ -125,4 +131,4 @@ def _remove_after(daemon: int, scratch: Path) -> None:
         throwaway.remove(scratch)
         return
     # a lazy unmount leaves the daemon at work for those who still use the mount
-    leave_behind(lambda: throwaway.remove(scratch), after=pid_fd)
+    leave_behind(lambda: throwaway.remove(scratch, waits=True), after=pid_fd)

@@ -17,7 +17,7 @@ MODULES: Final = {
         "wait",
     ),
     "mounts": (
-        *("check", "diff", "layers", "mount", "mounts", "rollback", "snapshot", "snapshots", "stats", "umount"),
+        *("check", "diff", "fork", "layers", "mount", "mounts", "rollback", "snapshot", "snapshots", "stats", "umount"),
         "which",
     ),
     "registry": ("login", "logout", "pull", "push", "search-tags"),

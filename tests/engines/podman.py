@@ -60,7 +60,13 @@ class Podman:
         (features / "idmapped-lower-dir-false").touch()
 
     def __call__(self, *words: str | Path, status: int = 0) -> str:
-        done = subprocess.run(
+        done = self.call(*words)
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout.strip()
+
+    def call(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command, whatever its exit status."""
+        return subprocess.run(
             ["podman", *map(str, words)],
             env={
                 "PATH": os.environ["PATH"],
@@ -79,8 +85,6 @@ class Podman:
             group=self._user,
             extra_groups=[],
         )
-        assert done.returncode == status, (words, done.stdout, done.stderr)
-        return done.stdout.strip()
 
     def close(self) -> None:
         """Unmount what it keeps mounted; end the process that holds the namespaces of an ordinary user's podman."""

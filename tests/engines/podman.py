@@ -62,14 +62,23 @@ class Podman:
 
     def __call__(self, *words: str | Path, status: int = 0) -> str:
         """The output of podman(1)."""
-        return self._run("podman", *words, status=status)
+        return self._output(status, "podman", *words)
 
     def buildah(self, *words: str | Path) -> str:
         """The output of buildah(1), which has the same storage."""
-        return self._run("buildah", *words)
+        return self._output(0, "buildah", *words)
 
-    def _run(self, *words: str | Path, status: int = 0) -> str:
-        done = subprocess.run(
+    def call(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command of podman(1), whatever its exit status."""
+        return self._run("podman", *words)
+
+    def _output(self, status: int, *words: str | Path) -> str:
+        done = self._run(*words)
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout.strip()
+
+    def _run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [*map(str, words)],
             env={
                 "PATH": os.environ["PATH"],
@@ -88,8 +97,6 @@ class Podman:
             group=self._user,
             extra_groups=[],
         )
-        assert done.returncode == status, (words, done.stdout, done.stderr)
-        return done.stdout.strip()
 
     def close(self) -> None:
         """Unmount what it keeps mounted; end the process that holds the namespaces of an ordinary user's podman."""

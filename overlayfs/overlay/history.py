@@ -241,6 +241,11 @@ def uppers(upper: bytes, work: bytes) -> list[tuple[str | None, bytes]]:
     return named or [(None, upper)]
 
 
+def index_path(layer: bytes, upper: bytes, work: bytes) -> bytes:
+    """Where the hard links of a layer of the writable side are kept."""
+    return os.path.join(work if layer == upper else os.path.dirname(layer), b"index")
+
+
 def leftovers(fd: int) -> list[bytes]:
     """What an unfinished snapshot or rollback left in the subdirectory; MountError where `stack` is damaged."""
     kept = {_STACK, *(entry.directory.encode() for entry in _parse(fd))}

@@ -28,7 +28,6 @@ from .view import Node, Version, View
 __all__ = ["Aspect", "Change", "ChangeKind", "Comparison", "Version", "Visit", "next_data", "next_hole", "same_bytes"]
 
 _CHUNK: Final = 1 << 20
-_INDEX: Final = UPPER_INDEX - 1
 _COPY_MARKS: Final = frozenset(
     prefix + mark for prefix in marks.PREFIXES for mark in (marks.ORIGIN, marks.REDIRECT, marks.METACOPY)
 )
@@ -128,18 +127,23 @@ class Comparison:
         snapshot `since`, and before `until`. MountError for a snapshot that is not there.
         """
         added, kept = _writable_side(upper, work, since, until)
-        index = None if work is None else _index_of(added[0], upper, work)
+        indexes = {} if work is None else history.indexes(upper, work)
         lowers = None if lowers is None else [*kept, *lowers]
         with ExitStack() as stack:
             top = _hold(stack, UPPER_INDEX, added[0], prefix)
             prefix = top.spelling.prefix
-            numbers = range(_INDEX - 1, _INDEX - len(added), -1)
+            numbers = range(UPPER_INDEX - 1, UPPER_INDEX - len(added), -1)
             between = [_hold(stack, n, path, prefix).as_upper() for n, path in zip(numbers, added[1:], strict=True)]
             below = [_hold(stack, number, path, prefix) for number, path in enumerate(lowers or ())]
             below[: len(kept)] = [layer.as_upper() for layer in below[: len(kept)]]
             data = [_hold(stack, number, path, prefix, True) for number, path in enumerate(data_lowers, len(below))]
-            copies = _hold(stack, _INDEX, index, prefix) if index is not None and os.path.isdir(index) else None
-            old = None if lowers is None else View(below, data)
+            copies = {
+                layer.index: _hold(stack, UPPER_INDEX - len(added) - number, indexes[layer.path], prefix)
+                for number, layer in enumerate((top, *between, *below))
+                if os.path.isdir(indexes.get(layer.path, b""))
+            }
+            copies_below = {number: index for number, index in copies.items() if number > UPPER_INDEX}
+            old = None if lowers is None else View(below, data, copies_below)
             comparison = cls(View((top, *between, *below), data, copies), old, scaffold)
             comparison._resources = stack.pop_all()
         return comparison
@@ -384,11 +388,6 @@ def _writable_side(
 def _those(names: Sequence[str | None]) -> str:
     taken = [name for name in names if name is not None]
     return f", but {', '.join(taken)}" if taken else ""
-
-
-def _index_of(top: bytes, upper: bytes, work: bytes) -> bytes:
-    """Where hard links of the topmost layer are kept."""
-    return os.path.join(work if top == upper else os.path.dirname(top), b"index")
 
 
 def _hold(stack: ExitStack, index: int, path: bytes, prefix: bytes | None = None, data_only: bool = False) -> Layer:

@@ -18,7 +18,7 @@ from .inodes import ROOT, Directory, Inode, InodeTable
 from .layer import Location
 from .state import Changed, Known, State
 
-_NO_NAMES: Final = 1 << 40  # more links than any file has: none of them is a name
+NO_NAMES: Final = 1 << 40  # more links than any file has: none of them is a name
 
 
 class Former(Known):
@@ -32,12 +32,13 @@ class Former(Known):
 
     # -- a rollback
 
-    def absorb(self, state: State, upper_number: int, dropped: Sequence[int]) -> Changed:
+    def absorb(self, state: State, upper_number: int, layers: Sequence[int], indexes: Sequence[int]) -> Changed:
         """Take all inodes but the root over from the state; those without a name stay there. `upper_number` is what the
-        upper has become as a layer, `dropped` are the numbers of all layers that count no more."""
+        upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more."""
         changed = Changed([ROOT], _names_in(state.root))
         unnamed: list[Inode] = []
-        is_deep = len(dropped) > 1
+        is_deep = len(layers) > 1
+        dropped = (*layers, *indexes)
         for inode in self.inodes.values() if is_deep else ():
             if _is_in(inode, dropped):
                 self._note_changed(inode, changed, names=True)
@@ -110,7 +111,7 @@ class Former(Known):
         else:
             gone = Inode(number, former.kind, None, b"")
             gone.lower = place
-            gone.lost_links = _NO_NAMES
+            gone.lost_links = NO_NAMES
         _take_over(gone, former)
         gone.protection = former.protection
         state.inodes.add(gone)

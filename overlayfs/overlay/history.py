@@ -280,6 +280,16 @@ def entries_of(work: bytes) -> list[Entry]:
         os.close(fd)
 
 
+def indexes(upper: bytes, work: bytes) -> dict[bytes, bytes]:
+    """Where the hard links of each layer of the writable side are kept, by the path of the layer; as `uppers`."""
+    try:
+        entries = entries_of(work)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    shared = [entry.as_shared(upper, work) for entry in entries or [Entry("")]]
+    return {os.fsencode(entry.upper): os.path.join(os.fsencode(entry.directory), b"index") for entry in shared}
+
+
 def leftovers(fd: int) -> list[bytes]:
     """What an unfinished snapshot or rollback, or a fork that was killed, left in the subdirectory; MountError where
     `stack` is damaged."""

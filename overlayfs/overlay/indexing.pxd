@@ -5,7 +5,7 @@ from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat
 
 
-@cython.locals(named=bint, linked=bint)
+@cython.locals(named=bint, names_left=long, is_linked=bint)
 cpdef publish(State state, Inode inode, object draft, Stat st)
 @cython.locals(index_fd=int, fd=int, made=Stat, remaining=long)
 cdef _publish_in_index(State state, Inode inode, object draft, bytes index_name, Stat st)

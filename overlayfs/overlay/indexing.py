@@ -19,7 +19,7 @@ from overlayfs._log import Log
 
 from ..tree import access, marks, syscalls
 from ..tree.syscalls import Stat, stat_of
-from . import attributes, copyup_directory, impure, lookup, publishing
+from . import attributes, copyup_directory, impure, linked, lookup, publishing
 from .drafts import Draft, afterwards, note_changed, unseen
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX
@@ -41,8 +41,9 @@ def publish(state: State, inode: Inode, draft: Draft, st: Stat) -> None:
     or where no index is kept, one file under its known names; without any it is kept by its descriptor.
     """
     named = inode.parent is not None
-    linked = st.st_nlink > 1 and (named or inode.names_left(st) > 0) and _can_index(state, inode)
-    index_name = lookup.index_name(state, inode.lower) if linked and inode.lower is not None else None
+    names_left = inode.names_left(st)  # more than one link on disk may be left of a copy that only the index has
+    is_linked = max(st.st_nlink, names_left) > 1 and (named or names_left > 0) and _can_index(state, inode)
+    index_name = linked.entry_name(state, inode.lower) if is_linked and inode.lower is not None else None
     if index_name is not None:
         _publish_in_index(state, inode, draft, index_name, st)
     else:
@@ -237,12 +238,8 @@ def _forget_deleted_names(state: State, inode: Inode) -> None:
 
 def load(state: State) -> None:
     """Read what earlier mounts left in the workdir."""
-    for name in _present(state, _INDEX):
-        if state.index_fd is None:
-            state.index_fd = _subdirectory(state, _INDEX)
-        st = os.stat(name, dir_fd=state.index_fd, follow_symlinks=False)
-        if not stat.S_ISDIR(st.st_mode) and not marks.is_whiteout_device(st):
-            state.index_names.add(name)
+    assert state.workdir_fd is not None
+    state.index_fd, state.index_names = open_index(state.workdir_fd)
     for name in _present(state, _LINKS):
         if state.links_fd is None:
             state.links_fd = _subdirectory(state, _LINKS)
@@ -253,6 +250,29 @@ def load(state: State) -> None:
             state.lost_links[number] = lost
             if place:  # a crash came before or after the name was hidden; later it may be hidden for another reason
                 _write_count(state, number, b"%d" % lost)
+
+
+def open_index(workdir: int | bytes) -> tuple[int | None, set[bytes]]:
+    """A descriptor of the index in a directory, None where there is none, and the names of the copies in it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        if isinstance(workdir, bytes):
+            fd = os.open(os.path.join(workdir, _INDEX), flags)
+        else:
+            fd = os.open(_INDEX, flags, dir_fd=workdir)
+    except FileNotFoundError:
+        return None, set()
+    try:
+        return fd, {name for name in map(os.fsencode, os.listdir(fd)) if _is_copy(fd, name)}
+    except OSError:
+        os.close(fd)
+        raise
+
+
+def _is_copy(index_fd: int, name: bytes) -> bool:
+    """The kernel keeps directories and deletions in the index too (nfs_export)."""
+    st = os.stat(name, dir_fd=index_fd, follow_symlinks=False)
+    return not stat.S_ISDIR(st.st_mode) and not marks.is_whiteout_device(st)
 
 
 def _is_hidden(state: State, path: bytes) -> bool:

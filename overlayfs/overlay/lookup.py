@@ -15,10 +15,10 @@ import time
 
 from overlayfs._typing import Final, TypeVar
 
-from ..tree import access, marks, syscalls, xattrs
+from ..tree import access, marks, xattrs
 from ..tree.marks import Marks, Opacity
 from ..tree.syscalls import Stat
-from . import attributes, redirects
+from . import attributes, linked, redirects
 from .inodes import Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from .layer import UPPER_INDEX, Layer, Location
 from .merge import Candidates, Kind, Names, merge
@@ -207,23 +207,45 @@ def _lower_file(state: State, parent: Directory, name: bytes, position: int) -> 
     if not st.st_size and marks.is_whiteout(dir_fd, name, st, layer.spelling):
         below(state, parent).pop(name, None)
         return None
-    linked = st.st_nlink > 1
-    if linked:
-        known = state.shared(layer.index, st) or _from_index(state, above_it.child(name), st)
-        if known is not None:
-            known.add_name(parent, name)
-            if known.index_name is not None:
-                state.names_to_link.add(known.number)
-            return known
+    if st.st_nlink > 1:
+        return _linked_lower_file(state, parent, name, position, st)
     found = _frozen_marks(layer, dir_fd, name)
     number = layer.number(st) if found is None or found.number is None else found.number
     inode = _new_inode(state, parent, name, st, number)
     inode.provided_by(position)
     if found is not None:
         inode.protection = found.protection
-    if linked:
-        inode.lost_links = state.lost_links.get(number, 0)
-        state.share(inode, layer.index, st)
+    return _known(state, inode, st)
+
+
+def _linked_lower_file(state: State, parent: Directory, name: bytes, position: int, st: Stat) -> Inode:
+    """The file of several names that `name` is one of: its newest copy, in the upper or in a frozen index."""
+    itself = place = parent.lowers[position].child(name)
+    lower_links = st.st_nlink
+    if state.frozen_indexes:
+        place = linked.newest_copy(state, itself, state.top)
+    layer = state.layers[place.layer]
+    dir_fd, last = state.lower_place(place)
+    if place != itself:
+        st = _stat(dir_fd, last)
+    known = state.shared(place.layer, st) or _from_index(state, place, st)
+    if known is not None:
+        known.add_name(parent, name)
+        if known.index_name is not None:
+            state.names_to_link.add(known.number)
+        return known
+    found = _frozen_marks(layer, dir_fd, last)
+    number = layer.number(st) if found is None or found.number is None else found.number
+    inode = _new_inode(state, parent, name, st, number)
+    inode.provided_by(position)
+    if found is not None:
+        inode.protection = found.protection
+    inode.lost_links = state.lost_links.get(number, 0)
+    if place != itself:
+        inode.lower = place
+        if found is not None and number not in state.lost_links:
+            inode.lost_links = _lost_links(found, st, found.lower_links or lower_links)
+    state.share(inode, place.layer, st)
     return _known(state, inode, st)
 
 
@@ -323,7 +345,7 @@ def _from_index(state: State, location: Location, st: Stat) -> Inode | None:
     """The copied-up inode of a hard-linked lower file one of whose other names was written to."""
     if not state.index_names or state.index_fd is None:
         return None
-    name = index_name(state, location)
+    name = linked.entry_name(state, location)
     if name is None or name not in state.index_names:
         return None
     assert state.upper is not None
@@ -344,18 +366,6 @@ def _from_index(state: State, location: Location, st: Stat) -> Inode | None:
         _known(state, known, entry)
     known.lower = known.lower or location
     return known
-
-
-def index_name(state: State, location: Location) -> bytes | None:
-    """The name under which the index keeps the copy of a lower file: its origin in hex, as the kernel has it."""
-    dir_fd, name = state.lower_place(location)
-    fd = state.descriptors.open_at(dir_fd, name, syscalls.OPEN_NODE)
-    try:
-        handle = syscalls.file_handle(fd)
-    finally:
-        os.close(fd)
-    value = marks.origin_value(handle, state.uuid(state.layers[location.layer]))
-    return value.hex().encode() or None
 
 
 def _upper_directory(

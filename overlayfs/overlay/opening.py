@@ -135,6 +135,10 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
         _check_overlap(upper, work, layers)
     layers = hold_apart([*uppers, *layers], Access.READS)
     state = State(options._replace(timeout_s=0.0), layers, None, limit)
+    if len(uppers) > 1:
+        from . import snapshots
+
+        snapshots.look_at_indexes(state, uppers[1:], undo)
     _choose_prefix_to_read(state)
     return state
 

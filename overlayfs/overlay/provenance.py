@@ -94,7 +94,7 @@ def trace(
     OSError where a layer cannot be read or a redirect is malformed. The layers stay the caller's.
     """
     names = [name for name in path.split(b"/") if name]
-    steps = _Trace(View(layers, data_layers, index), names)
+    steps = _Trace(View(layers, data_layers, {} if index is None else {layers[0].index: index}), names)
     return Provenance(path, tuple(steps.run(layers, data_layers)))
 
 
@@ -143,8 +143,8 @@ class _Trace:
             self._closed_by = seen.place.layer
 
     def _provide(self, seen: _Seen) -> Iterator[Answer]:
-        copy = None if stat.S_ISDIR(seen.kind) else self._view.copy_in_index(seen.place)
-        if copy is None:
+        copy = seen.place if stat.S_ISDIR(seen.kind) else self._view.newest_copy(seen.place)
+        if copy == seen.place:
             self._provider = self._answer(seen, Role.PROVIDES)
             yield self._provider
             if not stat.S_ISDIR(seen.kind):

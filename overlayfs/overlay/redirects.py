@@ -12,6 +12,7 @@ import stat
 
 from ..tree import access, marks
 from ..tree.marks import Marks, Opacity
+from . import linked
 from .inodes import Directory
 from .layer import Location
 from .state import State
@@ -149,8 +150,10 @@ def data_below(state: State, parent: Directory, name: bytes, redirect: bytes | N
         name = marks.redirect_target(redirect, b"")
     for location in parent.lowers:
         step = _Walk(state, location.layer, location.path, name)
-        if step.file is not None or step.stop:
-            return step.file
+        if step.file is not None:
+            return linked.newest_copy(state, step.file, state.top)
+        if step.stop:
+            break
     return None
 
 
@@ -162,10 +165,16 @@ def data_below_lower(state: State, location: Location) -> Location:
         found = marks.read_marks(*state.lower_place(location), state.layers[location.layer].spelling)
         if not found.metacopy:
             return location
+        copied = state.copied_from.get(location)
+        if copied is not None:
+            location = copied
+            continue
         path = location.path
         if found.redirect is not None and state.follows_redirects:
             path = marks.redirect_target(found.redirect, path.rpartition(b"/")[0])
         absolute = (found.redirect or b"").startswith(b"/")
+        if not absolute:  # it is where the layers below have the directory
+            path = _Walk(state, location.layer, b"", path).path
         following = _file_at(state, location.layer + 1, path, data_only=absolute)
         if following is None:
             break
@@ -180,7 +189,7 @@ def _file_at(state: State, first_layer: int, path: bytes, data_only: bool = True
     for layer in state.numbers_from(first_layer):
         step = _Walk(state, layer, b"", path)
         if step.file is not None:
-            return step.file
+            return linked.newest_copy(state, step.file, first_layer)
         if step.stop:  # what hides the path in the ordinary layers does not reach the data-only ones
             break
         path = step.path

@@ -158,7 +158,8 @@ def _prepare_to_move(state: State, inode: Inode, new_parent: Directory, new_name
             whiteouts.make_opaque(state, state.upper_fd(inode))
     elif inode.metacopy and inode.lower is not None:
         target = b"/" + inode.lower.path
-        if len(target) > marks.LONGEST_REDIRECT or not state.follows_redirects:
+        # a redirect is followed from the topmost lower layer, and a frozen one may hide or move what lies at that path
+        if len(target) > marks.LONGEST_REDIRECT or not state.follows_redirects or state.frozen:
             copyup.copy_up(state, inode)
         else:
             _write_redirect(state, inode, target)

@@ -25,13 +25,13 @@ from contextlib import ExitStack, suppress
 from overlayfs._typing import NamedTuple
 
 from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
-from . import forks, history, indexing, lookup
-from .former import Former, path_of
+from . import forks, history, indexing
+from .former import NO_NAMES, Former, path_of
 from .history import Entry, History
 from .inodes import ROOT, Directory, Inode
 from .layer import UPPER_INDEX, Access, Layer, Location, describe, hold_apart
 from .options import FsyncPolicy, MountError
-from .state import Changed, State
+from .state import Changed, FrozenIndex, State
 
 
 class _Fresh(NamedTuple):
@@ -47,7 +47,6 @@ def take(state: State, name: str) -> str:
     kernel writes to files without us; any error of the disk, and then nothing has happened."""
     present = _history(state)
     name = present.free_name(name)
-    _complete_links(state)
     fresh = _make(state, present, _upper(state), state.lost_links)
     named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
     _publish(state, present, [*present.entries[:-1], named, fresh.entry], fresh)
@@ -178,59 +177,28 @@ def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _F
         raise
 
 
-# -- hard links
-
-
-def _complete_links(state: State) -> None:
-    """Have each file of the index in the upper under all its names, and empty the index: what is frozen must be whole,
-    as later layers are led to it by names alone. The tree stays what it is at each step.
-
-    Costs a walk through the tree, where a lower file of several names was changed since the last snapshot.
-    """
-    if not state.index_names or state.index_fd is None:
-        return
-    for directory, name in list(_linked_names(state)):
-        inode = lookup.child(state, directory, name)
-        if inode is not None and inode.index_name is not None and name not in lookup.above(state, directory):
-            indexing.link_lower_name(state, inode, directory, name)
-    known = {inode.index_name: inode for inode in state.inodes.values() if inode.index_name is not None}
-    for name in list(state.index_names):
-        os.unlink(name, dir_fd=state.index_fd)
-        state.index_names.discard(name)
-        if (inode := known.get(name)) is not None:
-            inode.index_name, inode.lost_links, inode.attributes = None, 0, None
-            inode.lower = inode.lower if inode.metacopy else None
-    for inode in state.inodes.values():
-        state.drop_if_unused(inode)
-
-
-def _linked_names(state: State) -> list[tuple[Directory, bytes]]:
-    """All names of files of the index in the merged tree."""
-    found: list[tuple[Directory, bytes]] = []
-    waiting = [state.root]
-    while waiting:
-        directory = waiting.pop()
-        for name in lookup.names(state, directory):
-            state.descriptors.begin()
-            inode = lookup.child(state, directory, name)
-            if isinstance(inode, Directory):
-                waiting.append(inode)
-            elif inode is not None and inode.index_name is not None:
-                found.append((directory, name))
-    return found
-
-
 # -- in memory
 
 
 def _number_for(state: State) -> int:
-    """Make what was the upper a layer among the others, and give it its number."""
+    """Make what was the upper a layer among the others, and its index too; the number of the former."""
     upper = _upper(state)
     if len(state.layers) == state.data_end:
         state.layers.append(upper)  # numbers count from its place
+    index_fd, state.index_fd = state.index_fd, None
+    if index_fd is None:
+        return _insert(state, upper)
+    index_number = _insert(state, upper._replace(path=upper.path + b" (index)", root_fd=index_fd))
+    number = _insert(state, upper)
+    state.frozen_indexes.insert(0, FrozenIndex(number, index_number, state.index_names))
+    state.index_names = set()
+    return number
+
+
+def _insert(state: State, layer: Layer) -> int:
     former = state.layers[state.data_end : -1]
     number = UPPER_INDEX - 1 - len(former)
-    state.layers[state.data_end : -1] = [upper._replace(index=number), *former]
+    state.layers[state.data_end : -1] = [layer._replace(index=number), *former]
     return number
 
 
@@ -244,6 +212,8 @@ def _freeze(state: State, fresh: _Fresh) -> None:
             continue
         if isinstance(inode, Directory):
             _freeze_directory(inode, number)
+        elif inode.index_name is not None:
+            _freeze_copy(state, inode, state.frozen_indexes[0].number)
         elif inode.parent is not None:
             files.append(inode)
     for inode in files:  # after the directories that they are in
@@ -251,6 +221,17 @@ def _freeze(state: State, fresh: _Fresh) -> None:
         inode.provided_by(0)
         _share_anew(state, inode, number)
     _use(state, fresh)
+
+
+def _freeze_copy(state: State, inode: Inode, index_number: int) -> None:
+    """A copy in the index: that is where it goes on being found, under whatever names."""
+    assert inode.index_name is not None
+    place = Location(index_number, inode.index_name)
+    if inode.metacopy and inode.lower is not None:
+        state.copied_from[place] = inode.lower
+    inode.upper = inode.metacopy = False
+    inode.lower, inode.index_name = place, None
+    _share_anew(state, inode, index_number)
 
 
 def _share_anew(state: State, inode: Inode, number: int) -> None:
@@ -306,7 +287,6 @@ def _use(state: State, fresh: _Fresh) -> None:
         if fd is not None and fd != present.work_fd:  # which has the lock
             os.close(fd)
     state.index_fd = state.links_fd = None
-    state.index_names = set()
     state.workdir_fd = fresh.directory_fd
     state.upper = state.layers[-1] = fresh.upper
 
@@ -316,12 +296,18 @@ def _drop(state: State, fresh: _Fresh, kept: int, directories: Sequence[str], lo
     number = _number_for(state)
     gone = state.frozen[: len(state.frozen) - kept]
     dropped = (number, *gone)
+    indexes = [index for index in state.frozen_indexes if index.layer in dropped]
     former = state.former
     if former is None:
         former = state.former = Former()
     assert isinstance(former, Former)
-    changed = former.absorb(state, number, dropped)
+    changed = former.absorb(state, number, dropped, [index.number for index in indexes])
+    for inode in state.inodes.values():
+        if inode.index_name is not None:  # its names that were known are gone, and the others are another file's now
+            _freeze_copy(state, inode, indexes[0].number)
+            inode.lost_links = NO_NAMES
     state.frozen = state.frozen[len(gone) :]
+    del state.frozen_indexes[: len(indexes)]
     root = state.root
     root.lowers = tuple(place for place in root.lowers if place.layer not in gone)
     root.below = root.attributes = root.xattr_names = None
@@ -330,7 +316,8 @@ def _drop(state: State, fresh: _Fresh, kept: int, directories: Sequence[str], lo
     _forget_upper(root)
     _use(state, fresh)
     state.lost_links = lost_links
-    former.on_drained = _remover(state, former.on_drained, dropped, directories)
+    numbers = [*dropped, *(index.number for index in indexes)]
+    former.on_drained = _remover(state, former.on_drained, numbers, directories)
     former.sweep()
     return changed
 
@@ -367,16 +354,31 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     if shared:
         count = len(shared)
         layers[:count] = hold_apart([layer._replace(apart=False) for layer in layers[:count]], Access.READS)
+    indexes = [_index_of(present, entry, undo) for entry in present.entries[:-1]]
     directory_fd = present.open_directory(present.entries[-1])
     if directory_fd != present.work_fd:
         undo.callback(os.close, directory_fd)
-    for layer in layers[:-1]:
+    for layer, index in zip(layers[:-1], indexes, strict=True):
         state.upper = layer
+        state.index_fd, state.index_names = index
         number = _number_for(state)
         state.frozen = (number, *state.frozen)
         state.root.lowers = (Location(number, b""), *state.root.lowers)
     state.upper = state.layers[-1] = layers[-1]
     state.history, state.workdir_fd = present, directory_fd
+
+
+def look_at_indexes(state: State, layers: Sequence[Layer], undo: ExitStack) -> None:
+    """Have a read-only state that was opened on all layers of a history use their indexes: these are the frozen ones,
+    top first."""
+    paths = history.indexes(state.options.upper or b"", state.options.work or b"")
+    for layer in layers:
+        path = paths.get(layer.path)  # None: a rollback has just dropped it
+        index_fd, names = (None, set()) if path is None else _open_index(os.path.dirname(path), undo)
+        if index_fd is not None and path is not None:
+            state.frozen_indexes.append(FrozenIndex(layer.index, len(state.layers), names))
+            index = layer._replace(index=len(state.layers), path=path, root_fd=index_fd)
+            state.layers.append(hold_apart([index], Access.READS)[0])
 
 
 def _hold(directory: bytes, undo: ExitStack) -> int:
@@ -397,3 +399,19 @@ def _layer_of(state: State, present: History, entry: Entry, undo: ExitStack) -> 
         raise MountError(f"workdir: layer {entry.directory} of a snapshot: {error.strerror}") from None
     undo.callback(os.close, root_fd)
     return _as_upper(state, root_fd, entry)
+
+
+def _index_of(present: History, entry: Entry, undo: ExitStack) -> tuple[int | None, set[bytes]]:
+    directory_fd = present.open_directory(entry)
+    try:
+        return _open_index(directory_fd, undo)
+    finally:
+        if directory_fd != present.work_fd:
+            os.close(directory_fd)
+
+
+def _open_index(directory: int | bytes, undo: ExitStack) -> tuple[int | None, set[bytes]]:
+    index_fd, names = indexing.open_index(directory)
+    if index_fd is not None:
+        undo.callback(os.close, index_fd)
+    return index_fd, names

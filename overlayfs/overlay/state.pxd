@@ -11,6 +11,8 @@ cdef class State:
     cdef public tuple stack
     cdef public object upper
     cdef public tuple frozen
+    cdef public list frozen_indexes
+    cdef readonly dict copied_from
     cdef readonly Py_ssize_t data_start
     cdef readonly Py_ssize_t data_end
     cdef public object history

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from overlayfs._typing import NamedTuple
 
@@ -46,6 +46,15 @@ class Held:
     def facts(self, state: State) -> list[dict[str, object]]:
         """The layers of the writable side, the lowest first, each with the name of the snapshot it is the top of."""
         raise NotImplementedError
+
+
+class FrozenIndex(NamedTuple):
+    """The index of a layer that was the upper once. `layer` is the number of that layer, and `number` that under which
+    the index itself is one of the layers."""
+
+    layer: int
+    number: int
+    names: Collection[bytes]
 
 
 class Changed(NamedTuple):
@@ -105,11 +114,12 @@ class State:
     once have negative numbers, so that those of the others stay what they are: `frozen` are the numbers of those that
     count, the topmost (and least) first. A number leads to its layer as an index of the list does that counts from the
     end; the last of the list is the upper itself then, and a number is never used again. `data_start` is the first
-    data-only layer, `data_end` follows the last. `history` says how those layers lie on disk, `former` holds inodes
-    from before a rollback; each is None until it is needed.
+    data-only layer, `data_end` follows the last. `frozen_indexes` are the indexes of the frozen layers, in the same
+    order; `copied_from` tells of the copies in them what each was made of. `history` says how those layers lie on disk,
+    `former` holds inodes from before a rollback; each is None until it is needed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one line for each fact
         self, options: OverlayOptions, layers: list[Layer], upper: Layer | None, descriptor_limit: int
     ) -> None:
         self.options = options
@@ -118,6 +128,8 @@ class State:
         self.upper = upper
         self.data_start, self.data_end = len(self.stack), len(layers)
         self.frozen: tuple[int, ...] = ()
+        self.frozen_indexes: list[FrozenIndex] = []
+        self.copied_from: dict[Location, Location] = {}
         self.history: Held | None = None
         self.former: Known | None = None
         self.ownership = Ownership(options)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ..tree import access, marks, xattrs
 from ..tree.marks import Spelling
 from ..tree.syscalls import OPEN_DIRECTORY, OPEN_NODE, Stat, file_handle, stat_of
-from .layer import UPPER_INDEX, Layer, Location, filesystem_uuid
+from .layer import Layer, Location, filesystem_uuid
 from .merge import Kind, Names, merge
 from .ownership import Owner, bare_owner, parse_override
 from .scanning import scan
@@ -90,10 +90,16 @@ class _Naming:
 class View:
     """The merged tree of `layers`, top first; the layers stay their owner's and must outlive the view."""
 
-    def __init__(self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None) -> None:
-        every = (*layers, *data_layers, *((index,) if index else ()))
+    def __init__(
+        self, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), indexes: Mapping[int, Layer] | None = None
+    ) -> None:
+        """`indexes` are those of the layers that are or were an upper, by the number of the layer."""
+        indexes = indexes or {}
+        every = (*layers, *data_layers, *indexes.values())
         self._layers: dict[int, Layer] = {layer.index: layer for layer in every}
-        self._index = None if index is None else Location(index.index, b"")
+        self._heights = {layer.index: height for height, layer in enumerate(reversed(layers))}
+        self._indexes = sorted((self._heights[number], Location(at.index, b"")) for number, at in indexes.items())
+        self._copied_from: dict[Location, Location] = {}
         self._uuids: dict[int, bytes] = {}
         self._roots = tuple(Location(layer.index, b"") for layer in layers)
         self._data_roots = tuple(Location(layer.index, b"") for layer in data_layers)
@@ -168,7 +174,7 @@ class View:
         if not child.is_directory:
             (place,) = child.candidates
             above = [parent_place.layer for parent_place in parent.places].index(place.layer)
-            place = self.copy_in_index(place) or place
+            place = self.newest_copy(place)
             return Node(path, (place,), False, parent.places[above + 1 :])
         return Node(path, tuple(self._directories(parent.places, name)), True)
 
@@ -182,14 +188,24 @@ class View:
             node = self.node(node, name, child)
         return node
 
-    def copy_in_index(self, place: Location) -> Location | None:
-        """The upper's copy of a hard-linked lower file of which another name was written to.
+    def newest_copy(self, place: Location, below: int | None = None) -> Location:
+        """The copy of a hard-linked lower file of which another name was written to, in a layer above its own (and
+        `below` another one); the place itself where there is none.
 
-        The index (kernel: Documentation/filesystems/overlayfs.rst, "Inode properties" and "index") keeps it
+        An index (kernel: Documentation/filesystems/overlayfs.rst, "Inode properties" and "index") keeps it
         under the lower file's handle in hex, so that all lower names of the file show one inode.
         """
-        if self._index is None or not self.has_index or place.layer == UPPER_INDEX:
-            return None
+        above = self._heights.get(place.layer)
+        end = len(self._heights) if below is None else self._heights.get(below, 0)
+        for height, index in self._indexes:
+            if above is not None and above < height < end and self.names(index).kinds:
+                copy = self._copy_in(index, place)
+                if copy is not None:
+                    self._copied_from[copy] = place
+                    place = copy
+        return place
+
+    def _copy_in(self, index: Location, place: Location) -> Location | None:
         fd = self.open(place, OPEN_NODE)
         try:
             handle = file_handle(fd) if stat_of(fd).st_nlink > 1 else None
@@ -198,13 +214,12 @@ class View:
         if handle is None:
             return None
         name = marks.origin_value(handle, self._uuid(place.layer)).hex().encode()
-        found = self.names(self._index).kinds.get(name)
-        return self._index.child(name) if found is Kind.FILE else None
+        return index.child(name) if self.names(index).kinds.get(name) is Kind.FILE else None
 
     @property
     def has_index(self) -> bool:
-        """Whether a lower file may show a copy that the upper has under no name of its own."""
-        return self._index is not None and bool(self.names(self._index).kinds)
+        """Whether a lower file may show a copy that the layers above have under no name of their own."""
+        return any(self.names(index).kinds for _, index in self._indexes)
 
     def _uuid(self, layer: int) -> bytes:
         if layer not in self._uuids:
@@ -283,10 +298,13 @@ class View:
             found = self.marks(place)
             if not found.metacopy:
                 return place
+            if place in self._copied_from:
+                place = self._copied_from[place]
+                continue
             below = self._data_below(place, parents, name, found.redirect)
             if below is None:
                 return None
-            place, parents, name = below
+            place, parents, name = below._replace(place=self.newest_copy(below.place, place.layer))
 
     def _data_below(
         self, place: Location, parents: Sequence[Location], name: bytes, redirect: bytes | None

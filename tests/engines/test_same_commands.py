@@ -122,8 +122,6 @@ DIFFERENCES = {
     "host name": "podman's /etc/hostname has no line end",
     "inspect --type container --format {{.State.Status}} one": "inspect has no --format: wrong usage",
     "run --name one small pwd": "podman refuses a name that is taken; here the program runs in that container again",
-    "rm two": "podman prints the name; rm is silent here",
-    "rm live": "as `rm two`",
     "exec live pwd": "podman 255; here 125, for the program was not run",
     "inspect --type container two": "as `volume inspect v`",
     "volume inspect v": "podman prints an empty list and ends with 125; here nothing is printed, and 1 is the status",

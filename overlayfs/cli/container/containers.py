@@ -169,6 +169,7 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
         except NotFoundError:
             if not container.is_ephemeral:  # otherwise it went with its process
                 raise
+        print(name)
 
     return _each(store_directory, names, one)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_fork_bomb_is_held(shop: Shop) -> None:
     done = shop.call("run", "--rm", "--pids-limit", "20", "small", "sh", "-c", FORKS_WITHOUT_END)
     assert (done.status, "Cannot fork" in done.err) == (2, True)
     assert shop.names == []
+
+
+def test_privileged_container_has_all_that_this_process_may_have(shop: Shop) -> None:
+    """Some machines withhold a capability from root; nobody can give it to a container."""
+    done = shop.call("run", "--rm", "--privileged", "small", "cat", "/proc/self/status")
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd"))
+    assert (done.status, own in done.out.splitlines()) == (0, True)
 
 
 def test_program_that_needs_too_much_memory_is_killed(shop: Shop) -> None:

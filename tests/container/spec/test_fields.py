@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from overlayfs.container.process import Process
 from overlayfs.container.runtime import Launch, runc_specification
 from overlayfs.container.spec import fields
-from overlayfs.container.spec.capabilities import ALL, DEFAULT, chosen
+from overlayfs.container.spec.capabilities import DEFAULT, KNOWN, chosen
 from overlayfs.container.spec.seccomp import PROFILES, default_profile, seccomp_of
 from overlayfs.container.spec.settings import Settings
 from overlayfs.container.users import User
@@ -44,7 +44,7 @@ def at(document: dict[str, Any], path: str) -> Any:
         (Settings(security=["no-new-privileges"]), "process.noNewPrivileges", True),
         (Settings(security=["no-new-privileges=false"]), "process.noNewPrivileges", False),
         (Settings(dropped_capabilities=["all"]), "process.capabilities.bounding", []),
-        (Settings(is_privileged=True), "process.capabilities.effective", list(ALL)),
+        (Settings(is_privileged=True), "process.capabilities.effective", chosen([], [], is_privileged=True)),
         (Settings(is_privileged=True), "linux.maskedPaths", []),
         (Settings(), "linux.resources.devices", [{"allow": False, "access": "rwm"}]),
     ],
@@ -63,10 +63,14 @@ def test_options_of_the_table_need_runc_and_are_named() -> None:
 
 
 def test_capabilities_are_dockers_more_or_less() -> None:
-    assert set(chosen([], [])) == set(DEFAULT) and len(set(ALL)) == len(ALL) == 41
+    assert set(chosen([], [])) == set(DEFAULT) and len(set(KNOWN)) == len(KNOWN) == 41
     assert set(chosen(["sys_admin"], ["CAP_CHOWN"])) == {*DEFAULT, "CAP_SYS_ADMIN"} - {"CAP_CHOWN"}
     assert chosen(["NET_ADMIN"], ["ALL"]) == ["CAP_NET_ADMIN"]
-    assert set(chosen(["ALL"], ["MKNOD"])) == set(ALL) - {"CAP_MKNOD"}
+    every = (1 << 41) - 1
+    assert set(chosen(["ALL"], ["MKNOD"], bounding=every)) == set(KNOWN) - {"CAP_MKNOD"}
+    assert chosen([], [], is_privileged=True, bounding=every & ~(1 << 24)) == [
+        c for c in KNOWN if c != "CAP_SYS_RESOURCE"
+    ]
     with pytest.raises(InvalidError, match="no capability"):
         chosen(["SYS_ROOT"], [])
 

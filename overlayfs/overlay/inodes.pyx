@@ -324,6 +324,15 @@ cdef class InodeTable:
         """All of them, in no order."""
         return [<object>self._slots[i] for i in range(self._capacity) if self._slots[i] is not NULL]
 
+    def of_upper(self):
+        """Those that are in the upper, in no order."""
+        cdef Py_ssize_t i
+        found = []
+        for i in range(self._capacity):
+            if self._slots[i] is not NULL and (<Inode>self._slots[i]).upper:
+                found.append(<Inode>self._slots[i])
+        return found
+
     def clear(self):
         for inode in self.values():
             self.discard((<Inode>inode).attr.ino)

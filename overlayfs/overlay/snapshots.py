@@ -207,8 +207,8 @@ def _freeze(state: State, fresh: _Fresh) -> None:
     number = _number_for(state)
     state.frozen = (number, *state.frozen)
     files: list[Inode] = []
-    for inode in state.inodes.values():
-        if not inode.upper or inode.number in state.orphans:
+    for inode in state.inodes.of_upper():
+        if inode.number in state.orphans:
             continue
         if isinstance(inode, Directory):
             _freeze_directory(inode, number)

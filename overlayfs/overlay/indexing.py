@@ -206,11 +206,11 @@ def deleted_name(state: State, inode: Inode) -> None:
     inode.lost_links += 1
     inode.attributes = None
     state.lost_links[inode.number] = inode.lost_links
-    if not inode.names_left(attributes.real_stat(state, inode)):
-        _forget_deleted_names(state, inode)
-        return
-    with afterwards():
-        _write_count(state, inode.number, b"%d" % inode.lost_links)
+    with afterwards():  # the name is gone, whatever fails here
+        if inode.names_left(attributes.real_stat(state, inode)):
+            _write_count(state, inode.number, b"%d" % inode.lost_links)
+        else:
+            _forget_deleted_names(state, inode)
 
 
 def _write_count(state: State, number: int, text: bytes) -> None:
@@ -218,7 +218,12 @@ def _write_count(state: State, number: int, text: bytes) -> None:
         state.links_fd = _subdirectory(state, _LINKS)
     draft = state.draft_name()
     os.symlink(text[:_LONGEST_TARGET], draft, dir_fd=state.work_fd)
-    os.rename(draft, b"%016x" % number, src_dir_fd=state.work_fd, dst_dir_fd=state.links_fd)
+    try:
+        os.rename(draft, b"%016x" % number, src_dir_fd=state.work_fd, dst_dir_fd=state.links_fd)
+    except OSError:
+        with afterwards():
+            os.unlink(draft, dir_fd=state.work_fd)
+        raise
 
 
 def _path_of(directory: Directory, name: bytes) -> bytes:

@@ -317,6 +317,7 @@ MUTATIONS: dict[str, Operation] = {
         rename("second", "third"),
         moved="lowtree lowtree/b second second/b third third/b",
     ),
+    "unlink a name of a hard-linked lower file": _operation("", unlink("one"), unlink("two")),
     "unlink lower file": _operation("dir", unlink("dir/file")),
     "unlink upper file": _operation("", unlink("mine")),
     "unlink merged file": _operation("merged", unlink("merged/both"), unlink("merged/upper")),

@@ -15,7 +15,7 @@ def expect_nothing_left(top: Path) -> None:
     """Of containers with storage below `top`: no mount, no daemon or monitor that lives, no lock of a workdir."""
     assert mounts_of_containers(top) == []
     for pid in processes_of(top):
-        assert _ends(pid), Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert ends(pid), Path(f"/proc/{pid}/cmdline").read_bytes()
     assert list(top.glob("*/root/*/*/work/overlayfs-socket")) == []
 
 
@@ -41,8 +41,8 @@ def processes_of(top: Path) -> list[int]:
     return found
 
 
-def _ends(pid: int) -> bool:
-    """Whether the process ends: a daemon does so soon after its mount."""
+def ends(pid: int) -> bool:
+    """Whether the process ends: a daemon does so soon after its mount, a shim soon after its container."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

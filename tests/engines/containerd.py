@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from overlayfs.image.oci.digest import digest_of
@@ -75,8 +75,12 @@ class Containerd:
         """End it, and the shims that a failed test left."""
         if self._process:
             self.end()
+        self.end_shims()
+
+    def end_shims(self) -> None:
         for pid in self.shims():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def shims(self) -> list[int]:
         """The processes that were told our address: those of containers that are still there."""

@@ -25,6 +25,7 @@ _VOLATILE: Final = b"volatile"
 _INDEX: Final = b"index"
 _LINKS: Final = b"overlayfs-links"
 _HANDLE: Final = re.compile(rb"00fb[0-9a-f]{8,}")
+_COUNT: Final = re.compile(rb"-?\d{1,9}")  # negative where a copy has more names than links
 _LINK_RECORD: Final = re.compile(rb"[0-9a-f]{16}")
 _NLINK: Final = re.compile(rb"U([+-]\d{1,9})")
 
@@ -134,7 +135,7 @@ def _check_links(fd: int) -> Iterator[Found]:
 
 def _is_count(dir_fd: int, name: bytes) -> bool:
     st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    return stat.S_ISLNK(st.st_mode) and os.fsencode(os.readlink(name, dir_fd=dir_fd)).isdigit()
+    return stat.S_ISLNK(st.st_mode) and _COUNT.fullmatch(os.readlink(entry_path(dir_fd, name))) is not None
 
 
 _CHECKS: Final = {

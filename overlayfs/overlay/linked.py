@@ -34,14 +34,18 @@ def newest_copy(state: State, location: Location, first: int) -> Location:
     Remembers what each copy was made of: a copy of metadata alone has its data there.
     """
     start = location.layer
+    handle = None
     for index in reversed(state.frozen_indexes):  # the lowest first
-        if not first <= index.layer <= start:
+        if not index.names or not first <= index.layer <= start:
             continue
-        name = _own_entry(state, location, index) if index.layer == start else entry_name(state, location)
+        if index.layer == start:
+            name = _own_entry(state, location, index)
+        else:
+            name = handle = handle or entry_name(state, location)
         if name is not None and name in index.names:
             copy = Location(index.number, name)
             state.copied_from.setdefault(copy, location)
-            location = copy
+            location, handle = copy, None
     return location
 
 

@@ -171,6 +171,12 @@ def test_removing_a_whiteout_leaves_the_directory_as_it_looks(tmp_path: Path) ->
     assert os.stat(place.upper + b"/d").st_mtime_ns == before.st_mtime_ns
 
 
+def test_count_of_deleted_names_may_be_negative(tmp_path: Path) -> None:
+    """As that of a copy in an index, which has more names than links, and lost one."""
+    place = Place(tmp_path, {}, {"overlayfs-links/00000000000000aa": symlink("-2")})
+    assert place.check(repair=True) == []
+
+
 def test_leftovers_in_the_workdir_go(tmp_path: Path) -> None:
     work: Tree = {
         "work/#1": file(b"draft"),

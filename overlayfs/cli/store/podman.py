@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from overlayfs.cli.output import safe
-from overlayfs.image.oci.errors import InUseError
+from overlayfs.image.oci.errors import ImageError
 from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store, default_directory
 
@@ -19,5 +19,5 @@ def bring_up_to_date(directory: Path | None) -> None:
         with Store.open(directory) as store:
             try:
                 publish(store)
-            except InUseError as error:
+            except (ImageError, OSError) as error:  # the command itself has done its work
                 print(f"overlayfs: done, but podman does not see it yet: {safe(str(error))}", file=sys.stderr)

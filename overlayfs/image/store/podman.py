@@ -295,8 +295,10 @@ def _others(directory: Path, names: Iterable[str]) -> list[Path]:
 
 def _remove_layer(own: Path) -> None:
     if own.is_symlink():
-        for name in ("link", "lower"):
-            (own / name).unlink(missing_ok=True)
+        leads = own.parent / "l" / _text(own / "link")
+        if not leads.is_symlink() or os.readlink(leads) == f"../{own.name}/diff":  # else another layer has the tree now
+            for name in ("link", "lower"):
+                (own / name).unlink(missing_ok=True)
         own.unlink()
     else:
         remove_tree(own)

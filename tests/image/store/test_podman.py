@@ -164,6 +164,17 @@ def test_tree_of_an_interrupted_change_may_become_that_of_another_layer(
     }
 
 
+@pytest.mark.parametrize("writes", range(12))
+def test_tree_that_another_layer_has_taken_over_keeps_its_records(writes: int, store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW, HIGH)
+    with interrupted_after(writes):
+        share(store, graph_root)
+    store.untag(Reference.parse("a"))
+    put(store, "b", OTHER, HIGH)
+    share(store, graph_root)
+    assert stacks(store) == {"docker.io/library/b:latest": ["high", "other"]}
+
+
 def test_interrupted_sharing_is_completed(store: Store, graph_root: Path) -> None:
     image = put(store, "a", LOW)
     (before,) = lower_directories(store, image)

@@ -84,17 +84,6 @@ class Site:
         return content.decode()
 
 
-@pytest.fixture(scope="module")
-def prepared() -> Iterator[Prepared]:
-    with Prepared() as process:
-        yield process
-
-
-@pytest.fixture
-def site(tmp_path: Path, prepared: Prepared) -> Site:
-    return Site(tmp_path, prepared)
-
-
 # -- the cache
 
 

@@ -24,21 +24,10 @@ from overlayfs.image.store.store import Store
 from overlayfs.tree.mount_table import mount_entries
 from tests.build.test_build import ON, Site
 from tests.cli.people import COMMAND
-from tests.prepared import PATIENCE_S, Prepared
+from tests.prepared import PATIENCE_S
 
 FOR_EVER: Final = str(100_000 + os.getpid()).encode()
 SECRET: Final = "a-secret-that-nobody-sees"
-
-
-@pytest.fixture(scope="module")
-def prepared() -> Iterator[Prepared]:
-    with Prepared() as process:
-        yield process
-
-
-@pytest.fixture
-def site(tmp_path: Path, prepared: Prepared) -> Site:
-    return Site(tmp_path, prepared)
 
 
 # -- the context

@@ -12,19 +12,6 @@ import pytest
 
 from tests.build.test_build import ON, Site
 from tests.container.small import programs
-from tests.prepared import Prepared
-
-
-@pytest.fixture(scope="module")
-def prepared() -> Iterator[Prepared]:
-    with Prepared() as process:
-        yield process
-
-
-@pytest.fixture
-def site(tmp_path: Path, prepared: Prepared) -> Site:
-    return Site(tmp_path, prepared)
-
 
 # -- agents
 

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
-
-import pytest
 
 from overlayfs.image.store.pruning import Steps, prune_held
 from overlayfs.image.store.store import Store
 from tests.build.test_build import ON, Site
-from tests.prepared import Prepared
 
 TWO_STAGES: Final = f"{ON[:-1]} AS one\nRUN echo 1 > /1\n{ON}COPY --from=one /1 /2\nRUN echo 3 > /3\n"
-
-
-@pytest.fixture(scope="module")
-def prepared() -> Iterator[Prepared]:
-    with Prepared() as process:
-        yield process
-
-
-@pytest.fixture
-def site(tmp_path: Path, prepared: Prepared) -> Site:
-    return Site(tmp_path, prepared)
 
 
 def keep(site: Site, *words: str) -> str:

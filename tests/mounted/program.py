@@ -8,13 +8,17 @@ import os
 import re
 import select
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overlayfs.tree.syscalls import mount, unmount
+from tests.engines.podman import covered
 from tests.prepared import Done, call
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -149,8 +153,8 @@ class Place:
 
     def clear(self) -> None:
         """Unmount all there is, wait for the daemons, remove the directories."""
-        for mount in reversed(mounts_beneath(self.base)):
-            subprocess.run(["umount", "-l", mount.place], check=False, capture_output=True)
+        for found in reversed(mounts_beneath(self.base)):
+            subprocess.run(["umount", "-l", found.place], check=False, capture_output=True)
         ended = [has_ended(pidfd) for pidfd in self.pidfds]
         for pidfd in self.pidfds:
             os.close(pidfd)
@@ -170,13 +174,20 @@ def make_place(base: Path) -> Place:
 
 @contextlib.contextmanager
 def open_device() -> Iterator[None]:
-    """/dev/fuse open to every user, as distributions have it, for as long as a test needs it."""
-    mode = os.stat("/dev/fuse").st_mode & 0o7777
-    os.chmod("/dev/fuse", 0o666)
-    try:
-        yield
-    finally:
-        os.chmod("/dev/fuse", mode)
+    """/dev/fuse open to every user, as distributions have it, for this process and its children.
+
+    The machine's own node keeps its mode, so that tests of other processes do not take it from each other.
+    """
+    with tempfile.TemporaryDirectory() as top:
+        mount(b"devices", os.fsencode(top), b"tmpfs", 0, b"mode=755")  # a /tmp with nodev would serve no node
+        try:
+            node = Path(top, "fuse")
+            os.mknod(node, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+            node.chmod(0o666)
+            with covered("/dev/fuse", node):
+                yield
+        finally:
+            unmount(os.fsencode(top), lazy=True)
 
 
 @contextlib.contextmanager

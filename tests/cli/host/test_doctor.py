@@ -20,10 +20,12 @@ from overlayfs.fuse.abi import FUSE_INIT_EXT, FUSE_PASSTHROUGH, IN_HEADER, INIT_
 from overlayfs.tree.mount_table import mount_entries
 from tests.cli.people import answer, run
 from tests.engines.podman import covered
+from tests.mounted.program import open_device
 
 
 def test_mount_works_on_this_machine() -> None:
-    found = answer("doctor")
+    with open_device():
+        found = answer("doctor")
     assert found["mount_works"]
     assert {check["name"]: check["state"] for check in found["checks"]} | {"mount program": "", "passthrough": ""} == {
         "kernel": "ok",

@@ -9,7 +9,8 @@ A snapshot leaves the directory that takes changes as it is, as a layer, and goe
     work/incompat/overlayfs-snapshots       has the kernel's overlayfs refuse the workdir (as for any such name)
 
 Each entry of `stack` is {"directory": D, "snapshot": NAME, "taken_at": SECONDS}: D is N, or empty for the upperdir,
-which is the lowest; the last one has no name and takes changes. All N that `stack` does not name are leftovers, removed
+which is the lowest; the last one has no name and takes changes. It is the only one where all snapshots were dropped.
+All N that `stack` does not name are leftovers, removed
 at the next mount. So a snapshot or rollback has happened once `stack` was renamed, and not before. N are never used
 again within one mount.
 
@@ -31,7 +32,7 @@ from contextlib import suppress
 
 from overlayfs._typing import Any, Final, NamedTuple
 
-from ..tree import access
+from ..tree import access, syscalls
 from . import drafts, forks
 from .options import MountError
 from .state import Held, State
@@ -149,6 +150,11 @@ class History(Held):
     def open_directory(self, entry: Entry) -> int:
         """A descriptor of the directory that holds the index of a layer: N, or the workdir itself."""
         return os.open(entry.directory, _OPEN, dir_fd=self.fd) if entry.directory else self.work_fd
+
+    def place_of(self, entry: Entry) -> bytes:
+        """The directory that holds the index of a layer of this mount, by a path that cannot lead elsewhere."""
+        below = os.path.join(DIRECTORY, entry.directory.encode()) if entry.directory else b"."
+        return os.path.join(syscalls.descriptor_path(self.work_fd), below)
 
     def open_layer(self, entry: Entry) -> int:
         """A descriptor of the root of a layer that is not the upperdir."""
@@ -334,7 +340,7 @@ def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "
 def _refuse_nonsense(entries: Sequence[Entry]) -> None:
     """ValueError where a layer is no subdirectory of ours, or is named twice, or a snapshot is."""
     directories = [entry.directory for entry in entries]
-    if len(entries) < 2 or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
+    if not entries or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
         raise ValueError("not a stack of layers")
     lowest_own = sum(bool(entry.upper) for entry in entries)
     for at, entry in enumerate(entries):

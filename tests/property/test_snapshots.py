@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from overlayfs.fuse import commanding
+from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.options import OverlayOptions
 
 from .bare import EngineTarget
@@ -37,7 +38,11 @@ class SnapshotMachine(ThreeWays):
     def take(self, name: str) -> None:
         raise NotImplementedError
 
-    def go_back(self, name: str) -> None:
+    def go_back(self, name: str, *, drop: bool) -> None:
+        raise NotImplementedError
+
+    def depth(self) -> int:
+        """How many layers there are for changes and snapshots."""
         raise NotImplementedError
 
     @rule()
@@ -54,8 +59,8 @@ class SnapshotMachine(ThreeWays):
         self.kept.append((name, copy, before))
         self.observe()
 
-    @rule(data=st.data())
-    def roll_back(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), drop=st.booleans())
+    def roll_back(self, data: st.DataObject, drop: bool) -> None:
         if not self.kept:
             return
         for number in sorted(self.open_numbers):
@@ -63,14 +68,18 @@ class SnapshotMachine(ThreeWays):
         at = data.draw(st.integers(0, len(self.kept) - 1))
         del self.kept[at + 1 :]
         name, copy, numbers = self.kept[at]
-        self._note(step("roll_back", name))
-        self.go_back(name)
+        self._note(step("roll_back", name, drop))
+        self.go_back(name, drop=drop)
+        if drop:
+            self.kept.pop()
         shutil.rmtree(self.plain.root)
         subprocess.run(["cp", "-a", copy, os.fsdecode(self.plain.root)], check=True)
         self.observe()
         found = self.targets[-1].numbers()
         if found != numbers:
             self._diverge(f"inode numbers changed with the rollback: {numbers} became {found}")
+        if self.depth() != len(self.kept) + 1:
+            self._diverge(f"{self.depth()} layers for {len(self.kept)} snapshots")
 
     def _check_interchange(self, expected: Snapshot) -> None:
         """Nobody else mounts such an upper."""
@@ -85,8 +94,11 @@ class EngineMachine(SnapshotMachine):
     def take(self, name: str) -> None:
         self.ours.overlay.snapshot(name)
 
-    def go_back(self, name: str) -> None:
-        self.ours.overlay.roll_back(name)
+    def go_back(self, name: str, *, drop: bool) -> None:
+        self.ours.overlay.roll_back(name, drop=drop)
+
+    def depth(self) -> int:
+        return len(self.ours.overlay.state.frozen) + 1
 
 
 class MountMachine(SnapshotMachine):
@@ -99,8 +111,11 @@ class MountMachine(SnapshotMachine):
     def take(self, name: str) -> None:
         commanding.take_snapshot(self.place, name)
 
-    def go_back(self, name: str) -> None:
-        commanding.roll_back(self.place, name)
+    def go_back(self, name: str, *, drop: bool) -> None:
+        commanding.roll_back(self.place, name, drop=drop)
+
+    def depth(self) -> int:
+        return len(read_facts(self.place)["snapshots"])
 
 
 class MountWithoutLaneMachine(MountMachine):

@@ -206,7 +206,11 @@ def snapshots(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
 
 
 @app.command(short_help="Take a live mount back to a snapshot.")
-def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
+def rollback(
+    mountpoint: Mountpoint,
+    name: SnapshotName = "",
+    drop: Annotated[bool, typer.Option("--drop", help="Drop the snapshot, too, unless a fork uses it.")] = False,
+) -> None:
     """Take a mount back to a snapshot, without NAME to the newest, while it stays mounted.
 
     All changes since are lost, and so are later snapshots. Who has a file open sees it as it was at the snapshot; a
@@ -216,7 +220,7 @@ def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
     """
     from overlayfs.cli.mounts.snapshots import roll_back
 
-    roll_back(mountpoint, name)
+    roll_back(mountpoint, name, drop=drop)
 
 
 @app.command(short_help="Mount a copy that goes its own way.")

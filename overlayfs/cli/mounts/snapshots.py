@@ -30,7 +30,7 @@ def _local(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def roll_back(mountpoint: str, name: str) -> None:
+def roll_back(mountpoint: str, name: str, *, drop: bool) -> None:
     """Take the mount back to a snapshot."""
     entry, _ = status_of(mountpoint)
-    commanding.roll_back(entry.mountpoint, name)
+    commanding.roll_back(entry.mountpoint, name, drop=drop)

@@ -58,6 +58,10 @@ class Mount:
         """
         commanding.roll_back(os.fsencode(self.path), snapshot, drop=drop)
 
+    def drop_snapshot(self, snapshot: str) -> None:
+        """Drop a snapshot: the tree stays as it is, and nobody can go back there. Its layer is merged into the next."""
+        commanding.drop_snapshot(os.fsencode(self.path), snapshot)
+
     def changes(self, since: str | None = None, until: str | None = None) -> list[Change]:
         """The changes of the tree, those after one snapshot or those between two."""
         return commanding.changes(os.fsencode(self.path), since, until)

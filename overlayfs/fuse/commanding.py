@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SNAPSHOT_XATTR: Final = b"user.overlayfs.snapshot"
 ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
 UNDO_XATTR: Final = b"user.overlayfs.undo"
+DROP_XATTR: Final = b"user.overlayfs.drop"
 ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
@@ -44,6 +45,11 @@ def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
         _pause(deadline, mountpoint)
+
+
+def drop_snapshot(mountpoint: bytes, name: str) -> None:
+    """Drop a snapshot; the tree stays as it is."""
+    _command(mountpoint, DROP_XATTR, name)
 
 
 def _command(mountpoint: bytes, command: bytes, name: str) -> None:

@@ -141,6 +141,13 @@ class Overlay:
         self._refuse_while_changing()
         return snapshots.undo(self.state, name) if drop else snapshots.roll_back(self.state, name)
 
+    def drop_snapshot(self, name: str = "") -> str:
+        """Drop a snapshot, as `dropping.drop`; otherwise as `snapshot`."""
+        from . import dropping
+
+        self._refuse_while_changing()
+        return dropping.drop(self.state, name)
+
     def _refuse_while_changing(self) -> None:
         if self._changing:
             raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))

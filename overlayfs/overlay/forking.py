@@ -54,8 +54,9 @@ def _remove(made: bytes) -> None:
 
 def _up_to(entries: list[Entry], snapshot: str) -> list[Entry]:
     names = [entry.snapshot for entry in entries[:-1]]
-    if snapshot not in names:
-        raise MountError(f"there is no snapshot {snapshot}" + (f", but {', '.join(map(str, names))}" if names else ""))
+    if not snapshot or snapshot not in names:
+        told = ", ".join(filter(None, names))
+        raise MountError(f"there is no snapshot {snapshot}" + (f", but {told}" if told else ""))
     return entries[: names.index(snapshot) + 1]
 
 

@@ -9,14 +9,13 @@ A snapshot leaves the directory that takes changes as it is, as a layer, and goe
     work/incompat/overlayfs-snapshots       has the kernel's overlayfs refuse the workdir (as for any such name)
 
 Each entry of `stack` is {"directory": D, "snapshot": NAME, "taken_at": SECONDS}: D is N, or empty for the upperdir,
-which is the lowest; the last one has no name and takes changes. It is the only one where all snapshots were dropped.
-All N that `stack` does not name are leftovers, removed
-at the next mount. So a snapshot or rollback has happened once `stack` was renamed, and not before. N are never used
-again within one mount.
+which is the lowest; the last one has no name and takes changes. Others have none once their snapshot was dropped (see
+dropping); then "version" is 3. All N that `stack` does not name are leftovers, removed at the next mount. So a snapshot
+or rollback has happened once `stack` was renamed, and not before. N are never used again within one mount.
 
 The lowest layers of a fork (see forks) are those of the mount that it was made from, and its upperdir comes above them.
 Their entries have one member more, "upper", the absolute path of the layer; D is then that of the directory with the
-layer's index, and "version" is 2 instead of 1.
+layer's index, and "version" is at least 2 instead of 1.
 
 For a mount without snapshots none of this exists, and the upperdir holds all changes.
 """
@@ -96,7 +95,7 @@ class History(Held):
 
     @property
     def newest(self) -> str | None:
-        return self.entries[-2].snapshot if len(self.entries) > 1 else None
+        return next((entry.snapshot for entry in reversed(self.entries) if entry.snapshot), None)
 
     def position(self, name: str) -> int:
         """Where the snapshot of this name is, the newest for an empty one; ENOENT where there is none."""
@@ -186,7 +185,7 @@ class History(Held):
         import json  # slow, and few mounts have snapshots
 
         members = [entry.to_member() for entry in entries]
-        text = json.dumps({"version": 2 if entries[0].upper else 1, "layers": members}).encode()
+        text = json.dumps({"version": _version(entries), "layers": members}).encode()
         if len(text) >= _LONGEST_STACK:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -238,6 +237,13 @@ class History(Held):
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
         used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
         self._last = max([self._last, *used])
+
+
+def _version(entries: Sequence[Entry]) -> int:
+    """The least of the format that knows of such layers."""
+    if len(entries) < 2 or not all(entry.snapshot for entry in entries[:-1]):
+        return 3
+    return 2 if entries[0].upper else 1
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -326,7 +332,7 @@ def _entries(text: bytes) -> list[Entry]:
     if not text:
         return []
     members: Any = json.loads(text)
-    if members["version"] not in (1, 2):
+    if members["version"] not in (1, 2, 3):
         raise ValueError("a later version")
     found = [_entry(**member) for member in members["layers"]]
     _refuse_nonsense(found)
@@ -353,7 +359,7 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
             is_layer = is_number
         if not is_layer:
             raise ValueError("not a layer")
-    names = [entry.snapshot for entry in entries[:-1]]
+    names = [entry.snapshot for entry in entries if entry.snapshot is not None]
     if len(set(names)) < len(names):
         raise ValueError("two snapshots of one name")
     for name in names:

@@ -48,7 +48,7 @@ class _Next(NamedTuple):
 def take(state: State, name: str) -> str:
     """Take a snapshot; its name, which is a number where none is given. EEXIST, EINVAL for a name; EBUSY where the
     kernel writes to files without us; any error of the disk, and then nothing has happened."""
-    present = _history(state)
+    present = history_of(state)
     name = present.free_name(name)
     fresh = _make(state, present, _upper(state), state.lost_links)
     named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
@@ -62,7 +62,7 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
 
     ENOENT where there is none of that name; otherwise as `take`.
     """
-    present = _history(state)
+    present = history_of(state)
     at = present.position(name)
     kept, dropped = present.entries[: at + 1], present.entries[at + 1 :]
     base = state.layers[state.frozen[len(state.frozen) - 1 - at]]
@@ -76,11 +76,11 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
 def undo(state: State, name: str) -> tuple[str, Changed]:
     """Go back to a snapshot and drop it: its layer takes changes again. Otherwise as `roll_back`, which is what is done
     where that layer must stay as it is: a fork uses it, or it has the content of an open file that has no name."""
-    present = _history(state)
+    present = history_of(state)
     at = present.position(name)
     entry = present.entries[at]
     number = state.frozen[len(state.frozen) - 1 - at]
-    if entry.upper or _holds_unnamed(state, number):
+    if entry.upper or holds_unnamed(state, number):
         return roll_back(state, name)
     with forks.alone(present.place_of(entry)) as is_alone:
         if not is_alone:
@@ -95,7 +95,7 @@ def _go_on_in(state: State, present: History, at: int) -> Changed:
     lost_links = lost_links_of(present.open_links(entry))
     with ExitStack() as undoing:
         again = _reopen(state, present, entry, number, undoing)
-        present.publish([*present.entries[:at], Entry(entry.directory)], durable=_is_durable(state))
+        present.publish([*present.entries[:at], Entry(entry.directory)], durable=is_durable(state))
         undoing.pop_all()
     forks.forbid(present.place_of(entry))
     return _drop(state, again, at, [one.directory for one in above], lost_links, number)
@@ -121,7 +121,7 @@ def _reopen(state: State, present: History, entry: Entry, number: int, undoing: 
     )
 
 
-def _holds_unnamed(state: State, number: int) -> bool:
+def holds_unnamed(state: State, number: int) -> bool:
     """Whether a file that is open and has no name has its content in a frozen layer."""
     numbers = {number, *(index.number for index in state.frozen_indexes if index.layer == number)}
     unnamed = (inode for inode in state.inodes.values() if inode.parent is None and inode.number != ROOT)
@@ -132,7 +132,7 @@ def _holds_unnamed(state: State, number: int) -> bool:
     )
 
 
-def _history(state: State) -> History:
+def history_of(state: State) -> History:
     """The history of a mount in which no change is under way."""
     if state.upper is None or state.work_fd is None or state.workdir_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -162,7 +162,7 @@ def _make(state: State, present: History, model: Layer, lost_links: dict[int, in
         root_fd = history.open_upper(directory_fd)
         copy_root(state.prefix, model, root_fd)
         write_lost_links(directory_fd, lost_links)
-        if _is_durable(state):
+        if is_durable(state):
             _sync(root_fd, directory_fd, present.fd, present.work_fd)
         return _Next(entry, directory_fd, _as_upper(state, root_fd, entry))
     except OSError:
@@ -218,7 +218,7 @@ def lost_links_of(fd: int | None) -> dict[int, int]:
     return found
 
 
-def _is_durable(state: State) -> bool:
+def is_durable(state: State) -> bool:
     return state.options.fsync is not FsyncPolicy.VOLATILE and not syscalls.is_in_memory(_upper(state).root_fd)
 
 
@@ -233,7 +233,7 @@ def _sync(*directories: int) -> None:
 
 def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _Next) -> None:
     try:
-        present.publish(entries, durable=_is_durable(state))
+        present.publish(entries, durable=is_durable(state))
     except OSError:
         _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
         raise

@@ -111,3 +111,63 @@ def test_fork_keeps_the_snapshot_of_a_transaction(mounted: overlayfs.Mount) -> N
     mounted.rollback(snapshot, drop=True)
     assert (mounted.path / "file").read_text() == "shared"
     assert _depth(mounted) == 1
+
+
+def test_rotated_snapshots_keep_the_stack_short(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    """Of the last three snapshots, each is what it was, though the layers of all others were merged."""
+    root = mounted.path
+    with (root / "file").open("r+b", buffering=0) as opened:
+        for turn in range(12):
+            (root / "file").write_text(f"{turn}")
+            (root / f"made{turn}").mkdir()
+            (root / f"made{turn}/inner").touch()
+            mounted.snapshot(f"s{turn}")
+            if turn >= 3:
+                number = (root / "made1/inner").stat().st_ino
+                mounted.drop_snapshot(f"s{turn - 3}")
+                assert (root / "made1/inner").stat().st_ino == number
+                assert _depth(mounted) <= 3 + 3
+        assert os.pread(opened.fileno(), 10, 0) == b"11"
+    with pytest.raises(overlayfs.MountError, match="no snapshot s8"):
+        mounted.rollback("s8")
+    mounted.unmount()
+    with overlayfs.mount([lower], root, upper=scratch / "upper", work=scratch / "work") as again:
+        assert len(list(root.glob("made*/inner"))) == 12
+        again.rollback("s9")
+        assert (root / "file").read_text() == "9"
+        assert {path.name for path in root.glob("made*")} == {f"made{turn}" for turn in range(10)}
+
+
+def test_listing_under_way_goes_on_over_a_drop(mounted: overlayfs.Mount) -> None:
+    (mounted.path / "big").mkdir()
+    mounted.snapshot("a")
+    for number in range(1000):
+        (mounted.path / f"big/n{number}").touch()
+    mounted.snapshot("b")
+    (mounted.path / "big/last").touch()
+    mounted.snapshot("c")
+    with os.scandir(mounted.path / "big") as entries:
+        seen = [next(entries).name]
+        mounted.drop_snapshot("b")
+        seen += [entry.name for entry in entries]
+    assert sorted(seen) == sorted({"last", *(f"n{number}" for number in range(1000))})
+
+
+def test_fork_keeps_a_dropped_layer(mounted: overlayfs.Mount) -> None:
+    mounted.snapshot("a")
+    (mounted.path / "file").write_text("shared")
+    mounted.snapshot("b")
+    (mounted.path / "file").write_text("later")
+    mounted.snapshot("c")
+    with mounted.fork(snapshot="b") as fork:
+        mounted.drop_snapshot("b")
+        assert (fork.path / "file").read_text() == "shared"
+        with pytest.raises(overlayfs.MountError, match="no snapshot b"):
+            mounted.fork(snapshot="b")
+    assert (mounted.path / "file").read_text() == "later"
+
+
+def test_unknown_snapshot_is_not_dropped(mounted: overlayfs.Mount) -> None:
+    mounted.snapshot("a")
+    with pytest.raises(overlayfs.MountError, match="there is no snapshot b"):
+        mounted.drop_snapshot("b")

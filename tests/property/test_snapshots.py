@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from overlayfs.fuse import commanding
-from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.options import OverlayOptions
 
 from .bare import EngineTarget
@@ -41,8 +40,7 @@ class SnapshotMachine(ThreeWays):
     def go_back(self, name: str, *, drop: bool) -> None:
         raise NotImplementedError
 
-    def depth(self) -> int:
-        """How many layers there are for changes and snapshots."""
+    def drop(self, name: str) -> None:
         raise NotImplementedError
 
     @rule()
@@ -78,8 +76,20 @@ class SnapshotMachine(ThreeWays):
         found = self.targets[-1].numbers()
         if found != numbers:
             self._diverge(f"inode numbers changed with the rollback: {numbers} became {found}")
-        if self.depth() != len(self.kept) + 1:
-            self._diverge(f"{self.depth()} layers for {len(self.kept)} snapshots")
+
+    @rule(data=st.data())
+    def drop_snapshot(self, data: st.DataObject) -> None:
+        if not self.kept:
+            return
+        name, copy, _ = self.kept.pop(data.draw(st.integers(0, len(self.kept) - 1)))
+        self._note(step("drop_snapshot", name))
+        before = self.targets[-1].numbers()
+        self.drop(name)
+        shutil.rmtree(copy)
+        self.observe()
+        after = self.targets[-1].numbers()
+        if after != before:
+            self._diverge(f"inode numbers changed with the drop: {before} became {after}")
 
     def _check_interchange(self, expected: Snapshot) -> None:
         """Nobody else mounts such an upper."""
@@ -97,8 +107,8 @@ class EngineMachine(SnapshotMachine):
     def go_back(self, name: str, *, drop: bool) -> None:
         self.ours.overlay.roll_back(name, drop=drop)
 
-    def depth(self) -> int:
-        return len(self.ours.overlay.state.frozen) + 1
+    def drop(self, name: str) -> None:
+        self.ours.overlay.drop_snapshot(name)
 
 
 class MountMachine(SnapshotMachine):
@@ -114,8 +124,8 @@ class MountMachine(SnapshotMachine):
     def go_back(self, name: str, *, drop: bool) -> None:
         commanding.roll_back(self.place, name, drop=drop)
 
-    def depth(self) -> int:
-        return len(read_facts(self.place)["snapshots"])
+    def drop(self, name: str) -> None:
+        commanding.drop_snapshot(self.place, name)
 
 
 class MountWithoutLaneMachine(MountMachine):

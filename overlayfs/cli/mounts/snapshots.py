@@ -9,10 +9,16 @@ from overlayfs.cli.output import Cell, Lines, print_json, print_table
 from overlayfs.fuse import commanding
 
 
-def take(mountpoint: str, name: str) -> None:
+def take(mountpoint: str, name: str = "") -> None:
     """Take a snapshot and print its name."""
     entry, _ = status_of(mountpoint)
     Lines().print(Cell(commanding.take_snapshot(entry.mountpoint, name)))
+
+
+def drop(mountpoint: str, name: str) -> None:
+    """Drop a snapshot."""
+    entry, _ = status_of(mountpoint)
+    commanding.drop_snapshot(entry.mountpoint, name)
 
 
 def show_snapshots(mountpoint: str, as_json: bool) -> None:

@@ -10,6 +10,7 @@ dropped layer is kept for that until the kernel has forgotten all inodes that ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from overlayfs._typing import Final
 
@@ -83,7 +84,7 @@ class Former(Known):
         former = self.inodes.get(number)
         if former is None:
             return None
-        for parent, name in (*former.names(), *_place_below(state, former)):
+        for parent, name in chain(former.names(), _place_below(state, former)):
             found = _follow(state, parent, name)
             if found is not None and found.number == number:
                 return found

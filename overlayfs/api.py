@@ -50,12 +50,17 @@ class Mount:
         """Keep the present state of the tree, which stays mounted; the snapshot's name, a number if none is given."""
         return commanding.take_snapshot(os.fsencode(self.path), name)
 
-    def rollback(self, snapshot: str = "") -> None:
+    def rollback(self, snapshot: str = "", *, drop: bool = False) -> None:
         """Go back to a snapshot, without a name to the newest: what was changed since is lost, and later snapshots are.
+        With `drop` the snapshot itself is dropped then, unless a fork uses it.
 
         A file that is open shows what it held at the snapshot; one that was made since behaves as a deleted one.
         """
-        commanding.roll_back(os.fsencode(self.path), snapshot)
+        commanding.roll_back(os.fsencode(self.path), snapshot, drop=drop)
+
+    def drop_snapshot(self, snapshot: str) -> None:
+        """Drop a snapshot: the tree stays as it is, and nobody can go back there. Its layer is merged into the next."""
+        commanding.drop_snapshot(os.fsencode(self.path), snapshot)
 
     def changes(self, since: str | None = None, until: str | None = None) -> list[Change]:
         """The changes of the tree, those after one snapshot or those between two."""
@@ -77,12 +82,12 @@ class Mount:
 
     @contextmanager
     def transaction(self) -> Iterator[str]:
-        """A block whose changes are undone at its end, however it ends. Blocks nest."""
+        """A block whose changes are undone at its end, however it ends; so is its snapshot dropped. Blocks nest."""
         snapshot = self.snapshot()
         try:
             yield snapshot
         finally:
-            self.rollback(snapshot)
+            self.rollback(snapshot, drop=True)
 
     def unmount(self) -> None:
         """Unmount, busy or not, and wait for the serving process; doing it twice is well."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SNAPSHOT_XATTR: Final = b"user.overlayfs.snapshot"
 ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
+UNDO_XATTR: Final = b"user.overlayfs.undo"
+DROP_XATTR: Final = b"user.overlayfs.drop"
 ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
@@ -33,13 +35,21 @@ def take_snapshot(mountpoint: bytes, name: str = "") -> str:
     return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
 
 
-def roll_back(mountpoint: bytes, name: str = "") -> None:
-    """Go back to a snapshot, the newest where none is named; returns when everybody sees the tree as it was."""
+def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:
+    """Go back to a snapshot, the newest where none is named; returns when everybody sees the tree as it was.
+
+    With `drop` the snapshot is dropped, too, unless a fork uses it.
+    """
     _refuse_while_in_use(os.path.realpath(mountpoint))
-    _command(mountpoint, ROLLBACK_XATTR, name)
+    _command(mountpoint, UNDO_XATTR if drop else ROLLBACK_XATTR, name)
     deadline = time.monotonic() + _PATIENCE_S
     while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
         _pause(deadline, mountpoint)
+
+
+def drop_snapshot(mountpoint: bytes, name: str) -> None:
+    """Drop a snapshot; the tree stays as it is."""
+    _command(mountpoint, DROP_XATTR, name)
 
 
 def _command(mountpoint: bytes, command: bytes, name: str) -> None:

@@ -27,12 +27,12 @@ from overlayfs._typing import Final
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
 from . import abi
-from .commanding import ROLLBACK_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR
+from .commanding import DROP_XATTR, ROLLBACK_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
 
 log = Log(__name__)
 
-_COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR)
+_COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR)
 _QUESTIONS: Final = (SNAPSHOT_XATTR, ROLLED_BACK_XATTR)
 
 
@@ -77,11 +77,14 @@ class Control:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
         if name == SNAPSHOT_XATTR:
             log.info("snapshot %s taken", self._overlay.snapshot(snapshot))
+        elif name == DROP_XATTR:
+            log.info("snapshot %s dropped", self._overlay.drop_snapshot(snapshot))
+            self.remove_waste()
         else:
-            self._roll_back(snapshot)
+            self._roll_back(snapshot, drop=name == UNDO_XATTR)
 
-    def _roll_back(self, name: str) -> None:
-        found, changed = self._overlay.roll_back(name)
+    def _roll_back(self, name: str, *, drop: bool) -> None:
+        found, changed = self._overlay.roll_back(name, drop=drop)
         counts = len(changed.inodes), len(changed.names)
         log.info("rolled back to snapshot %s: %d inodes and %d names changed", found, *counts)
         device_fd = self.device_fd()

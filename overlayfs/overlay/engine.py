@@ -133,12 +133,20 @@ class Overlay:
         self._refuse_while_changing()
         return snapshots.take(self.state, name)
 
-    def roll_back(self, name: str = "") -> tuple[str, Changed]:
-        """Go back to a snapshot, as `snapshots.roll_back`; otherwise as `snapshot`."""
+    def roll_back(self, name: str = "", *, drop: bool = False) -> tuple[str, Changed]:
+        """Go back to a snapshot, which is dropped if told so, as `snapshots.roll_back` and `undo`; otherwise as
+        `snapshot`."""
         from . import snapshots
 
         self._refuse_while_changing()
-        return snapshots.roll_back(self.state, name)
+        return snapshots.undo(self.state, name) if drop else snapshots.roll_back(self.state, name)
+
+    def drop_snapshot(self, name: str = "") -> str:
+        """Drop a snapshot, as `dropping.drop`; otherwise as `snapshot`."""
+        from . import dropping
+
+        self._refuse_while_changing()
+        return dropping.drop(self.state, name)
 
     def _refuse_while_changing(self) -> None:
         if self._changing:

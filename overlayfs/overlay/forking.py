@@ -28,6 +28,8 @@ def make(upper: bytes, work: bytes, snapshot: str, prefix: bytes) -> bytes:
     shared = [entry.as_shared(upper, work) for entry in entries]
     for entry in shared:
         forks.let_share(os.fsencode(entry.directory))
+    if _up_to(history.entries_of(work), snapshot) != entries:  # a layer may have been let change just before
+        raise MountError(f"snapshot {snapshot} has just been dropped")
     lowest = os.fsencode(shared[0].directory)  # the workdir of the first mount, where this one is itself a fork
     made = os.path.join(lowest, history.DIRECTORY, forks.PREFIX + secrets.token_hex(8).encode())
     os.mkdir(made, 0o700)
@@ -52,8 +54,9 @@ def _remove(made: bytes) -> None:
 
 def _up_to(entries: list[Entry], snapshot: str) -> list[Entry]:
     names = [entry.snapshot for entry in entries[:-1]]
-    if snapshot not in names:
-        raise MountError(f"there is no snapshot {snapshot}" + (f", but {', '.join(map(str, names))}" if names else ""))
+    if not snapshot or snapshot not in names:
+        told = ", ".join(filter(None, names))
+        raise MountError(f"there is no snapshot {snapshot}" + (f", but {told}" if told else ""))
     return entries[: names.index(snapshot) + 1]
 
 

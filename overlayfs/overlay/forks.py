@@ -36,6 +36,12 @@ def let_share(directory: bytes) -> None:
     os.close(os.open(os.path.join(directory, FILE), _OPEN | os.O_CREAT, 0o600))
 
 
+def forbid(directory: bytes) -> None:
+    """Let no fork use the layer in a directory any more, which this process holds alone."""
+    with drafts.afterwards():
+        os.unlink(os.path.join(directory, FILE))
+
+
 def hold(directory: bytes) -> int:
     """A descriptor with the shared lock of a layer that forks were let share. FileNotFoundError where they were not, or
     where it is gone."""

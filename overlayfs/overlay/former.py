@@ -9,7 +9,8 @@ dropped layer is kept for that until the kernel has forgotten all inodes that ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from overlayfs._typing import Final
 
@@ -83,7 +84,7 @@ class Former(Known):
         former = self.inodes.get(number)
         if former is None:
             return None
-        for parent, name in former.names():
+        for parent, name in chain(former.names(), _place_below(state, former)):
             found = _follow(state, parent, name)
             if found is not None and found.number == number:
                 return found
@@ -189,6 +190,20 @@ def _take_over(inode: Inode, former: Inode) -> None:
     inode.nlookup, inode.opens = former.nlookup, former.opens
     if isinstance(inode, Directory) and isinstance(former, Directory):
         inode.listing = former.listing  # so that its readers go on where they were
+
+
+def _place_below(state: State, former: Inode) -> Iterator[tuple[Directory, bytes]]:
+    """Where the tree has a file that only got another path because a directory above it was renamed."""
+    if former.upper:
+        return
+    location = former.lowers[0] if isinstance(former, Directory) else former.lower
+    assert location is not None
+    *above, name = location.path.split(b"/")
+    here: Inode | None = state.root
+    for part in above:
+        here = lookup.child(state, here, part) if isinstance(here, Directory) else None
+    if isinstance(here, Directory):
+        yield here, name
 
 
 def _follow(state: State, parent: Directory, name: bytes) -> Inode | None:

@@ -9,13 +9,13 @@ A snapshot leaves the directory that takes changes as it is, as a layer, and goe
     work/incompat/overlayfs-snapshots       has the kernel's overlayfs refuse the workdir (as for any such name)
 
 Each entry of `stack` is {"directory": D, "snapshot": NAME, "taken_at": SECONDS}: D is N, or empty for the upperdir,
-which is the lowest; the last one has no name and takes changes. All N that `stack` does not name are leftovers, removed
-at the next mount. So a snapshot or rollback has happened once `stack` was renamed, and not before. N are never used
-again within one mount.
+which is the lowest; the last one has no name and takes changes. Others have none once their snapshot was dropped (see
+dropping); then "version" is 3. All N that `stack` does not name are leftovers, removed at the next mount. So a snapshot
+or rollback has happened once `stack` was renamed, and not before. N are never used again within one mount.
 
 The lowest layers of a fork (see forks) are those of the mount that it was made from, and its upperdir comes above them.
 Their entries have one member more, "upper", the absolute path of the layer; D is then that of the directory with the
-layer's index, and "version" is 2 instead of 1.
+layer's index, and "version" is at least 2 instead of 1.
 
 For a mount without snapshots none of this exists, and the upperdir holds all changes.
 """
@@ -31,7 +31,7 @@ from contextlib import suppress
 
 from overlayfs._typing import Any, Final, NamedTuple
 
-from ..tree import access
+from ..tree import access, syscalls
 from . import drafts, forks
 from .options import MountError
 from .state import Held, State
@@ -95,7 +95,7 @@ class History(Held):
 
     @property
     def newest(self) -> str | None:
-        return self.entries[-2].snapshot if len(self.entries) > 1 else None
+        return next((entry.snapshot for entry in reversed(self.entries) if entry.snapshot), None)
 
     def position(self, name: str) -> int:
         """Where the snapshot of this name is, the newest for an empty one; ENOENT where there is none."""
@@ -150,6 +150,11 @@ class History(Held):
         """A descriptor of the directory that holds the index of a layer: N, or the workdir itself."""
         return os.open(entry.directory, _OPEN, dir_fd=self.fd) if entry.directory else self.work_fd
 
+    def place_of(self, entry: Entry) -> bytes:
+        """The directory that holds the index of a layer of this mount, by a path that cannot lead elsewhere."""
+        below = os.path.join(DIRECTORY, entry.directory.encode()) if entry.directory else b"."
+        return os.path.join(syscalls.descriptor_path(self.work_fd), below)
+
     def open_layer(self, entry: Entry) -> int:
         """A descriptor of the root of a layer that is not the upperdir."""
         if entry.upper:
@@ -180,7 +185,7 @@ class History(Held):
         import json  # slow, and few mounts have snapshots
 
         members = [entry.to_member() for entry in entries]
-        text = json.dumps({"version": 2 if entries[0].upper else 1, "layers": members}).encode()
+        text = json.dumps({"version": _version(entries), "layers": members}).encode()
         if len(text) >= _LONGEST_STACK:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -232,6 +237,13 @@ class History(Held):
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
         used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
         self._last = max([self._last, *used])
+
+
+def _version(entries: Sequence[Entry]) -> int:
+    """The least of the format that knows of such layers."""
+    if len(entries) < 2 or not all(entry.snapshot for entry in entries[:-1]):
+        return 3
+    return 2 if entries[0].upper else 1
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -320,7 +332,7 @@ def _entries(text: bytes) -> list[Entry]:
     if not text:
         return []
     members: Any = json.loads(text)
-    if members["version"] not in (1, 2):
+    if members["version"] not in (1, 2, 3):
         raise ValueError("a later version")
     found = [_entry(**member) for member in members["layers"]]
     _refuse_nonsense(found)
@@ -334,7 +346,7 @@ def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "
 def _refuse_nonsense(entries: Sequence[Entry]) -> None:
     """ValueError where a layer is no subdirectory of ours, or is named twice, or a snapshot is."""
     directories = [entry.directory for entry in entries]
-    if len(entries) < 2 or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
+    if not entries or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
         raise ValueError("not a stack of layers")
     lowest_own = sum(bool(entry.upper) for entry in entries)
     for at, entry in enumerate(entries):
@@ -347,7 +359,7 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
             is_layer = is_number
         if not is_layer:
             raise ValueError("not a layer")
-    names = [entry.snapshot for entry in entries[:-1]]
+    names = [entry.snapshot for entry in entries if entry.snapshot is not None]
     if len(set(names)) < len(names):
         raise ValueError("two snapshots of one name")
     for name in names:

@@ -2,7 +2,8 @@
 
 A snapshot makes the upper the topmost of the read-only layers, and an empty directory takes its place (`history` says
 how that lies on disk). Nothing that the mount shows changes by it. A rollback drops the upper and the layers above the
-snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`.
+snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`. A
+rollback that drops the snapshot too goes on in the layer of that snapshot, which is what was the upper then.
 
 The rule for files that are open at such a moment: a descriptor belongs to its file, and not to a version of it.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 
 from overlayfs._typing import NamedTuple
@@ -34,18 +35,20 @@ from .options import FsyncPolicy, MountError
 from .state import Changed, FrozenIndex, State
 
 
-class _Fresh(NamedTuple):
-    """An empty layer that nothing refers to yet."""
+class _Next(NamedTuple):
+    """The layer that is to take changes: an empty one that nothing refers to yet, or one that was the upper before."""
 
     entry: Entry
     directory_fd: int
     upper: Layer
+    index_fd: int | None = None
+    index_names: Collection[bytes] = ()
 
 
 def take(state: State, name: str) -> str:
     """Take a snapshot; its name, which is a number where none is given. EEXIST, EINVAL for a name; EBUSY where the
     kernel writes to files without us; any error of the disk, and then nothing has happened."""
-    present = _history(state)
+    present = history_of(state)
     name = present.free_name(name)
     fresh = _make(state, present, _upper(state), state.lost_links)
     named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
@@ -59,7 +62,7 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
 
     ENOENT where there is none of that name; otherwise as `take`.
     """
-    present = _history(state)
+    present = history_of(state)
     at = present.position(name)
     kept, dropped = present.entries[: at + 1], present.entries[at + 1 :]
     base = state.layers[state.frozen[len(state.frozen) - 1 - at]]
@@ -70,7 +73,66 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
     return kept[-1].snapshot or "", _drop(state, fresh, at + 1, directories, lost_links)
 
 
-def _history(state: State) -> History:
+def undo(state: State, name: str) -> tuple[str, Changed]:
+    """Go back to a snapshot and drop it: its layer takes changes again. Otherwise as `roll_back`, which is what is done
+    where that layer must stay as it is: a fork uses it, or it has the content of an open file that has no name."""
+    present = history_of(state)
+    at = present.position(name)
+    entry = present.entries[at]
+    number = state.frozen[len(state.frozen) - 1 - at]
+    if entry.upper or holds_unnamed(state, number):
+        return roll_back(state, name)
+    with forks.alone(present.place_of(entry)) as is_alone:
+        if not is_alone:
+            return roll_back(state, name)
+        return entry.snapshot or "", _go_on_in(state, present, at)
+
+
+def _go_on_in(state: State, present: History, at: int) -> Changed:
+    """Have the layer at a position take changes again, without those above."""
+    entry, above = present.entries[at], present.entries[at + 1 :]
+    number = state.frozen[len(state.frozen) - 1 - at]
+    lost_links = lost_links_of(present.open_links(entry))
+    with ExitStack() as undoing:
+        again = _reopen(state, present, entry, number, undoing)
+        present.publish([*present.entries[:at], Entry(entry.directory)], durable=is_durable(state))
+        undoing.pop_all()
+    forks.forbid(present.place_of(entry))
+    return _drop(state, again, at, [one.directory for one in above], lost_links, number)
+
+
+def _reopen(state: State, present: History, entry: Entry, number: int, undoing: ExitStack) -> _Next:
+    """A frozen layer as the upper, with descriptors of its own: what is frozen keeps those that it has."""
+    layer = state.layers[number]
+    directory_fd = present.open_directory(entry)
+    if directory_fd != present.work_fd:
+        undoing.callback(os.close, directory_fd)
+    root_fd = layer.root_fd
+    if layer.path != state.options.upper:  # whose descriptor has the lock, and stays
+        root_fd = os.dup(root_fd)
+        undoing.callback(os.close, root_fd)
+    index_fd, names = None, set()
+    for index in state.frozen_indexes:
+        if index.layer == number:
+            index_fd, names = os.dup(state.layers[index.number].root_fd), set(index.names)
+            undoing.callback(os.close, index_fd)
+    return _Next(
+        Entry(entry.directory), directory_fd, layer._replace(index=UPPER_INDEX, root_fd=root_fd), index_fd, names
+    )
+
+
+def holds_unnamed(state: State, number: int) -> bool:
+    """Whether a file that is open and has no name has its content in a frozen layer."""
+    numbers = {number, *(index.number for index in state.frozen_indexes if index.layer == number)}
+    unnamed = (inode for inode in state.inodes.values() if inode.parent is None and inode.number != ROOT)
+    return any(
+        location is not None and location.layer in numbers
+        for inode in unnamed
+        for location in (inode.lowers if isinstance(inode, Directory) else (inode.lower,))
+    )
+
+
+def history_of(state: State) -> History:
     """The history of a mount in which no change is under way."""
     if state.upper is None or state.work_fd is None or state.workdir_fd is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -90,7 +152,7 @@ def _upper(state: State) -> Layer:
 # -- on disk
 
 
-def _make(state: State, present: History, model: Layer, lost_links: dict[int, int]) -> _Fresh:
+def _make(state: State, present: History, model: Layer, lost_links: dict[int, int]) -> _Next:
     """An empty layer whose root is like that of another."""
     assert state.work_fd is not None
     present.guard(state.work_fd)
@@ -100,9 +162,9 @@ def _make(state: State, present: History, model: Layer, lost_links: dict[int, in
         root_fd = history.open_upper(directory_fd)
         copy_root(state.prefix, model, root_fd)
         write_lost_links(directory_fd, lost_links)
-        if _is_durable(state):
+        if is_durable(state):
             _sync(root_fd, directory_fd, present.fd, present.work_fd)
-        return _Fresh(entry, directory_fd, _as_upper(state, root_fd, entry))
+        return _Next(entry, directory_fd, _as_upper(state, root_fd, entry))
     except OSError:
         _give_up(present, directory_fd, root_fd)
         raise
@@ -156,7 +218,7 @@ def lost_links_of(fd: int | None) -> dict[int, int]:
     return found
 
 
-def _is_durable(state: State) -> bool:
+def is_durable(state: State) -> bool:
     return state.options.fsync is not FsyncPolicy.VOLATILE and not syscalls.is_in_memory(_upper(state).root_fd)
 
 
@@ -169,9 +231,9 @@ def _sync(*directories: int) -> None:
             os.close(fd)
 
 
-def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _Fresh) -> None:
+def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _Next) -> None:
     try:
-        present.publish(entries, durable=_is_durable(state))
+        present.publish(entries, durable=is_durable(state))
     except OSError:
         _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
         raise
@@ -183,8 +245,7 @@ def _publish(state: State, present: History, entries: Sequence[Entry], fresh: _F
 def _number_for(state: State) -> int:
     """Make what was the upper a layer among the others, and its index too; the number of the former."""
     upper = _upper(state)
-    if len(state.layers) == state.data_end:
-        state.layers.append(upper)  # numbers count from its place
+    _count_from(state, upper)
     index_fd, state.index_fd = state.index_fd, None
     if index_fd is None:
         return _insert(state, upper)
@@ -195,6 +256,12 @@ def _number_for(state: State) -> int:
     return number
 
 
+def _count_from(state: State, upper: Layer) -> None:
+    """Have the upper in the list, too: the numbers of frozen layers count from its place."""
+    if len(state.layers) == state.data_end:
+        state.layers.append(upper)
+
+
 def _insert(state: State, layer: Layer) -> int:
     former = state.layers[state.data_end : -1]
     number = UPPER_INDEX - 1 - len(former)
@@ -202,7 +269,7 @@ def _insert(state: State, layer: Layer) -> int:
     return number
 
 
-def _freeze(state: State, fresh: _Fresh) -> None:
+def _freeze(state: State, fresh: _Next) -> None:
     """The upper is a lower layer from now on."""
     number = _number_for(state)
     state.frozen = (number, *state.frozen)
@@ -273,8 +340,8 @@ def _say_paths(directory: Directory, path: bytes) -> None:
                 waiting.append((child, where + b"/" + name))
 
 
-def _use(state: State, fresh: _Fresh) -> None:
-    """Go on in an empty upper."""
+def _use(state: State, fresh: _Next) -> None:
+    """Go on in another upper."""
     for opened in state.created.values():
         opened.unpin()
     state.created.clear()
@@ -286,17 +353,25 @@ def _use(state: State, fresh: _Fresh) -> None:
     for fd in (state.index_fd, state.links_fd, state.workdir_fd):
         if fd is not None and fd != present.work_fd:  # which has the lock
             os.close(fd)
-    state.index_fd = state.links_fd = None
+    state.index_fd, state.index_names, state.links_fd = fresh.index_fd, set(fresh.index_names), None
     state.workdir_fd = fresh.directory_fd
     state.upper = state.layers[-1] = fresh.upper
 
 
-def _drop(state: State, fresh: _Fresh, kept: int, directories: Sequence[str], lost_links: dict[int, int]) -> Changed:
-    """All above the first `kept` frozen layers counts no more."""
+def _drop(
+    state: State,
+    fresh: _Next,
+    kept: int,
+    directories: Sequence[str],
+    lost_links: dict[int, int],
+    resumed: int | None = None,
+) -> Changed:
+    """All above the first `kept` frozen layers counts no more, but for a layer that is the upper again."""
     number = _number_for(state)
     gone = state.frozen[: len(state.frozen) - kept]
-    dropped = (number, *gone)
-    indexes = [index for index in state.frozen_indexes if index.layer in dropped]
+    unused = [index for index in state.frozen_indexes if index.layer in (number, *gone)]
+    dropped = [layer for layer in (number, *gone) if layer != resumed]
+    indexes = [index for index in unused if index.layer != resumed]
     former = state.former
     if former is None:
         former = state.former = Former()
@@ -307,16 +382,17 @@ def _drop(state: State, fresh: _Fresh, kept: int, directories: Sequence[str], lo
             _freeze_copy(state, inode, indexes[0].number)
             inode.lost_links = NO_NAMES
     state.frozen = state.frozen[len(gone) :]
-    del state.frozen_indexes[: len(indexes)]
+    del state.frozen_indexes[: len(unused)]
     root = state.root
     root.lowers = tuple(place for place in root.lowers if place.layer not in gone)
     root.below = root.attributes = root.xattr_names = None
     root.default_acl = False
     root.protection = None
     _forget_upper(root)
+    root.above = {} if resumed is None else None
     _use(state, fresh)
     state.lost_links = lost_links
-    numbers = [*dropped, *(index.number for index in indexes)]
+    numbers = [number, *gone, *(index.number for index in unused)]
     former.on_drained = _remover(state, former.on_drained, numbers, directories)
     former.sweep()
     return changed
@@ -358,6 +434,7 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     directory_fd = present.open_directory(present.entries[-1])
     if directory_fd != present.work_fd:
         undo.callback(os.close, directory_fd)
+    _count_from(state, layers[-1])
     for layer, index in zip(layers[:-1], indexes, strict=True):
         state.upper = layer
         state.index_fd, state.index_names = index

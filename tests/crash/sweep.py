@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from overlayfs.overlay import forks
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import FsyncPolicy, OverlayOptions, WhiteoutFormat
 
@@ -237,6 +238,7 @@ def names_below(root: Path) -> frozenset[str]:
         os.path.relpath(os.path.join(parent, name), root)
         for parent, directories, files in os.walk(root)
         for name in directories + files
+        if name != os.fsdecode(forks.FILE)  # a lock, which may stay
     )
 
 

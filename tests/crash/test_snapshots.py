@@ -23,9 +23,9 @@ def snapshot(name: str) -> Step:
     return step
 
 
-def roll_back(name: str) -> Step:
+def roll_back(name: str, *, drop: bool = False) -> Step:
     def step(overlay: Overlay) -> None:
-        overlay.roll_back(name)
+        overlay.roll_back(name, drop=drop)
 
     return step
 
@@ -35,6 +35,13 @@ def _operation(*steps: Step) -> Operation:
     return Operation(steps, everywhere, for_kernel=False)
 
 
+def drop(name: str) -> Step:
+    def step(overlay: Overlay) -> None:
+        overlay.drop_snapshot(name)
+
+    return step
+
+
 OPERATIONS = {
     "snapshot": _operation(write("dir/file", b"new"), snapshot("a"), write("dir/file", b"newer"), mkdir("x")),
     "snapshot of hard links": _operation(chmod("one", 0o600), snapshot("a"), chmod("dir", 0o700)),
@@ -42,6 +49,24 @@ OPERATIONS = {
     "rollback": _operation(snapshot("a"), write("dir/file", b"new"), unlink("big"), roll_back("a"), mkdir("x")),
     "rollback past a snapshot": _operation(
         write("big", b"first"), snapshot("a"), unlink("big"), snapshot("b"), mkdir("x"), roll_back("a"), unlink("big")
+    ),
+    "rollback that drops": _operation(
+        write("big", b"first"), snapshot("a"), unlink("big"), roll_back("a", drop=True), mkdir("x")
+    ),
+    "rollback that drops hard links and a layer": _operation(
+        *(chmod("one", 0o600), snapshot("a"), mkdir("x"), snapshot("b"), unlink("one"), roll_back("a", drop=True)),
+        chmod("two", 0o640),
+    ),
+    "drop": _operation(
+        *(
+            snapshot("a"),
+            unlink("big"),
+            write("dir/file", b"b"),
+            mkdir("lowtree/x"),
+            unlink("dir/other"),
+            snapshot("b"),
+        ),
+        *(mkdir("big"), unlink("dir/file"), mkdir("dir/other"), snapshot("c"), drop("b"), mkdir("x")),
     ),
 }
 

@@ -37,7 +37,10 @@ class SnapshotMachine(ThreeWays):
     def take(self, name: str) -> None:
         raise NotImplementedError
 
-    def go_back(self, name: str) -> None:
+    def go_back(self, name: str, *, drop: bool) -> None:
+        raise NotImplementedError
+
+    def drop(self, name: str) -> None:
         raise NotImplementedError
 
     @rule()
@@ -54,8 +57,8 @@ class SnapshotMachine(ThreeWays):
         self.kept.append((name, copy, before))
         self.observe()
 
-    @rule(data=st.data())
-    def roll_back(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), drop=st.booleans())
+    def roll_back(self, data: st.DataObject, drop: bool) -> None:
         if not self.kept:
             return
         for number in sorted(self.open_numbers):
@@ -63,14 +66,30 @@ class SnapshotMachine(ThreeWays):
         at = data.draw(st.integers(0, len(self.kept) - 1))
         del self.kept[at + 1 :]
         name, copy, numbers = self.kept[at]
-        self._note(step("roll_back", name))
-        self.go_back(name)
+        self._note(step("roll_back", name, drop))
+        self.go_back(name, drop=drop)
+        if drop:
+            self.kept.pop()
         shutil.rmtree(self.plain.root)
         subprocess.run(["cp", "-a", copy, os.fsdecode(self.plain.root)], check=True)
         self.observe()
         found = self.targets[-1].numbers()
         if found != numbers:
             self._diverge(f"inode numbers changed with the rollback: {numbers} became {found}")
+
+    @rule(data=st.data())
+    def drop_snapshot(self, data: st.DataObject) -> None:
+        if not self.kept:
+            return
+        name, copy, _ = self.kept.pop(data.draw(st.integers(0, len(self.kept) - 1)))
+        self._note(step("drop_snapshot", name))
+        before = self.targets[-1].numbers()
+        self.drop(name)
+        shutil.rmtree(copy)
+        self.observe()
+        after = self.targets[-1].numbers()
+        if after != before:
+            self._diverge(f"inode numbers changed with the drop: {before} became {after}")
 
     def _check_interchange(self, expected: Snapshot) -> None:
         """Nobody else mounts such an upper."""
@@ -85,8 +104,11 @@ class EngineMachine(SnapshotMachine):
     def take(self, name: str) -> None:
         self.ours.overlay.snapshot(name)
 
-    def go_back(self, name: str) -> None:
-        self.ours.overlay.roll_back(name)
+    def go_back(self, name: str, *, drop: bool) -> None:
+        self.ours.overlay.roll_back(name, drop=drop)
+
+    def drop(self, name: str) -> None:
+        self.ours.overlay.drop_snapshot(name)
 
 
 class MountMachine(SnapshotMachine):
@@ -99,8 +121,11 @@ class MountMachine(SnapshotMachine):
     def take(self, name: str) -> None:
         commanding.take_snapshot(self.place, name)
 
-    def go_back(self, name: str) -> None:
-        commanding.roll_back(self.place, name)
+    def go_back(self, name: str, *, drop: bool) -> None:
+        commanding.roll_back(self.place, name, drop=drop)
+
+    def drop(self, name: str) -> None:
+        commanding.drop_snapshot(self.place, name)
 
 
 class MountWithoutLaneMachine(MountMachine):

@@ -181,17 +181,27 @@ SnapshotName = Annotated[str, typer.Argument(metavar="[NAME]", help="The snapsho
 
 
 @app.command(short_help="Keep the state of a live mount.")
-def snapshot(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
+def snapshot(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[rm] MNT [NAME]", help="The mountpoint; the snapshot, which rm drops.")
+    ],
+) -> None:
     """Keep the present state of a writable mount, which stays mounted and goes on; prints the snapshot's name.
 
-    Without NAME it gets a number. Snapshots stay until they are dropped by a rollback to an older one; unmounting keeps
-    them. A file that is open goes on; what is written to it later is not in the snapshot.
+    Without NAME it gets a number. A file that is open goes on; what is written to it later is not in the snapshot.
+    Unmounting keeps snapshots. `snapshot rm MNT NAME` drops one: the tree stays as it is, and its layer is merged into
+    the next. A rollback to an older one drops all later ones.
 
-    Exit status: 0 taken, 1 an error, and nothing has changed.
+    Exit status: 0 done, 1 an error, and nothing has changed, 2 wrong usage.
     """
-    from overlayfs.cli.mounts.snapshots import take
+    from overlayfs.cli.mounts.snapshots import drop, take
 
-    take(mountpoint, name)
+    if len(words) == 3 and words[0] == "rm":
+        drop(*words[1:])
+    elif len(words) <= 2:
+        take(*words)
+    else:
+        raise typer.BadParameter("give [rm] MNT [NAME]")
 
 
 @app.command(short_help="List the snapshots of a mount.")
@@ -206,7 +216,11 @@ def snapshots(mountpoint: Mountpoint, as_json: AsJson = False) -> None:
 
 
 @app.command(short_help="Take a live mount back to a snapshot.")
-def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
+def rollback(
+    mountpoint: Mountpoint,
+    name: SnapshotName = "",
+    drop: Annotated[bool, typer.Option("--drop", help="Drop the snapshot, too, unless a fork uses it.")] = False,
+) -> None:
     """Take a mount back to a snapshot, without NAME to the newest, while it stays mounted.
 
     All changes since are lost, and so are later snapshots. Who has a file open sees it as it was at the snapshot; a
@@ -216,7 +230,7 @@ def rollback(mountpoint: Mountpoint, name: SnapshotName = "") -> None:
     """
     from overlayfs.cli.mounts.snapshots import roll_back
 
-    roll_back(mountpoint, name)
+    roll_back(mountpoint, name, drop=drop)
 
 
 @app.command(short_help="Mount a copy that goes its own way.")

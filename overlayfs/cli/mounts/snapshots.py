@@ -9,10 +9,16 @@ from overlayfs.cli.output import Cell, Lines, print_json, print_table
 from overlayfs.fuse import commanding
 
 
-def take(mountpoint: str, name: str) -> None:
+def take(mountpoint: str, name: str = "") -> None:
     """Take a snapshot and print its name."""
     entry, _ = status_of(mountpoint)
     Lines().print(Cell(commanding.take_snapshot(entry.mountpoint, name)))
+
+
+def drop(mountpoint: str, name: str) -> None:
+    """Drop a snapshot."""
+    entry, _ = status_of(mountpoint)
+    commanding.drop_snapshot(entry.mountpoint, name)
 
 
 def show_snapshots(mountpoint: str, as_json: bool) -> None:
@@ -30,7 +36,7 @@ def _local(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def roll_back(mountpoint: str, name: str) -> None:
+def roll_back(mountpoint: str, name: str, *, drop: bool) -> None:
     """Take the mount back to a snapshot."""
     entry, _ = status_of(mountpoint)
-    commanding.roll_back(entry.mountpoint, name)
+    commanding.roll_back(entry.mountpoint, name, drop=drop)

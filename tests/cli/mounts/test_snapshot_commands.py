@@ -145,3 +145,14 @@ def test_snapshots_belong_to_mounts(site: Site, store: Path) -> None:
     assert "snapshots of a mount" in refusal("diff", site.upper, "--from", "a")
     assert "no overlayfs is mounted here" in refusal("--store", store, "commit", f"{site.upper}@a", "app:1")
     run("--store", store, "diff", "base:1", "base:1", "--from", "a", status=2)
+
+
+def test_dropped_snapshots_are_listed_no_more_and_the_tree_stays(mounted: Site) -> None:
+    run("snapshot", "rm", mounted.mountpoint, "first")
+    assert "no snapshot first" in refusal("rollback", mounted.mountpoint, "first")
+    assert [one["snapshot"] for one in answer("snapshots", mounted.mountpoint)] == ["second"]
+    assert (mounted.mountpoint / "etc/c").read_bytes() == b"new"
+    run("rollback", "--drop", mounted.mountpoint, "second")
+    assert answer("snapshots", mounted.mountpoint) == []
+    assert os.listdir(mounted.mountpoint / "etc") == ["a"]
+    run("snapshot", "rm", mounted.mountpoint, "x", "y", status=2)

@@ -16,6 +16,7 @@ import pytest
 
 import overlayfs
 from overlayfs.cli.mounts.umount import take_down
+from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import ChangeKind
 from tests.mounted.program import mounts_beneath
 from tests.mounted.stack import mount_program
@@ -250,6 +251,29 @@ def test_dropped_layers_are_removed(mounted: overlayfs.Mount, scratch: Path) -> 
     mounted.unmount()
     with overlayfs.mount([scratch / "lower"], scratch / "mount", upper=scratch / "upper", work=scratch / "work"):
         assert len(os.listdir(scratch / "work/overlayfs-snapshots")) == 2
+
+
+def test_rollbacks_keep_few_layers_though_nobody_looks_their_names_up_again(mounted: overlayfs.Mount) -> None:
+    """Nor does a file that stays open keep those of later rollbacks."""
+    mounted.snapshot("a")
+    layers = mounted.path.parent / "work/overlayfs-snapshots"
+    with (mounted.path / "held").open("w+b", buffering=0) as held:
+        held.write(b"content")
+        for turn in range(50):
+            (mounted.path / f"directory{turn}").mkdir()
+            (mounted.path / f"directory{turn}/file{turn}").touch()
+            mounted.rollback("a")
+        assert os.pread(held.fileno(), 20, 0) == b"content"
+        assert len(_descriptors_of_layers(mounted)) < 30
+    for turn in range(2):  # of which each removes what the kernel has forgotten by then
+        mounted.rollback("a")
+    assert len(os.listdir(layers)) < 30
+
+
+def _descriptors_of_layers(mounted: overlayfs.Mount) -> list[str]:
+    pid = read_facts(bytes(mounted.path))["pid"]
+    targets = (os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
+    return [target for target in targets if target.endswith("/upper")]
 
 
 @pytest.mark.parametrize("name", ["", "with/slash", ".hidden", "x" * 65, "ä"])

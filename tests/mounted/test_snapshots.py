@@ -22,7 +22,13 @@ from tests.mounted.program import mounts_beneath
 from tests.mounted.stack import mount_program
 from tests.property.paths import unmount
 
-WAYS = ("bare", "in the loop", "without the lane")
+WAYS = ("bare", "in the loop, on an older kernel", "without the lane")
+
+OLDER_KERNEL = """
+from overlayfs.fuse import control
+control._begin_epoch = lambda _fd: False  # the kernel is told of each name, as before Linux 6.16
+open({mark!r}, "w").close()
+"""
 
 
 @pytest.fixture
@@ -48,8 +54,16 @@ class _ByProgram:
 
 
 @pytest.fixture(params=WAYS)
-def mounted(scratch: Path, lower: Path, request: pytest.FixtureRequest) -> Iterator[overlayfs.Mount]:
+def mounted(
+    scratch: Path, lower: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[overlayfs.Mount]:
     """The tree, served in each of the ways."""
+    is_older = request.param == "in the loop, on an older kernel"
+    mark = scratch / "older"
+    if is_older:
+        (scratch / "python").mkdir()
+        (scratch / "python/sitecustomize.py").write_text(OLDER_KERNEL.format(mark=str(mark)))
+        monkeypatch.syspath_prepend(scratch / "python")
     upper, work, mount = (scratch / name for name in ("upper", "work", "mount"))
     for path in (upper, work, mount):
         path.mkdir()
@@ -59,7 +73,8 @@ def mounted(scratch: Path, lower: Path, request: pytest.FixtureRequest) -> Itera
     else:
         made = overlayfs.mount([lower], mount, upper=upper, work=work)
     with made:
-        if request.param == "in the loop":  # which the rename of a directory needs
+        assert mark.exists() == is_older
+        if is_older:  # the rename of a directory needs the loop
             (mount / "directory").rename(mount / "other")
             (mount / "other").rename(mount / "directory")
         yield made
@@ -89,6 +104,21 @@ def test_names_that_the_kernel_knew_to_be_absent_are_there_again(mounted: overla
     assert not inner.exists()
     mounted.rollback()
     assert inner.read_text() == "inner"
+
+
+def test_hard_links_go_back_together(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    mounted.snapshot()
+    (root / "one").write_text("changed")
+    os.link(root / "one", root / "three")
+    (root / "two").unlink()
+    assert not (root / "two").exists()
+    assert (root / "three").stat().st_nlink == 2
+    mounted.rollback()
+    assert not (root / "three").exists()
+    assert [(root / name).read_text() for name in ("two", "one")] == ["linked", "linked"]
+    assert (root / "two").stat().st_ino == (root / "one").stat().st_ino
+    assert (root / "two").stat().st_nlink == 2
 
 
 def test_inode_numbers_outlast_snapshot_copy_up_and_rollback(mounted: overlayfs.Mount) -> None:
@@ -265,7 +295,7 @@ def test_rollbacks_keep_few_layers_though_nobody_looks_their_names_up_again(moun
             mounted.rollback("a")
         assert os.pread(held.fileno(), 20, 0) == b"content"
         assert len(_descriptors_of_layers(mounted)) < 30
-    for turn in range(2):  # of which each removes what the kernel has forgotten by then
+    for _ in range(2):  # of which each removes what the kernel has forgotten by then
         mounted.rollback("a")
     assert len(os.listdir(layers)) < 30
 

@@ -45,9 +45,9 @@ class Suite:
             text=True,
         )
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, patience_s: float = PATIENCE_S) -> str:
         with self.start(*arguments) as process:
-            return process.communicate(timeout=PATIENCE_S)[0]
+            return process.communicate(timeout=patience_s)[0]
 
     def assert_nothing_is_left(self) -> None:
         assert mounts_beneath(self.base) == []
@@ -152,6 +152,45 @@ def test_of_both(overlay): ...
     assert "3 passed, 2 errors" in out
     assert re.search("MountError: .*nothing:1", out)
     assert "TypeError: overlay: name either an image or layers" in out
+    suite.assert_nothing_is_left()
+
+
+MANY = """
+from overlayfs.fuse.status import read_facts
+
+FIRST = {}
+AFTER = 20  # tests, so that everything has been used
+SOME = {"descriptors of the daemon": 30, "descriptors of pytest": 0, "MiB of the daemon": 4, "inodes": 0, "layers": 30}
+
+def use(overlay):
+    facts = read_facts(bytes(overlay.path))
+    return {
+        "descriptors of the daemon": len(os.listdir(f"/proc/{overlay.mount.pid}/fd")),
+        "descriptors of pytest": len(os.listdir("/proc/self/fd")),
+        "MiB of the daemon": facts["rss_bytes"] >> 20,
+        "inodes": facts["inodes"],
+        "layers": len(os.listdir(overlay.mount.upper.parent / "work/overlayfs-snapshots")),
+    }
+
+@pytest.mark.parametrize("turn", range(int(os.environ["TURNS"])))
+def test_one(overlay, turn):
+    place = overlay / f"directory{turn}"
+    place.mkdir()
+    (place / f"file{turn}").write_text("x")
+    if turn == AFTER:
+        FIRST.update(use(overlay))
+    elif turn > AFTER:
+        grown = {name: number - FIRST[name] for name, number in use(overlay).items()}
+        assert {name: number for name, number in grown.items() if number > SOME[name]} == {}
+"""
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("turns", [70, pytest.param(1000, marks=pytest.mark.long)])
+def test_nothing_grows_with_the_number_of_tests(suite: Suite, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TURNS", str(turns))
+    suite.write(MANY)
+    assert f"{turns} passed" in suite.run(patience_s=PATIENCE_S + turns)
     suite.assert_nothing_is_left()
 
 

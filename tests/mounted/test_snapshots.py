@@ -383,37 +383,47 @@ def test_sqlite_goes_back_without_being_stopped(mounted: overlayfs.Mount) -> Non
         assert run("pragma integrity_check") == [("ok",)]
 
 
-def test_clients_that_write_all_the_while_leave_files_of_one_generation(mounted: overlayfs.Mount) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("clients", "turns"), [(8, 40), pytest.param(16, 1000, marks=pytest.mark.long)])
+def test_clients_that_write_all_the_while_leave_files_of_one_generation(
+    mounted: overlayfs.Mount, clients: int, turns: int
+) -> None:
+    """In the live tree and in each snapshot."""
     root, stop = mounted.path, threading.Event()
+    files = [root / f"w{number}" for number in range(clients)]
     failures: list[str] = []
 
-    def write(number: int) -> None:
+    def write(file: Path) -> None:
         generation = 0
         while not stop.is_set():
             generation += 1
             text = f"{generation % 10}".encode() * 6000
-            fd = os.open(root / f"w{number}", os.O_CREAT | os.O_RDWR, 0o644)
+            fd = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
             try:
                 if os.pwrite(fd, text, 0) != len(text):
                     failures.append("a short write")
             finally:
                 os.close(fd)
 
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    writers = [threading.Thread(target=write, args=(file,)) for file in files]
     for writer in writers:
         writer.start()
+    taken = []
     try:
-        for turn in range(40):
-            mounted.snapshot(f"s{turn}")
+        for turn in range(turns):
+            taken.append(mounted.snapshot())
             if turn % 3 == 2:
-                mounted.rollback(f"s{turn - 1}")
+                del taken[-1]
+                mounted.rollback(taken[-1])
     finally:
         stop.set()
         for writer in writers:
             writer.join()
     assert not failures
-    for number in range(8):
-        assert len(set((root / f"w{number}").read_bytes())) == 1
+    for name in ("", *reversed(taken)):
+        if name:
+            mounted.rollback(name)
+        assert [file.name for file in files if file.exists() and len(set(file.read_bytes())) > 1] == [], name
 
 
 def test_others_are_kept_from_the_upper_alone(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:

@@ -242,6 +242,36 @@ def test_snapshots_nest_and_outlive_the_mount(mounted: overlayfs.Mount, scratch:
         assert sorted(set(os.listdir(root)) & {"a", "b", "c"}) == ["a"]
 
 
+def test_fifty_snapshots_deep_everything_is_found(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    """Each snapshot adds a file, deletes one of ten before, changes one, and moves a directory on."""
+    root = mounted.path
+    states = {}
+    for number in range(50):
+        (root / f"added{number}").write_text(f"{number}")
+        (root / "file").write_text(f"changed {number}")
+        (root / f"added{number - 10}").unlink(missing_ok=True)
+        (root / ("directory" if number == 0 else f"moved{number - 1}")).rename(root / f"moved{number}")
+        (root / f"moved{number}/inside{number}").touch()
+        if number in (0, 20, 30, 48, 49):
+            states[number] = _contents(root)
+        mounted.snapshot(f"s{number}")
+    assert _contents(root) == states[49]
+    assert not (root / "added0").exists()
+    assert (root / "one").stat().st_nlink == 2
+    mounted.unmount()
+    with overlayfs.mount([lower], scratch / "mount", upper=scratch / "upper", work=scratch / "work") as again:
+        assert _contents(root) == states[49]
+        with again.fork(snapshot="s30") as fork:
+            assert _contents(fork.path) == states[30]
+        for number in (48, 20, 0):
+            again.rollback(f"s{number}")
+            assert _contents(root) == states[number]
+
+
+def _contents(root: Path) -> dict[str, str | None]:
+    return {str(p.relative_to(root)): None if p.is_dir() else p.read_text() for p in sorted(root.rglob("*"))}
+
+
 def test_changes_between_snapshots(mounted: overlayfs.Mount) -> None:
     root = mounted.path
     (root / "file").write_text("one")

@@ -145,3 +145,27 @@ def test_snapshots_belong_to_mounts(site: Site, store: Path) -> None:
     assert "snapshots of a mount" in refusal("diff", site.upper, "--from", "a")
     assert "no overlayfs is mounted here" in refusal("--store", store, "commit", f"{site.upper}@a", "app:1")
     run("--store", store, "diff", "base:1", "base:1", "--from", "a", status=2)
+
+
+def test_layers_and_which_know_the_layers_of_snapshots(mounted: Site) -> None:
+    layers = answer("layers", mounted.mountpoint)
+    assert [layer["role"] for layer in layers] == ["upper", "snapshot", "snapshot", "lower"]
+    told = {name: answer("which", mounted.mountpoint / "etc" / name, status=name == "b")[0] for name in "abc"}
+    assert [told[name]["provider"] for name in "abc"] == [2, None, 0]
+    assert told["b"]["deleted_by"] == 1
+    for found in told["a"]["layers"]:
+        assert found["directory"] == layers[found["layer"]]["directory"]
+        assert (Path(found["directory"]) / found["path"]).is_file()
+
+
+def test_which_names_the_index_of_a_snapshot(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/one").write_text("x")
+    os.link(tmp_path / "linked/one", tmp_path / "linked/two")
+    site.mount(tmp_path / "linked")
+    (site.mountpoint / "one").write_text("changed")
+    run("snapshot", site.mountpoint, "a")
+    (found,) = answer("which", site.mountpoint / "two")
+    provider = found["layers"][0]
+    assert (found["provider"], provider["role"]) == (1, "provides")
+    assert (Path(provider["directory"]) / provider["path"]).read_text() == "changed"

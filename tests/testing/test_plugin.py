@@ -210,6 +210,8 @@ def test_failure_tells_what_was_changed(suite: Suite) -> None:
     assert "1 failed, 1 passed" in out
     assert "A /culprit" in out
     suite.assert_nothing_is_left()
+    assert "1 failed in" in suite.run("-x")
+    suite.assert_nothing_is_left()
 
 
 @pytest.mark.usefixtures("image")

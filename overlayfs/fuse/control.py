@@ -9,8 +9,8 @@ A rollback has happened when it is answered, but the kernel is still being told 
 some of it waits for requests that the daemon has to answer. ROLLED_BACK_XATTR, read from the root, is `0` until then.
 
 Since Linux 6.16 one message has the kernel look every name up anew. It is not told of single names as well: each would
-cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time. So the path of a working directory that
-is gone (getcwd) is shown until somebody looks its name up.
+cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again
+are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Control:
         counts = len(changed.inodes), len(changed.names)
         log.info("rolled back to snapshot %s: %d inodes and %d names changed", found, *counts)
         device_fd = self.device_fd()
-        names = () if _begin_epoch(device_fd) else changed.names
+        names = [*changed.gone, *(() if _begin_epoch(device_fd) else changed.names)]
         self._telling += 1
         try:
             start_new_thread(self._tell, (device_fd, names, changed.inodes))

@@ -86,6 +86,22 @@ def _check_snapshots(fd: int) -> Iterator[Found]:
         return
     for name in leftovers:
         yield Found(_finding(Problem.LEFTOVER, history.DIRECTORY + b"/" + name), partial(_remove_unless_used, fd, name))
+    layers = {name for name in map(os.fsencode, os.listdir(fd)) if name.isdigit()}
+    for name in sorted(layers - set(leftovers)):
+        yield from _check_layer(fd, name)
+
+
+def _check_layer(fd: int, layer: bytes) -> Iterator[Found]:
+    """The hard links of a layer that a snapshot made: as those of the first one, which the workdir itself has."""
+    for name, check in ((_INDEX, _check_index), (_LINKS, _check_links)):
+        try:
+            inner_fd = open_beneath(fd, layer + b"/" + name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            yield from check(inner_fd, b"/".join((history.DIRECTORY, layer, name)))
+        finally:
+            os.close(inner_fd)
 
 
 def _remove_unless_used(fd: int, name: bytes) -> None:
@@ -97,9 +113,9 @@ def _remove_volatile(work_fd: int) -> None:
     drafts.remove(work_fd, _INCOMPAT)
 
 
-def _check_index(fd: int) -> Iterator[Found]:
+def _check_index(fd: int, where: bytes = _INDEX) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
-        path = _INDEX + b"/" + name
+        path = where + b"/" + name
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if drafts.is_draft_name(name):
             yield Found(_finding(Problem.LEFTOVER, path), partial(drafts.remove, fd, name))
@@ -126,10 +142,10 @@ def _names_left(dir_fd: int, name: bytes, links: int) -> int:
     return links + int(found[1]) if found else 1
 
 
-def _check_links(fd: int) -> Iterator[Found]:
+def _check_links(fd: int, where: bytes = _LINKS) -> Iterator[Found]:
     for name in map(os.fsencode, sorted(os.listdir(fd))):
         if not _LINK_RECORD.fullmatch(name) or not _is_count(fd, name):
-            path = _LINKS + b"/" + name
+            path = where + b"/" + name
             yield Found(_finding(Problem.BAD_LINK_COUNT, path), partial(drafts.remove, fd, name))
 
 

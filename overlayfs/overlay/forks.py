@@ -38,6 +38,8 @@ def let_share(directory: bytes) -> None:
 
 def forbid(directory: bytes) -> None:
     """Let no fork use the layer in a directory any more, which this process holds alone."""
+    from . import drafts  # as in `remove`
+
     with drafts.afterwards():
         os.unlink(os.path.join(directory, FILE))
 
@@ -98,7 +100,7 @@ def is_used(dir_fd: int, name: bytes) -> bool:
 
 def remove(dir_fd: int, name: bytes) -> bool:
     """Remove what is there, unless forks use it; whether it is gone."""
-    from . import drafts  # slow to import; who only takes locks does without
+    from . import drafts  # slow to import, and who only takes locks does without
 
     fd = _lock_file(dir_fd, name, os.O_CREAT)
     try:

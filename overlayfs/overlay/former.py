@@ -5,6 +5,9 @@ name that it had, and so is each name that is looked up. What turns out to have 
 file: whoever has it open sees it as it was at the snapshot. An inode whose name leads to no such file any more is one
 of a file that is gone: it goes on without a name, as an unlinked one, with its content in a layer that was dropped. A
 dropped layer is kept for that until the kernel has forgotten all inodes that had to do with it.
+
+A name that nobody looks up again is never forgotten by itself, where a rollback begins an epoch: so the kernel is told
+of those names once many rollbacks have left layers. A file that stays open keeps the layers of its own rollback alone.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from overlayfs._typing import Final
+from overlayfs._typing import Final, NamedTuple
 
 from . import lookup
 from .inodes import ROOT, Directory, Inode, InodeTable
@@ -20,63 +23,91 @@ from .layer import Location
 from .state import Changed, Known, State
 
 NO_NAMES: Final = 1 << 40  # more links than any file has: none of them is a name
+_MOST_DROPS: Final = 16  # rollbacks whose layers are kept before the kernel is told of the names that are gone
+
+
+class _Drop(NamedTuple):
+    """The layers that one rollback dropped: the inodes that need them, and what removes them."""
+
+    needed_by: set[int]
+    remove: Callable[[], object]
 
 
 class Former(Known):
-    """Inodes of before, by number. `on_drained` is called when no dropped layer is needed any more."""
+    """Inodes of before, by number, and the layers that are kept for them."""
 
     def __init__(self) -> None:
         self.inodes = InodeTable()
         self._layer_of: dict[int, int] = {}  # of those that were in an upper: the number that it had as a layer
-        self._needed: set[int] = set()  # inodes for which dropped layers are kept
-        self.on_drained: Callable[[], object] = _do_nothing
+        self._drops: list[_Drop] = []
 
     # -- a rollback
 
-    def absorb(self, state: State, upper_number: int, layers: Sequence[int], indexes: Sequence[int]) -> Changed:
+    def absorb(
+        self,
+        state: State,
+        upper_number: int,
+        layers: Sequence[int],
+        indexes: Sequence[int],
+        remove: Callable[[], object],
+    ) -> Changed:
         """Take all inodes but the root over from the state; those without a name stay there. `upper_number` is what the
-        upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more."""
-        changed = Changed([ROOT], _names_in(state.root))
+        upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more, which `remove` is
+        called for when none of them is needed any more: by `sweep`, or later."""
+        changed = Changed([ROOT], _names_in(state.root), self._names_gone())
+        needed: set[int] = set()
         unnamed: list[Inode] = []
         is_deep = len(layers) > 1
         dropped = (*layers, *indexes)
         for inode in self.inodes.values() if is_deep else ():
             if _is_in(inode, dropped):
-                self._note_changed(inode, changed, names=True)
+                needed.add(inode.number)
+                _note_changed(inode, changed, names=True)
         for inode in state.inodes.values():
             if isinstance(inode, Directory):
                 inode.children.clear()
             if inode.number == ROOT:
                 continue
-            differs = inode.upper or (is_deep and _is_in(inode, dropped))
+            shows_dropped = is_deep and _is_in(inode, dropped)
+            differs = inode.upper or shows_dropped
             if inode.parent is None:
                 unnamed.append(inode)
-                if differs:
-                    self._needed.add(inode.number)
+                if shows_dropped or (inode.upper and inode.number not in state.orphans):  # which have a descriptor
+                    needed.add(inode.number)
             elif inode.nlookup or inode.opens:
                 self.inodes.add(inode)
                 if inode.upper:
                     self._layer_of[inode.number] = upper_number
                 if differs:
-                    self._note_changed(inode, changed, names=is_deep)
+                    needed.add(inode.number)
+                    _note_changed(inode, changed, names=is_deep)
         changed.inodes.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
         _keep_only(state, unnamed)
+        self._drops.append(_Drop(needed, remove))
         return changed
 
-    def _note_changed(self, inode: Inode, changed: Changed, *, names: bool) -> None:
-        """Those of a file in the upper are among the names that the upper had in their directories."""
-        self._needed.add(inode.number)
-        changed.inodes.append(inode.number)
-        if names:
-            changed.names.extend((parent.number, name) for parent, name in inode.names())
-        if isinstance(inode, Directory):
-            changed.names.extend(_names_in(inode))
+    def _names_gone(self) -> list[tuple[int, bytes]]:
+        """Where many rollbacks have left layers: the names of the inodes that these are kept for."""
+        if len(self._drops) < _MOST_DROPS:
+            return []
+        needed = set().union(*(drop.needed_by for drop in self._drops))
+        kept = (inode for inode in self.inodes.values() if inode.number in needed)
+        return [(parent.number, name) for inode in kept for parent, name in inode.names()]
 
     def sweep(self) -> None:
-        """Call `on_drained`, once, where that is so; after each rollback, and whenever an inode has gone."""
-        if not self._needed:
-            drained, self.on_drained = self.on_drained, _do_nothing
-            drained()
+        """Remove the layers that nobody needs; after each rollback, and whenever an inode has gone."""
+        done = [drop for drop in self._drops if not drop.needed_by]
+        if done:
+            self._drops = [drop for drop in self._drops if drop.needed_by]
+        for drop in done:
+            drop.remove()
+
+    def _need_no_more(self, number: int) -> None:
+        needing = [drop for drop in self._drops if number in drop.needed_by]
+        for drop in needing:
+            drop.needed_by.discard(number)
+        if needing:
+            self.sweep()
 
     # -- the kernel uses one again
 
@@ -144,9 +175,8 @@ class Former(Known):
             self._drop_if_unused(former)
 
     def note_gone(self, number: int) -> None:
-        if self._needed and number in self._needed and self.inodes.get(number) is None:
-            self._needed.discard(number)
-            self.sweep()
+        if self._drops and self.inodes.get(number) is None:
+            self._need_no_more(number)
 
     def _drop_if_unused(self, former: Inode) -> None:
         if not former.nlookup and not former.opens:
@@ -155,13 +185,16 @@ class Former(Known):
     def _drop(self, number: int) -> None:
         self.inodes.discard(number)
         self._layer_of.pop(number, None)
-        if number in self._needed:
-            self._needed.discard(number)
-            self.sweep()
+        self._need_no_more(number)
 
 
-def _do_nothing() -> None:
-    pass
+def _note_changed(inode: Inode, changed: Changed, *, names: bool) -> None:
+    """Those of a file in the upper are among the names that the upper had in their directories."""
+    changed.inodes.append(inode.number)
+    if names:
+        changed.names.extend((parent.number, name) for parent, name in inode.names())
+    if isinstance(inode, Directory):
+        changed.names.extend(_names_in(inode))
 
 
 def _is_in(inode: Inode, layers: Sequence[int]) -> bool:

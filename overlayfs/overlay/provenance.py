@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -87,14 +87,15 @@ class _Seen(NamedTuple):
 
 
 def trace(
-    path: bytes, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), index: Layer | None = None
+    path: bytes, layers: Sequence[Layer], data_layers: Sequence[Layer] = (), indexes: Mapping[int, Layer] = {}
 ) -> Provenance:
-    """Ask every layer for a path relative to the root of the merged tree, whether it is there or not.
+    """Ask every layer for a path relative to the root of the merged tree, whether it is there or not. `indexes` keep
+    hard links of layers, by the number of the layer.
 
     OSError where a layer cannot be read or a redirect is malformed. The layers stay the caller's.
     """
     names = [name for name in path.split(b"/") if name]
-    steps = _Trace(View(layers, data_layers, {} if index is None else {layers[0].index: index}), names)
+    steps = _Trace(View(layers, data_layers, indexes), names)
     return Provenance(path, tuple(steps.run(layers, data_layers)))
 
 

@@ -376,7 +376,8 @@ def _drop(
     if former is None:
         former = state.former = Former()
     assert isinstance(former, Former)
-    changed = former.absorb(state, number, dropped, [index.number for index in indexes])
+    remove = _remover(state, [number, *gone, *(index.number for index in unused)], directories)
+    changed = former.absorb(state, number, dropped, [index.number for index in indexes], remove)
     for inode in state.inodes.values():
         if inode.index_name is not None:  # its names that were known are gone, and the others are another file's now
             _freeze_copy(state, inode, indexes[0].number)
@@ -392,20 +393,15 @@ def _drop(
     root.above = {} if resumed is None else None
     _use(state, fresh)
     state.lost_links = lost_links
-    numbers = [number, *gone, *(index.number for index in unused)]
-    former.on_drained = _remover(state, former.on_drained, numbers, directories)
     former.sweep()
     return changed
 
 
-def _remover(
-    state: State, before: Callable[[], object], numbers: Sequence[int], directories: Sequence[str]
-) -> Callable[[], object]:
-    """Removes the dropped layers, once nothing needs them any more, after those that were dropped before."""
+def _remover(state: State, numbers: Sequence[int], directories: Sequence[str]) -> Callable[[], object]:
+    """Removes the dropped layers, once nothing needs them any more."""
     present = state.history
 
     def remove() -> None:
-        before()
         for number in numbers:
             layer = state.layers[number]
             if layer.path == state.options.upper:  # of a fork: its descriptor has the lock

@@ -58,10 +58,14 @@ class FrozenIndex(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What the kernel has to be told of after a rollback: inodes by number, and names with their directory's number."""
+    """What the kernel has to be told of after a rollback: inodes by number, and names with their directory's number.
+
+    `gone` are names of earlier rollbacks that the kernel has not looked up since, so that it keeps their inodes.
+    """
 
     inodes: list[int]
     names: list[tuple[int, bytes]]
+    gone: Sequence[tuple[int, bytes]] = ()
 
 
 class Known:

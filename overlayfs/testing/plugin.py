@@ -48,10 +48,10 @@ def overlay_session(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def overlay(request: pytest.FixtureRequest, overlay_session: Trees) -> Iterator[Tree]:
     """A clean tree of the layers that the marker `overlay` names; of an empty layer without one."""
-    from .trees import lowers_of
+    from .trees import source_of
 
     marker = request.node.get_closest_marker("overlay")
-    tree = overlay_session.clean(lowers_of(**marker.kwargs) if marker is not None else ())
+    tree = overlay_session.clean(source_of(**marker.kwargs if marker is not None else {}))
     request.node.stash[_TREE] = tree
     yield tree
     overlay_session.give_back(tree)

@@ -11,11 +11,12 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, NamedTuple, Self
 
-from overlayfs.api import Mount, StrPath, mount
+from overlayfs.api import Mount, StrPath, mount, mount_image
+from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import Change
 
 CLEAN: Final = "clean"
@@ -24,13 +25,33 @@ _MOST_LINES: Final = 100
 Content = str | bytes | Path | None
 
 
-class Tree:
-    """A mounted tree: `path` is its root, and `tree / "etc/motd"` a file in it."""
+class Source(NamedTuple):
+    """What a tree is made of: layers, top first, or an image."""
 
-    def __init__(self, mounted: Mount, lowers: Sequence[Path], kept: Path | None) -> None:
+    lowers: tuple[Path, ...] = ()
+    image: str = ""
+
+    def mount(self, mountpoint: Path | None = None, **options: Any) -> Mount:
+        return (
+            mount_image(self.image, mountpoint, **options) if self.image else mount(self.lowers, mountpoint, **options)
+        )
+
+
+def source_of(lowers: Sequence[StrPath] = (), image: str = "") -> Source:
+    """What a marker names."""
+    if image and lowers:
+        raise TypeError("overlay: name either an image or layers")
+    return Source(tuple(Path(lower).absolute() for lower in lowers), image)
+
+
+class Tree:
+    """A mounted tree: `path` is its root, and `tree / "etc/motd"` a file in it. `kept` is the directory that outlives
+    it if its test fails."""
+
+    def __init__(self, source: Source, mounted: Mount, kept: Path | None) -> None:
+        self.source = source
         self.mount = mounted
         self.path = mounted.path
-        self.lowers = tuple(lowers)
         self.kept = kept
         self.has_failed = False
 
@@ -67,7 +88,7 @@ class Tree:
     def _how_to_look(self) -> list[str]:
         if self.kept is None:
             return ["(--overlay-keep keeps the tree)"]
-        lowers = [word for lower in self.lowers for word in ("--lower", str(lower))]
+        lowers = [word for lower in read_facts(bytes(self.path))["lowers"] for word in ("--lower", lower)]
         places = [str(self.kept / name) for name in ("mount", "upper", "work")]
         words = ["overlayfs", "mount", *lowers, places[0], "--upper", places[1], "--work", places[2]]
         return ["", f"The tree is kept. Look at it: {shlex.join(words)}"]
@@ -78,51 +99,53 @@ class Trees:
     trees of failed tests outlive it."""
 
     def __init__(self, empty: Path, *, keep: bool = False) -> None:
-        self._empty = empty
+        self._empty = Source((empty,))
         self._keep = keep
-        self._free: dict[tuple[Path, ...], Tree] = {}
+        self._free: dict[Source, Tree] = {}
         self._all: list[Tree] = []
 
-    def clean(self, lowers: Sequence[Path]) -> Tree:
-        """The session's tree of these layers, as it was at first."""
-        key = tuple(lowers) or (self._empty,)
-        tree = self._free.get(key)
-        if tree is None:
-            tree = self._free[key] = self._mount(key)
-            tree.mount.snapshot(CLEAN)
-        return tree
+    def clean(self, source: Source) -> Tree:
+        """The session's tree of this source, as it was at first."""
+        if source not in self._free:
+            self._free[source] = self._make(source)
+        return self._free[source]
 
-    def tree(self, lowers: Sequence[Path] = ()) -> Tree:
+    def tree(self, lowers: Sequence[StrPath] = (), image: str = "") -> Tree:
         """A tree of its own."""
-        tree = self._mount(tuple(lowers) or (self._empty,))
-        tree.mount.snapshot(CLEAN)
-        return tree
+        return self._make(source_of(lowers, image))
 
     def give_back(self, tree: Tree) -> None:
         """Make it clean for the next test; one that is kept is replaced."""
         if tree.has_failed and tree.kept is not None:
-            del self._free[tree.lowers]
-            tree.mount.unmount()
+            self._replace(tree)
             return
         try:
             tree.mount.rollback(CLEAN)
         except Exception:
-            del self._free[tree.lowers]
-            tree.mount.unmount()
+            self._replace(tree)
             raise
 
-    def _mount(self, lowers: tuple[Path, ...]) -> Tree:
-        kept = None
-        if self._keep:
-            kept = Path(tempfile.mkdtemp(prefix="overlay-kept-"))
-            for name in ("mount", "upper", "work"):
-                (kept / name).mkdir()
-            mounted = mount(lowers, kept / "mount", upper=kept / "upper", work=kept / "work")
-        else:
-            mounted = mount(lowers, ephemeral=True)
-        tree = Tree(mounted, lowers, kept)
+    def _replace(self, tree: Tree) -> None:
+        del self._free[tree.source]
+        tree.mount.unmount()
+
+    def _make(self, source: Source) -> Tree:
+        tree = Tree(source, *self._mount(source if any(source) else self._empty))
         self._all.append(tree)
+        tree.mount.snapshot(CLEAN)
         return tree
+
+    def _mount(self, source: Source) -> tuple[Mount, Path | None]:
+        if not self._keep:
+            return source.mount(ephemeral=True), None
+        kept = Path(tempfile.mkdtemp(prefix="overlay-kept-"))
+        for name in ("mount", "upper", "work"):
+            (kept / name).mkdir()
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, kept)
+            mounted = source.mount(kept / "mount", upper=kept / "upper", work=kept / "work")
+            undo.pop_all()
+        return mounted, kept
 
     def __enter__(self) -> Self:
         return self
@@ -132,20 +155,6 @@ class Trees:
             tree.mount.unmount()
             if tree.kept is not None and not tree.has_failed:
                 shutil.rmtree(tree.kept)
-
-
-def lowers_of(lowers: Sequence[StrPath] = (), image: str | None = None) -> tuple[Path, ...]:
-    """The layers that a marker names, top first."""
-    if image is None:
-        return tuple(Path(lower).absolute() for lower in lowers)
-    if lowers:
-        raise TypeError("overlay: name either an image or layers")
-    from overlayfs.image.store.lowers import lower_directories
-    from overlayfs.image.store.store import Store
-
-    directory = os.environ.get("OVERLAYFS_STORE")
-    with Store.open(Path(directory) if directory else None) as store:
-        return tuple(lower_directories(store, store.find(image)))
 
 
 def write_layer(root: Path, files: Mapping[str, Content]) -> Path:

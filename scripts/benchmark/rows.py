@@ -179,6 +179,18 @@ ROWS = (
         prepare=snapshots.change,
         check=snapshots.check_clean,
     ),
+    Row(Figure("fork", "fork of a mount", Start.FRESH), snapshots.run_fork),
+    *(
+        Row(
+            Figure(f"{name}-{depth}", f"{title}, snapshots: {depth}", start), run, prepare=snapshots.copied_up_in(depth)
+        )
+        for name, title, start, run in (
+            ("deep-find-cold", "find, cold", Start.COLD, reads.run_find),
+            ("deep-find", "find, warm", Start.WARM, reads.run_find),
+            ("deep-open", "open+read+close, warm", Start.WARM, reads.run_open),
+        )
+        for depth in (1, 50)
+    ),
     Row(Figure("clean-copy", "the same by cp -a of the tree", Start.FRESH), snapshots.run_copy),
     Row(
         Figure("test", "a pytest test with a clean tree", Start.UNMOUNTED, Target(10), "ms"),

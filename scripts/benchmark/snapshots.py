@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 from . import machine
 from .commands import TrialFailed
@@ -79,6 +80,33 @@ def prepare_snapshot(trial: Trial) -> None:
 def prepare_rollback(trial: Trial) -> None:
     take_snapshot(trial)
     change(trial)
+
+
+def copied_up_in(snapshots: int) -> Callable[[Trial], None]:
+    """Copy 1,000 files up, as many after each snapshot, so that the tree is the same with any number of them."""
+
+    def prepare(trial: Trial) -> None:
+        api_of(trial)
+        for number in range(snapshots):
+            for name in changed_names(trial)[number::snapshots]:
+                os.utime(trial.path(name))
+            take_snapshot(trial)
+
+    return prepare
+
+
+def run_fork(trial: Trial) -> float:
+    """Until the fork, which a new process serves, shows its root."""
+    api_of(trial)
+    from overlayfs.api import Mount
+
+    nobody = SimpleNamespace(end=lambda: None)  # the trial unmounts it
+    begin = time.perf_counter()
+    with Mount(trial.root, None, cast(Any, nobody)).fork() as fork:
+        names = os.listdir(fork.path)
+        seconds = time.perf_counter() - begin
+    trial.expect("names", tuple(sorted(names)), trial.expected.top)
+    return seconds
 
 
 def is_changed(trial: Trial, name: str) -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from overlayfs.overlay import forking
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.values import AttributeChanges, Caller
 
@@ -263,6 +264,35 @@ def read_space(path: str) -> Step:
         return overlay.statfs().f_namemax
 
     return step
+
+
+def snapshot(name: str) -> Step:
+    def step(overlay: Overlay) -> None:
+        overlay.snapshot(name)
+
+    return step
+
+
+def roll_back(name: str, *, drop: bool = False) -> Step:
+    def step(overlay: Overlay) -> None:
+        overlay.roll_back(name, drop=drop)
+
+    return step
+
+
+def fork(name: str) -> Step:
+    """Make all that a fork needs on disk; the next mount removes it."""
+
+    def step(overlay: Overlay) -> None:
+        make_fork(overlay, name)
+
+    return step
+
+
+def make_fork(overlay: Overlay, name: str) -> bytes:
+    upper, work = overlay.options.upper, overlay.options.work
+    assert upper is not None and work is not None
+    return forking.make(upper, work, name, overlay.state.prefix)
 
 
 def _operation(

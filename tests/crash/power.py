@@ -121,7 +121,7 @@ class Recording:
             (n + 1 for n, moment in enumerate(self.moments) if moment.syncs and moment.ends <= position),
             default=0,
         )
-        return self.states[first : last + 1]
+        return self.states[first : max(first, last) + 1]  # a sync that had nothing to write begins where it ends
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import pytest
 
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.options import FsyncPolicy, WhiteoutFormat
+from overlayfs.tree import syscalls
 
 from .forgetful import ForgetfulDisk
 from .mounting import sync_file_system
@@ -18,10 +19,13 @@ from .operations import (
     Step,
     chmod,
     create,
+    fork,
     mkdir,
     rename,
     rmdir,
+    roll_back,
     set_xattr,
+    snapshot,
     sync,
     sync_data,
     sync_directory,
@@ -95,6 +99,28 @@ ACTS: dict[str, Act] = {
         ),
         {"fsyncdir": sync_directory("dir")},
     ),
+    "snapshot": _file(
+        "dir/file",
+        write("dir/file", b"new"),
+        sync("dir/file"),
+        chmod("one", 0o600),
+        snapshot("a"),
+        write("dir/file", b"newer"),
+    ),
+    "rollback": _names(
+        "",
+        write("dir/file", b"kept"),
+        sync("dir/file"),
+        snapshot("a"),
+        rename("lowtree", "moved"),
+        unlink("dir/file"),
+        roll_back("a"),
+        mkdir("gone"),
+    ),
+    "rollback past a snapshot": _names(
+        "", unlink("big"), snapshot("a"), chmod("one", 0o600), snapshot("b"), mkdir("gone"), roll_back("a")
+    ),
+    "fork": _names("dir", unlink("dir/file"), snapshot("a"), fork("a")),
 }
 COPYING = ("append to lower file", "overwrite lower file", "chmod lower file", "rename lower file")
 
@@ -213,8 +239,15 @@ def _loss(name: str, kind: str | None, layers: Layers, fsync: FsyncPolicy) -> Lo
 
 @pytest.mark.parametrize("fsync", [FsyncPolicy.AUTO, FsyncPolicy.STRICT])
 def test_disk_that_keeps_only_what_was_synced_holds_old_or_new(
-    fsync: FsyncPolicy, scratch: Path, lowers: tuple[Path, ...], figures: dict[str, Figures]
+    fsync: FsyncPolicy,
+    scratch: Path,
+    lowers: tuple[Path, ...],
+    figures: dict[str, Figures],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(
+        syscalls, "is_in_memory", lambda _fd: False
+    )  # where the model is: snapshots save an fsync there
     found = _forgetful_figures(scratch, lowers, fsync, _variants())
     figures[f"power loss, forgetful disk, fsync={fsync.value}"] = found
     assert not found.bad, "\n".join(found.bad)
@@ -251,6 +284,8 @@ def _replay_figures(rig: Rig, sequence: Sequence[tuple[Step, bool]], limit: int 
         ("overwrite lower file", "fdatasync"),
         ("rename lower directory", None),
         ("replace by rename", "fsyncdir"),
+        ("snapshot", "fsync"),
+        ("rollback", "fsyncdir"),
     ],
 )
 def test_cut_disk_holds_old_or_new(

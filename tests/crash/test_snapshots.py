@@ -9,25 +9,11 @@ import pytest
 from overlayfs.overlay import forking, forks
 from overlayfs.overlay.engine import Overlay
 
-from .operations import Operation, Step, chmod, mkdir, rename, unlink, write
+from .operations import Operation, Step, chmod, fork, make_fork, mkdir, rename, roll_back, snapshot, unlink, write
 from .sweep import Figures, Scene, Stage, error_points, opened, sampled, sweep_errors, sweep_kills
 from .trees import seen_through
 
 ERRORS = 60
-
-
-def snapshot(name: str) -> Step:
-    def step(overlay: Overlay) -> None:
-        overlay.snapshot(name)
-
-    return step
-
-
-def roll_back(name: str, *, drop: bool = False) -> Step:
-    def step(overlay: Overlay) -> None:
-        overlay.roll_back(name, drop=drop)
-
-    return step
 
 
 def _operation(*steps: Step) -> Operation:
@@ -93,15 +79,6 @@ def test_error_of_any_call_changes_nothing(
     assert not found.bad, "\n".join(found.bad)
 
 
-def fork(name: str) -> Step:
-    """Make all that a fork needs on disk; the next mount removes it."""
-
-    def step(overlay: Overlay) -> None:
-        make_fork(overlay, name)
-
-    return step
-
-
 def mount_fork(name: str) -> Step:
     def step(overlay: Overlay) -> object:
         with forked(overlay, name) as found:
@@ -122,12 +99,6 @@ def roll_back_beside_fork(name: str, target: str) -> Step:
             assert seen_through(found) == before
 
     return step
-
-
-def make_fork(overlay: Overlay, name: str) -> bytes:
-    upper, work = overlay.options.upper, overlay.options.work
-    assert upper is not None and work is not None
-    return forking.make(upper, work, name, overlay.state.prefix)
 
 
 def _remove(made: bytes) -> None:

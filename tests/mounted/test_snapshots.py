@@ -16,12 +16,19 @@ import pytest
 
 import overlayfs
 from overlayfs.cli.mounts.umount import take_down
+from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import ChangeKind
 from tests.mounted.program import mounts_beneath
 from tests.mounted.stack import mount_program
 from tests.property.paths import unmount
 
-WAYS = ("bare", "in the loop", "without the lane")
+WAYS = ("bare", "in the loop, on an older kernel", "without the lane")
+
+OLDER_KERNEL = """
+from overlayfs.fuse import control
+control._begin_epoch = lambda _fd: False  # the kernel is told of each name, as before Linux 6.16
+open({mark!r}, "w").close()
+"""
 
 
 @pytest.fixture
@@ -47,8 +54,16 @@ class _ByProgram:
 
 
 @pytest.fixture(params=WAYS)
-def mounted(scratch: Path, lower: Path, request: pytest.FixtureRequest) -> Iterator[overlayfs.Mount]:
+def mounted(
+    scratch: Path, lower: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[overlayfs.Mount]:
     """The tree, served in each of the ways."""
+    is_older = request.param == "in the loop, on an older kernel"
+    mark = scratch / "older"
+    if is_older:
+        (scratch / "python").mkdir()
+        (scratch / "python/sitecustomize.py").write_text(OLDER_KERNEL.format(mark=str(mark)))
+        monkeypatch.syspath_prepend(scratch / "python")
     upper, work, mount = (scratch / name for name in ("upper", "work", "mount"))
     for path in (upper, work, mount):
         path.mkdir()
@@ -58,7 +73,8 @@ def mounted(scratch: Path, lower: Path, request: pytest.FixtureRequest) -> Itera
     else:
         made = overlayfs.mount([lower], mount, upper=upper, work=work)
     with made:
-        if request.param == "in the loop":  # which the rename of a directory needs
+        assert mark.exists() == is_older
+        if is_older:  # the rename of a directory needs the loop
             (mount / "directory").rename(mount / "other")
             (mount / "other").rename(mount / "directory")
         yield made
@@ -88,6 +104,21 @@ def test_names_that_the_kernel_knew_to_be_absent_are_there_again(mounted: overla
     assert not inner.exists()
     mounted.rollback()
     assert inner.read_text() == "inner"
+
+
+def test_hard_links_go_back_together(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    mounted.snapshot()
+    (root / "one").write_text("changed")
+    os.link(root / "one", root / "three")
+    (root / "two").unlink()
+    assert not (root / "two").exists()
+    assert (root / "three").stat().st_nlink == 2
+    mounted.rollback()
+    assert not (root / "three").exists()
+    assert [(root / name).read_text() for name in ("two", "one")] == ["linked", "linked"]
+    assert (root / "two").stat().st_ino == (root / "one").stat().st_ino
+    assert (root / "two").stat().st_nlink == 2
 
 
 def test_inode_numbers_outlast_snapshot_copy_up_and_rollback(mounted: overlayfs.Mount) -> None:
@@ -211,6 +242,36 @@ def test_snapshots_nest_and_outlive_the_mount(mounted: overlayfs.Mount, scratch:
         assert sorted(set(os.listdir(root)) & {"a", "b", "c"}) == ["a"]
 
 
+def test_fifty_snapshots_deep_everything_is_found(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    """Each snapshot adds a file, deletes one of ten before, changes one, and moves a directory on."""
+    root = mounted.path
+    states = {}
+    for number in range(50):
+        (root / f"added{number}").write_text(f"{number}")
+        (root / "file").write_text(f"changed {number}")
+        (root / f"added{number - 10}").unlink(missing_ok=True)
+        (root / ("directory" if number == 0 else f"moved{number - 1}")).rename(root / f"moved{number}")
+        (root / f"moved{number}/inside{number}").touch()
+        if number in (0, 20, 30, 48, 49):
+            states[number] = _contents(root)
+        mounted.snapshot(f"s{number}")
+    assert _contents(root) == states[49]
+    assert not (root / "added0").exists()
+    assert (root / "one").stat().st_nlink == 2
+    mounted.unmount()
+    with overlayfs.mount([lower], scratch / "mount", upper=scratch / "upper", work=scratch / "work") as again:
+        assert _contents(root) == states[49]
+        with again.fork(snapshot="s30") as fork:
+            assert _contents(fork.path) == states[30]
+        for number in (48, 20, 0):
+            again.rollback(f"s{number}")
+            assert _contents(root) == states[number]
+
+
+def _contents(root: Path) -> dict[str, str | None]:
+    return {str(p.relative_to(root)): None if p.is_dir() else p.read_text() for p in sorted(root.rglob("*"))}
+
+
 def test_changes_between_snapshots(mounted: overlayfs.Mount) -> None:
     root = mounted.path
     (root / "file").write_text("one")
@@ -250,6 +311,29 @@ def test_dropped_layers_are_removed(mounted: overlayfs.Mount, scratch: Path) -> 
     mounted.unmount()
     with overlayfs.mount([scratch / "lower"], scratch / "mount", upper=scratch / "upper", work=scratch / "work"):
         assert len(os.listdir(scratch / "work/overlayfs-snapshots")) == 2
+
+
+def test_rollbacks_keep_few_layers_though_nobody_looks_their_names_up_again(mounted: overlayfs.Mount) -> None:
+    """Nor does a file that stays open keep those of later rollbacks."""
+    mounted.snapshot("a")
+    layers = mounted.path.parent / "work/overlayfs-snapshots"
+    with (mounted.path / "held").open("w+b", buffering=0) as held:
+        held.write(b"content")
+        for turn in range(50):
+            (mounted.path / f"directory{turn}").mkdir()
+            (mounted.path / f"directory{turn}/file{turn}").touch()
+            mounted.rollback("a")
+        assert os.pread(held.fileno(), 20, 0) == b"content"
+        assert len(_descriptors_of_layers(mounted)) < 30
+    for _ in range(2):  # of which each removes what the kernel has forgotten by then
+        mounted.rollback("a")
+    assert len(os.listdir(layers)) < 30
+
+
+def _descriptors_of_layers(mounted: overlayfs.Mount) -> list[str]:
+    pid = read_facts(bytes(mounted.path))["pid"]
+    targets = (os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
+    return [target for target in targets if target.endswith("/upper")]
 
 
 @pytest.mark.parametrize("name", ["", "with/slash", ".hidden", "x" * 65, "ä"])
@@ -329,37 +413,47 @@ def test_sqlite_goes_back_without_being_stopped(mounted: overlayfs.Mount) -> Non
         assert run("pragma integrity_check") == [("ok",)]
 
 
-def test_clients_that_write_all_the_while_leave_files_of_one_generation(mounted: overlayfs.Mount) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("clients", "turns"), [(8, 40), pytest.param(16, 1000, marks=pytest.mark.long)])
+def test_clients_that_write_all_the_while_leave_files_of_one_generation(
+    mounted: overlayfs.Mount, clients: int, turns: int
+) -> None:
+    """In the live tree and in each snapshot."""
     root, stop = mounted.path, threading.Event()
+    files = [root / f"w{number}" for number in range(clients)]
     failures: list[str] = []
 
-    def write(number: int) -> None:
+    def write(file: Path) -> None:
         generation = 0
         while not stop.is_set():
             generation += 1
             text = f"{generation % 10}".encode() * 6000
-            fd = os.open(root / f"w{number}", os.O_CREAT | os.O_RDWR, 0o644)
+            fd = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
             try:
                 if os.pwrite(fd, text, 0) != len(text):
                     failures.append("a short write")
             finally:
                 os.close(fd)
 
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    writers = [threading.Thread(target=write, args=(file,)) for file in files]
     for writer in writers:
         writer.start()
+    taken = []
     try:
-        for turn in range(40):
-            mounted.snapshot(f"s{turn}")
+        for turn in range(turns):
+            taken.append(mounted.snapshot())
             if turn % 3 == 2:
-                mounted.rollback(f"s{turn - 1}")
+                del taken[-1]
+                mounted.rollback(taken[-1])
     finally:
         stop.set()
         for writer in writers:
             writer.join()
     assert not failures
-    for number in range(8):
-        assert len(set((root / f"w{number}").read_bytes())) == 1
+    for name in ("", *reversed(taken)):
+        if name:
+            mounted.rollback(name)
+        assert [file.name for file in files if file.exists() and len(set(file.read_bytes())) > 1] == [], name
 
 
 def test_others_are_kept_from_the_upper_alone(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:

@@ -318,6 +318,20 @@ def test_layers_of_snapshots_are_known_and_what_no_stack_names_is_left_over(tmp_
     assert (tmp_path / "work" / below / "2/upper/f").read_bytes() == b"kept"
 
 
+def test_hard_links_of_each_layer_of_snapshots_are_looked_at(tmp_path: Path) -> None:
+    below = "overlayfs-snapshots/"
+    work: Tree = {
+        below + "stack": file(STACK),
+        below + "2/upper": directory(),
+        below + "2/index/foreign": file(),
+        below + "2/overlayfs-links/0000000000000001": symlink("many"),
+    }
+    place = Place(tmp_path, {}, work)
+    bad_link = (Problem.BAD_LINK_COUNT, below + "2/overlayfs-links/0000000000000001")
+    assert found(place.check(repair=True)) == [(Problem.BAD_INDEX, below + "2/index/foreign"), bad_link]
+    assert found(place.check()) == [(Problem.BAD_INDEX, below + "2/index/foreign")]
+
+
 def test_damaged_stack_of_snapshots_is_told_and_left(tmp_path: Path) -> None:
     work: Tree = {"overlayfs-snapshots/stack": file(b"{}"), "overlayfs-snapshots/1/upper/f": file(b"kept")}
     place = Place(tmp_path, {}, work)

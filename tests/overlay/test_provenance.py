@@ -205,7 +205,7 @@ def test_hard_link_written_under_another_name_is_provided_by_the_index(tmp_path:
     opened = layers.open(with_upper=True)
     index = layers.open_index()
     try:
-        found = trace(b"b", opened, (), index)
+        found = trace(b"b", opened, (), {opened[0].index: index})
     finally:
         layers.close()
     assert rows(found) == [

@@ -9,6 +9,8 @@ import pytest
 
 from overlayfs.overlay import lookup
 from overlayfs.overlay.changes import Comparison
+from overlayfs.overlay.check import check
+from overlayfs.overlay.findings import Problem
 from overlayfs.overlay.options import OverlayOptions
 from tests.property.bare import EngineTarget
 
@@ -39,9 +41,13 @@ def options(tmp_path: Path, request: pytest.FixtureRequest) -> OverlayOptions:
 
 @pytest.fixture
 def tree(options: OverlayOptions) -> Iterator[Tree]:
+    """Whatever was done in it, its indexes are in order."""
     tree = Tree(options)
     yield tree
     tree.close()
+    assert options.upper is not None and options.work is not None
+    findings = check(options.upper, options.work, repair=False)
+    assert {found.problem for found in findings} <= {Problem.LEFTOVER}  # a layer that a rollback dropped
 
 
 def _each_is(tree: Tree, text: bytes, *names: bytes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath
+from tests.mounted.test_images import make_base, make_store
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,6 +36,7 @@ class Suite:
             env={
                 **ENVIRONMENT,
                 "TMPDIR": str(self.temporary),
+                "OVERLAYFS_STORE": str(self.base / "store"),
                 "PYTHONPATH": str(REPOSITORY),
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             },
@@ -43,9 +45,9 @@ class Suite:
             text=True,
         )
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, patience_s: float = PATIENCE_S) -> str:
         with self.start(*arguments) as process:
-            return process.communicate(timeout=PATIENCE_S)[0]
+            return process.communicate(timeout=patience_s)[0]
 
     def assert_nothing_is_left(self) -> None:
         assert mounts_beneath(self.base) == []
@@ -113,13 +115,92 @@ def test_top_again(overlay):
     suite.assert_nothing_is_left()
 
 
+IMAGE = """
+pytestmark = pytest.mark.overlay(image="app:1")
+"""
+
+
+@pytest.fixture
+def image(suite: Suite) -> None:
+    """The image app:1 with etc/motd in the store of the suite."""
+    make_base(suite.base, 0)
+    make_store(suite.base)
+
+
+@pytest.mark.usefixtures("image")
+def test_marker_names_an_image(suite: Suite) -> None:
+    suite.write(
+        IMAGE
+        + """
+@pytest.mark.parametrize("turn", range(2))
+def test_image(overlay, turn):
+    assert (overlay / "etc/motd").read_text() == "hello"
+    (overlay / "etc/motd").write_text("changed")
+    assert overlay.changed == {"etc/motd"}
+
+def test_image_of_its_own(overlay_session):
+    assert (overlay_session.tree(image="app:1") / "etc/motd").read_text() == "hello"
+
+@pytest.mark.overlay(image="nothing:1")
+def test_of_no_image(overlay): ...
+
+@pytest.mark.overlay(image="app:1", lowers=["."])
+def test_of_both(overlay): ...
+"""
+    )
+    out = suite.run("--strict-markers", "--overlay-keep")
+    assert "3 passed, 2 errors" in out
+    assert re.search("MountError: .*nothing:1", out)
+    assert "TypeError: overlay: name either an image or layers" in out
+    suite.assert_nothing_is_left()
+
+
+MANY = """
+from overlayfs.fuse.status import read_facts
+
+FIRST = {}
+AFTER = 20  # tests, so that everything has been used
+SOME = {"descriptors of the daemon": 30, "descriptors of pytest": 0, "MiB of the daemon": 4, "inodes": 0, "layers": 30}
+
+def use(overlay):
+    facts = read_facts(bytes(overlay.path))
+    return {
+        "descriptors of the daemon": len(os.listdir(f"/proc/{overlay.mount.pid}/fd")),
+        "descriptors of pytest": len(os.listdir("/proc/self/fd")),
+        "MiB of the daemon": facts["rss_bytes"] >> 20,
+        "inodes": facts["inodes"],
+        "layers": len(os.listdir(overlay.mount.upper.parent / "work/overlayfs-snapshots")),
+    }
+
+@pytest.mark.parametrize("turn", range(int(os.environ["TURNS"])))
+def test_one(overlay, turn):
+    place = overlay / f"directory{turn}"
+    place.mkdir()
+    (place / f"file{turn}").write_text("x")
+    if turn == AFTER:
+        FIRST.update(use(overlay))
+    elif turn > AFTER:
+        grown = {name: number - FIRST[name] for name, number in use(overlay).items()}
+        assert {name: number for name, number in grown.items() if number > SOME[name]} == {}
+"""
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("turns", [70, pytest.param(1000, marks=pytest.mark.long)])
+def test_nothing_grows_with_the_number_of_tests(suite: Suite, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TURNS", str(turns))
+    suite.write(MANY)
+    assert f"{turns} passed" in suite.run(patience_s=PATIENCE_S + turns)
+    suite.assert_nothing_is_left()
+
+
 FAILING = """
 def test_that_fails(overlay):
     (overlay / "culprit").write_text("x")
     assert False
 
 def test_afterwards(overlay):
-    assert os.listdir(overlay) == []
+    assert not (overlay / "culprit").exists()
 """
 
 
@@ -129,10 +210,14 @@ def test_failure_tells_what_was_changed(suite: Suite) -> None:
     assert "1 failed, 1 passed" in out
     assert "A /culprit" in out
     suite.assert_nothing_is_left()
+    assert "1 failed in" in suite.run("-x")
+    suite.assert_nothing_is_left()
 
 
-def test_kept_tree_can_be_mounted_again(suite: Suite) -> None:
-    suite.write(FAILING)
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(("marker", "below"), [("", []), (IMAGE, ["etc"])])
+def test_kept_tree_can_be_mounted_again(suite: Suite, marker: str, below: list[str]) -> None:
+    suite.write(marker + FAILING)
     out = suite.run("--overlay-keep")
     assert "1 failed, 1 passed" in out
     found = re.search(r"Look at it: overlayfs (mount .*)", out)
@@ -141,7 +226,7 @@ def test_kept_tree_can_be_mounted_again(suite: Suite) -> None:
     subprocess.run([sys.executable, "-m", "overlayfs", *words], check=True, cwd=REPOSITORY, env=ENVIRONMENT)
     place = words[words.index("--upper") - 1]
     try:
-        assert os.listdir(place) == ["culprit"]
+        assert sorted(os.listdir(place)) == ["culprit", *below]
     finally:
         subprocess.run([sys.executable, "-m", "overlayfs", "umount", place], check=True, cwd=REPOSITORY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import chain, repeat
 from typing import Any
 
 from overlayfs.cli.mounts.live import (
@@ -17,6 +18,7 @@ from overlayfs.cli.mounts.live import (
     resolve,
 )
 from overlayfs.cli.output import Cell, format_duration, plain, print_json, print_table, printable
+from overlayfs.overlay import history
 from overlayfs.tree.mount_table import MountEntry
 
 
@@ -87,7 +89,7 @@ def show_layers(mountpoint: str, as_json: bool) -> None:
     if as_json:
         print_json([{"layer": n, "role": role, "directory": plain(path)} for n, (role, path) in enumerate(layers)])
         return
-    styles = {"upper": "green", "lower": "", "data": "dim"}
+    styles = {"upper": "green", "snapshot": "green", "lower": "", "data": "dim"}
     print_table(
         ("LAYER", "ROLE", "DIRECTORY"),
         [
@@ -99,6 +101,13 @@ def show_layers(mountpoint: str, as_json: bool) -> None:
 
 def layers_of(status: Status) -> list[tuple[str, bytes]]:
     """(role, directory) of each layer, top first; the position is the layer's number in all output."""
-    upper = [("upper", status.upper)] if status.upper else []
+    uppers = zip(chain(["upper"], repeat("snapshot")), _uppers(status), strict=False)
     lowers = [("lower", path) for path in status.lowers]
-    return [*upper, *lowers, *(("data", path) for path in status.data_lowers)]
+    return [*uppers, *lowers, *(("data", path) for path in status.data_lowers)]
+
+
+def _uppers(status: Status) -> list[bytes]:
+    """The layers of the writable side, top first: the one that takes changes, and those that snapshots made of it."""
+    if status.upper is None or status.work is None:
+        return []
+    return [path for _, path in reversed(history.uppers(status.upper, status.work))]

@@ -6,15 +6,15 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from overlayfs.cli.mounts.listing import layers_of
 from overlayfs.cli.mounts.live import CommandError, Status, is_ours, mount_containing, read_status, resolve_name
 from overlayfs.cli.output import Cell, Lines, plain, print_json, print_table, printable
+from overlayfs.overlay import history
 from overlayfs.overlay.layer import UPPER_INDEX, Layer, open_to_read
 from overlayfs.overlay.provenance import Answer, Provenance, Role, trace
 
-_INDEX = UPPER_INDEX - 1
 _KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -37,16 +37,16 @@ def show_provenance(paths: Sequence[str], as_json: bool) -> bool:
     """Show where each path comes from; False if one of them is not in the merged tree."""
     traced = [_trace(os.fsencode(path)) for path in paths]
     if as_json:
-        print_json([_document(path, status, found) for path, status, found in traced])
+        print_json([_document(path, stack, found) for path, stack, found in traced])
     else:
-        for number, (path, status, found) in enumerate(traced):
+        for number, (path, stack, found) in enumerate(traced):
             if number:
                 print()
-            _show(path, status, found)
+            _show(path, stack, found)
     return all(found.provider is not None for _, _, found in traced)
 
 
-def _trace(path: bytes) -> tuple[bytes, Status, Provenance]:
+def _trace(path: bytes) -> tuple[bytes, _Stack, Provenance]:
     absolute = resolve_name(path)
     entry = mount_containing(absolute)
     if entry is None or not is_ours(entry):
@@ -55,40 +55,68 @@ def _trace(path: bytes) -> tuple[bytes, Status, Provenance]:
         status = read_status(entry.mountpoint)
     except CommandError as error:
         raise type(error)(f"{printable(entry.mountpoint)}: {error}") from error
+    stack = _Stack.of(status)
     relative = absolute[len(entry.mountpoint) :].strip(b"/")
-    with ExitStack() as stack:
-        layers, data_layers, index = _open_layers(status, stack)
-        return absolute, status, trace(relative, layers, data_layers, index)
+    with ExitStack() as resources:
+        layers, data_layers, indexes = stack.open(status.xattr_prefix, resources)
+        return absolute, stack, trace(relative, layers, data_layers, indexes)
 
 
-def _open_layers(status: Status, stack: ExitStack) -> tuple[list[Layer], list[Layer], Layer | None]:
-    def opened(number: int, path: bytes, data_only: bool = False) -> Layer:
-        layer = open_to_read(number, path, data_only).spelled(status.xattr_prefix)
-        stack.callback(os.close, layer.root_fd)
-        return layer
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The directories of a mount's layers, top first, as `overlayfs layers` counts them. Those of the writable side
+    come first, and `indexes` are where the hard links of each are kept; the last `data_layers` have data alone.
 
-    layers = [opened(UPPER_INDEX, status.upper)] if status.upper else []
-    layers += [opened(number, path) for number, path in enumerate(status.lowers)]
-    first = len(status.lowers)
-    data_layers = [opened(first + number, path, True) for number, path in enumerate(status.data_lowers)]
-    index = None if status.work is None else os.path.join(status.work, b"index")
-    return layers, data_layers, opened(_INDEX, index) if index and os.path.isdir(index) else None
+    The numbers for `trace` are 0 for the topmost lower, UPPER_INDEX and less for uppers, and less still for indexes.
+    """
+
+    directories: list[bytes]
+    indexes: list[bytes]
+    data_layers: int
+
+    @classmethod
+    def of(cls, status: Status) -> _Stack:
+        indexes = history.indexes(status.upper, status.work) if status.upper and status.work else {}
+        directories = [*reversed(indexes), *status.lowers, *status.data_lowers]
+        return cls(directories, [*reversed(indexes.values())], len(status.data_lowers))
+
+    def open(self, prefix: bytes, resources: ExitStack) -> tuple[list[Layer], list[Layer], dict[int, Layer]]:
+        """The layers, those with data alone, and the indexes by the number of their layer."""
+
+        def opened(number: int, path: bytes, data_only: bool = False) -> Layer:
+            layer = open_to_read(number, path, data_only).spelled(prefix)
+            resources.callback(os.close, layer.root_fd)
+            return layer
+
+        first_data = len(self.directories) - self.data_layers
+        numbered = [(self._layer(at), path) for at, path in enumerate(self.directories)]
+        layers = [opened(number, path) for number, path in numbered[:first_data]]
+        data_layers = [opened(number, path, True) for number, path in numbered[first_data:]]
+        count = len(self.indexes)
+        indexes = {
+            self._layer(at): opened(self._layer(at) - count, path)
+            for at, path in enumerate(self.indexes)
+            if os.path.isdir(path)
+        }
+        return layers, data_layers, indexes
+
+    def _layer(self, at: int) -> int:
+        count = len(self.indexes)
+        return UPPER_INDEX - at if at < count else at - count
+
+    def number(self, layer: int) -> int:
+        """Which layer that is, as `overlayfs layers` counts; an index counts as its layer."""
+        count = len(self.indexes)
+        return (UPPER_INDEX - layer) % count if layer <= UPPER_INDEX else layer + count
+
+    def directory(self, layer: int) -> bytes:
+        at, count = UPPER_INDEX - layer, len(self.indexes)
+        return self.indexes[at - count] if at >= count else self.directories[self.number(layer)]
 
 
-def _number(layer: int, status: Status) -> int:
-    """The layer's number as `overlayfs layers` counts: the upper is 0 where there is one."""
-    return 0 if layer <= UPPER_INDEX else layer + (status.upper is not None)
-
-
-def _directory(layer: int, status: Status) -> bytes:
-    if layer == _INDEX and status.work is not None:
-        return os.path.join(status.work, b"index")
-    return layers_of(status)[_number(layer, status)][1]
-
-
-def _role(answer: Answer, status: Status) -> str:
+def _role(answer: Answer, stack: _Stack) -> str:
     if answer.hidden_by is not None:
-        return f"hidden by {_number(answer.hidden_by, status)}"
+        return f"hidden by {stack.number(answer.hidden_by)}"
     return answer.role.value
 
 
@@ -96,56 +124,56 @@ def _kind(answer: Answer) -> str:
     return "whiteout" if any(note.startswith("whiteout") for note in answer.notes) else _KINDS[answer.kind]
 
 
-def _summary(found: Provenance, status: Status) -> tuple[str, str]:
+def _summary(found: Provenance, stack: _Stack) -> tuple[str, str]:
     provider, deleter = found.provider, found.deleter
     if provider is not None:
-        layer = _number(provider.place.layer, status)
+        layer = stack.number(provider.place.layer)
         return f"{_KINDS[provider.kind]} of layer {layer}", "green"
     if deleter is not None:
-        return f"deleted by layer {_number(deleter.place.layer, status)}", "red"
+        return f"deleted by layer {stack.number(deleter.place.layer)}", "red"
     if found.answers:
-        return f"not there: hidden by layer {_number(found.answers[0].hidden_by or 0, status)}", "red"
+        return f"not there: hidden by layer {stack.number(found.answers[0].hidden_by or 0)}", "red"
     return "in no layer", "red"
 
 
-def _show(path: bytes, status: Status, found: Provenance) -> None:
-    text, style = _summary(found, status)
+def _show(path: bytes, stack: _Stack, found: Provenance) -> None:
+    text, style = _summary(found, stack)
     Lines().print(Cell(printable(path), "bold"), Cell(": "), Cell(text, style))
     if found.answers:
-        print_table(("LAYER", "ROLE", "WHAT", "WHERE", "MARKS"), [_row(answer, status) for answer in found.answers])
+        print_table(("LAYER", "ROLE", "WHAT", "WHERE", "MARKS"), [_row(answer, stack) for answer in found.answers])
 
 
-def _row(answer: Answer, status: Status) -> list[Cell]:
+def _row(answer: Answer, stack: _Stack) -> list[Cell]:
     style = _STYLES[answer.role]
-    where = os.path.join(_directory(answer.place.layer, status), answer.place.path)
+    where = os.path.join(stack.directory(answer.place.layer), answer.place.path)
     return [
-        Cell(str(_number(answer.place.layer, status)), style),
-        Cell(_role(answer, status), style),
+        Cell(str(stack.number(answer.place.layer)), style),
+        Cell(_role(answer, stack), style),
         Cell(_kind(answer)),
         Cell(printable(where)),
         Cell("; ".join(printable(os.fsencode(note)) for note in answer.notes), "dim"),
     ]
 
 
-def _document(path: bytes, status: Status, found: Provenance) -> dict[str, Any]:
+def _document(path: bytes, stack: _Stack, found: Provenance) -> dict[str, Any]:
     provider, deleter = found.provider, found.deleter
     return {
         "path": plain(path),
         "exists": provider is not None,
-        "provider": None if provider is None else _number(provider.place.layer, status),
-        "deleted_by": None if deleter is None else _number(deleter.place.layer, status),
-        "layers": [_answer_document(answer, status) for answer in found.answers],
+        "provider": None if provider is None else stack.number(provider.place.layer),
+        "deleted_by": None if deleter is None else stack.number(deleter.place.layer),
+        "layers": [_answer_document(answer, stack) for answer in found.answers],
     }
 
 
-def _answer_document(answer: Answer, status: Status) -> dict[str, Any]:
-    directory = _directory(answer.place.layer, status)
+def _answer_document(answer: Answer, stack: _Stack) -> dict[str, Any]:
+    directory = stack.directory(answer.place.layer)
     return {
-        "layer": _number(answer.place.layer, status),
+        "layer": stack.number(answer.place.layer),
         "role": answer.role.value,
         "kind": _kind(answer),
         "directory": plain(directory),
         "path": plain(answer.place.path),
-        "hidden_by": None if answer.hidden_by is None else _number(answer.hidden_by, status),
+        "hidden_by": None if answer.hidden_by is None else stack.number(answer.hidden_by),
         "marks": list(answer.notes),
     }

@@ -156,3 +156,27 @@ def test_dropped_snapshots_are_listed_no_more_and_the_tree_stays(mounted: Site) 
     assert answer("snapshots", mounted.mountpoint) == []
     assert os.listdir(mounted.mountpoint / "etc") == ["a"]
     run("snapshot", "rm", mounted.mountpoint, "x", "y", status=2)
+
+
+def test_layers_and_which_know_the_layers_of_snapshots(mounted: Site) -> None:
+    layers = answer("layers", mounted.mountpoint)
+    assert [layer["role"] for layer in layers] == ["upper", "snapshot", "snapshot", "lower"]
+    told = {name: answer("which", mounted.mountpoint / "etc" / name, status=name == "b")[0] for name in "abc"}
+    assert [told[name]["provider"] for name in "abc"] == [2, None, 0]
+    assert told["b"]["deleted_by"] == 1
+    for found in told["a"]["layers"]:
+        assert found["directory"] == layers[found["layer"]]["directory"]
+        assert (Path(found["directory"]) / found["path"]).is_file()
+
+
+def test_which_names_the_index_of_a_snapshot(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/one").write_text("x")
+    os.link(tmp_path / "linked/one", tmp_path / "linked/two")
+    site.mount(tmp_path / "linked")
+    (site.mountpoint / "one").write_text("changed")
+    run("snapshot", site.mountpoint, "a")
+    (found,) = answer("which", site.mountpoint / "two")
+    provider = found["layers"][0]
+    assert (found["provider"], provider["role"]) == (1, "provides")
+    assert (Path(provider["directory"]) / provider["path"]).read_text() == "changed"

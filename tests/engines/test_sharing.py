@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.store.podman import publish
 from overlayfs.image.store.podman_records import layers_file
+from overlayfs.image.store.pruning import remove_image
+from overlayfs.image.store.store import Store
 from tests.cli.people import answer, run
 from tests.container.small import layer_of, programs
 from tests.engines.conftest import USER
 from tests.engines.containerd import write_oci_archive
 from tests.engines.podman import Podman
+from tests.image.making import put, put_changed
 from tests.image.snapshot import Seen, snapshot
 from tests.image.tars import file, symlink
 
@@ -157,6 +161,11 @@ def test_what_podman_pulls_uses_the_layers_that_are_here(shared: Shared, tmp_pat
 
 
 def test_commands_bring_podman_up_to_date(shared: Shared) -> None:
+    with Store.open(shared.store) as store:
+        put_changed(store, put(store, "unreadable", EMPTY), {}, {"created": "yesterday"})
+        publish(store)
+        assert shared.images() == {IMAGE: True}
+        remove_image(store, "unreadable")
     run("tag", IMAGE, OTHER)
     assert shared.images() == {IMAGE: True, OTHER: True}
     run("rmi", IMAGE)

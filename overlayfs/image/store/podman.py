@@ -33,6 +33,7 @@ from ..tar.compression import open_decompressed
 from ..tar.split import Split, write_split
 from .layers import Layer, LayerStore, layers_of
 from .locking import locked
+from .podman_documents import check_readable
 from .podman_records import (
     ImageRecord,
     LayerRecord,
@@ -43,7 +44,6 @@ from .podman_records import (
     read_records,
     roots_file,
     split_file,
-    usable_time,
 )
 from .published import DIRECTORY, images_file, is_shared, stamp_file, stamp_of
 from .staging import remove_tree, sync_directory
@@ -143,12 +143,12 @@ def _records(store: Store, before: dict[str, LayerRecord]) -> tuple[dict[str, Im
         try:
             image = store.load_image(entry.descriptor, entry.reference)
             stack = _stack(store, image, before)
+            name = hex_of(image.id)
+            record = images.get(name) or _image(store, image, stack[-1].id if stack else "", written.get(name))
         except ImageError as error:
             _log.warning("podman does not see %s: %s", entry.reference or entry.descriptor.digest, error)
             continue
         layers |= {record.id: record for record in stack}
-        name = hex_of(image.id)
-        record = images.get(name) or _image(store, image, stack[-1].id if stack else "", written.get(name))
         images[name] = replace(record, names=[*record.names, *_names(image)])
     return images, layers
 
@@ -229,11 +229,12 @@ def _image(store: Store, image: Image, top: str, written: ImageRecord | None) ->
     """The record of an image, still without names; its documents are written if they are not yet."""
     if written and written.digest == image.descriptor.digest:
         return replace(written, names=[], layer=top)
-    manifest = store.read_blob(image.descriptor)
+    manifest, config = store.read_blob(image.descriptor), store.read_blob(image.manifest.config)
+    check_readable(image.manifest, manifest, config)
     documents = {
         "manifest": manifest,
         f"manifest-{image.descriptor.digest}": manifest,
-        image.id: store.read_blob(image.manifest.config),
+        image.id: config,
     }
     directory = images_file(store.path).parent / hex_of(image.id)
     directory.mkdir(0o755, exist_ok=True)
@@ -244,7 +245,7 @@ def _image(store: Store, image: Image, top: str, written: ImageRecord | None) ->
         digest=image.descriptor.digest,
         names=[],
         layer=top,
-        created=usable_time(image.config.created),
+        created=image.config.created,
         documents=list(documents),
         sizes={name: len(data) for name, data in documents.items()},
         digests={name: digest_of(data) for name, data in documents.items()},

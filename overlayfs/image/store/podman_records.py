@@ -10,11 +10,9 @@ from __future__ import annotations
 import base64
 import fcntl
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,7 +27,6 @@ from .published import DIRECTORY, is_shared
 Record = TypeVar("Record")
 
 _ROOTS: Final = "graph-roots.json"
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _RETRY_S: Final = 0.05
 _PATIENCE_S: Final = 10.0
 _LINK_BYTES: Final = 16  # 26 characters, as podman's own
@@ -134,15 +131,6 @@ def _locked(stack: ExitStack, path: Path, deadline: float) -> int:
             time.sleep(_RETRY_S)
         else:
             return fd
-
-
-def usable_time(text: str) -> str:
-    """The time if podman can read it (RFC 3339), or nothing: one bad time would make all records unreadable."""
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return ""
-    return text if _TIME.fullmatch(text) else ""
 
 
 def roots_file(store: Path) -> Path:

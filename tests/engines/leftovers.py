@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tests.snapshotter.service import PATIENCE_S, mounts_below
 
-_PROGRAMS = (b"overlayfs.cli.mount_program", b"conmon", b"containerd-shim-runc-v2")
+_DAEMON = b"overlayfs.cli.mount_program"
+_PROGRAMS = (_DAEMON, b"conmon", b"containerd-shim-runc-v2")
 
 
 def expect_nothing_left(top: Path) -> None:
@@ -39,6 +40,11 @@ def processes_of(top: Path) -> list[int]:
         if any(os.fsencode(top) in word for word in words) and any(word.endswith(_PROGRAMS) for word in words):
             found.append(pid)
     return found
+
+
+def daemons_of(top: Path) -> list[int]:
+    """Those that serve a mount with storage below `top`."""
+    return [pid for pid in processes_of(top) if _DAEMON in words_of(pid)]
 
 
 def ends(pid: int) -> bool:

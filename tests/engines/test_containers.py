@@ -27,7 +27,7 @@ from tests.engines.changes import (
 )
 from tests.engines.conftest import USER
 from tests.engines.docker import Docker
-from tests.engines.leftovers import expect_nothing_left, mounts_of_containers, processes_of
+from tests.engines.leftovers import daemons_of, expect_nothing_left, mounts_of_containers, processes_of
 from tests.engines.podman import Podman, archive_of, end
 from tests.image.snapshot import Seen as File
 from tests.image.snapshot import snapshot
@@ -181,6 +181,20 @@ def test_container_runs_again_after_its_mounts_daemon_was_killed(pair: Pair, top
             unmount(bytes(point), lazy=True)
         pair.ours("start", "killed")
         assert pair.ours("exec", "killed", "cat", "/written") == "kept"
+
+
+@pytest.mark.long
+def test_rootless_container_runs_again_after_its_mounts_daemon_was_killed(rootless: Pair, top: Path) -> None:
+    """Its mounts are in the namespaces of the user's podman, where podman replaces the dead one."""
+    with running(rootless.ours, "killed"):
+        rootless.ours("exec", "killed", "sh", "-c", "echo kept >/written")
+        (daemon,) = daemons_of(top)
+        end(daemon)
+        rootless.ours("stop", "-t", "0", "killed")
+        rootless.ours("start", "killed")
+        assert rootless.ours("exec", "killed", "cat", "/written") == "kept"
+        (restarted,) = daemons_of(top)
+        assert restarted != daemon
 
 
 def test_container_with_immutable_files_is_removed(pair: Pair) -> None:

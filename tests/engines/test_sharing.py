@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 
 from overlayfs.image.oci.digest import digest_of
+from overlayfs.image.store.podman import publish
 from overlayfs.image.store.podman_records import layers_file
+from overlayfs.image.store.pruning import remove_image
+from overlayfs.image.store.store import Store
 from tests.cli.people import answer, run
 from tests.container.small import layer_of, programs
 from tests.engines.conftest import USER
 from tests.engines.containerd import write_oci_archive
 from tests.engines.podman import Podman
+from tests.image.making import put, put_changed
 from tests.image.snapshot import Seen, snapshot
+from tests.image.tars import file, symlink
 
 IMAGE, OTHER = "localhost/small:1", "localhost/other:1"
 CHANGE = """
@@ -36,16 +41,21 @@ def _owned(name: str, kind: bytes = tarfile.REGTYPE, mode: int = 0o640) -> tarfi
 
 
 BASE = layer_of({**programs(), "etc/kept": b"first\n", "etc/gone": b"x", "dir/low": b"low\n", "etc/never": b"x"})
-MIDDLE = layer_of(
-    {
-        "etc/kept": b"kept\n",
-        "etc/.wh.gone": b"",
-        "dir/.wh..wh..opq": b"",
-        "dir/new": b"new\n",
-        "etc/owned": _owned("etc/owned"),
-        "setuid": _owned("setuid", mode=0o4755),
-        "owned-dir": _owned("owned-dir", tarfile.DIRTYPE, 0o1770),
-    }
+MIDDLE = (
+    file(b"odd/a", b"1")
+    + file(b"odd/b/c", b"2")
+    + symlink(b"odd", b"dir")
+    + layer_of(
+        {
+            "etc/kept": b"kept\n",
+            "etc/.wh.gone": b"",
+            "dir/.wh..wh..opq": b"",
+            "dir/new": b"new\n",
+            "etc/owned": _owned("etc/owned"),
+            "setuid": _owned("setuid", mode=0o4755),
+            "owned-dir": _owned("owned-dir", tarfile.DIRTYPE, 0o1770),
+        }
+    )
 )
 EMPTY = layer_of({})
 LAYERS = (BASE, MIDDLE, EMPTY, layer_of({"top": b"top\n", "etc/.wh.never": b""}), EMPTY)
@@ -151,6 +161,11 @@ def test_what_podman_pulls_uses_the_layers_that_are_here(shared: Shared, tmp_pat
 
 
 def test_commands_bring_podman_up_to_date(shared: Shared) -> None:
+    with Store.open(shared.store) as store:
+        put_changed(store, put(store, "unreadable", EMPTY), {}, {"created": "yesterday"})
+        publish(store)
+        assert shared.images() == {IMAGE: True}
+        remove_image(store, "unreadable")
     run("tag", IMAGE, OTHER)
     assert shared.images() == {IMAGE: True, OTHER: True}
     run("rmi", IMAGE)
@@ -229,3 +244,5 @@ def test_ordinary_user_runs_the_images_of_the_users_own_store(new_podman: Callab
     podman("run", "--name=changed", IMAGE, "sh", "-ec", CHANGE)
     podman("commit", "-q", "changed", "committed")
     assert podman("run", "--rm", "committed", "cat", "/hard") == "more"
+    podman("save", "-q", "-o", top / "saved.tar", "committed")
+    as_user("load", "-i", top / "saved.tar")  # checks that the layers below were written with their digests

@@ -63,6 +63,16 @@ def put(store: Store, name: str | None, *layers: bytes, kind: str | None = "gzip
     return store.put_image(manifest, config, Reference.parse(name) if name else None)
 
 
+def put_changed(store: Store, image: Image, manifest: dict[str, Any], config: dict[str, Any]) -> None:
+    """Keep an image with other members in its documents in place of this one."""
+    changed = json.loads(store.read_blob(image.manifest.config)) | config
+    described = store.add_blob(json.dumps(changed).encode(), image.manifest.config.media_type)
+    members = json.loads(store.read_blob(image.descriptor))
+    members["config"] |= {"digest": described.digest, "size": described.size}
+    store.untag(image.reference or Reference.parse("none"))
+    store.keep(store.add_blob(json.dumps(members | manifest).encode(), image.descriptor.media_type), image.reference)
+
+
 class LayoutFiles:
     """The files of an OCI image layout, by their names."""
 

@@ -31,6 +31,7 @@ _MAGIC, _VERSION = 0xED0CDAED, 2
 _PAGE_SIZES: Final = tuple(1 << bits for bits in range(10, 17))
 _TRIES: Final = 50
 _READINGS: Final = 16
+_DEEPEST: Final = 64
 _FNV_BASIS, _FNV_PRIME, _64_BITS = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
 
 
@@ -84,6 +85,10 @@ class _Database:
         for offset in range(_PAGE.size, _PAGE.size + count * element.size, element.size):
             yield offset, element.unpack_from(page, offset)
 
+    def children(self, page: memoryview) -> Iterator[memoryview]:
+        """The pages to which a branch page refers."""
+        return (self.page(number) for _, (_, _, number) in self.elements(page, _BRANCH_PAGE, _BRANCH))
+
     def cut(self, page: memoryview, start: int, size: int) -> bytes:
         if start + size > len(page):
             raise self.damaged("an entry leads out of its page")
@@ -136,15 +141,20 @@ class Bucket:
 
     def _leaf_pages(self) -> Iterator[memoryview]:
         database = self._database
-        pending = [memoryview(self._top) if isinstance(self._top, bytes) else database.page(self._top)]
-        while pending:
-            page = pending.pop()
-            if len(page) < _PAGE.size:
+        top = memoryview(self._top) if isinstance(self._top, bytes) else database.page(self._top)
+        ways = [iter((top,))]  # of each level the pages still to come
+        while ways:
+            page = next(ways[-1], None)
+            if page is None:
+                ways.pop()
+            elif len(page) < _PAGE.size:
                 raise database.damaged("a bucket has no page")
-            if _PAGE.unpack_from(page)[1] != _BRANCH_PAGE:
+            elif _PAGE.unpack_from(page)[1] != _BRANCH_PAGE:
                 yield page
-                continue
-            pending += [database.page(number) for _, (_, _, number) in database.elements(page, _BRANCH_PAGE, _BRANCH)]
+            elif len(ways) > _DEEPEST:
+                raise database.damaged("its pages lie too deep")
+            else:
+                ways.append(database.children(page))
 
 
 def open_database(path: Path) -> Bucket:

@@ -15,22 +15,25 @@ import base64
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from ..._log import Log
 from ...tree.syscalls import RENAME_EXCHANGE, renameat2
+from ..layer.file_index import Record
+from ..layer.hashed_chunks import HashedChunks
 from ..oci.digest import Digest, digest_of, hex_of
-from ..oci.errors import ImageError, InUseError
+from ..oci.errors import DigestError, ImageError, InUseError
 from ..tar.compression import open_decompressed
 from ..tar.split import Split, write_split
 from .layers import Layer, LayerStore, layers_of
 from .locking import locked
+from .podman_documents import check_readable
 from .podman_records import (
     ImageRecord,
     LayerRecord,
@@ -41,7 +44,6 @@ from .podman_records import (
     read_records,
     roots_file,
     split_file,
-    usable_time,
 )
 from .published import DIRECTORY, images_file, is_shared, stamp_file, stamp_of
 from .staging import remove_tree, sync_directory
@@ -56,8 +58,8 @@ _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.")
 def share(store: Store, graph_root: Path) -> Path:
     """Let a podman that keeps its containers in `graph_root` see the images; the directory to configure."""
     place = store.path / DIRECTORY
-    for name in ("overlay/l", "overlay-images", "overlay-layers"):
-        (place / name).mkdir(0o755, parents=True, exist_ok=True)
+    for name in ("", "overlay", "overlay/l", "overlay-images", "overlay-layers"):
+        (place / name).mkdir(0o755, exist_ok=True)
     with locked(place / "lock"):
         _exchange_layers(store, is_shared=True)
         roots = sorted({*read_records(roots_file(store.path), str), str(graph_root)})
@@ -141,12 +143,12 @@ def _records(store: Store, before: dict[str, LayerRecord]) -> tuple[dict[str, Im
         try:
             image = store.load_image(entry.descriptor, entry.reference)
             stack = _stack(store, image, before)
+            name = hex_of(image.id)
+            record = images.get(name) or _image(store, image, stack[-1].id if stack else "", written.get(name))
         except ImageError as error:
             _log.warning("podman does not see %s: %s", entry.reference or entry.descriptor.digest, error)
             continue
         layers |= {record.id: record for record in stack}
-        name = hex_of(image.id)
-        record = images.get(name) or _image(store, image, stack[-1].id if stack else "", written.get(name))
         images[name] = replace(record, names=[*record.names, *_names(image)])
     return images, layers
 
@@ -192,36 +194,47 @@ def _layer(store: Store, layer: Layer, key: Digest, parent: str) -> LayerRecord:
         compressed_digest=layer.blob.digest,
         compressed_size=layer.blob.size,
         digest=layer.diff_id,
-        size=_split(store, layer, split_file(store.path, name)),
+        size=_write_split(store, layer, records, split_file(store.path, name)),
         uids=sorted({record.uid for record in records}),
         gids=sorted({record.gid for record in records}),
     )
 
 
-def _split(store: Store, layer: Layer, path: Path) -> int:
+def _write_split(store: Store, layer: Layer, records: Sequence[Record], path: Path) -> int:
     """Write what the tar of a layer has besides the files' data; the length of the tar."""
-    staged = store.stage.new_name()
-
-    def write(embedded: frozenset[bytes] = frozenset()) -> Split:
-        with open(store.blob_path(layer.blob.digest), "rb", buffering=0) as blob, gzip.open(staged, "wb", 1) as out:
-            return write_split(open_decompressed(blob, store.limits), out, store.limits, layer.name, embedded)
-
-    found = write()
-    if found.repeated:
-        found = write(found.repeated)
-    staged.rename(path)
+    tree = {record.path: record.content for record in records if record.kind == "f"}
+    with _replacing(store, path) as file:
+        found = _split(store, layer, tree, file, frozenset())
+        if found.unlike:
+            file.seek(0)
+            file.truncate()
+            found = _split(store, layer, tree, file, found.unlike)
     return found.length
+
+
+def _split(store: Store, layer: Layer, tree: dict[bytes, bytes], file: BinaryIO, embedded: frozenset[bytes]) -> Split:
+    """Raises DigestError where the blob has changed since the layer was unpacked."""
+    with (
+        gzip.GzipFile("", "wb", 1, file) as out,
+        open(store.blob_path(layer.blob.digest), "rb", buffering=0) as blob,
+        HashedChunks(open_decompressed(blob, store.limits, layer.name)) as chunks,
+    ):
+        found = write_split(chunks, out, store.limits, layer.name, tree, embedded)
+        if chunks.digest() != layer.diff_id:
+            raise DigestError(f"{layer.name}: its content has another digest, {chunks.digest()}")
+    return found
 
 
 def _image(store: Store, image: Image, top: str, written: ImageRecord | None) -> ImageRecord:
     """The record of an image, still without names; its documents are written if they are not yet."""
     if written and written.digest == image.descriptor.digest:
         return replace(written, names=[], layer=top)
-    manifest = store.read_blob(image.descriptor)
+    manifest, config = store.read_blob(image.descriptor), store.read_blob(image.manifest.config)
+    check_readable(image.manifest, manifest, config)
     documents = {
         "manifest": manifest,
         f"manifest-{image.descriptor.digest}": manifest,
-        image.id: store.read_blob(image.manifest.config),
+        image.id: config,
     }
     directory = images_file(store.path).parent / hex_of(image.id)
     directory.mkdir(0o755, exist_ok=True)
@@ -232,7 +245,7 @@ def _image(store: Store, image: Image, top: str, written: ImageRecord | None) ->
         digest=image.descriptor.digest,
         names=[],
         layer=top,
-        created=usable_time(image.config.created),
+        created=image.config.created,
         documents=list(documents),
         sizes={name: len(data) for name, data in documents.items()},
         digests={name: digest_of(data) for name, data in documents.items()},
@@ -254,6 +267,7 @@ def _make_layer(store: Store, record: LayerRecord, layers: dict[str, LayerRecord
     with suppress(FileExistsError):
         own.symlink_to(f"layers/{hex_of(record.key)}") if is_first else own.mkdir(0o755)
     with suppress(FileExistsError):
+        # absolute: podman refuses to save a layer with a relative one
         (own / "diff").symlink_to(store.path / "layers" / hex_of(record.key) / "diff")
     if _text(own / "link") != record.link:
         if lower := _lower(record, layers):
@@ -312,10 +326,19 @@ def _text(path: Path) -> str:
 
 
 def _replace(store: Store, path: Path, data: bytes) -> None:
-    """Write a file that survives a crash whole, as it was or as it is to be."""
-    staged = store.stage.new_name()
-    with open(staged, "xb") as file:
+    with _replacing(store, path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.rename(path)
+
+
+@contextmanager
+def _replacing(store: Store, path: Path) -> Iterator[BinaryIO]:
+    """The file that is `path` afterwards. A crash leaves it whole, as it was or as it is to be."""
+    staged = store.stage.new_name()
+    try:
+        with open(staged, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staged.rename(path)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import base64
 import fcntl
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,8 +27,8 @@ from .published import DIRECTORY, is_shared
 Record = TypeVar("Record")
 
 _ROOTS: Final = "graph-roots.json"
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _RETRY_S: Final = 0.05
+_PATIENCE_S: Final = 10.0
 _LINK_BYTES: Final = 16  # 26 characters, as podman's own
 
 
@@ -93,19 +91,19 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
 def podmans_lock(path: Path) -> Iterator[None]:
     """Hold a lock file against podman; at the end, tell those who have read the records that they have changed.
 
-    containers/storage locks with fcntl(2), and writes a random text whenever it changes something.
+    containers/storage locks with fcntl(2), and writes a random text whenever it changes something. InUseError as for
+    `no_new_uses`.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        yield
-        os.pwrite(fd, os.urandom(32).hex().encode(), 0)
-    finally:
-        os.close(fd)
+    with ExitStack() as stack:
+        fd = _locked(stack, path, time.monotonic() + _PATIENCE_S)
+        try:
+            yield
+        finally:  # some of it may have changed
+            os.pwrite(fd, os.urandom(32).hex().encode(), 0)
 
 
 @contextmanager
-def no_new_uses(store: Path, patience_s: float = 10.0) -> Iterator[None]:
+def no_new_uses(store: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Let no podman put a new layer on ours: a container that it makes meanwhile waits, or finds the image gone.
 
     Not to be nested: when the inner context closes its files, the locks of the process are gone. InUseError if podman
@@ -114,32 +112,25 @@ def no_new_uses(store: Path, patience_s: float = 10.0) -> Iterator[None]:
     deadline = time.monotonic() + patience_s
     with ExitStack() as stack:
         for root in map(Path, read_records(roots_file(store), str)):
-            with suppress(FileNotFoundError):
-                fd = os.open(root / "overlay-layers/layers.lock", os.O_RDWR | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                _lock(fd, root, deadline)
+            with suppress(FileNotFoundError):  # a podman without a graph root has nothing
+                (root / "overlay-layers").mkdir(0o700, exist_ok=True)
+                _locked(stack, root / "overlay-layers/layers.lock", deadline)
         yield
 
 
-def _lock(fd: int, root: Path, deadline: float) -> None:
+def _locked(stack: ExitStack, path: Path, deadline: float) -> int:
+    """The descriptor of a lock file, made if missing and locked until the end of the stack."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    stack.callback(os.close, fd)
     while True:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise InUseError(f"podman is changing the layers in {root}: try again when it has ended") from None
+                raise InUseError(f"podman is at work in {path.parent}: try again when it has ended") from None
             time.sleep(_RETRY_S)
         else:
-            return
-
-
-def usable_time(text: str) -> str:
-    """The time if podman can read it (RFC 3339), or nothing: one bad time would make all records unreadable."""
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return ""
-    return text if _TIME.fullmatch(text) else ""
+            return fd
 
 
 def roots_file(store: Path) -> Path:

@@ -209,17 +209,16 @@ def _do(store: Store, plan: _Plan) -> int:
     """Remove names and records first: if this is interrupted, none is left without its blobs."""
     for entry in plan.images:
         store.forget(entry.descriptor.digest)
-    publish_held(store)
     for record in plan.steps:
         record.unlink(missing_ok=True)
     store.sweep_uses()
-    freed = sum(remove_tree(path) for path in plan.leftovers)
+    freed = sum(remove_tree(path) for path in (*plan.leftovers, *plan.blobs))
+    sync_directory(store.path / "blobs" / ALGORITHM)
+    publish_held(store)  # podman needs no blobs; on a full disk its new records need their space
     for layer in plan.layers:
         moved = store.stage.new_name()
         layer.rename(moved)  # a layer is there whole or not at all
         freed += remove_tree(moved)
-    freed += sum(remove_tree(blob) for blob in plan.blobs)
-    sync_directory(store.path / "blobs" / ALGORITHM)
     return freed
 
 

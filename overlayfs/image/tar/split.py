@@ -7,15 +7,15 @@ bytes of the tar, a file stands for the data of that path, and has its size and 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import xxhash
 
-from ...tree.marks import WHITEOUT_PREFIX
 from ..oci.limits import Limits
 from .bytestream import ByteStream
-from .compression import CHUNK, Sink, Source
+from .compression import Sink
 from .crc64 import crc64
 from .reader import Entry, TarReader
 
@@ -24,27 +24,35 @@ _LARGEST_SEGMENT: Final = 1 << 20
 
 
 class Split(NamedTuple):
-    """What was found: the length of the tar, and the files whose path the tar has more than once."""
+    """The length of the tar, and the paths of the files left out whose data the tree does not have in that place."""
 
     length: int
-    repeated: frozenset[bytes]
+    unlike: frozenset[bytes]
 
 
-def write_split(tar: Source, out: Sink, limits: Limits, what: str, embedded: frozenset[bytes] = frozenset()) -> Split:
+def write_split(
+    chunks: Iterable[bytes | memoryview],
+    out: Sink,
+    limits: Limits,
+    what: str,
+    tree: Mapping[bytes, bytes],
+    embedded: frozenset[bytes] = frozenset(),
+) -> Split:
     """Write the record of a tar. Raises the errors of TarReader.
 
-    A tree does not have the data of a file that another one replaces, nor perhaps that other one: where paths are
-    repeated, the record is to be written again with them `embedded`, their data as parts of segments.
+    `tree` has the xxh3-128 of each file of the tree that was made of the tar. A member of another path is a part of
+    segments with its data, and so is one that is `embedded`. A path that the tar has twice, or a file that a member
+    behind a symlink has replaced, is known at the end only: then the record is to be written again with `unlike`.
     """
-    work = _Work(tar, out, limits, what, embedded)
+    work = _Work(chunks, out, limits, what, tree, embedded)
     work.run()
-    return Split(work.length, frozenset(work.repeated))
+    return Split(work.length, frozenset(work.unlike))
 
 
 class _Recorded(ByteStream):
     """Hands every byte that is taken to `record`, while there is one."""
 
-    def __init__(self, chunks: Iterator[bytes], record: Callable[[bytes | memoryview], None]) -> None:
+    def __init__(self, chunks: Iterable[bytes | memoryview], record: Callable[[bytes | memoryview], None]) -> None:
         super().__init__(chunks)
         self.record: Callable[[bytes | memoryview], None] | None = record
 
@@ -64,27 +72,35 @@ class _Recorded(ByteStream):
 
 
 class _Work:
-    """One pass over a tar. The data of the files `embedded` are not left out."""
+    """One pass over a tar."""
 
-    def __init__(self, tar: Source, out: Sink, limits: Limits, what: str, embedded: frozenset[bytes]) -> None:
-        self._stream = _Recorded(iter(lambda: tar.read(CHUNK), b""), self._record)
+    def __init__(
+        self,
+        chunks: Iterable[bytes | memoryview],
+        out: Sink,
+        limits: Limits,
+        what: str,
+        tree: Mapping[bytes, bytes],
+        embedded: frozenset[bytes],
+    ) -> None:
+        self._stream = _Recorded(chunks, self._record)
         self._reader = TarReader(self._stream, limits, what)
-        self._out, self._embedded = out, embedded
+        self._out, self._tree, self._embedded = out, tree, embedded
         self._segment, self._position = bytearray(), 0
-        self._seen: set[bytes] = set()
-        self.repeated: set[bytes] = set()
+        self._left_out: set[bytes] = set()
+        self.unlike: set[bytes] = set()
         self.length = 0
 
     def run(self) -> None:
         for entry in self._reader:
-            if entry.path in self._seen:
-                self.repeated.add(entry.path)
-            if entry.kind == "f":
-                self._seen.add(entry.path)
-            if _is_whole_in_tree(entry) and entry.path not in self._embedded:
+            if self._is_in_tree(entry) and entry.path not in self._embedded:
                 self._leave_out(entry)
         self._reader.drain()
         self._flush()
+
+    def _is_in_tree(self, entry: Entry) -> bool:
+        """Whether the tree may have the bytes that the tar has for it; those of a sparse file are others."""
+        return entry.kind == "f" and entry.size > 0 and entry.sparse is None and entry.path in self._tree
 
     def _record(self, data: bytes | memoryview) -> None:
         self._segment += data
@@ -99,10 +115,14 @@ class _Work:
 
     def _leave_out(self, entry: Entry) -> None:
         self._flush()
-        self._stream.record, checksum = None, 0
+        self._stream.record, checksum, content = None, 0, xxhash.xxh3_128()
         for piece in self._reader.read_data():
             checksum = crc64(piece, checksum)
+            content.update(piece)
         self._stream.record = self._record
+        if entry.path in self._left_out or content.digest() != self._tree[entry.path]:
+            self.unlike.add(entry.path)
+        self._left_out.add(entry.path)
         self.length += entry.size
         payload = base64.b64encode(checksum.to_bytes(8, "big")).decode()
         self._write({"type": _FILE, **_named(entry.path), "size": entry.size, "payload": payload})
@@ -110,12 +130,6 @@ class _Work:
     def _write(self, line: dict[str, Any]) -> None:
         self._out.write(msgspec.json.encode({**line, "position": self._position}) + b"\n")
         self._position += 1
-
-
-def _is_whole_in_tree(entry: Entry) -> bool:
-    """Whether the tree has exactly the bytes that the tar has for it."""
-    is_marker = entry.path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX)
-    return entry.kind == "f" and entry.size > 0 and entry.sparse is None and not is_marker
 
 
 def _named(path: bytes) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_state_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monke
         SOUND[: 6 * SIZE],
         database(branch(3, [3])),
         database(branch(3, [4, 4]), branch(4, [3])),
+        database(*(branch(number, [number + 1]) for number in range(3, 75)), leaf([], 75)),
         database(leaf([(b"up", at(3), True)], 3)),
         database(leaf([(b"far", at(99), True)], 3)),
         database(leaf([(b"meta", at(1), True)], 3)),
@@ -160,6 +162,18 @@ def test_state_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monke
 def test_damaged_or_hostile_database_is_refused(data: bytes, opened: Callable[[bytes], Bucket]) -> None:
     with pytest.raises(InvalidError, match="damaged"):
         everything(opened(data))
+
+
+def test_references_to_one_page_take_no_memory(opened: Callable[[bytes], Bucket]) -> None:
+    data = database(branch(3, [3] * 65535).replace(page(3, BRANCH, 65535, b""), page(3, BRANCH, 65535, b"", 255)))
+    top = opened(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidError, match="damaged"):
+            top.read()
+        assert tracemalloc.get_traced_memory()[1] < len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_any_damage_gives_content_or_one_error(opened: Callable[[bytes], Bucket]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from overlayfs.image.store import podman
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.podman import publish, share, unshare
-from overlayfs.image.store.podman_records import layers_in_use, no_new_uses
+from overlayfs.image.store.podman_records import layers_in_use, no_new_uses, split_file
 from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.published import is_outdated
 from overlayfs.image.store.store import Store
 from overlayfs.image.store.verify import mend, verify
-from tests.image.making import put, tar
+from tests.image import tars
+from tests.image.making import put, put_changed, tar
+from tests.image.tar.test_split import assembled
+from tests.image.tars import directory, file, symlink
 
 LOW, HIGH, OTHER = (tar({name: name.encode()}) for name in ("low", "high", "other"))
 
@@ -93,19 +97,58 @@ def test_image_without_layers_and_image_without_name_are_there(store: Store, gra
     assert digest_of((directory / "manifest").read_bytes()) == image["digest"]
 
 
-@pytest.mark.parametrize(
-    "created", ["yesterday", "2024-13-01T00:00:00Z", "2024-02-03 04:05:06", "2024-02-03T04:05:06Z\n"]
-)
-def test_time_that_podman_cannot_read_is_left_out(created: str, store: Store, graph_root: Path) -> None:
-    image = put(store, "a", LOW)
-    config = json.loads(store.read_blob(image.manifest.config)) | {"created": created}
-    described = store.add_blob(json.dumps(config).encode(), image.manifest.config.media_type)
-    manifest = json.loads(store.read_blob(image.descriptor))
-    manifest["config"] |= {"digest": described.digest, "size": described.size}
-    store.keep(store.add_blob(json.dumps(manifest).encode(), image.descriptor.media_type), image.reference)
+@pytest.mark.parametrize("created", ["yesterday", "2024-02-03T04:05:06Z\n"])
+def test_image_that_podman_cannot_read_is_left_out(
+    created: str, store: Store, graph_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put(store, "a", LOW)
+    put_changed(store, put(store, "b", LOW, HIGH), {}, {"created": created})
     share(store, graph_root)
-    named = [image for image in records(store, "images") if image["names"]]
-    assert [image.get("created") for image in named] == [None]
+    assert stacks(store) == {"docker.io/library/a:latest": ["low"]}
+    assert "podman cannot read its configuration" in capfd.readouterr().err
+
+
+REPLACING = {
+    "filled-directory-by-a-symlink": (file(b"d/a", b"1"), file(b"d/b/c", b"2"), symlink(b"d", b"e"), file(b"e", b"3")),
+    "filled-directory-and-back": (
+        file(b"d/a", b"1"),
+        file(b"d/b", b"2"),
+        file(b"d"),
+        directory(b"d"),
+        file(b"d/a", b"1"),
+    ),
+    "file-by-one-behind-a-symlink": (file(b"d/a", b"1"), symlink(b"l", b"d"), file(b"l/a", b"2"), file(b"l/b", b"3")),
+    "file-by-itself": (file(b"a", b"1"), file(b"b", b"2"), file(b"a", b"1")),
+    "file-of-aufs": (file(b".wh..wh.plnk/a", b"1"), file(b"a", b"2")),
+    "whiteout-of-a-file-of-the-layer": (file(b"a", b"1"), file(b".wh.a"), file(b"d/b", b"2"), file(b"d/.wh..wh..opq")),
+}
+
+
+@pytest.mark.parametrize("name", REPLACING)
+def test_tar_comes_out_of_the_tree_and_its_record(name: str, store: Store, graph_root: Path) -> None:
+    layer_tar = tars.tar(*REPLACING[name])
+    image = put(store, "a", layer_tar)
+    share(store, graph_root)
+    (layer,) = records(store, "layers")
+    (tree,) = map(Path, lower_directories(store, image))
+    files = {os.fsencode(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    lines = gzip.decompress(split_file(store.path, layer["id"]).read_bytes()).splitlines()
+    assert assembled([json.loads(line) for line in lines], files) == layer_tar
+    assert layer["diff-size"] == len(layer_tar)
+    assert os.listdir(store.path / "tmp") == []
+
+
+def test_blob_that_has_changed_since_it_was_unpacked_is_no_layer_of_podman(
+    store: Store, graph_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = put(store, "a", LOW, kind=None)
+    lower_directories(store, image)
+    blob = store.blob_path(image.manifest.layers[0].digest)
+    blob.chmod(0o600)
+    blob.write_bytes(tar({"low": b"bad"}))
+    share(store, graph_root)
+    assert stacks(store) == {}
+    assert "its content has another digest" in capfd.readouterr().err
 
 
 def test_damaged_image_hides_no_other(store: Store, graph_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -225,12 +268,13 @@ sys.stdin.read()
 def test_nothing_is_removed_while_podman_makes_a_layer(store: Store, graph_root: Path) -> None:
     put(store, "a", LOW)
     share(store, graph_root)
-    (graph_root / "overlay-layers").mkdir()
+    with no_new_uses(store.path, patience_s=0):  # makes the lock of a podman that has no layers yet
+        pass
     command = [sys.executable, "-c", HOLD, str(graph_root / "overlay-layers/layers.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as podman:
         assert podman.stdout
         assert podman.stdout.readline() == b"held\n"
-        with pytest.raises(InUseError, match="podman is changing"), no_new_uses(store.path, patience_s=0):
+        with pytest.raises(InUseError, match="podman is at work"), no_new_uses(store.path, patience_s=0):
             pass
         podman.communicate()
     with no_new_uses(store.path, patience_s=0):
@@ -280,3 +324,26 @@ def test_repaired_layer_is_linked_again(store: Store, graph_root: Path) -> None:
     assert LayerStore(store).keys(image) is None
     publish(store)
     assert stacks(store) == {"docker.io/library/a:latest": ["high", "low"]}
+
+
+def fill(directory: Path) -> None:
+    """Take all space of a disk."""
+    with suppress(OSError), open(directory / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_prune_frees_a_full_disk(small_disk: Callable[[str], Path], graph_root: Path) -> None:
+    with Store.open(small_disk("size=2m") / "store") as store:
+        for name, layer in {"a": LOW, "b": OTHER}.items():
+            put(store, name, layer)
+        share(store, graph_root)
+        remove_image(store, "b")
+        fill(store.path.parent)
+        with pytest.raises(OSError, match="No space left"):
+            publish(store)
+        assert os.listdir(store.path / "tmp") == []
+        assert stacks(store).keys() == {"docker.io/library/a:latest", "docker.io/library/b:latest"}
+        prune(store)
+        assert stacks(store) == {"docker.io/library/a:latest": ["low"]}
+        assert os.listdir(store.path / "layers") == [hex_of(digest_of(LOW))]

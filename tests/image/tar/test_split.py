@@ -9,6 +9,7 @@ import tarfile
 from typing import Any
 
 import pytest
+import xxhash
 
 from overlayfs.image.oci.limits import DEFAULT_LIMITS
 from overlayfs.image.tar.crc64 import crc64
@@ -27,10 +28,14 @@ def tar_of(members: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> 
     return out.getvalue()
 
 
-def split(tar: bytes, embedded: frozenset[bytes] = frozenset()) -> tuple[list[dict[str, Any]], int, frozenset[bytes]]:
-    out = io.BytesIO()
-    found = write_split(io.BytesIO(tar), out, DEFAULT_LIMITS, "the layer", embedded)
-    return [json.loads(line) for line in out.getvalue().splitlines()], found.length, found.repeated
+def split(
+    tar: bytes, tree: dict[bytes, bytes], embedded: frozenset[bytes] = frozenset()
+) -> tuple[list[dict[str, Any]], int, frozenset[bytes]]:
+    """The lines of the record of a tar of which `tree` was made, the tar's length, and what is to be embedded."""
+    out, hashes = io.BytesIO(), {path: xxhash.xxh3_128_digest(data) for path, data in tree.items()}
+    chunks = (tar[start : start + 7000] for start in range(0, len(tar), 7000))
+    found = write_split(chunks, out, DEFAULT_LIMITS, "the layer", hashes, embedded)
+    return [json.loads(line) for line in out.getvalue().splitlines()], found.length, found.unlike
 
 
 def assembled(lines: list[dict[str, Any]], files: dict[bytes, bytes]) -> bytes:
@@ -51,19 +56,20 @@ def assembled(lines: list[dict[str, Any]], files: dict[bytes, bytes]) -> bytes:
 def test_same_tar_comes_out_again(kind: int) -> None:
     members = [("./a", b"a"), ("empty", b""), ("d/" + "long" * 20, BIG), ("d/.wh.gone", b"x"), ("\udcff", b"raw")]
     tar = tar_of(members, kind) + bytes(3000)
-    lines, length, repeated = split(tar)
     tree = {b"a": b"a", b"d/" + b"long" * 20: BIG, b"\xff": b"raw"}
+    lines, length, unlike = split(tar, tree)
     assert assembled(lines, tree) == tar
     assert length == len(tar)
-    assert not repeated
+    assert not unlike
     assert sum(line["type"] == 1 for line in lines) == 3
 
 
-def test_file_that_another_replaces_is_embedded() -> None:
-    tar = tar_of([("a", b"first"), ("b", b"b"), ("a", b"second")])
-    _, _, repeated = split(tar)
-    assert repeated == {b"a"}
-    lines, length, _ = split(tar, repeated)
+@pytest.mark.parametrize("last", [b"second", b"first"])
+def test_file_that_another_replaces_is_embedded(last: bytes) -> None:
+    tar = tar_of([("a", b"first"), ("b", b"b"), ("gone/c", b"c"), ("a", last)])
+    _, _, unlike = split(tar, {b"a": last, b"b": b"b"})
+    assert unlike == {b"a"}
+    lines, length, _ = split(tar, {b"a": last, b"b": b"b"}, unlike)
     assert assembled(lines, {b"b": b"b"}) == tar
     assert length == len(tar)
 

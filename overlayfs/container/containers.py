@@ -255,8 +255,8 @@ class Containers:
             self._write(changed)
         return changed
 
-    def release(self, name: str, exit_status: int | None = None) -> None:
-        """Free the container; an ephemeral one is removed."""
+    def release(self, name: str, exit_status: int | None = None) -> Container | None:
+        """Free the container; an ephemeral one is removed, and returned."""
         with suppress(NotFoundError):
             released = self.change(
                 name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
@@ -264,6 +264,8 @@ class Containers:
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
                     remove_tree(self.take_away(name))
+                    return released
+        return None
 
     def release_left(self, container: Container) -> None:
         """Free a container whose process was killed, unless another process has claimed it since."""
@@ -298,12 +300,15 @@ class Containers:
             self.directory(name).rename(self.directory(new))
             self._write(replace(container, name=new))
 
-    def sweep(self) -> None:
-        """Remove the ephemeral containers whose process was killed."""
+    def sweep(self) -> list[Container]:
+        """Remove the ephemeral containers whose process was killed, and return them."""
+        removed = []
         for container in self.listed():
             if container.is_ephemeral and container.started and not container.is_in_use:
                 with suppress(NotFoundError, InUseError):  # somebody else does it
                     remove_tree(self.take_away(container.name))
+                    removed.append(container)
+        return removed
 
     def _write(self, container: Container) -> None:
         staged = self._store.stage.new_name()

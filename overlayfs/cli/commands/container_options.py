@@ -30,7 +30,7 @@ def settings_of(
     ] = None,
     volumes: Annotated[
         Texts,
-        typer.Option("--volume", "-v", metavar="SOURCE:TARGET[:ro]", help="Mount a path or a named volume in it."),
+        typer.Option("--volume", "-v", metavar="[SOURCE:]TARGET[:ro]", help="Mount a path or a volume in it."),
     ] = None,
     mounts: Annotated[
         Texts,

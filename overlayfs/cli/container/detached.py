@@ -17,6 +17,7 @@ from typing import Any
 from overlayfs.cli.background import start_behind
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.output import explain
+from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.conmon import Programs, find_conmon, supervise
 from overlayfs.container.process import CannotRunError, NotThereError
@@ -46,7 +47,7 @@ def start_detached(
         programs = Programs(find_conmon(), find_runtime(Kind.RUNC, has_terminal=False)[1])
     except BaseException:
         with Store.open(store) as opened:
-            Containers(opened).release(container.name)
+            anonymous.release(opened, container.name)
         raise
     running = Running(container, store, Kind.RUNC, programs.runc)
     with start_behind(lambda other: _keep(_Gate(other), running, programs, config)) as keeper:

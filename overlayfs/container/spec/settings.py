@@ -15,7 +15,10 @@ OF_CONTAINER = "container:"
 
 
 class Settings(Struct, frozen=True, omit_defaults=True):
-    """The options of `create` and `run`. Empty values leave those of the image, or docker's defaults, in force."""
+    """The options of `create` and `run`. Empty values leave those of the image, or docker's defaults, in force.
+
+    `anonymous` are the names of those volumes among `volumes` and `mounts` that got their name with the container.
+    """
 
     command: list[str] = []
     entrypoint: str | None = None
@@ -30,6 +33,7 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     is_read_only: bool = False
     volumes: list[str] = []
     mounts: list[str] = []
+    anonymous: list[str] = []
     tmpfs: list[str] = []
     volumes_from: list[str] = []
     network: str = ""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.app import AsJson, InspectTemplate, app, store_directory
 
 volume = typer.Typer(name="volume", help="Named volumes, which outlive containers.", no_args_is_help=True)
 container = typer.Typer(name="container", help="All containers at once.", no_args_is_help=True)
@@ -39,11 +39,11 @@ def ls(
 
 
 @volume.command("inspect")
-def inspect(names: Names) -> None:
+def inspect(names: Names, template: InspectTemplate = "") -> None:
     """Show volumes as JSON, in the format of docker."""
     from overlayfs.cli.container.keeping import inspect_volumes
 
-    inspect_volumes(store_directory(), names)
+    inspect_volumes(store_directory(), names, template)
 
 
 @volume.command("rm")

@@ -10,6 +10,7 @@ from typing import Any
 
 from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of, runc_words, running_under_runc
 from overlayfs.container.live.signals import program_of
+from overlayfs.container.live.status import status_of
 from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
 from overlayfs.image.oci.documents import RunConfig
@@ -36,6 +37,8 @@ def execute(store_directory: Path | None, request: ExecRequest) -> int:
         raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere")
     container, store = running_under_runc(store_directory, request.name)
     bundle = bundle_of(store, container)
+    if status_of(container, bundle) == "paused":
+        raise InvalidError(f"the container {container.name} is paused: see overlayfs unpause")
     own = json.loads((bundle / "config.json").read_bytes())["process"]
     pid = program_of(container, bundle) or 0
     begin_again_inside(pid, store)

@@ -1,17 +1,13 @@
-"""Which containers does `ps --filter` select, and what does `ps --format` print of each? In docker's terms."""
+"""Which containers does `ps --filter` select? In docker's terms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from overlayfs.container.containers import Container, Containers
 from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
-
-_FIELD: Final = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
-_ESCAPES: Final = {r"\t": "\t", r"\n": "\n"}
 
 Test = Callable[[Container], bool]
 
@@ -67,18 +63,3 @@ def _label_test(text: str) -> Test:
         return name in labels and (not equals or labels[name] == value)
 
     return test
-
-
-def filled(template: str, fields: Mapping[str, str]) -> str:
-    r"""The template with `{{.Field}}`, `\t` and `\n` replaced. Raises InvalidError for anything else in braces."""
-
-    def replaced(found: re.Match[str]) -> str:
-        if found[1] not in fields:
-            raise InvalidError(f"no field .{found[1]}: there are {', '.join('.' + name for name in fields)}")
-        return fields[found[1]]
-
-    if "{{" in _FIELD.sub("", template):
-        raise InvalidError(f"format {template!r}: only fields such as {{{{.Names}}}} are known")
-    for escape, character in _ESCAPES.items():
-        template = template.replace(escape, character)
-    return _FIELD.sub(replaced, template)

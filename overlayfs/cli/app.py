@@ -35,7 +35,7 @@ GROUPS: Final = {
     ),
     "Containers": (
         *("run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "logs", "ps", "containers"),
-        *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container"),
+        *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container", "healthcheck"),
     ),
     "Making": ("build", "commit", "append", "squash", "tag", "rmi", "prune", "verify"),
 }

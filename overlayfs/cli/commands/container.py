@@ -96,7 +96,7 @@ def ps(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, id, label, name or status."),
+        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, health, id, label, name or status."),
     ] = None,
     template: Template = "",
     as_json: AsJson = False,

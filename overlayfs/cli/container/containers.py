@@ -105,6 +105,7 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "pid": container.process.pid if container.process and container.is_in_use else None,
         "mountpoint": container.mountpoint or None,
         "exit_status": container.exit_status,
+        "health": container.health.status if container.health and container.is_in_use else None,
         "created": container.created,
         "command": container.command,
         "ports": container.ports if container.is_in_use else [],
@@ -119,6 +120,7 @@ def _row(containers: Containers, container: Container) -> list[Cell]:
     style = _style(word, container)
     if word in ("running", "paused"):
         word += f" {format_duration(time.time() - container.started)}"
+        word += f" ({container.health.status})" if container.health else ""
     elif word == "mounted":
         word += f" on {printable(os.fsencode(container.mountpoint))}"
     elif container.exit_status is not None:

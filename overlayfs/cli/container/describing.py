@@ -10,11 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from overlayfs.cli.container.lifecycle import bundle_of, call_runc, running_under_runc
+from msgspec import to_builtins
+
 from overlayfs.cli.container.running import LOG
+from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.output import Cell, format_size, print_json, print_table
 from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import Container, Containers
+from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.signals import program_of
 from overlayfs.container.live.status import status_of
 from overlayfs.container.volumes import Volumes, mounts_of
@@ -89,6 +92,7 @@ def _document(store: Store, containers: Containers, container: Container) -> dic
             "OpenStdin": settings.keeps_stdin,
             "StopSignal": settings.stop_signal or config.stop_signal,
             "StopTimeout": settings.stop_timeout_s,
+            "Healthcheck": to_builtins(check_of(settings.health, config.healthcheck)),
         },
         "NetworkSettings": {"Ports": _bindings(container.ports)},
     }
@@ -106,7 +110,17 @@ def _state(container: Container, store: Path) -> dict[str, Any]:
         "ExitCode": container.exit_status,
         "StartedAt": _time(container.started),
         "FinishedAt": _time(container.ended),
+        **({"Health": _health(container.health)} if container.health else {}),
     }
+
+
+def _health(health: Health) -> dict[str, Any]:
+    """Docker's members."""
+    probes = [
+        {"Start": _time(one.started), "End": _time(one.ended), "ExitCode": one.exit_status, "Output": one.output}
+        for one in health.probes
+    ]
+    return {"Status": health.status, "FailingStreak": health.failures, "Log": probes}
 
 
 def _time(seconds: float) -> str:

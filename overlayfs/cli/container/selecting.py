@@ -39,12 +39,18 @@ def _test_of(store: Store, key: str, value: str, status_of: Callable[[Container]
             return lambda container: container.id.startswith(value)
         case "status":
             return lambda container: status_of(container) == value
+        case "health":
+            return lambda container: container.is_in_use and _health_of(container) == value
         case "label":
             return _label_test(value)
         case "ancestor":
             image, containers = store.find(value), Containers(store)
             return lambda container: containers.is_on(container, image)
-    raise InvalidError(f"no filter {key!r}: there are ancestor, id, label, name and status")
+    raise InvalidError(f"no filter {key!r}: there are ancestor, health, id, label, name and status")
+
+
+def _health_of(container: Container) -> str:
+    return container.health.status if container.health else "none"
 
 
 def _name_test(text: str) -> Test:

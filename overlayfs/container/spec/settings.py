@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from ...image.oci.documents import HealthConfig
+
 PRIVATE, HOST, NONE = "private", "host", "none"
 OF_CONTAINER = "container:"
 """The networks of `--network`; the last is followed by the name of a container."""
@@ -52,6 +54,7 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     pids_limit: int = 0
     stop_signal: str = ""
     stop_timeout_s: int | None = None
+    health: HealthConfig | None = None
     runtime: Literal["", "bwrap", "runc"] = ""
 
     @property

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
+from overlayfs._typing import NoReturn
 
-def main() -> int:
-    """Run the program; the exit status."""
+
+def main() -> NoReturn:
+    """Run the program and end the process. The interpreter is not taken down, as the caller would wait for that."""
     gc.disable()  # what is imported is no garbage, and looking for some takes a fifth of a start
-    try:
-        return _run()
-    finally:
-        gc.freeze()  # nor does the interpreter find any when it ends
+    status = _run()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            pass  # the command has said so, or there is nobody to tell
+    os._exit(status)
 
 
 def _run() -> int:
@@ -37,4 +44,4 @@ def _is_remount(words: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -113,7 +112,6 @@ InspectTemplate = Annotated[str, typer.Option("--format", "-f", metavar="TEMPLAT
 UserXattr = Annotated[bool, typer.Option("--userxattr", help="The UPPER has user.overlay.* marks; see below.")]
 
 
-@dataclass(slots=True)
 class _Chosen:
     """The options before the command."""
 

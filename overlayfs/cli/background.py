@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
+import select
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from overlayfs.cli.mounts.live import wait_until_ended
+if TYPE_CHECKING:
+    import socket
+
+
+def wait_until_ended(pid_fd: int, timeout_s: float | None = None) -> bool:
+    """Wait until the process of a pidfd has ended (a zombie counts as ended); False after the timeout."""
+    poller = select.poll()
+    poller.register(pid_fd, select.POLLIN)
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
@@ -27,6 +36,8 @@ def leave_behind(work: Callable[[], None], after: int | None = None) -> None:
 
 def start_behind(work: Callable[[socket.socket], None]) -> socket.socket:
     """Do `work` in a background process, which has one end of a connection; the other end."""
+    import socket  # few commands need it
+
     ours, its = socket.socketpair()
     if os.fork():
         its.close()

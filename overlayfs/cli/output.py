@@ -7,7 +7,6 @@ prints one document. Names from a layer are hostile: control characters never re
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -59,6 +58,8 @@ def is_terminal() -> bool:
 
 def print_json(document: Any) -> None:
     """One JSON document, ASCII only, so that undecodable names survive any pipe."""
+    import json  # few commands print one
+
     print(json.dumps(document, indent=2))
 
 

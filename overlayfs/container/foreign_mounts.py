@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from overlayfs._log import Log
 
@@ -25,8 +26,7 @@ _MOST_LINKS: Final = 40  # that the kernel follows: path_resolution(7)
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
 
-@dataclass(frozen=True, slots=True)
-class Needed:
+class Needed(Struct, frozen=True):
     """Absolute paths: `paths` alone, `trees` with all mounts below them. For a path through symlinks, all paths on
     the way are included."""
 

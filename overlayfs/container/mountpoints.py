@@ -13,9 +13,10 @@ import os
 import posixpath
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from ..image.oci.errors import InvalidError, NotFoundError
 from .root_paths import Inside
@@ -24,8 +25,7 @@ _OPTIONS: Final = {"ro": True, "rw": False, "z": None, "Z": None}
 _OWN_PLACES: Final = ("/", "/proc", "/dev", "/sys")
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(Struct, frozen=True):
     """A file or directory of the host, and its place in the container."""
 
     source: Path

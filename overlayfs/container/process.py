@@ -12,10 +12,11 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 from ..image.oci.documents import RunConfig
 from ..image.oci.errors import ImageError, InvalidError
@@ -38,8 +39,7 @@ class NotThereError(CannotRunError):
     """The program does not exist in the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(Struct, frozen=True):
     """Values of the command line that replace those of the configuration; None and empty values replace nothing.
 
     `environment` has `NAME=VALUE`, or `NAME` for the value of the caller. An empty `entrypoint` removes the image's.
@@ -52,8 +52,7 @@ class Overrides:
     user: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """The process of a container; the first of `arguments` is the absolute path of the program."""
 
     arguments: tuple[str, ...]

@@ -11,10 +11,11 @@ import platform
 import shutil
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from ..image.oci.errors import NotFoundError
 from .process import Process
@@ -54,8 +55,7 @@ class Network(Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Struct, frozen=True):
     """A file or directory of the host, bind-mounted on an existing path of the container without symlinks."""
 
     source: str
@@ -63,8 +63,7 @@ class Bind:
     is_read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """One program on one root directory, which has directories (no symlinks) for `SYSTEM`.
 
     `name` is the name of the container for the runtime. With `keeps_terminal` the caller's terminal becomes the

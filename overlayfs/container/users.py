@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..image.oci.errors import InvalidError, NotFoundError
 from .root_paths import Inside
@@ -22,8 +24,7 @@ _MAX_ID: Final = (1 << 31) - 1
 _MAX_GROUPS: Final = 65536  # NGROUPS_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Struct, frozen=True):
     """User and group ids in the image; `groups` are supplementary; `name` is empty for a bare number."""
 
     uid: int = 0

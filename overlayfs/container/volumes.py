@@ -14,7 +14,6 @@ import re
 import stat
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -114,8 +113,7 @@ class Volumes:
             raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Mounts:
+class Mounts(Struct, frozen=True):
     """What is mounted in a container; `named` are the names of volumes by target."""
 
     volumes: tuple[Volume, ...]

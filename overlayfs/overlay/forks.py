@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from overlayfs._typing import Final
 
 from ..tree import syscalls
-from . import drafts
 
 FILE: Final = b"overlayfs-forks"
 PREFIX: Final = b"fork-"
@@ -93,6 +92,8 @@ def is_used(dir_fd: int, name: bytes) -> bool:
 
 def remove(dir_fd: int, name: bytes) -> bool:
     """Remove what is there, unless forks use it; whether it is gone."""
+    from . import drafts  # slow to import; who only takes locks does without
+
     fd = _lock_file(dir_fd, name, os.O_CREAT)
     try:
         if fd >= 0 and not _is_alone(fd):

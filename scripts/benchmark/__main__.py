@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from .rows import Row
 from .trial import Bench
 
 TMPFS = Path("/dev/shm")
+DISK = Path("/var/tmp")
+EXT4_BYTES = 8 * 1024 * MIB
 TREE_BYTES = 1024 * MIB
 """What two copies of the real tree, its archive and one unpacked copy take."""
 ENGINE_BYTES = 3 * 1024 * MIB
@@ -44,14 +46,29 @@ def real_layers(given: str | None) -> list[Path]:
     return sorted((path for path in cache.iterdir() if path.is_dir()), reverse=True)
 
 
-def place_for(on: str, needed: int) -> Path:
+@contextmanager
+def place_for(on: str, needed: int) -> Iterator[Path]:
     """The directory to work in, with room enough for `needed` bytes."""
-    place = TMPFS if on == "tmpfs" else Path(on).resolve()
-    if on == "tmpfs" and machine.filesystem_type(place) != "tmpfs":
-        raise fail(f"{place} is not a tmpfs here: use --on DIR")
-    if (free := shutil.disk_usage(place).free) < needed:
-        raise fail(f"{place} has {free // MIB} MiB free, {needed // MIB} MiB are needed: use --on DIR or --quick")
-    return place
+    if on == "tmpfs" and machine.filesystem_type(TMPFS) != "tmpfs":
+        raise fail(f"{TMPFS} is not a tmpfs here: use --on DIR")
+    with fresh_ext4() if on == "ext4" else nullcontext(TMPFS if on == "tmpfs" else Path(on).resolve()) as place:
+        if (free := shutil.disk_usage(place).free) < needed:
+            raise fail(f"{place} has {free // MIB} MiB free, {needed // MIB} MiB are needed: use --on DIR or --quick")
+        yield place
+
+
+@contextmanager
+def fresh_ext4() -> Iterator[Path]:
+    """A new ext4 with its journal, in a sparse file on the disk: what others do on that disk's own filesystem, and what
+    they have deleted there, has no part in the figures."""
+    with temporary_directory(DISK) as directory:
+        image, place = directory / "image", directory / "ext4"
+        place.mkdir()
+        with image.open("wb") as file:
+            file.truncate(EXT4_BYTES)
+        for command in (("mkfs.ext4", "-q", image), ("mount", "-o", "loop", image, place)):
+            subprocess.run(command, check=True)
+        yield place
 
 
 @contextmanager
@@ -139,16 +156,16 @@ def run(options: argparse.Namespace) -> None:
     else:
         room = TREE_BYTES + 2 * max(sizes.big, sizes.sequential_write)
         measured = partial(measured_rows, chosen_rows(options.rows))
-    place = place_for(options.on, room)
     layers = real_layers(options.layers)
-    facts = machine.facts() | {
-        "filesystem": machine.filesystem_type(place),
-        "quick": options.quick,
-        "runs": runs,
-        "sizes": asdict(sizes),
-    }
     lines: list[report.Line] = []
     with ExitStack() as resources:
+        place = resources.enter_context(place_for(options.on, room))
+        facts = machine.facts() | {
+            "filesystem": machine.filesystem_type(place),
+            "quick": options.quick,
+            "runs": runs,
+            "sizes": asdict(sizes),
+        }
         resources.callback(end_descendants)
         resources.callback(lambda: print(f"{report.headline(facts)}\n\n{report.table(lines, peers)}"))
         resources.callback(tell, "")

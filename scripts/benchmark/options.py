@@ -21,7 +21,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Times overlayfs-mount beside other overlay filesystems on one real tree.",
     )
     parser.add_argument(
-        "--on", default="tmpfs", metavar="tmpfs|DIR", help="where layers and upper live (default: tmpfs)"
+        "--on",
+        default="tmpfs",
+        metavar="tmpfs|ext4|DIR",
+        help="where layers and upper live; ext4: a fresh one on a loop device (default: tmpfs)",
     )
     parser.add_argument("--engines", action="store_true", help="time podman and dockerd on them instead")
     parser.add_argument("--runs", type=int, help="figures behind each median (default: 5, quick: 1)")

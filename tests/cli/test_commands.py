@@ -1,11 +1,15 @@
-"""Each command is found in the module that is said to declare it, so that the others need not be imported."""
+"""The program `overlayfs`: where its commands are declared, and how it ends."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from overlayfs._version import __version__
 from overlayfs.cli.commands import MODULES
 
 DECLARED = """
@@ -27,3 +31,19 @@ json.dump(found, sys.stdout)
 def test_each_module_declares_what_is_said_of_it() -> None:
     answer = subprocess.run([sys.executable, "-c", DECLARED], capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) == {module: sorted(names) for module, names in MODULES.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "output", "complaint"),
+    [
+        (["--version"], 0, f"overlayfs {__version__}\n", ""),
+        (["history", "missing"], 1, "", "overlayfs: no image 'missing'"),
+        (["--missing"], 2, "", "overlayfs: No such option"),
+    ],
+)
+def test_program_ends_with_its_status_and_all_its_output(
+    words: list[str], status: int, output: str, complaint: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "overlayfs", "--store", str(tmp_path / "store"), *words]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr[: len(complaint)]) == (status, output, complaint)

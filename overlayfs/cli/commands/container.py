@@ -1,6 +1,7 @@
-"""The commands that make and list containers: run, create, ps, containers, rm, reset."""
+"""The commands that make and list containers: run, create, ps, containers, rm, reset.
 
-from __future__ import annotations
+As in `container_options`, annotations are not postponed.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal

@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from overlayfs.cli.background import leave_behind
+from overlayfs.cli.background import leave_behind, wait_until_ended
 from overlayfs.cli.container.executing import ExecRequest, exec_words
 from overlayfs.cli.container.under_runc import bundle_of
-from overlayfs.cli.mounts.live import wait_until_ended
 from overlayfs.container.containers import Containers
 from overlayfs.container.health import Health, Probe, check_of, command_of_check
 from overlayfs.container.process import CannotRunError

@@ -10,9 +10,10 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from overlayfs.cli.background import start_behind
 from overlayfs.cli.container.running import Running
@@ -31,10 +32,6 @@ from overlayfs.overlay.options import MountError
 
 _KINDS = {kind.__name__: kind for kind in (NotThereError, CannotRunError, ImageError)}
 _LONGEST = 65536
-
-
-def print_id(container: Container) -> None:
-    print(container.id)
 
 
 def start_detached(
@@ -66,8 +63,7 @@ def _hear(keeper: socket.socket) -> None:
         raise _KINDS.get(said.get("kind", ""), ImageError)(said["error"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
+class _Gate(Struct, frozen=True):
     """The keeper's side of the connection."""
 
     connection: socket.socket

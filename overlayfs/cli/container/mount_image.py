@@ -7,10 +7,9 @@ user and the image's root change places: so the user may change the image, and c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.mount_program import UsageError
@@ -25,8 +24,7 @@ from overlayfs.image.store.uses import Process, Use
 from overlayfs.overlay.ownership import exchanged_with_root
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(Struct, frozen=True):
     """A mount to make; `record` protects its layers from pruning until the daemon has its own record."""
 
     request: Request
@@ -67,7 +65,7 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
     image = store.find(request.words[0])
     keys = lower_keys(store, image)
     mountpoint = request.words[1]
-    request = replace(request, words=(mountpoint,), lowers=tuple(map(str, LayerStore(store).directories(keys))))
+    request = request._replace(words=(mountpoint,), lowers=tuple(map(str, LayerStore(store).directories(keys))))
     use = Use(Process.of(os.getpid()), keys, image.descriptor.digest, os.path.realpath(mountpoint))
     container = None
     if writable:
@@ -94,7 +92,7 @@ def _on_container(request: Request, containers: Containers, container: Container
         )
         options += request.options  # explicit options of the user take precedence
     upper, work = containers.upper(container.name), containers.work(container.name)
-    return replace(request, upper=str(upper), work=str(work), ephemeral=False, options=options)
+    return request._replace(upper=str(upper), work=str(work), ephemeral=False, options=options)
 
 
 def _exchanged_with_root(own: int) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from overlayfs.cli.container.detached import print_id, start_detached
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.output import explain
@@ -35,8 +34,7 @@ FAILED, CANNOT_RUN, NOT_THERE = 125, 126, 127
 Pull = Literal["missing", "always", "never"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(Struct, frozen=True):
     """The command line of `overlayfs run` or `create`."""
 
     image: str
@@ -86,7 +84,7 @@ def _create(request: RunRequest, store_directory: Path | None) -> int:
             raise InUseError(f"the name {request.name} is taken: choose another, or remove that container")
         container, _ = _make_or_claim(store, request)
         Containers(store).change(container.name, process=None, started=0.0)
-    print_id(container)
+    print(container.id)
     return 0
 
 
@@ -101,8 +99,10 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     with Store.open(path) as store:
         container, image = _make_or_claim(store, request)
     if request.is_detached:
+        from overlayfs.cli.container.detached import start_detached
+
         start_detached(container, path, image.config.config)
-        print_id(container)
+        print(container.id)
         return 0
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = Running(container, path, kind, program, keeps_terminal=has_terminal)

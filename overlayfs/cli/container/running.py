@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from overlayfs.cli.background import leave_behind
 from overlayfs.container import anonymous
@@ -20,8 +22,6 @@ from overlayfs.container.child_mount import ChildMount
 from overlayfs.container.containers import ROOT, Container, Containers
 from overlayfs.container.foreign_mounts import Needed
 from overlayfs.container.live import names
-from overlayfs.container.live.network import PrivateNetwork, find_slirp
-from overlayfs.container.live.signals import program_of
 from overlayfs.container.mountpoints import Mountpoints
 from overlayfs.container.namespaces import enter_mount_namespace, enter_user_namespace
 from overlayfs.container.process import Overrides, Process, process_of
@@ -48,8 +48,7 @@ STATUS: Final = "status"
 Launcher = Callable[[Launch, Path], int | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """One run of a container that this process has claimed."""
 
     container: Container
@@ -177,6 +176,8 @@ class Running:
             return ""
         if os.geteuid() != 0:
             raise InvalidError(f"--network {kind} needs root: an ordinary user's containers share no namespaces")
+        from overlayfs.container.live.signals import program_of
+
         with Store.open(self.store) as store:
             other = Containers(store).find(kind.removeprefix(OF_CONTAINER))
             pid = program_of(other, Containers(store).directory(other.name) / BUNDLE)
@@ -187,6 +188,8 @@ class Running:
     def _make_network(self, stack: ExitStack, config: RunConfig) -> str:
         if self.settings.network_kind != PRIVATE:
             return ""
+        from overlayfs.container.live.network import PrivateNetwork, find_slirp
+
         network = stack.enter_context(PrivateNetwork(find_slirp(), self.bundle, _ports(self.settings, config)))
         self._note(ports=[str(port) for port in network.ports])
         return network.path

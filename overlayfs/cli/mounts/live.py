@@ -14,8 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from overlayfs.fuse.status import read_text
 from overlayfs.tree import marks
@@ -35,8 +34,7 @@ class NotAnswering(CommandError):
     """The daemon did not answer in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """The status of a mount from its daemon; paths are absolute, in the mount namespace of the daemon."""
 
     version: str
@@ -50,7 +48,7 @@ class Status:
     whiteout: str
     xattr_prefix: bytes
     read_only: bool
-    document: dict[str, Any] = field(repr=False)
+    document: dict[str, Any]
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> Status:
@@ -207,10 +205,3 @@ def wait_until_unmounted(entry: MountEntry, timeout_s: float | None = None) -> b
                 return False
             poller.poll(None if left_s is None else left_s * 1000)
     return True
-
-
-def wait_until_ended(pid_fd: int, timeout_s: float | None = None) -> bool:
-    """Wait until the process of a pidfd has ended (a zombie counts as ended); False after the timeout."""
-    poller = select.poll()
-    poller.register(pid_fd, select.POLLIN)
-    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))

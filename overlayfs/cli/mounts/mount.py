@@ -6,8 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from overlayfs.cli.mount_program import CommandLine, UsageError, mount_options
 from overlayfs.cli.output import Cell, Lines, is_terminal, printable
@@ -17,8 +17,7 @@ from overlayfs.overlay.option_text import split_option_list
 _SPECIAL = re.compile(r'([\\:,"])')
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The command line of `overlayfs mount`; `words` are its positional arguments."""
 
     words: tuple[str, ...]

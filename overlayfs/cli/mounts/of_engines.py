@@ -6,7 +6,6 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +41,7 @@ def mount_of_engine(request: Request) -> None:
     layers = trees(find(_images_of(engine), name))
     if not layers:
         raise NotFoundError(f"{safe(name)} has no layers")
-    mount(replace(request, words=request.words[1:], lowers=tuple(map(str, layers))))
+    mount(request._replace(words=request.words[1:], lowers=tuple(map(str, layers))))
 
 
 def show_images_of(engine: str, as_json: bool) -> None:

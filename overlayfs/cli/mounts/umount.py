@@ -8,6 +8,7 @@ import subprocess
 import time
 from contextlib import ExitStack, suppress
 
+from overlayfs.cli.background import wait_until_ended
 from overlayfs.cli.mounts.live import (
     CommandError,
     holders_elsewhere,
@@ -16,7 +17,6 @@ from overlayfs.cli.mounts.live import (
     read_status,
     resolve,
     resolve_name,
-    wait_until_ended,
     wait_until_unmounted,
 )
 from overlayfs.cli.output import printable

@@ -12,9 +12,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from ...image.oci.errors import ImageError, NotFoundError
 from ..runtime import Launch
@@ -34,8 +35,7 @@ def find_conmon() -> str:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Programs:
+class Programs(Struct, frozen=True):
     """The paths of the programs that run a detached container."""
 
     conmon: str

@@ -11,8 +11,7 @@ from ...image.oci.errors import InvalidError
 from ..mountpoints import Mountpoints
 from ..runtime import Bind
 from ..spec.parts import host_of
-from ..spec.settings import HOST, PRIVATE
-from .network import ADDRESS, NAME_SERVER
+from ..spec.settings import ADDRESS, HOST, NAME_SERVER, PRIVATE
 
 FILES: Final = ("resolv.conf", "hosts", "hostname")
 _LOCAL: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"

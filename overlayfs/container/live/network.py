@@ -14,17 +14,16 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
+
+from msgspec.structs import replace
 
 from ...image.oci.errors import ImageError, InUseError, NotFoundError
 from ...tree.syscalls import unshare
 from ..spec.parts import Port
+from ..spec.settings import ADDRESS
 
-ADDRESS: Final = "10.0.2.100"
-NAME_SERVER: Final = "10.0.2.3"
-"""slirp4netns(1): the guest and the name server of its default network, 10.0.2.0/24."""
 _CLONE_NEWNET: Final = 0x4000_0000  # linux/sched.h
 _ANSWER: Final = 65536
 _PATIENCE_S: Final = 10.0

@@ -9,9 +9,9 @@ import ipaddress
 import re
 import resource
 import signal
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Final
+
+from msgspec import Struct
 
 from ...image.oci.errors import InvalidError
 from .settings import OF_CONTAINER, Settings
@@ -26,8 +26,7 @@ LEAST_MEMORY: Final = 6 << 20
 """Bytes, as docker demands: runc itself needs some."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(Struct, frozen=True):
     """A published port; `host` 0 lets the system choose, an empty `address` means all addresses."""
 
     container: int
@@ -56,12 +55,12 @@ def memory_of(text: str) -> int:
 
 def cpus_of(text: str) -> float:
     try:
-        number = Decimal(text)
-    except InvalidOperation:
-        number = Decimal(0)
-    if not number.is_finite() or not Decimal("0.01") <= number <= 4096:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.01 <= number <= 4096:
         raise InvalidError(f"--cpus {text[:40]!r} is no number of processors: as in 1.5")
-    return float(number)
+    return number
 
 
 def ulimit_of(text: str) -> dict[str, int | str]:
@@ -140,8 +139,7 @@ def _check_address(text: str) -> str:
         raise InvalidError(f"{text[:60]!r} is no IP address") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(Struct, frozen=True):
     """A tmpfs at `target`; `flags` are those of mount(2), `data` its options."""
 
     target: str

@@ -14,6 +14,8 @@ from ...image.oci.documents import HealthConfig
 PRIVATE, HOST, NONE = "private", "host", "none"
 OF_CONTAINER = "container:"
 """The networks of `--network`; the last is followed by the name of a container."""
+ADDRESS, NAME_SERVER = "10.0.2.100", "10.0.2.3"
+"""slirp4netns(1): the guest and the name server of its default network, 10.0.2.0/24, which is our private one."""
 
 
 class Settings(Struct, frozen=True, omit_defaults=True):

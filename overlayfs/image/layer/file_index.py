@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-import zstandard
 from msgspec import Struct
 
 from ..oci.digest import Digest
@@ -52,11 +51,15 @@ class LayerIndex(Struct, frozen=True):
 
 
 def dump_index(index: LayerIndex) -> bytes:
+    import zstandard  # few commands read or write an index
+
     return zstandard.ZstdCompressor(level=3).compress(msgspec.msgpack.encode(index))
 
 
 def parse_index(data: bytes, what: str) -> LayerIndex:
     """Decode an index. Raises InvalidError, in which `what` names the index."""
+    import zstandard
+
     try:
         index = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(data), type=LayerIndex)
     except (msgspec.MsgspecError, zstandard.ZstdError) as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .errors import InvalidError
 
@@ -17,8 +19,7 @@ _HEADERS: Final = 64 << 10  # of one member; larger headers hold xattrs that no 
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Sizes in bytes. Exceeding one raises a LimitError that names it.
 
     `disk_size` bounds the disk space of a layer's files, in which holes and blocks of zeros take no space. `full_size`

@@ -7,8 +7,9 @@ The rules are docker's (the reference package of the distribution project): a fi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, Self
+
+from msgspec import Struct
 
 from .digest import Digest, parse_digest
 from .errors import InvalidError
@@ -27,8 +28,7 @@ _HOST: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """A full image name with a tag, a digest or both; the digest takes precedence."""
 
     registry: str

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..oci.digest import ALGORITHM, Digest, hex_of
@@ -29,8 +29,7 @@ MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 EMPTY: Final = Index(2, [], OCI_INDEX)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One line of the index: a manifest or an index of manifests, and its name if it has one."""
 
     reference: Reference | None

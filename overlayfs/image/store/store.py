@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..oci.artifacts import names_image
@@ -47,8 +47,7 @@ _DIRECTORIES: Final = ("blobs", "layers", "containers", "mounts", "tmp")
 _OWN: Final = frozenset({*_DIRECTORIES, "oci-layout", "index.json", "lock", "index.lock", "lost+found"})
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """The image of one platform. `root` is the index that the name refers to, if it is not the manifest itself."""
 
     reference: Reference | None

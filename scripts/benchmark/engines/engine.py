@@ -50,7 +50,7 @@ class Engine(ABC):
     """One engine with its storage in `directory`, and sockets, whose paths must be short, in `scratch`; both new."""
 
     name: ClassVar[str]
-    client: ClassVar[str]
+    client: str
     programs: ClassVar[tuple[str, ...]]
 
     def __init__(self, peer: Peer, directory: Path, scratch: Path) -> None:

@@ -12,6 +12,7 @@ from ..peers import FUSE_OVERLAYFS, KERNEL
 from .dockerd import Docker
 from .engine import Engine
 from .material import BUILT, DIGEST, IMAGE, RECIPE, UNPACKED, Material
+from .own import Own
 from .podman import Podman
 
 CONTAINER = "bench"
@@ -102,6 +103,7 @@ ENGINE_STEPS = (
     step(Podman, "build", "build, eight steps", 0.9, run_build),
     step(Docker, "run", "run --rm IMAGE true", 1.1, run_nothing),
     step(Docker, "build", "build, eight steps", 0.9, run_build),
+    step(Own, "run", "run --rm IMAGE true, by overlayfs or podman", 0.5, run_nothing),
 )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.mounts.live import mount_at, read_status, wait_until_ended
+from overlayfs.cli.background import wait_until_ended
+from overlayfs.cli.mounts.live import mount_at, read_status
 from overlayfs.container.containers import Containers
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.store.missing_layers import unpack_image

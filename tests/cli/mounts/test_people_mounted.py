@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs.cli.mounts.live import CommandError, Status, mount_at, our_mounts, wait_until_ended
+from overlayfs.cli.background import wait_until_ended
+from overlayfs.cli.mounts.live import CommandError, Status, mount_at, our_mounts
 from overlayfs.cli.mounts.stats import show_stats
 from overlayfs.tree.mount_table import MountEntry
 from tests.cli.people import COMMAND, Site, answer, run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from overlayfs.image.archive.load import load
 from overlayfs.image.oci.digest import digest_of
@@ -130,5 +130,5 @@ def test_large_root_filesystem_is_said_to_be_none_of_an_image(store: Store) -> N
     """It has more members than any image archive, before it is known that nothing of an image is among them."""
     root = tar({f"usr/share/doc/{number}/copyright": b"" for number in range(20)})
     with pytest.raises(LimitError, match=r"more than 10 members.*; a root filesystem is taken in by import"):
-        load(store, io.BytesIO(root), limits=dataclasses.replace(DEFAULT_LIMITS.of_archive, members=10))
+        load(store, io.BytesIO(root), limits=replace(DEFAULT_LIMITS.of_archive, members=10))
     assert is_untouched(store)

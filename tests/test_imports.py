@@ -22,7 +22,8 @@ OF_OVERLAY = tuple(f"overlayfs.overlay.{module}" for module in ("changes", "laye
 TO_STORE = tuple(f"overlayfs.image.{room}" for room in ("oci", "tar", "layer", "store"))
 TO_CONTAINER = tuple(f"overlayfs.{room}" for room in ("tree", "overlay", "fuse", "image", "container"))
 OF_CLI = tuple(
-    f"overlayfs.cli.{module}" for module in ("app", "asking", "background", "mount_program", "output", "progress")
+    f"overlayfs.cli.{module}"
+    for module in ("app", "asking", "background", "mount_program", "output", "progress", "template")
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tree": EVERYWHERE,

@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ..container import anonymous
 from ..container.containers import Containers
 from ..image.make.commit import Making, whole_layer
 from ..image.make.draft import Draft
@@ -57,7 +58,7 @@ def clean_up(store: Store) -> None:
     for container in containers.listed():
         if container.is_ephemeral and not container.is_in_use:
             remove_limit(container.id)
-    containers.sweep()
+    anonymous.sweep(store)
     store.sweep()
 
 

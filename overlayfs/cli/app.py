@@ -34,7 +34,7 @@ GROUPS: Final = {
     ),
     "Containers": (
         *("run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "logs", "ps", "containers"),
-        *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container"),
+        *("top", "port", "pause", "unpause", "rename", "rm", "reset", "volume", "container", "healthcheck"),
     ),
     "Making": ("build", "commit", "append", "squash", "tag", "rmi", "prune", "verify"),
 }
@@ -105,6 +105,10 @@ def _name_of(info: CommandInfo) -> str | None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+_TEMPLATE_HELP: Final = "json, or a text with fields such as {{.ID}}."
+Template = Annotated[str, typer.Option("--format", metavar="TEMPLATE", help=_TEMPLATE_HELP)]
+InspectTemplate = Annotated[str, typer.Option("--format", "-f", metavar="TEMPLATE", help=_TEMPLATE_HELP)]
+"""Where `-f` is no filter."""
 UserXattr = Annotated[bool, typer.Option("--userxattr", help="The UPPER has user.overlay.* marks; see below.")]
 
 

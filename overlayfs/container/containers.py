@@ -30,6 +30,7 @@ from ..image.store.staging import remove_tree
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
+from .health import Health
 from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Container(Struct, frozen=True, omit_defaults=True):
     `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral container is
     removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made in it and
     have not removed (yet). `settings` are its options, of which `ports` are published now; a detached container is
-    supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0.
+    supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0. `health` is what
+    the checks of this run have found.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Container(Struct, frozen=True, omit_defaults=True):
     settings: Settings = Settings()
     ports: list[str] = []
     is_detached: bool = False
+    health: Health | None = None
 
     @property
     def is_in_use(self) -> bool:
@@ -236,6 +239,7 @@ class Containers:
                 exit_status=None,
                 ports=[],
                 is_detached=False,
+                health=None,
                 settings=settings or container.settings,
             )
             self._write(claimed)
@@ -255,8 +259,8 @@ class Containers:
             self._write(changed)
         return changed
 
-    def release(self, name: str, exit_status: int | None = None) -> None:
-        """Free the container; an ephemeral one is removed."""
+    def release(self, name: str, exit_status: int | None = None) -> Container | None:
+        """Free the container; an ephemeral one is removed, and returned."""
         with suppress(NotFoundError):
             released = self.change(
                 name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
@@ -264,6 +268,8 @@ class Containers:
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
                     remove_tree(self.take_away(name))
+                    return released
+        return None
 
     def release_left(self, container: Container) -> None:
         """Free a container whose process was killed, unless another process has claimed it since."""
@@ -275,7 +281,9 @@ class Containers:
         """Discard its changes atomically; the directory with them, for the caller to remove. Raises InUseError."""
         with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
-            anew = replace(container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[])
+            anew = replace(
+                container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[], health=None
+            )
             fresh = self._make(anew)
             _exchange(fresh, self.directory(name))
         return fresh
@@ -298,12 +306,15 @@ class Containers:
             self.directory(name).rename(self.directory(new))
             self._write(replace(container, name=new))
 
-    def sweep(self) -> None:
-        """Remove the ephemeral containers whose process was killed."""
+    def sweep(self) -> list[Container]:
+        """Remove the ephemeral containers whose process was killed, and return them."""
+        removed = []
         for container in self.listed():
             if container.is_ephemeral and container.started and not container.is_in_use:
                 with suppress(NotFoundError, InUseError):  # somebody else does it
                     remove_tree(self.take_away(container.name))
+                    removed.append(container)
+        return removed
 
     def _write(self, container: Container) -> None:
         staged = self._store.stage.new_name()

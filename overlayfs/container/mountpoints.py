@@ -33,8 +33,9 @@ class Volume(Struct, frozen=True):
     is_read_only: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Volume:
-        """`SOURCE:TARGET[:ro|rw]`, as docker's -v. Raises InvalidError, NotFoundError."""
+    def parse(cls, text: str, *, is_to_be_made: bool = False) -> Volume:
+        """`SOURCE:TARGET[:ro|rw]`, as docker's -v. Raises InvalidError; NotFoundError if the source is missing and not
+        `is_to_be_made`."""
         source, _, rest = text.partition(":")
         target, _, words = rest.partition(":")
         if not source or not target.startswith("/") or _is_kept(posixpath.normpath("/" + target.lstrip("/"))):
@@ -46,7 +47,7 @@ class Volume(Struct, frozen=True):
         if unknown:
             raise InvalidError(f"{text!r}: unknown volume option {unknown[0]!r}: ro or rw")
         path = Path(source).absolute()
-        if not path.exists():
+        if not is_to_be_made and not path.exists():
             raise NotFoundError(f"the volume's source {path} does not exist")
         return cls(path, posixpath.normpath("/" + target.lstrip("/")), "ro" in options)
 

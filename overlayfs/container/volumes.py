@@ -26,7 +26,7 @@ from ..image.store import records
 from ..image.store.staging import remove_tree
 from ..image.store.store import Store
 from .containers import Container, Containers
-from .mountpoints import Volume
+from .mountpoints import Volume, check_distinct
 from .root_paths import Inside
 from .spec.parts import Tmpfs, tmpfs_of
 from .spec.settings import Settings
@@ -101,7 +101,7 @@ class Volumes:
 
     def users(self, name: str) -> list[Container]:
         """The containers with this volume."""
-        return [one for one in Containers(self._store).listed() if name in names_in(one.settings)]
+        return [one for one in Containers(self._store).listed() if name in places_in(one.settings).values()]
 
     def _read(self, name: str) -> NamedVolume | None:
         path = self._directory / name / _RECORD
@@ -121,11 +121,15 @@ class Mounts(Struct, frozen=True):
     named: Mapping[str, str]
 
 
-def names_in(settings: Settings) -> set[str]:
-    """The names of the volumes that a container has."""
-    found = {text.partition(":")[0] for text in settings.volumes if _is_named(text)}
-    options = [_options_of(text) for text in settings.mounts]
-    return found | {one["source"] for one in options if one.get("type", "volume") == "volume"}
+def places_in(settings: Settings) -> dict[str, str]:
+    """The places in a container where something is mounted, and the names of the volumes there, empty for others."""
+    found = {text.partition(":")[0]: "" for text in settings.tmpfs}
+    for text in settings.volumes:
+        source, _, rest = text.partition(":")
+        found[rest.partition(":")[0]] = source if _is_named(text) else ""
+    for options in map(options_of, settings.mounts):
+        found[options["target"]] = options["source"] if options["type"] == "volume" else ""
+    return {posixpath.normpath("/" + place.lstrip("/")): name for place, name in found.items()}
 
 
 def _is_named(text: str) -> bool:
@@ -141,40 +145,45 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
     for text in settings.volumes:
         if _is_named(text):
             name, _, rest = text.partition(":")
-            volumes.create(name, {})
-            found.append(Volume.parse(f"{volumes.data(name)}:{rest}"))
+            found.append(Volume.parse(f"{volumes.data(name)}:{rest}", is_to_be_made=True))
             named[found[-1].target] = name
         else:
             found.append(Volume.parse(text))
     for text in settings.mounts:
-        options = _options_of(text)
-        if options.get("type", "volume") == "tmpfs":
+        options = options_of(text)
+        if options["type"] == "tmpfs":
             tmpfs.append(_tmpfs_of(options))
             continue
-        source = options["source"]
-        if options.get("type", "volume") == "volume":
-            volumes.create(source, {})
-            source = str(volumes.data(source))
-            named[posixpath.normpath("/" + options["target"].lstrip("/"))] = options["source"]
-        found.append(Volume.parse(f"{source}:{options['target']}" + (":ro" if "readonly" in options else "")))
+        is_volume = options["type"] == "volume"
+        source = volumes.data(options["source"]) if is_volume else options["source"]
+        mode = ":ro" if "readonly" in options else ""
+        found.append(Volume.parse(f"{source}:{options['target']}{mode}", is_to_be_made=is_volume))
+        if is_volume:
+            named[found[-1].target] = options["source"]
+    check_distinct([*(volume.target for volume in found), *(one.target for one in tmpfs)])
+    for name in named.values():  # once nothing is refused any more
+        volumes.create(name, {})
     found.sort(key=lambda volume: volume.target.count("/"))  # one within the target of another comes after it
     return Mounts(tuple(found), tuple(tmpfs), named)
 
 
-def _options_of(text: str) -> dict[str, str]:
-    """The members of `--mount type=bind,source=/a,target=/b,readonly`. Raises InvalidError."""
-    options: dict[str, str] = {}
+def options_of(text: str) -> dict[str, str]:
+    """The members of `--mount type=bind,source=/a,target=/b,readonly`; the source of a volume may be empty.
+
+    Raises InvalidError.
+    """
+    options = {"type": "volume"}
     for word in text.split(","):
         name, _, value = word.partition("=")
         options[_KEYS.get(name, name)] = value
-    kind = options.get("type", "volume")
+    kind = options["type"]
     known = {"type", "target", "readonly"} | ({"tmpfs-size", "tmpfs-mode"} if kind == "tmpfs" else {"source"})
+    if kind != "tmpfs":
+        options.setdefault("source", "")
     if options.get("readonly") in ("false", "0"):
         del options["readonly"]
     if kind not in ("bind", "volume", "tmpfs") or set(options) - known or not options.get("target", "").startswith("/"):
         raise InvalidError(f"{text[:120]!r} is no mount: type=bind|volume|tmpfs, source=, target=/PATH, readonly")
-    if kind != "tmpfs" and not options.get("source"):
-        raise InvalidError(f"{text[:120]!r} needs a source: volumes without a name are not there")
     if kind == "bind" and not options["source"].startswith("/"):
         raise InvalidError(f"{text[:120]!r}: the source of a bind mount is an absolute path")
     if ":" in options.get("source", "") + options["target"]:
@@ -191,7 +200,7 @@ def _tmpfs_of(options: Mapping[str, str]) -> Tmpfs:
 
 def inherited(settings: Settings, containers: Containers) -> Settings:
     """The options with the mounts of the containers of --volumes-from in them. Raises ImageError."""
-    volumes, mounts = list(settings.volumes), list(settings.mounts)
+    volumes, mounts, anonymous = list(settings.volumes), list(settings.mounts), list(settings.anonymous)
     for text in settings.volumes_from:
         name, _, mode = text.partition(":")
         if mode not in ("", "rw", "ro"):
@@ -199,9 +208,10 @@ def inherited(settings: Settings, containers: Containers) -> Settings:
         other = containers.find(name).settings
         volumes += [_made_read_only(one) if mode == "ro" else one for one in other.volumes]
         mounts += [f"{one},readonly" if mode == "ro" else one for one in other.mounts]
+        anonymous += other.anonymous
     if not settings.volumes_from:
         return settings
-    return replace(settings, volumes=volumes, mounts=mounts, volumes_from=[])
+    return replace(settings, volumes=volumes, mounts=mounts, anonymous=anonymous, volumes_from=[])
 
 
 def _made_read_only(text: str) -> str:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
+from ...image.oci.durations import nanoseconds
 from ...image.oci.errors import InvalidError
 from ...image.oci.instructions import json_list
 from .parser import Instruction
 
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_NS: Final[Mapping[str, int]] = {
-    "ns": 1,
-    "us": 1000,
-    "µs": 1000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
 _MEMBERS: Final[Mapping[str, str]] = {
     "interval": "Interval",
     "timeout": "Timeout",
@@ -41,7 +30,7 @@ def healthcheck(instruction: Instruction) -> dict[str, object]:
     checked: dict[str, object] = {"Test": _test(rest.strip())}
     for flag, member in _MEMBERS.items():
         if (text := instruction.flag(flag)) is not None:
-            checked[member] = _nanoseconds(flag, text)
+            checked[member] = nanoseconds(flag, text)
     if (text := instruction.flag("retries")) is not None:
         if not (text.isascii() and text.isdigit()):
             raise InvalidError(f"--retries={text} is no number")
@@ -53,10 +42,3 @@ def _test(text: str) -> list[str]:
     """A command in shell form is run by the SHELL of the image at the time of the check."""
     listed = json_list(text)
     return ["CMD-SHELL", text] if listed is None else ["CMD", *listed]
-
-
-def _nanoseconds(flag: str, text: str) -> int:
-    """A duration of Go, as `1m30s`."""
-    if not _DURATION.fullmatch(text):
-        raise InvalidError(f"--{flag}={text} is no duration: 30s, 1m30s, 500ms")
-    return int(sum(float(number) * _NS[unit] for number, unit in _PART.findall(text)))

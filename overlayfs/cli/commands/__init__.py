@@ -11,7 +11,7 @@ MODULES: Final = {
     "container": ("containers", "create", "ps", "reset", "rm", "run"),
     "host": ("doctor", "setup", "share"),
     "inspect": ("cat", "cp", "report", "tree", "waste"),
-    "keeping": ("container", "volume"),
+    "keeping": ("container", "healthcheck", "volume"),
     "lifecycle": (
         *("attach", "exec", "kill", "logs", "pause", "port", "rename", "restart", "start", "stop", "top", "unpause"),
         "wait",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.app import AsJson, Template, app, store_directory
 from overlayfs.cli.commands.container_options import taking_settings
 
 if TYPE_CHECKING:
@@ -97,11 +97,9 @@ def ps(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, id, label, name or status."),
+        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, health, id, label, name or status."),
     ] = None,
-    template: Annotated[
-        str, typer.Option("--format", metavar="TEMPLATE", help="json, or a text with fields such as {{.Names}}.")
-    ] = "",
+    template: Template = "",
     as_json: AsJson = False,
 ) -> None:
     """List the containers that are running or mounted; with a filter of the status, all that have it."""
@@ -126,14 +124,15 @@ def containers(
 def rm(
     names: Names,
     force: Annotated[bool, typer.Option("--force", "-f", help="End their programs and unmount them.")] = False,
+    volumes: Annotated[bool, typer.Option("--volumes", "-v", help="Their anonymous volumes too.")] = False,
 ) -> None:
-    """Remove containers with all their changes; their images stay.
+    """Remove containers with all their changes; their images and named volumes stay.
 
     Exit status: 0 all are gone, 1 one could not be removed.
     """
     from overlayfs.cli.container.containers import remove
 
-    if not remove(store_directory(), names, force):
+    if not remove(store_directory(), names, force=force, with_volumes=volumes):
         raise typer.Exit(1)
 
 

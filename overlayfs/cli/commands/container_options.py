@@ -29,7 +29,7 @@ def settings_of(
     ] = None,
     volumes: Annotated[
         Texts,
-        typer.Option("--volume", "-v", metavar="SOURCE:TARGET[:ro]", help="Mount a path or a named volume in it."),
+        typer.Option("--volume", "-v", metavar="[SOURCE:]TARGET[:ro]", help="Mount a path or a volume in it."),
     ] = None,
     mounts: Annotated[
         Texts,
@@ -96,6 +96,20 @@ def settings_of(
     stop_timeout_s: Annotated[
         int | None, typer.Option("--stop-timeout", metavar="SECONDS", help="How long `stop` waits, 10 by default.")
     ] = None,
+    health_command: Annotated[str, typer.Option("--health-cmd", metavar="COMMAND", help="Checks its health.")] = "",
+    health_interval: Annotated[
+        str, typer.Option("--health-interval", metavar="DURATION", help="From check to check, 30s by default.")
+    ] = "",
+    health_timeout: Annotated[
+        str, typer.Option("--health-timeout", metavar="DURATION", help="How long a check may take, 30s by default.")
+    ] = "",
+    health_start: Annotated[
+        str, typer.Option("--health-start-period", metavar="DURATION", help="In which failures do not count.")
+    ] = "",
+    health_retries: Annotated[
+        int, typer.Option("--health-retries", metavar="COUNT", help="Failures until it is unhealthy, 3 by default.")
+    ] = 0,
+    has_no_health: Annotated[bool, typer.Option("--no-healthcheck", help="Ignore the image's health check.")] = False,
     restart: Annotated[str, typer.Option("--restart", metavar="no", help="Nothing restarts it: see systemd.")] = "no",
     runtime: Annotated[
         Literal["bwrap", "runc"] | None,
@@ -104,6 +118,7 @@ def settings_of(
 ) -> Settings:
     """The options as plain data. Raises InvalidError."""
     from overlayfs.cli.container.variables import variables_of
+    from overlayfs.container.health import given_health
     from overlayfs.container.spec.parts import label_of
     from overlayfs.container.spec.settings import Settings
     from overlayfs.image.oci.errors import InvalidError
@@ -143,6 +158,12 @@ def settings_of(
         pids_limit=pids_limit,
         stop_signal=stop_signal,
         stop_timeout_s=stop_timeout_s,
+        health=given_health(
+            health_command,
+            {"interval": health_interval, "timeout": health_timeout, "start-period": health_start},
+            health_retries,
+            is_off=has_no_health,
+        ),
         runtime=runtime or "",
     )
 

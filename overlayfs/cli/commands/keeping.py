@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from overlayfs.cli.app import AsJson, app, store_directory
+from overlayfs.cli.app import AsJson, InspectTemplate, app, store_directory
 
 volume = typer.Typer(name="volume", help="Named volumes, which outlive containers.", no_args_is_help=True)
 container = typer.Typer(name="container", help="All containers at once.", no_args_is_help=True)
+healthcheck = typer.Typer(name="healthcheck", help="Checks of containers' health.", no_args_is_help=True)
 app.add_typer(volume)
+app.add_typer(healthcheck)
 app.add_typer(container)
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Volumes.")]
@@ -39,11 +41,11 @@ def ls(
 
 
 @volume.command("inspect")
-def inspect(names: Names) -> None:
+def inspect(names: Names, template: InspectTemplate = "") -> None:
     """Show volumes as JSON, in the format of docker."""
     from overlayfs.cli.container.keeping import inspect_volumes
 
-    inspect_volumes(store_directory(), names)
+    inspect_volumes(store_directory(), names, template)
 
 
 @volume.command("rm")
@@ -69,6 +71,22 @@ def prune_containers(force: Force = False) -> None:  # noqa: ARG001 - nothing as
     from overlayfs.cli.container.keeping import prune_containers as remove_all
 
     remove_all(store_directory())
+
+
+@healthcheck.command("run")
+def run_healthcheck(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A container: its name, or the start of its ID.")],
+) -> None:
+    """Check the health of a running container now, by the command of --health-cmd or of its image.
+
+    Containers that run detached are checked at intervals besides; `ps` and `inspect` show the last results.
+
+    Exit status: 0 it passed, 1 it failed, which prints what the container is now; 125 it could not be checked.
+    """
+    from overlayfs.cli.container.checking import run_check
+    from overlayfs.cli.container.run import in_dockers_terms
+
+    raise typer.Exit(in_dockers_terms(lambda: run_check(store_directory(), name)))
 
 
 @container.command("stats")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from overlayfs.cli.app import FINDINGS, AsJson, app, store_directory
+from overlayfs.cli.app import FINDINGS, AsJson, InspectTemplate, Template, app, store_directory
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Names = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="A name, or the start of an ID.")]
@@ -127,19 +127,20 @@ def images(
     engine: Annotated[
         str | None, typer.Option("--from", metavar="ENGINE", help="Those of podman, docker or containerd.")
     ] = None,
+    template: Template = "",
     as_json: AsJson = False,
 ) -> None:
     """List the images of the store. SIZE is that of the unpacked layers; `packed` means that they are not unpacked."""
     if engine is not None:
         from overlayfs.cli.mounts.of_engines import show_images_of
 
-        if name is not None or quiet or no_trunc or digests:
+        if name is not None or quiet or no_trunc or digests or template:
             raise typer.BadParameter("--from goes with --json alone")
         show_images_of(engine, as_json)
         return
     from overlayfs.cli.store.images import show_images
 
-    show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json)
+    show_images(name, quiet=quiet, whole=no_trunc, digests=digests, as_json=as_json, template=template)
 
 
 @app.command(short_help="Show images or containers.")
@@ -149,9 +150,12 @@ def inspect(
         Literal["container", "image"] | None,
         typer.Option("--type", help="What the names are those of; containers come first."),
     ] = None,
+    template: InspectTemplate = "",
     as_json: AsJson = False,
 ) -> None:
     """Show an image: configuration, layers, sizes, digests; --json in the format of docker. Or containers, as JSON.
+
+    A template may have {{.State.Status}}, {{json .Config}} and {{index .RepoTags 0}}, as with docker.
 
     Exit status: 0 shown, 1 there is no such image or container.
     """
@@ -160,10 +164,10 @@ def inspect(
     from overlayfs.cli.store.inspect import show_image
 
     if kind == "container" or (kind is None and are_containers(store_directory(), names)):
-        show_containers(store_directory(), names)
+        show_containers(store_directory(), names, template)
         return
 
-    show_image(names, as_json)
+    show_image(names, as_json=as_json, template=template)
 
 
 @app.command(short_help="Show how an image was made.")

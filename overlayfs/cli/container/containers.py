@@ -16,12 +16,15 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind, wait_until_ended
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import BUNDLE
-from overlayfs.cli.container.selecting import are_passed, filled, tests_of
+from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
+from overlayfs.cli.template import filled
+from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import send
+from overlayfs.container.live.status import status_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store, default_directory
@@ -44,26 +47,26 @@ def show_containers(
     with Store.open(store_directory) as store:
         containers = Containers(store)
         sweep(store)
-        tests = tests_of(store, filters, lambda one: _status(one)[0])
+        tests = tests_of(store, filters, lambda one: _status(containers, one))
         everything = everything or "status" in tests
         listed = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
         found = [one for one in listed if are_passed(tests, one)]
         if as_json or template == "json":
             print_json([_document(containers, one) for one in found])
             return
+        rows = [_row(containers, one) for one in found]
     if quiet:
         for one in found:
             print(one.name)
     elif template:
-        for one in found:
-            print(filled(template, _fields(one)))
+        for one, row in zip(found, rows, strict=True):
+            print(filled(template, _fields(one, row)))
     elif found:
-        _print_table(found)
+        _print_table(found, rows)
 
 
-def _print_table(found: Sequence[Container]) -> None:
+def _print_table(found: Sequence[Container], rows: list[list[Cell]]) -> None:
     """Ports have a column if there are any."""
-    rows = [_row(one) for one in found]
     headings = ["NAME", "IMAGE", "STATUS", "CREATED", "COMMAND"]
     if any(map(_ports, found)):
         headings.append("PORTS")
@@ -75,9 +78,9 @@ def _ports(container: Container) -> str:
     return ", ".join(container.ports) if container.is_in_use else ""
 
 
-def _fields(container: Container) -> dict[str, str]:
+def _fields(container: Container, row: Sequence[Cell]) -> dict[str, str]:
     """What a template can name, as docker calls it."""
-    _, image, status, age, command = (cell.text for cell in _row(container))
+    _, image, status, age, command = (cell.text for cell in row)
     return {
         "ID": container.id[:12],
         "Names": container.name,
@@ -86,7 +89,7 @@ def _fields(container: Container) -> dict[str, str]:
         "CreatedAt": container.created,
         "RunningFor": age,
         "Status": status,
-        "State": _status(container)[0],
+        "State": status.partition(" ")[0],
         "Ports": _ports(container),
         "Labels": ",".join(f"{name}={value}" for name, value in container.settings.labels.items()),
     }
@@ -98,10 +101,11 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "id": container.id,
         "image": container.image,
         "manifest": container.manifest,
-        "status": _status(container)[0],
+        "status": _status(containers, container),
         "pid": container.process.pid if container.process and container.is_in_use else None,
         "mountpoint": container.mountpoint or None,
         "exit_status": container.exit_status,
+        "health": container.health.status if container.health and container.is_in_use else None,
         "created": container.created,
         "command": container.command,
         "ports": container.ports if container.is_in_use else [],
@@ -111,10 +115,12 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
     }
 
 
-def _row(container: Container) -> list[Cell]:
-    word, style = _status(container)
-    if word == "running":
+def _row(containers: Containers, container: Container) -> list[Cell]:
+    word = _status(containers, container)
+    style = _style(word, container)
+    if word in ("running", "paused"):
         word += f" {format_duration(time.time() - container.started)}"
+        word += f" ({container.health.status})" if container.health else ""
     elif word == "mounted":
         word += f" on {printable(os.fsencode(container.mountpoint))}"
     elif container.exit_status is not None:
@@ -131,13 +137,14 @@ def _row(container: Container) -> list[Cell]:
     ]
 
 
-def _status(container: Container) -> tuple[str, str]:
-    """The state of the container in a word, and its style."""
-    if container.is_in_use:
-        return ("mounted", "green") if container.mountpoint else ("running", "green")
-    if container.exit_status is not None:
-        return "exited", "" if container.exit_status == 0 else "yellow"
-    return ("exited" if container.started else "created"), "dim"
+def _status(containers: Containers, container: Container) -> str:
+    return status_of(container, containers.directory(container.name) / BUNDLE)
+
+
+def _style(status: str, container: Container) -> str:
+    if status == "paused" or container.exit_status:
+        return "yellow"
+    return "green" if container.is_in_use else "" if container.exit_status == 0 else "dim"
 
 
 def compare_container(
@@ -155,10 +162,12 @@ def compare_container(
             return None
 
 
-def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> bool:
-    """Remove containers; whether all are gone. Failures are reported on standard error."""
+def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, with_volumes: bool) -> bool:
+    """Remove containers, on request with their anonymous volumes; whether all are gone. Failures are reported on
+    standard error."""
 
-    def one(containers: Containers, name: str) -> None:
+    def one(store: Store, name: str) -> None:
+        containers = Containers(store)
         container = containers.find(name)
         if container.is_in_use and force:
             _end_use(container, containers.directory(container.name))
@@ -169,6 +178,8 @@ def remove(store_directory: Path | None, names: Sequence[str], force: bool) -> b
         except NotFoundError:
             if not container.is_ephemeral:  # otherwise it went with its process
                 raise
+        if with_volumes:
+            anonymous.remove(store, container)
         print(name)
 
     return _each(store_directory, names, one)
@@ -207,7 +218,8 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
     """Discard the changes of containers; whether all were reset."""
     left: list[Path] = []
 
-    def one(containers: Containers, name: str) -> None:
+    def one(store: Store, name: str) -> None:
+        containers = Containers(store)
         _refuse_mountpoint(name)
         left.append(containers.reset(containers.find(name).name))
 
@@ -233,14 +245,13 @@ def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
             remove_tree(path)
 
 
-def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[Containers, str], None]) -> bool:
+def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[Store, str], None]) -> bool:
     """Do `work` on each container, even if it fails on others; whether it succeeded on all."""
     done = True
     with Store.open(store_directory) as store:
-        containers = Containers(store)
         for name in names:
             try:
-                work(containers, name)
+                work(store, name)
             except (CommandError, ImageError) as error:
                 print(f"overlayfs: {error}", file=sys.stderr)
                 done = False

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of
 from overlayfs.cli.container.running import Running
+from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers

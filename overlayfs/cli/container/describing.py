@@ -10,21 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from overlayfs.cli.container.lifecycle import bundle_of, call_runc, running_under_runc
+from msgspec import to_builtins
+
 from overlayfs.cli.container.running import LOG
+from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.output import Cell, format_size, print_json, print_table
+from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import Container, Containers
+from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.signals import program_of
+from overlayfs.container.live.status import status_of
 from overlayfs.container.volumes import Volumes, mounts_of
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.store.store import Store
-
-
-def status_of(container: Container) -> str:
-    """The state in docker's word; `mounted` is ours."""
-    if container.is_in_use:
-        return "mounted" if container.mountpoint else "running"
-    return "exited" if container.started else "created"
 
 
 def are_containers(store_directory: Path | None, names: Sequence[str]) -> bool:
@@ -40,12 +38,12 @@ def _is_container(containers: Containers, name: str) -> bool:
         return False
 
 
-def inspect(store_directory: Path | None, names: Sequence[str]) -> None:
-    """One JSON list, with the names of `docker container inspect`."""
+def inspect(store_directory: Path | None, names: Sequence[str], template: str = "") -> None:
+    """One JSON list, with the names of `docker container inspect`; or the template filled for each."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         documents = [_document(store, containers, containers.find(name)) for name in names]
-    print_json(documents)
+    print_documents(documents, template)
 
 
 def _document(store: Store, containers: Containers, container: Container) -> dict[str, Any]:
@@ -94,22 +92,35 @@ def _document(store: Store, containers: Containers, container: Container) -> dic
             "OpenStdin": settings.keeps_stdin,
             "StopSignal": settings.stop_signal or config.stop_signal,
             "StopTimeout": settings.stop_timeout_s,
+            "Healthcheck": to_builtins(check_of(settings.health, config.healthcheck)),
         },
         "NetworkSettings": {"Ports": _bindings(container.ports)},
     }
 
 
 def _state(container: Container, store: Path) -> dict[str, Any]:
-    status = status_of(container)
-    program = program_of(container, bundle_of(store, container))
+    bundle = bundle_of(store, container)
+    status = status_of(container, bundle)
+    program = program_of(container, bundle)
     return {
         "Status": status,
-        "Running": status == "running",
+        "Running": status in ("running", "paused"),
+        "Paused": status == "paused",
         "Pid": program or 0,
         "ExitCode": container.exit_status,
         "StartedAt": _time(container.started),
         "FinishedAt": _time(container.ended),
+        **({"Health": _health(container.health)} if container.health else {}),
     }
+
+
+def _health(health: Health) -> dict[str, Any]:
+    """Docker's members."""
+    probes = [
+        {"Start": _time(one.started), "End": _time(one.ended), "ExitCode": one.exit_status, "Output": one.output}
+        for one in health.probes
+    ]
+    return {"Status": health.status, "FailingStreak": health.failures, "Log": probes}
 
 
 def _time(seconds: float) -> str:

@@ -18,7 +18,9 @@ from msgspec import Struct
 from overlayfs.cli.background import start_behind
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.output import explain
+from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
+from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.conmon import Programs, find_conmon, supervise
 from overlayfs.container.process import CannotRunError, NotThereError
 from overlayfs.container.runtime import Kind, find_runtime
@@ -43,7 +45,7 @@ def start_detached(
         programs = Programs(find_conmon(), find_runtime(Kind.RUNC, has_terminal=False)[1])
     except BaseException:
         with Store.open(store) as opened:
-            Containers(opened).release(container.name)
+            anonymous.release(opened, container.name)
         raise
     running = Running(container, store, Kind.RUNC, programs.runc)
     with start_behind(lambda other: _keep(_Gate(other), running, programs, config)) as keeper:
@@ -87,14 +89,24 @@ class _Gate(Struct, frozen=True):
 def _keep(gate: _Gate, running: Running, programs: Programs, config: RunConfig) -> None:
     """The keeper, from its claim until the container is free again."""
     try:
+        check = check_of(running.container.settings.health, config.healthcheck)
+        health = None if check is None else Health()
         with Store.open(running.store) as store:
             claimed = Containers(store).change(
-                running.container.name, process=Process.of(os.getpid()), is_detached=True
+                running.container.name, process=Process.of(os.getpid()), is_detached=True, health=health
             )
         kept = Running(claimed, running.store, running.kind, running.program)
+
+        def started() -> None:
+            gate.started()
+            if check is not None:
+                from overlayfs.cli.container.checking import keep_checking  # few containers have one
+
+                keep_checking(kept.store, claimed.name, check.interval / 1e9)
+
         kept.run(
             config,
-            lambda plan, bundle: supervise(programs, plan, bundle, kept.log, gate.created, gate.started),
+            lambda plan, bundle: supervise(programs, plan, bundle, kept.log, gate.created, started),
         )
     except (ImageError, MountError, OSError) as error:
         gate.failed(error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overlayfs.cli.container.lifecycle import begin_again_inside, bundle_of, runc_words, running_under_runc
+from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of, runc_words, running_under_runc
 from overlayfs.container.live.signals import program_of
+from overlayfs.container.live.status import status_of
 from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
 from overlayfs.image.oci.documents import RunConfig
@@ -34,20 +36,30 @@ def execute(store_directory: Path | None, request: ExecRequest) -> int:
     """Become runc, which runs the program. Raises ImageError; NotThereError or CannotRunError for the program."""
     if request.has_terminal and not request.is_detached and not (os.isatty(0) and os.isatty(1)):
         raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere")
+    words, specification_fd = exec_words(store_directory, request, ["--detach"] if request.is_detached else [])
+    os.set_inheritable(specification_fd, True)
+    if not request.keeps_stdin or request.is_detached:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(words[0], words)
+
+
+def exec_words(store_directory: Path | None, request: ExecRequest, options: Sequence[str]) -> tuple[list[str], int]:
+    """The command line of runc with these options, and the descriptor that it must inherit: of an anonymous file that
+    describes the process, which runc closes before it runs the program. Raises as `execute`."""
     container, store = running_under_runc(store_directory, request.name)
     bundle = bundle_of(store, container)
+    if status_of(container, bundle) == "paused":
+        raise InvalidError(f"the container {container.name} is paused: see overlayfs unpause")
     own = json.loads((bundle / "config.json").read_bytes())["process"]
     pid = program_of(container, bundle) or 0
     begin_again_inside(pid, store)
     with Inside(f"/proc/{pid}/root".encode()) as inside:
         process = _process(request, own, inside)
-    text = json.dumps(_specification(request, own, process), ensure_ascii=False).encode()
-    words = [*runc_words(container, store), "exec", "--process", _file_of(text)]
-    if request.is_detached:
-        words.append("--detach")
-    if not request.keeps_stdin or request.is_detached:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.execv(words[0], [*words, container.name])
+    fd = os.memfd_create("process")
+    os.write(fd, json.dumps(_specification(request, own, process), ensure_ascii=False).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    words = [*runc_words(container, store), "exec", "--process", f"/proc/self/fd/{fd}", *options, container.name]
+    return words, fd
 
 
 def _process(request: ExecRequest, own: dict[str, Any], inside: Inside) -> Process:
@@ -77,12 +89,3 @@ def _specification(request: ExecRequest, own: dict[str, Any], process: Process) 
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": groups},
         "capabilities": {"bounding": bounding, "permitted": effective, "effective": effective},
     }
-
-
-def _file_of(text: bytes) -> str:
-    """The path of an anonymous file with this text, which runc inherits and closes before it runs the program."""
-    fd = os.memfd_create("process", 0)
-    os.write(fd, text)
-    os.lseek(fd, 0, os.SEEK_SET)
-    os.set_inheritable(fd, True)
-    return f"/proc/self/fd/{fd}"

@@ -10,6 +10,7 @@ from typing import Any
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.lifecycle import each
 from overlayfs.cli.output import Cell, print_json, print_table
+from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import Containers
 from overlayfs.container.spec.parts import label_of
 from overlayfs.container.volumes import NamedVolume, Volumes
@@ -40,10 +41,11 @@ def list_volumes(store_directory: Path | None, *, quiet: bool, as_json: bool) ->
         print_table(("NAME", "CREATED", "CONTAINERS"), rows)
 
 
-def inspect_volumes(store_directory: Path | None, names: Sequence[str]) -> None:
+def inspect_volumes(store_directory: Path | None, names: Sequence[str], template: str) -> None:
     with Store.open(store_directory) as store:
         volumes = Volumes(store)
-        print_json([_document(volumes, volumes.find(name)) for name in names])
+        documents = [_document(volumes, volumes.find(name)) for name in names]
+    print_documents(documents, template)
 
 
 def _document(volumes: Volumes, volume: NamedVolume) -> dict[str, Any]:

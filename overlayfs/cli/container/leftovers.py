@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from overlayfs.cli.container.running import BUNDLE
+from overlayfs.container import anonymous
 from overlayfs.container.containers import Containers
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.supervise import stop_runc
@@ -28,4 +29,4 @@ def sweep(store: Store) -> None:
             stop_runc(runc, bundle, container.name)
             remove_tree(bundle)
             containers.release_left(container)
-    containers.sweep()
+    anonymous.sweep(store)

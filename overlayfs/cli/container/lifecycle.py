@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +12,12 @@ from pathlib import Path
 from overlayfs.cli.container.attaching import Attachment
 from overlayfs.cli.container.detached import start_detached
 from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
-from overlayfs.cli.container.running import BUNDLE, STATUS
+from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends, after_kill, program_of, send
-from overlayfs.container.namespaces import in_user_namespace_of
-from overlayfs.container.runtime import Kind, find_runtime
+from overlayfs.container.live.signals import Ends, after_kill, send
 from overlayfs.container.spec.parts import signal_of
-from overlayfs.container.supervise import RUNC_STATE
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.store.store import Store
 
@@ -168,43 +164,3 @@ def pause(store_directory: Path | None, names: Sequence[str], *, is_paused: bool
         call_runc(container, path, "pause" if is_paused else "resume")
 
     return each(names, one)
-
-
-def bundle_of(store: Path, container: Container) -> Path:
-    return store / "containers" / container.name / BUNDLE
-
-
-def running_under_runc(store_directory: Path | None, name: str) -> tuple[Container, Path]:
-    """A live container of runc, and the store. Raises InvalidError for others."""
-    with Store.open(store_directory) as store:
-        container, path = Containers(store).find(name), store.path
-    if not container.is_in_use or container.mountpoint:
-        raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
-    if program_of(container, bundle_of(path, container)) is None:
-        raise InvalidError(f"{container.name} does not run under runc: run it detached, or with --runtime runc")
-    return container, path
-
-
-def begin_again_inside(pid: int, store: Path) -> None:
-    """Run this very command once more in the user namespace of a process, where an ordinary user is the container's
-    root and may enter its tree; nothing to do if that is our namespace."""
-    words = in_user_namespace_of(pid)
-    if words:
-        again = [sys.executable, "-m", "overlayfs.cli.main", "--store", str(store), *sys.argv[1:]]
-        os.execv(words[0], [*words, *again])
-
-
-def runc_words(container: Container, store: Path) -> list[str]:
-    """The start of a command line of runc on this container; an ordinary user's is in the user namespace of it."""
-    _, runc = find_runtime(Kind.RUNC, has_terminal=False)
-    pid = program_of(container, bundle_of(store, container)) or 0
-    return [*in_user_namespace_of(pid), runc, "--root", str(bundle_of(store, container) / RUNC_STATE)]
-
-
-def call_runc(container: Container, store: Path, *words: str) -> str:
-    """What runc says. Raises ImageError with its reason."""
-    command = [*runc_words(container, store), *words, container.name]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ImageError(f"runc {words[0]} {container.name}: {' '.join(done.stderr.split())[:300]}")
-    return done.stdout

@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.mount_program import UsageError
 from overlayfs.cli.mounts.mount import Request, announce, serve
+from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
 from overlayfs.image.oci.digest import Digest
 from overlayfs.image.store.layers import LayerStore
@@ -68,6 +69,7 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
     use = Use(Process.of(os.getpid()), keys, image.descriptor.digest, os.path.realpath(mountpoint))
     container = None
     if writable:
+        anonymous.sweep(store)
         containers = Containers(store)
         container = _make_or_claim(containers, image, keys, name)
         request = _on_container(request, containers, container)
@@ -76,7 +78,6 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
 
 
 def _make_or_claim(containers: Containers, image: Image, keys: list[Digest], name: str | None) -> Container:
-    containers.sweep()
     if name is not None and containers.directory(name).exists():
         return containers.claim(name, image)
     return containers.create(name, image, keys, is_ephemeral=name is None)

@@ -17,11 +17,12 @@ from msgspec.structs import replace
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.output import explain
+from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.spec import fields, parts
-from overlayfs.container.spec.settings import Settings
+from overlayfs.container.spec.settings import NO_SETTINGS, Settings
 from overlayfs.container.supervise import launch
 from overlayfs.container.volumes import Volumes, inherited, mounts_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
@@ -161,9 +162,11 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
     sweep(store)
     image = store.find(request.image)
     layers = lower_keys(store, image)
-    settings = _kept(request.settings, containers, image)
+    is_there = request.name is not None and containers.directory(request.name).exists()
+    before = containers.find(request.name).settings if request.name is not None and is_there else NO_SETTINGS
+    settings = _kept(request.settings, containers, image, before)
     mounts_of(settings, Volumes(store))
-    if request.name is not None and containers.directory(request.name).exists():
+    if request.name is not None and is_there:
         if request.removes:
             raise InUseError(f"the container {request.name} exists already: leave out --rm to run in it again")
         return containers.claim(request.name, image, settings), image
@@ -171,15 +174,16 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
     return made, image
 
 
-def _kept(settings: Settings, containers: Containers, image: Image) -> Settings:
-    """The options as the record keeps them: without the caller's environment, and with the image's labels."""
+def _kept(settings: Settings, containers: Containers, image: Image, before: Settings) -> Settings:
+    """The options as the record keeps them: without the caller's environment, with the image's labels, and with names
+    for all volumes, those that the container had `before`."""
     environment = [
         text if "=" in text else f"{text}={os.environ[text]}"
         for text in settings.environment
         if "=" in text or text in os.environ
     ]
     return replace(
-        inherited(settings, containers),
+        with_names(inherited(settings, containers), image.config.config.volumes, before),
         environment=environment,
         labels={**image.config.config.labels, **settings.labels},
     )

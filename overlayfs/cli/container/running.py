@@ -17,11 +17,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from overlayfs.cli.background import leave_behind
+from overlayfs.container import anonymous
 from overlayfs.container.child_mount import ChildMount
 from overlayfs.container.containers import ROOT, Container, Containers
 from overlayfs.container.foreign_mounts import Needed
 from overlayfs.container.live import names
-from overlayfs.container.mountpoints import Mountpoints, check_distinct
+from overlayfs.container.mountpoints import Mountpoints
 from overlayfs.container.namespaces import enter_mount_namespace, enter_user_namespace
 from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
@@ -122,9 +123,7 @@ class Running(Struct, frozen=True):
 
     def _mounts(self) -> Mounts:
         with Store.open(self.store) as store:
-            mounts = mounts_of(self.settings, Volumes(store))
-        check_distinct([*(volume.target for volume in mounts.volumes), *(tmpfs.target for tmpfs in mounts.tmpfs)])
-        return mounts
+            return mounts_of(self.settings, Volumes(store))
 
     def _overlay(self) -> OverlayOptions:
         with Store.open(self.store) as store:
@@ -261,7 +260,7 @@ class Running(Struct, frozen=True):
             (self.root.parent / STATUS).write_text("" if status is None else str(status))
         remove_tree(self.bundle)
         with Store.open(self.store) as store:
-            Containers(store).release(self.container.name, status)
+            anonymous.release(store, self.container.name, status)
 
 
 def overrides_of(settings: Settings) -> Overrides:

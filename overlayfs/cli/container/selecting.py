@@ -1,17 +1,13 @@
-"""Which containers does `ps --filter` select, and what does `ps --format` print of each? In docker's terms."""
+"""Which containers does `ps --filter` select? In docker's terms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from overlayfs.container.containers import Container, Containers
 from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
-
-_FIELD: Final = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
-_ESCAPES: Final = {r"\t": "\t", r"\n": "\n"}
 
 Test = Callable[[Container], bool]
 
@@ -43,12 +39,18 @@ def _test_of(store: Store, key: str, value: str, status_of: Callable[[Container]
             return lambda container: container.id.startswith(value)
         case "status":
             return lambda container: status_of(container) == value
+        case "health":
+            return lambda container: container.is_in_use and _health_of(container) == value
         case "label":
             return _label_test(value)
         case "ancestor":
             image, containers = store.find(value), Containers(store)
             return lambda container: containers.is_on(container, image)
-    raise InvalidError(f"no filter {key!r}: there are ancestor, id, label, name and status")
+    raise InvalidError(f"no filter {key!r}: there are ancestor, health, id, label, name and status")
+
+
+def _health_of(container: Container) -> str:
+    return container.health.status if container.health else "none"
 
 
 def _name_test(text: str) -> Test:
@@ -67,18 +69,3 @@ def _label_test(text: str) -> Test:
         return name in labels and (not equals or labels[name] == value)
 
     return test
-
-
-def filled(template: str, fields: Mapping[str, str]) -> str:
-    r"""The template with `{{.Field}}`, `\t` and `\n` replaced. Raises InvalidError for anything else in braces."""
-
-    def replaced(found: re.Match[str]) -> str:
-        if found[1] not in fields:
-            raise InvalidError(f"no field .{found[1]}: there are {', '.join('.' + name for name in fields)}")
-        return fields[found[1]]
-
-    if "{{" in _FIELD.sub("", template):
-        raise InvalidError(f"format {template!r}: only fields such as {{{{.Names}}}} are known")
-    for escape, character in _ESCAPES.items():
-        template = template.replace(escape, character)
-    return _FIELD.sub(replaced, template)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.output import Cell, format_duration, format_size, print_json, print_table
+from overlayfs.cli.template import filled
 from overlayfs.image.oci.digest import Digest, hex_of
 from overlayfs.image.oci.errors import ImageError
 from overlayfs.image.oci.reference import Reference
@@ -54,15 +55,20 @@ def unpacked_size(store: Store, image: Image) -> int | None:
     return None if keys is None else sum(layers.info(key).size for key in keys)
 
 
-def show_images(wanted: str | None, *, quiet: bool, whole: bool, digests: bool, as_json: bool) -> None:
+def show_images(
+    wanted: str | None, *, quiet: bool, whole: bool, digests: bool, as_json: bool, template: str = ""
+) -> None:
     """List all images, or those of one repository or name, damaged ones included."""
     repository = Reference.parse(wanted) if wanted is not None else None
     has_tag = wanted is not None and ":" in wanted.rpartition("/")[2]
     with Store.open(store_directory()) as store:
         listed = [_Listed.read(store, entry) for entry in store.entries() if _is_wanted(entry, repository, has_tag)]
     listed.sort(key=lambda item: item.order)
-    if as_json:
+    if as_json or template == "json":
         print_json([_summary(item) for item in listed])
+    elif template:
+        for item in listed:
+            print(filled(template, _fields(item, whole)))
     elif quiet:
         for identity in dict.fromkeys(item.id for item in listed):
             print(identity if whole else hex_of(identity)[:_SHORT])
@@ -90,6 +96,12 @@ def _row(item: _Listed, whole: bool, digests: bool) -> list[Cell]:
         else Cell(f"{format_size(item.image.size)} packed")
     )
     return [named, Cell(tag), *shown, identified, Cell(ago(item.image.config.created)), size]
+
+
+def _fields(item: _Listed, whole: bool) -> dict[str, str]:
+    """What a template can name, as docker calls it."""
+    names = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
+    return dict(zip(names, (cell.text for cell in _row(item, whole, digests=True)), strict=True))
 
 
 def familiar(reference: Reference | None) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.output import Cell, Lines, format_size, print_json, print_table, safe
 from overlayfs.cli.store.images import ago, digests_of, epoch, tags, unpacked_size
+from overlayfs.cli.template import print_documents
 from overlayfs.image.oci.documents import History, ImageConfig, parse_members
 from overlayfs.image.store.store import Image, Store
 
@@ -27,12 +28,12 @@ _SHOWN: Final = (
 _LONGEST_COMMAND: Final = 60
 
 
-def show_image(names: Sequence[str], as_json: bool) -> None:
-    """Configuration, layers and digests of images; as JSON one list, as docker's."""
+def show_image(names: Sequence[str], *, as_json: bool, template: str = "") -> None:
+    """Configuration, layers and digests of images; as JSON one list, as docker's, or a template filled for each."""
     with Store.open(store_directory()) as store:
         documents = [_details(store, store.find(name)) for name in names]
-    if as_json:
-        print_json(documents)
+    if as_json or template:
+        print_documents(documents, template)
         return
     for number, document in enumerate(documents):
         if number:

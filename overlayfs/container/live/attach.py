@@ -116,7 +116,7 @@ def _raw_terminal(bundle: Path, *, is_wanted: bool) -> Iterator[None]:
     before = termios.tcgetattr(0)
     handler = signal.signal(signal.SIGWINCH, lambda *_: _tell_size(bundle))
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # and not TCSAFLUSH, which discards what was typed meanwhile
         _tell_size(bundle)
         yield
     finally:

@@ -72,7 +72,8 @@ def _words(programs: Programs, plan: Launch, bundle: Path, log: Path) -> list[st
     words += ["--bundle", str(bundle), "--container-pidfile", str(bundle / PID), "--exit-dir", str(bundle / _EXITS)]
     if plan.settings.keeps_stdin:
         words.append("--stdin")
-    return [*words, "--terminal"] if plan.settings.has_terminal else words
+    # a terminal stays open for the next who attaches; in a pipe the end of the input is passed on
+    return [*words, "--terminal", "--leave-stdin-open"] if plan.settings.has_terminal else words
 
 
 def _start(words: list[str]) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:

@@ -19,6 +19,7 @@ from ...image.oci.errors import InvalidError
 from ..containers import Container
 from ..supervise import FORWARDED
 from .conmon import PID
+from .freezer import resume
 
 _AFTER_KILL_S: Final = 10.0
 
@@ -44,7 +45,11 @@ def _is_first_of_namespace(pid: int) -> bool:
 
 
 def send(container: Container, bundle: Path, number: int) -> None:
-    """Send the program a signal. Raises InvalidError if it does not run, or cannot be sent this signal."""
+    """Send the program a signal. Raises InvalidError if it does not run, or cannot be sent this signal.
+
+    A paused program goes on, as docker has it: otherwise neither SIGTERM nor, with cgroups of version 1, SIGKILL would
+    end it.
+    """
     if not container.is_in_use or container.process is None:
         raise InvalidError(f"the container {container.name} is not running")
     program = program_of(container, bundle)
@@ -56,6 +61,7 @@ def send(container: Container, bundle: Path, number: int) -> None:
         try:
             if (program is None and container.process.is_alive()) or program_of(container, bundle) == program:
                 signal.pidfd_send_signal(pid_fd, number)
+                resume(pid)
         finally:
             os.close(pid_fd)
 

@@ -26,7 +26,7 @@ _INIT: Final = "/dev/init"
 _INIT_PROGRAMS: Final = ("catatonit", "docker-init", "tini-static")
 """Statically linked, so that they run in every image."""
 _CONTROLLERS: Final = {"memory": "memory", "cpus": "cpu", "pids_limit": "pids"}
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_DEVICES: Final = frozenset({"pts", "shm", "mqueue", "fd", "console", "ptmx", "core"})
 _UNCONFINED: Final = "seccomp=unconfined"
 
@@ -161,11 +161,11 @@ def may_limit(controller: str) -> bool:
     """Whether this process may make cgroups with the controller: cgroups(7), in version 1 and 2."""
     if os.geteuid() != 0:
         return False
-    first = _CGROUPS / controller
+    first = CGROUPS / controller
     if first.is_dir():
         return os.access(first, os.W_OK)
     try:
-        enabled = (_CGROUPS / "cgroup.subtree_control").read_text().split()
+        enabled = (CGROUPS / "cgroup.subtree_control").read_text().split()
     except OSError:
         return False
-    return controller in enabled and os.access(_CGROUPS / "cgroup.procs", os.W_OK)
+    return controller in enabled and os.access(CGROUPS / "cgroup.procs", os.W_OK)

@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from ...image.oci.documents import HealthConfig
+
 PRIVATE, HOST, NONE = "private", "host", "none"
 OF_CONTAINER = "container:"
 """The networks of `--network`; the last is followed by the name of a container."""
@@ -17,7 +19,10 @@ ADDRESS, NAME_SERVER = "10.0.2.100", "10.0.2.3"
 
 
 class Settings(Struct, frozen=True, omit_defaults=True):
-    """The options of `create` and `run`. Empty values leave those of the image, or docker's defaults, in force."""
+    """The options of `create` and `run`. Empty values leave those of the image, or docker's defaults, in force.
+
+    `anonymous` are the names of those volumes among `volumes` and `mounts` that got their name with the container.
+    """
 
     command: list[str] = []
     entrypoint: str | None = None
@@ -32,6 +37,7 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     is_read_only: bool = False
     volumes: list[str] = []
     mounts: list[str] = []
+    anonymous: list[str] = []
     tmpfs: list[str] = []
     volumes_from: list[str] = []
     network: str = ""
@@ -50,6 +56,7 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     pids_limit: int = 0
     stop_signal: str = ""
     stop_timeout_s: int | None = None
+    health: HealthConfig | None = None
     runtime: Literal["", "bwrap", "runc"] = ""
 
     @property

@@ -81,6 +81,19 @@ class Index(Struct, frozen=True, rename="camel", omit_defaults=True):
     annotations: dict[str, str] = {}
 
 
+class HealthConfig(Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """How a container is checked, as docker has it (moby, HealthConfig); durations in nanoseconds, 0 for the default.
+
+    `test` is `["CMD", …]`, `["CMD-SHELL", TEXT]` or `["NONE"]`.
+    """
+
+    test: list[str] = []
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    retries: int = 0
+
+
 class RunConfig(Struct, frozen=True, rename="pascal", omit_defaults=True):
     """The program to run and its user: the `config` member of an image configuration."""
 
@@ -94,6 +107,7 @@ class RunConfig(Struct, frozen=True, rename="pascal", omit_defaults=True):
     volumes: dict[str, dict[str, object]] = {}
     stop_signal: str = ""
     shell: list[str] = []
+    healthcheck: HealthConfig | None = None
 
 
 class RootFS(Struct, frozen=True):

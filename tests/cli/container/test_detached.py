@@ -126,20 +126,19 @@ def test_failing_start_is_told_with_dockers_status_and_leaves_nothing_live(live:
 # -- stop, kill, and what they leave
 
 
-def test_twenty_containers_are_stopped_at_once(live: Shop) -> None:
+def test_twenty_containers_are_stopped_at_once(live: Shop, tmp_path: Path) -> None:
     names = [f"box{number}" for number in range(20)]
-    # each takes a second to end
-    script = f"trap 'sleep 1; exit 4' TERM; echo ready; {ENDLESS}"
+    # each ends once all have been asked to
+    gather = "touch /all/$HOSTNAME; set -- /all/*; while test $# -lt 20; do sleep 0.05; set -- /all/*; done; exit 4"
     for name in names:
-        live.run("run", "-d", "--name", name, "small", "sh", "-c", script)
+        options = ("-d", "--name", name, "-v", f"{tmp_path}:/all")
+        live.run("run", *options, "small", "sh", "-c", f"trap '{gather}' TERM; echo ready; {ENDLESS}")
     for name in names:
         log_of(live, name, "ready")
     assert live.run("stop", "--time", str(PATIENCE_S), *names).split() == names
     assert live.run("wait", *names).split() == ["4"] * 20
-    states = live.answer("inspect", "--type", "container", *names)
-    ends = [one["State"]["FinishedAt"] for one in states]
-    starts = [one["State"]["StartedAt"] for one in states]
-    assert max(starts) < min(ends)
+    with Store.open(live.store) as store:
+        assert not any(one.is_in_use for one in Containers(store).listed())
 
 
 def test_program_that_does_not_listen_is_killed(live: Shop) -> None:
@@ -314,16 +313,57 @@ def test_renamed_container_keeps_its_changes(live: Shop) -> None:
 def test_paused_program_stands_still(live: Shop) -> None:
     live.run("run", "-d", "--name", "box", "small", "sh", "-c", "while :; do echo x; sleep 0.02; done")
     log_of(live, "box", "x")
+    assert live.run("ps", "--filter", "status=paused") == ""
     live.run("pause", "box")
     assert runc_status(live, "box") == "paused"
+    assert live.run("ps", "--filter", "status=paused", "--format", "{{.Names}} {{.State}}") == "box paused\n"
+    states = "{{.State.Status}} {{.State.Running}} {{.State.Paused}}"
+    assert live.run("inspect", "--format", states, "box") == "paused true true\n"
+    assert "is paused" in live.refuses("exec", "box", "pwd", status=125)
     live.run("unpause", "box")
     assert runc_status(live, "box") == "running"
+    assert live.run("inspect", "-f", states, "box") == "running true false\n"
 
 
 def runc_status(shop: Shop, name: str) -> str:
     state = shop.store / "containers" / name / "bundle/state"
     said = subprocess.run(["runc", "--root", state, "state", name], capture_output=True, check=True).stdout
     return str(json.loads(said)["status"])
+
+
+def paused(shop: Shop) -> None:
+    """A paused container `box`, which ends with 5 on SIGTERM."""
+    shop.run("run", "-d", "--name", "box", "small", "sh", "-c", OBEDIENT)
+    log_of(shop, "box", "ready")
+    shop.run("pause", "box")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [(("stop",), 5), (("kill",), 137), (("kill", "-s", "TERM"), 5), (("stop", "-t", "0"), None)]
+)
+def test_signal_ends_a_pause(live: Shop, words: tuple[str, ...], status: int | None) -> None:
+    paused(live)
+    live.run(*words, "box")
+    found = int(live.run("wait", "box"))
+    assert found == status if status is not None else found in (5, 137)
+
+
+def test_paused_container_is_restarted_and_removed(live: Shop) -> None:
+    paused(live)
+    live.run("restart", "box")
+    await_that(lambda: live.run("logs", "box") == "ready\nasked\nready\n")
+    live.run("pause", "box")
+    live.run("rm", "-f", "box")
+    assert live.names == []
+
+
+def test_killed_keeper_of_a_paused_container_leaves_no_process(live: Shop) -> None:
+    paused(live)
+    keeper = keeper_of(live, "box")
+    family = {*descendants(keeper), keeper}
+    os.kill(keeper, signal.SIGKILL)
+    await_that(lambda: not any(map(is_alive, family)))
+    await_that(lambda: status_of(live, "box") == "exited")
 
 
 def test_commands_start_as_people_start_them(live: Shop) -> None:

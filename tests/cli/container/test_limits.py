@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from overlayfs.image.store.store import Store
-from tests.cli.container.shop import Shop
+from tests.cli.container.shop import Shop, await_that
 from tests.container.small import small_image
 from tests.prepared import Prepared
 
@@ -42,3 +43,30 @@ def test_program_that_needs_too_much_memory_is_killed(shop: Shop) -> None:
     done = shop.call("run", "--rm", "--memory", "64m", "small", "sh", "-c", f"sh -c '{GROWS_WITHOUT_END}'; echo $?")
     assert (done.status, done.out) == (0, "137\n")
     assert shop.names == []
+
+
+def test_processor_time_is_limited(shop: Shop) -> None:
+    shop.run("run", "-d", "--name", "box", "--cpus", "0.5", "small", "sleep", "1000")
+    state = json.loads(shop.run("inspect", "--format", "{{json .State}}", "box"))
+    groups = [line.split(":", 2)[1:] for line in Path(f"/proc/{state['Pid']}/cgroup").read_text().splitlines()]
+    first = next((path for controllers, path in groups if "cpu" in controllers.split(",")), None)
+    if first is not None:
+        directory = Path(f"/sys/fs/cgroup/cpu{first}")
+        found = [(directory / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+    else:
+        found = Path(f"/sys/fs/cgroup{dict(groups)['']}/cpu.max").read_text().split()
+    assert list(map(int, found)) == [50_000, 100_000]
+    shop.run("rm", "-f", "box")
+
+
+def test_init_reaps_children_and_passes_signals_on(shop: Shop) -> None:
+    orphan = "sh -c 'sleep 0.01 & echo $!'"
+    script = f"trap 'exit 5' TERM; {orphan}; cat /proc/1/cmdline; echo; while :; do sleep 0.05; done"
+    shop.run("run", "-d", "--name", "box", "--init", "small", "sh", "-c", script)
+    await_that(lambda: shop.run("logs", "box").count("\n") == 2)
+    pid, first = shop.run("logs", "box").splitlines()
+    assert first.startswith("/dev/init\0--\0")
+    await_that(lambda: shop.run("exec", "box", "sh", "-c", f"test -e /proc/{pid} || echo gone") == "gone\n")
+    shop.run("stop", "box")
+    assert shop.run("wait", "box") == "5\n"
+    shop.run("rm", "box")

@@ -234,12 +234,15 @@ def test_container_with_modes_that_refuse_its_user(home: Home, mountpoint: Path)
 
 
 def test_detached_container_of_a_user(home: Home) -> None:
-    home.run("run", "-d", "--name", "web", "-u", "bob", "-p", "127.0.0.1::80", "small", "sh", "-c", DETACHED)
+    options = ("-u", "bob", "-p", "127.0.0.1::80", "--health-cmd", "test $(id -u) = 33", "--health-interval", "1s")
+    home.run("run", "-d", "--name", "web", *options, "small", "sh", "-c", DETACHED)
     try:
         await_that(lambda: home.run("logs", "web") == "up\n")
         assert home.run("exec", "web", "sh", "-c", "id -u; echo more >/tmp/file") == "33\n"
         assert home.run("exec", "-u", "0", "web", "cat", "/tmp/file") == "more\n"
         assert home.run("port", "web").startswith("80/tcp -> 127.0.0.1:")
+        await_that(lambda: home.run("ps", "-q", "-f", "health=healthy") == "web\n")
+        assert home.run("healthcheck", "run", "web") == ""
         assert "cgroup" in home.call("run", "--rm", "--memory", "64m", "small").err
         home.run("cp", "web:/tmp/file", home.path / "copied")
         assert (home.path / "copied").read_text() == "more\n"

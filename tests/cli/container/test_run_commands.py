@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import tarfile
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -342,92 +338,6 @@ def test_running_container_is_removed_by_force_only(clean: Shop) -> None:
     assert clean.names == []
 
 
-# -- terminals
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a terminal: ours, and the program's."""
-    ours, theirs = pty.openpty()
-    yield ours, theirs
-    os.close(ours)
-    os.close(theirs)
-
-
-@contextmanager
-def on_terminal(shop: Shop, terminal: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`overlayfs run` with the terminal as its own; it has ended after this."""
-
-    def take_terminal() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        [*COMMAND, "--store", shop.store, "run", "--rm", *words],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=take_terminal,  # noqa: PLW1509 - it calls nothing that takes a lock
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def read_until(terminal: int, text: bytes) -> bytes:
-    seen = b""
-    while text not in seen:
-        ready, _, _ = select.select([terminal], [], [], PATIENCE_S)
-        assert ready, seen
-        seen += os.read(terminal, 4096)
-    return seen
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_program_has_the_terminal_and_its_ctrl_c(clean: Shop, runtime: str, terminal: tuple[int, int]) -> None:
-    ours, theirs = terminal
-    script = "trap 'echo stop; exit 6' INT; test -t 0 && test -t 1 && echo ready; while :; do sleep 0.05; done"
-    with on_terminal(clean, theirs, "--runtime", runtime, "small", "sh", "-c", script) as process:
-        read_until(ours, b"ready")
-        os.write(ours, b"\x03")
-        read_until(ours, b"stop")
-        assert process.wait(PATIENCE_S) == 6
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_program_ends_when_its_terminal_goes(clean: Shop, runtime: str) -> None:
-    ours, theirs = pty.openpty()
-    script = "trap 'exit 6' HUP; echo ready; while :; do sleep 0.05; done"
-    with on_terminal(clean, theirs, "--runtime", runtime, "small", "sh", "-c", script) as process:
-        os.close(theirs)
-        read_until(ours, b"ready")
-        os.close(ours)
-        assert process.wait(PATIENCE_S) == 6
-
-
-def test_shell_has_job_control(clean: Shop, terminal: tuple[int, int]) -> None:
-    ours, theirs = terminal
-    with on_terminal(clean, theirs, "--env", "PS1=:", "small", "sh", "-i") as process:
-        os.write(ours, b"sleep 3333\n")
-        read_until(ours, b"sleep 3333\r\n")
-        await_that(lambda: any(b"3333" in command_line(pid) for pid in descendants(process.pid)))
-        os.write(ours, b"\x03")
-        read_until(ours, b"^C\r\n:")  # what is typed before would be thrown away
-        os.write(ours, b"echo st$((40+2))ill; exit 4\n")
-        said = read_until(ours, b"st42ill")
-        assert b"job control turned off" not in said and b"can't access tty" not in said
-        assert process.wait(PATIENCE_S) == 4
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
 # -- mounts
 
 
@@ -514,5 +424,7 @@ def test_ps_selects_and_prints_as_docker_does(clean: Shop) -> None:
         "created\ta=b,c=\n"
     )
     assert [row["name"] for row in json.loads(clean.run("ps", "-af", "name=web", "--format", "json"))] == ["web"]
+    assert clean.run("images", "--format", "{{.Repository}}:{{.Tag}}", "small") == "small:latest\n"
+    assert clean.run("inspect", "-f", "{{index .RepoTags 0}}", "small", "other") == "small:latest\nother:latest\n"
     for words in (("-f", "name"), ("-f", "x=y"), ("-f", "name=("), ("--format", "{{.X}}"), ("--format", "{{if}}")):
         assert clean.refuses("ps", "-a", *words)

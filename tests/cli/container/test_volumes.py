@@ -13,7 +13,7 @@ import pytest
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
-from tests.cli.container.shop import Shop
+from tests.cli.container.shop import Shop, await_that, first_line
 from tests.container.small import image_of, link, small_image
 from tests.prepared import Prepared
 
@@ -31,6 +31,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             "data/link": link("data/link", "/etc/passwd"),
         }
         image_of(store, "filled", RunConfig(cmd=["sh"]), filled, base=store.find("small"))
+        declared = RunConfig(cmd=["sh"], volumes={"/data/": {}, "/new": {}})
+        image_of(store, "declaring", declared, {}, base=store.find("filled"))
+        for name, place in (("colon", "/a:b"), ("over-proc", "/proc/x"), ("nul", "/a\0b")):
+            image_of(store, name, RunConfig(cmd=["sh"], volumes={place: {}}), {}, base=store.find("small"))
         image_of(store, "led", RunConfig(cmd=["sh"]), {"data": link("data", "/etc")}, base=store.find("small"))
     with Prepared() as prepared:
         yield Shop(path, prepared)
@@ -126,17 +130,79 @@ def test_mounts_of_another_container(clean: Shop) -> None:
     [
         (("--mount", "type=nfs,source=x,target=/x"), "is no mount"),
         (("--mount", "type=bind,source=x,target=/x"), "absolute path"),
-        (("--mount", "type=volume,target=/x"), "needs a source"),
         (("--mount", "type=bind,source=/a,target=x"), "is no mount"),
         (("--tmpfs", "/a", "-v", "kept:/a"), "cannot both be at /a"),
         (("--volumes-from", "nobody"), "no container 'nobody'"),
-        (("-v", "/a"), "is no volume"),
+        (("-v", "a"), "is no volume"),
+        (("-v", "/proc"), "is no volume"),
         (("-v", "kept:/a:rslave"), "unknown volume option"),
     ],
 )
 def test_what_cannot_be_mounted_is_refused(clean: Shop, options: tuple[str, ...], why: str) -> None:
     assert why in clean.refuses("run", "--rm", *options, "small", status=125)
     assert clean.names == []
+
+
+# -- volumes without a name
+
+
+def volumes_of(shop: Shop, name: str) -> dict[str, str]:
+    """The names of a container's volumes, by their place."""
+    (found,) = json.loads(shop.run("inspect", "--type", "container", name))
+    return {mount["Destination"]: mount["Name"] for mount in found["Mounts"]}
+
+
+@pytest.mark.parametrize("runtime", ["bwrap", "runc"])
+def test_passing_container_takes_its_anonymous_volumes_with_it(clean: Shop, runtime: str) -> None:
+    options = ("-v", "/more", "--mount", "type=volume,target=/words", "-v", "kept:/kept")
+    script = "touch /more/x /words/x /kept/x /new/x; cat /data/file; cat /proc/mounts"
+    said = clean.run("run", "--rm", "--runtime", runtime, *options, "declaring", "sh", "-c", script)
+    assert said.startswith("of the image\n")
+    places = {line.split()[1] for line in said.splitlines()[1:]}
+    assert {"/more", "/words", "/kept", "/data", "/new"} <= places
+    assert clean.run("volume", "ls", "-q") == "kept\n"
+
+
+def test_anonymous_volume_stays_with_its_container_and_goes_on_request(clean: Shop) -> None:
+    for _ in range(2):
+        clean.run("run", "--name", "box", "-v", "kept:/kept", "declaring", "sh", "-c", "echo x >>/new/file")
+    names = volumes_of(clean, "box")
+    assert set(names) == {"/data", "/new", "/kept"} and names["/kept"] == "kept"
+    assert (clean.store / "volumes" / names["/new"] / "data/file").read_text() == "x\nx\n"
+    assert clean.run("diff", "box") == ""
+    clean.run("create", "--name", "other", "--volumes-from", "box", "small")
+    clean.run("rm", "-v", "box")
+    assert set(clean.run("volume", "ls", "-q").split()) == set(names.values())
+    clean.run("rm", "-f", "-v", "other")
+    assert clean.run("volume", "ls", "-q") == "kept\n"
+
+
+def test_anonymous_volume_given_by_its_name_is_kept(clean: Shop) -> None:
+    clean.run("run", "--name", "box", "-v", "/new", "small", "touch", "/new/file")
+    name = volumes_of(clean, "box")["/new"]
+    clean.run("rm", "box")
+    assert clean.run("run", "--rm", "-v", f"{name}:/old", "small", "ls", "/old") == "file\n"
+    assert clean.run("volume", "ls", "-q") == f"{name}\n"
+
+
+def test_mount_at_the_place_of_a_volume_of_the_image_replaces_it(clean: Shop, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    options = ("-v", f"{tmp_path}:/data", "--tmpfs", "/new/")
+    assert clean.run("run", "--name", "box", *options, "declaring", "ls", "/data", "/new") == "/data:\nmine\n\n/new:\n"
+    assert clean.run("volume", "ls", "-q") == ""
+
+
+def test_killed_passing_container_leaves_no_volume(clean: Shop) -> None:
+    with clean.start("--rm", "declaring", "sh", "-c", f"echo up; {ENDLESS}") as process:
+        assert first_line(process) == "up"
+        process.kill()
+    await_that(lambda: clean.names == [] and clean.run("volume", "ls", "-q") == "")
+
+
+@pytest.mark.parametrize("image", ["colon", "over-proc", "nul"])
+def test_image_cannot_ask_for_a_volume_anywhere(clean: Shop, image: str) -> None:
+    assert "volume" in clean.refuses("run", "--rm", image, status=125)
+    assert clean.names == [] and clean.run("volume", "ls", "-q") == ""
 
 
 def test_prune_keeps_what_is_in_use(clean: Shop) -> None:

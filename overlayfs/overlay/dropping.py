@@ -2,12 +2,13 @@
 
 The name goes first, by one rename of `stack` (see history). A layer without a name is then merged into the frozen one
 above it: what that lacks moves there by rename(2), name for name, so that the merged tree is the same after each; at
-last `stack` is published without the layer, which is removed. A crash may leave the times of a directory between the
-two as those of that moment.
+last `stack` is published without the layer, which is removed. A crash during a merge may leave the time of the crash as
+the mtime of a directory.
 
 The layer stays, without a name, where it is the lowest (the upperdir), where the layer above is the upper itself, and
 where merging would take more than moving: it or the one above has redirects, metacopies, whiteouts of another format,
-an index of hard links, or is used by a fork. Each later drop tries again.
+an index of hard links, or is used by a fork; or where a file to move has several links, of which the counts of deleted
+names know. Each later drop tries again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from overlayfs._typing import Final
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Opacity
-from . import drafts, forks, snapshots
+from . import drafts, forks, history, snapshots
 from .former import Former
 from .history import Entry, History
 from .inodes import Directory, Inode
@@ -35,8 +36,9 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def drop(state: State, name: str) -> str:
-    """Drop a snapshot, the newest where none is named; its name. ENOENT where there is none; otherwise as
+    """Drop a snapshot; its name. ENOENT where there is none, EINVAL where that is no name; otherwise as
     `snapshots.take`."""
+    history.check_name(name)
     present = snapshots.history_of(state)
     at = present.position(name)
     entries = list(present.entries)
@@ -57,7 +59,9 @@ def _merge(state: State, present: History, at: int, *, durable: bool) -> None:
     number, target = (state.frozen[len(state.frozen) - 1 - position] for position in (at, at + 1))
     layers = state.layers[number], state.layers[target]
     has_index = any(index.layer in (number, target) for index in state.frozen_indexes)
-    if has_index or snapshots.holds_unnamed(state, number) or not all(map(_is_plain, layers)):
+    if has_index or snapshots.holds_unnamed(state, number):
+        return
+    if not (_is_plain(layers[0], moves=True) and _is_plain(layers[1], moves=False)):
         return
     with ExitStack() as stack:
         if not all(stack.enter_context(forks.alone(present.place_of(one))) for one in (entry, above)):
@@ -68,15 +72,13 @@ def _merge(state: State, present: History, at: int, *, durable: bool) -> None:
             if durable:
                 syscalls.sync_filesystem(layers[1].root_fd)
             present.publish([*present.entries[:at], *present.entries[at + 1 :]], durable=durable)
-        finally:
-            is_gone = entry not in present.entries
-            _lead_up(state, number, target, is_gone=is_gone)
-    if is_gone:
-        _forget_layer(state, present, entry, number)
+            state.frozen = tuple(frozen for frozen in state.frozen if frozen != number)
+        finally:  # names may have moved in any case
+            _lead_up(state, number, target, is_gone=number not in state.frozen)
+    _forget_layer(state, present, entry, number)
 
 
 def _forget_layer(state: State, present: History, entry: Entry, number: int) -> None:
-    state.frozen = tuple(frozen for frozen in state.frozen if frozen != number)
     layer = state.layers[number]
     state.layers[number] = layer._replace(root_fd=-1)
     os.close(layer.root_fd)
@@ -86,24 +88,27 @@ def _forget_layer(state: State, present: History, entry: Entry, number: int) -> 
 # -- on disk
 
 
-def _is_plain(layer: Layer) -> bool:
-    """Whether the merged tree stays the same when files of the layer move."""
+def _is_plain(layer: Layer, *, moves: bool) -> bool:
+    """Whether the merged tree stays the same when the files of a layer move, or when others move into it."""
     with _opened(layer.root_fd, b".") as fd:
         root = marks.read_marks_of_descriptor(fd.number, layer.spelling)
-        return _are_plain(layer, fd.number, 0) if root.opacity is Opacity.TRANSPARENT else False
+        return root.opacity is Opacity.TRANSPARENT and _are_plain(layer, fd.number, 0, moves)
 
 
-def _are_plain(layer: Layer, dir_fd: int, depth: int) -> bool:
+def _are_plain(layer: Layer, dir_fd: int, depth: int, moves: bool) -> bool:
     for name in access.list_names(dir_fd):
         found = marks.read_marks(dir_fd, name, layer.spelling)
         if found.redirect is not None or found.metacopy_value is not None or marks.is_reserved_name(name):
             return False
         if found.opacity is Opacity.XATTR_WHITEOUTS or depth > _DEEPEST:
             return False
-        if stat.S_ISDIR(access.stat_at(dir_fd, name).st_mode):
+        st = access.stat_at(dir_fd, name)
+        if stat.S_ISDIR(st.st_mode):
             with _opened(dir_fd, name) as below:
-                if not _are_plain(layer, below.number, depth + 1):
+                if not _are_plain(layer, below.number, depth + 1, moves):
                     return False
+        elif moves and st.st_nlink > 1 and not marks.is_whiteout_device(st):  # which are links of one
+            return False
     return True
 
 
@@ -180,16 +185,16 @@ def _lead_up(state: State, source: int, target: int, *, is_gone: bool) -> None:
         inodes += state.former.inodes.values()
     for inode in inodes:  # before the directories: a file may be known by its position in them
         if not isinstance(inode, Directory):
-            _lead_file(state, inode, source, target)
+            _lead_file(state, inode, source, target, is_gone=is_gone)
     for inode in inodes:
         if isinstance(inode, Directory) and any(place.layer == source for place in inode.lowers):
             _lead_directory(state, inode, source, target, is_gone=is_gone)
     for copy, place in state.copied_from.items():
-        if place.layer == source:
+        if place.layer == source and (is_gone or not _is_there(state, place)):
             state.copied_from[copy] = place._replace(layer=target)
 
 
-def _lead_file(state: State, inode: Inode, source: int, target: int) -> None:
+def _lead_file(state: State, inode: Inode, source: int, target: int, *, is_gone: bool) -> None:
     place, parent = inode.lower, inode.parent
     if place is None:
         return
@@ -198,7 +203,7 @@ def _lead_file(state: State, inode: Inode, source: int, target: int) -> None:
     elif inode.position >= 0 and parent is not None and any(one.layer == source for one in parent.lowers):
         inode.lower = place
     keys = inode.shared_as
-    if keys is not None and any(layer == source for layer, _, _ in keys):
+    if is_gone and keys is not None and any(layer == source for layer, _, _ in keys):
         state.unshare(inode)
         inode.shared_as = [(target if layer == source else layer, device, number) for layer, device, number in keys]
         for key in inode.shared_as:
@@ -214,17 +219,23 @@ def _lead_directory(state: State, directory: Directory, source: int, target: int
         moved = place._replace(layer=target)
         if moved not in places and _is_there(state, moved):
             places.append(moved)
-        if not is_gone:
+        if not is_gone and _is_there(state, place):
             places.append(place)
         state.descriptors.drop_directory(place)
     directory.lowers, directory.below = tuple(places), None
 
 
 def _is_there(state: State, place: Location) -> bool:
-    if not place.path:
-        return True
+    """Whether a layer has this path, of any length, through directories of ours."""
+    above, _, name = place.path.rpartition(b"/")
     try:
-        access.stat_at(state.layers[place.layer].root_fd, place.path)  # our own directories lead there, no symlinks
+        fd = access.open_beneath(state.layers[place.layer].root_fd, above or b".", _OPEN)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    try:
+        access.stat_at(fd, name or b".")
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)
     return True

@@ -55,6 +55,7 @@ class Former(Known):
         upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more, which `remove` is
         called for when none of them is needed any more: by `sweep`, or later."""
         changed = Changed([ROOT], _names_in(state.root), self._names_gone())
+        _say_lowers(state)
         needed: set[int] = set()
         unnamed: list[Inode] = []
         is_deep = len(layers) > 1
@@ -186,6 +187,13 @@ class Former(Known):
         self.inodes.discard(number)
         self._layer_of.pop(number, None)
         self._need_no_more(number)
+
+
+def _say_lowers(state: State) -> None:
+    """Where files are of which the state says a position in the layers of the root, which is going to lose some."""
+    for inode in state.inodes.values():
+        if inode.parent is state.root and inode.position >= 0:
+            inode.lower = inode.lower
 
 
 def _note_changed(inode: Inode, changed: Changed, *, names: bool) -> None:

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, wraparound=False, cdivision=True
 """Which state does the mount keep for each inode that the kernel has looked up?
 
 An `Inode` lives as long as the kernel holds lookups of it, or somebody needs it as the parent of such a one. All

@@ -179,7 +179,6 @@ def test_image_full_of_nulls_is_built_upon_and_the_new_one_has_none(tmp_path: Pa
         "Env": ["A=b"],
         "Labels": {"a": "b"},
         "Volumes": {"/v": {}},
-        "Healthcheck": None,
         "OnBuild": None,
     }
     assert raw["history"][0] == {}

@@ -1,7 +1,7 @@
 """What does `--format` print? The part of Go's templates that people give to docker: members of a document.
 
 `{{.Names}}`, `{{.State.Status}}`, `{{json .Config}}`, `{{index .RepoDigests 0}}` and `{{index .Labels "a.b"}}`. Values
-are printed as Go does: `true`, `[a b]`, `map[a:b]`, `<nil>`.
+are printed as Go does, `true`, `[a b]`, `map[a:b]`, `<nil>`, but without control characters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from overlayfs.cli.output import print_json
+from overlayfs.cli.output import print_json, safe
 from overlayfs.image.oci.errors import InvalidError
 
 _JSON: Final = "json"
@@ -63,7 +63,7 @@ def _member(value: Any, name: str, action: str) -> Any:
     if not isinstance(value, Mapping):
         raise InvalidError(f"format {action!r}: {_as_go(value)} has no member .{name}")
     if name not in value:
-        known = ", ".join(f".{known}" for known in value)
+        known = ", ".join(f".{safe(known)}" for known in value)
         raise InvalidError(f"format {action!r}: no member .{name}: there are {known or 'none'}")
     return value[name]
 
@@ -86,5 +86,5 @@ def _as_go(value: Any) -> str:
         case list():
             return f"[{' '.join(map(_as_go, value))}]"
         case Mapping():
-            return f"map[{' '.join(f'{name}:{_as_go(value[name])}' for name in sorted(value))}]"
-    return str(value)
+            return f"map[{' '.join(f'{safe(name)}:{_as_go(value[name])}' for name in sorted(value))}]"
+    return safe(str(value))

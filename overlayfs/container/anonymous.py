@@ -29,7 +29,7 @@ def with_names(settings: Settings, of_image: Collection[str], before: Settings =
     """The options with a name for each volume that has none, the image's included.
 
     The image's are left out where something else is mounted. The name of a volume that the container had `before` at
-    that place is kept. Raises InvalidError.
+    that place is kept; those that are not mounted any more still go with the container. Raises InvalidError.
     """
     known = {place: name for place, name in places_in(before).items() if name in before.anonymous}
     anonymous = list(settings.anonymous)
@@ -43,7 +43,9 @@ def with_names(settings: Settings, of_image: Collection[str], before: Settings =
     given = replace(settings, volumes=volumes, mounts=mounts)
     free = sorted(_places_of_image(of_image) - places_in(given).keys())
     volumes += [f"{named(place)}:{place}" for place in free]
-    return replace(given, volumes=volumes, anonymous=anonymous)
+    mounted = places_in(replace(given, volumes=volumes)).values()
+    left = [name for name in before.anonymous if name not in mounted]
+    return replace(given, volumes=volumes, anonymous=[*anonymous, *left])
 
 
 def _is_place(text: str) -> bool:

@@ -23,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..image.oci.digest import Digest
+from ..image.oci.documents import HealthConfig
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
 from ..image.store.layers import LayerStore, topmost_of_equals
@@ -30,7 +31,7 @@ from ..image.store.staging import remove_tree
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
-from .health import Health
+from .health import Health, Probe
 from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -258,6 +259,15 @@ class Containers:
             changed = replace(container, **members)
             self._write(changed)
         return changed
+
+    def note_probe(self, container: Container, probe: Probe, check: HealthConfig) -> Health:
+        """Add a check to the health of this run of a container. Raises InvalidError if the run has ended."""
+        with self._locked(container.name) as found:
+            if found.process != container.process:
+                raise InvalidError(f"the container {container.name} has ended")
+            health = (found.health or Health()).after(probe, check, found.started)
+            self._write(replace(found, health=health))
+        return health
 
     def release(self, name: str, exit_status: int | None = None) -> Container | None:
         """Free the container; an ephemeral one is removed, and returned."""

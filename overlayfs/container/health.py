@@ -21,8 +21,8 @@ _NOTHING: Final = HealthConfig()
 _DEFAULT_NS: Final = 30_000_000_000
 _RETRIES: Final = 3
 _KEPT: Final = 5
+# a second and a day: the shortest interval and timeout, and the longest of all durations, that an image can ask for
 _LEAST_NS, _MOST_NS = 1_000_000_000, 86_400_000_000_000
-"""The shortest and the longest interval and timeout that an image can ask for: a second and a day."""
 
 
 class Probe(Struct, frozen=True):
@@ -75,13 +75,13 @@ def check_of(given: HealthConfig | None, of_image: HealthConfig | None) -> Healt
         test,
         _within(given.interval or of_image.interval or _DEFAULT_NS),
         _within(given.timeout or of_image.timeout or _DEFAULT_NS),
-        given.start_period or of_image.start_period,
+        _within(given.start_period or of_image.start_period, least_ns=0),
         given.retries or (of_image.retries if of_image.retries > 0 else _RETRIES),
     )
 
 
-def _within(duration_ns: int) -> int:
-    return min(max(duration_ns, _LEAST_NS), _MOST_NS)
+def _within(duration_ns: int, least_ns: int = _LEAST_NS) -> int:
+    return min(max(duration_ns, least_ns), _MOST_NS)
 
 
 def command_of_check(check: HealthConfig, shell: Sequence[str]) -> tuple[str, ...]:

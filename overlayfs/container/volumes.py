@@ -72,8 +72,7 @@ class Volumes:
 
     def create(self, name: str, labels: Mapping[str, str]) -> None:
         """Make a volume, unless it is there. Raises InvalidError for a bad name."""
-        if not _NAME.fullmatch(name):
-            raise InvalidError(f"{name[:128]!r} is no name for a volume: letters, digits, _ . and -")
+        _check_name(name)
         if self._read(name) is not None:
             return
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -132,13 +131,18 @@ def places_in(settings: Settings) -> dict[str, str]:
     return {posixpath.normpath("/" + place.lstrip("/")): name for place, name in found.items()}
 
 
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidError(f"{name[:128]!r} is no name for a volume: letters, digits, _ . and -")
+
+
 def _is_named(text: str) -> bool:
     source = text.partition(":")[0]
     return "/" not in source and source not in (".", "..", "") and ":" in text
 
 
 def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
-    """The mounts that the options describe; named volumes that are missing are made. Raises ImageError."""
+    """The mounts that the options describe; named volumes may be missing. Raises ImageError."""
     named: dict[str, str] = {}
     found: list[Volume] = []
     tmpfs = [tmpfs_of(text) for text in settings.tmpfs]
@@ -161,10 +165,18 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
         if is_volume:
             named[found[-1].target] = options["source"]
     check_distinct([*(volume.target for volume in found), *(one.target for one in tmpfs)])
-    for name in named.values():  # once nothing is refused any more
-        volumes.create(name, {})
+    for name in named.values():
+        _check_name(name)
     found.sort(key=lambda volume: volume.target.count("/"))  # one within the target of another comes after it
     return Mounts(tuple(found), tuple(tmpfs), named)
+
+
+def made_mounts(settings: Settings, volumes: Volumes) -> Mounts:
+    """The mounts that the options describe; named volumes that are missing are made. Raises ImageError."""
+    mounts = mounts_of(settings, volumes)
+    for name in mounts.named.values():
+        volumes.create(name, {})
+    return mounts
 
 
 def options_of(text: str) -> dict[str, str]:
@@ -208,7 +220,7 @@ def inherited(settings: Settings, containers: Containers) -> Settings:
         other = containers.find(name).settings
         volumes += [_made_read_only(one) if mode == "ro" else one for one in other.volumes]
         mounts += [f"{one},readonly" if mode == "ro" else one for one in other.mounts]
-        anonymous += other.anonymous
+        anonymous += [name for name in other.anonymous if name in places_in(other).values()]
     if not settings.volumes_from:
         return settings
     return replace(settings, volumes=volumes, mounts=mounts, anonymous=anonymous, volumes_from=[])

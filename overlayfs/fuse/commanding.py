@@ -24,6 +24,7 @@ SNAPSHOT_XATTR: Final = b"user.overlayfs.snapshot"
 ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
 UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
+COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR)
 ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001

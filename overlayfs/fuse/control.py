@@ -27,12 +27,11 @@ from overlayfs._typing import Final
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
 from . import abi
-from .commanding import DROP_XATTR, ROLLBACK_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
+from .commanding import COMMANDS, DROP_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
 
 log = Log(__name__)
 
-_COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR)
 _QUESTIONS: Final = (SNAPSHOT_XATTR, ROLLED_BACK_XATTR)
 
 
@@ -48,7 +47,7 @@ class Control:
         self._telling = 0
 
     def is_command(self, node: int, name: bytes) -> bool:
-        return node == ROOT and name in _COMMANDS
+        return node == ROOT and name in COMMANDS
 
     def is_question(self, node: int, name: bytes) -> bool:
         return node == ROOT and name in _QUESTIONS

@@ -484,6 +484,8 @@ def test_an_archive_of_a_url_is_unpacked_if_asked_for(site: Site, tmp_path: Path
         ("FROM small\nRUN --mount=type=none true\n", "Dockerfile:2: --mount: unknown type 'none'"),
         ("FROM small\nCOPY --from=1 a /x\nFROM small\nFROM small\n", None),
         ("FROM small\nHEALTHCHECK --retries=x CMD y\n", "Dockerfile:2:1: --retries=x is no number"),
+        (f"FROM small\nHEALTHCHECK --retries={'9' * 5000} CMD y\n", "Dockerfile:2:1: --retries=9999"),
+        (f"FROM small\nHEALTHCHECK --timeout={'9' * 400}s CMD y\n", "Dockerfile:2:1: --timeout=9999"),
     ],
 )
 def test_errors_name_their_place(site: Site, text: str, message: str | None) -> None:

@@ -49,5 +49,12 @@ def test_other_templates_are_refused(template: str, why: str) -> None:
         filled(template, DOCUMENT)
 
 
+def test_control_characters_of_values_are_escaped() -> None:
+    hostile = {"Labels": {"\x1b[2J": "a\x1b[31m\nb"}, "Name": "\x9b1m"}
+    assert filled("{{.Labels}} {{.Name}}", hostile) == r"map[\x1b[2J:a\x1b[31m\nb] \x9b1m"
+    with pytest.raises(InvalidError, match=r"there are \.\\x1b\[2J$"):
+        filled("{{.Labels.missing}}", hostile)
+
+
 def test_escapes_of_the_template_are_not_those_of_values() -> None:
     assert filled(r"{{.Id}}\n", {"Id": r"a\tb"}) == "a\\tb\n"

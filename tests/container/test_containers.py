@@ -12,8 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from overlayfs.container.containers import RECORD, Container, Containers
+from overlayfs.container.health import Probe
 from overlayfs.image.oci.digest import Digest
-from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.documents import HealthConfig, RunConfig
 from overlayfs.image.oci.errors import InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.missing_layers import unpack_image
@@ -179,6 +180,20 @@ def test_released_container_is_free(containers: Containers, image: Image) -> Non
     containers.release("box", 7)
     found = containers.find("box")
     assert not found.is_in_use and found.exit_status == 7
+
+
+def test_check_of_an_earlier_run_is_not_noted(
+    containers: Containers, image: Image, box: Container, other: subprocess.Popen[bytes]
+) -> None:
+    probe, check = Probe(1, 2, 1, ""), HealthConfig(["CMD", "a"], retries=1)
+    first = containers.claim("box", image)
+    assert containers.note_probe(first, probe, check) == containers.find("box").health
+    have_other_use(containers, "box", other)
+    with pytest.raises(InvalidError, match="box has ended"):
+        containers.note_probe(first, probe, check)
+    containers.release("box")
+    with pytest.raises(InvalidError, match="box has ended"):
+        containers.note_probe(first, probe, check)
 
 
 def test_ephemeral_container_goes_with_its_release(containers: Containers, image: Image, keys: list[Digest]) -> None:

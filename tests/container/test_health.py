@@ -47,7 +47,8 @@ def test_options_stand_over_the_image_and_defaults_below_it() -> None:
 def test_image_cannot_ask_for_a_check_without_pause() -> None:
     hostile = HealthConfig(["CMD", "a"], 1, -5, 0, -1)
     assert check_of(None, hostile) == HealthConfig(["CMD", "a"], SECOND, SECOND, 0, 3)
-    assert check_of(None, HealthConfig(["CMD", "a"], 1 << 80)) == HealthConfig(["CMD", "a"], DAY, 30 * SECOND, 0, 3)
+    endless = HealthConfig(["CMD", "a"], 1 << 80, start_period=10**400)
+    assert check_of(None, endless) == HealthConfig(["CMD", "a"], DAY, 30 * SECOND, DAY, 3)
 
 
 def test_command_is_run_by_the_shell_of_the_image() -> None:
@@ -60,6 +61,12 @@ def test_command_is_run_by_the_shell_of_the_image() -> None:
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
-    for durations, retries, is_off in (({"interval": "5"}, 0, False), ({}, -1, False), ({"timeout": "1s"}, 0, True)):
+    for durations, retries, is_off in (
+        ({"interval": "5"}, 0, False),
+        ({"interval": "9" * 400 + "s"}, 0, False),
+        ({"start-period": f"{1 << 63}ns"}, 0, False),
+        ({}, -1, False),
+        ({"timeout": "1s"}, 0, True),
+    ):
         with pytest.raises(InvalidError):
             given_health("", durations, retries, is_off=is_off)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,6 +11,7 @@ from ...image.oci.errors import InvalidError
 from ...image.oci.instructions import json_list
 from .parser import Instruction
 
+_COUNT: Final = re.compile(r"[0-9]{1,9}")
 _MEMBERS: Final[Mapping[str, str]] = {
     "interval": "Interval",
     "timeout": "Timeout",
@@ -32,8 +34,8 @@ def healthcheck(instruction: Instruction) -> dict[str, object]:
         if (text := instruction.flag(flag)) is not None:
             checked[member] = nanoseconds(flag, text)
     if (text := instruction.flag("retries")) is not None:
-        if not (text.isascii() and text.isdigit()):
-            raise InvalidError(f"--retries={text} is no number")
+        if not _COUNT.fullmatch(text):
+            raise InvalidError(f"--retries={text[:40]} is no number of at most 9 digits")
         checked["Retries"] = int(text)
     return checked
 

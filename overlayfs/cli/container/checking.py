@@ -51,12 +51,7 @@ def check(store_directory: Path | None, name: str) -> Health:
     request = ExecRequest(container.name, command_of_check(found, config.shell))
     probe = _probe(bundle_of(path, container), request, found.timeout / 1e9)
     with Store.open(store_directory) as store:
-        now = Containers(store).find(container.name)
-        if now.process != container.process:
-            raise InvalidError(f"the container {container.name} has ended")
-        health = (now.health or Health()).after(probe, found, now.started)
-        Containers(store).change(container.name, health=health)
-    return health
+        return Containers(store).note_probe(container, probe, found)
 
 
 def _probe(bundle: Path, request: ExecRequest, timeout_s: float) -> Probe:

@@ -24,7 +24,7 @@ from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.spec import fields, parts
 from overlayfs.container.spec.settings import NO_SETTINGS, Settings
 from overlayfs.container.supervise import launch
-from overlayfs.container.volumes import Volumes, inherited, mounts_of
+from overlayfs.container.volumes import Volumes, inherited, made_mounts, mounts_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.store import Image, Store
@@ -83,6 +83,7 @@ def _create(request: RunRequest, store_directory: Path | None) -> int:
         if request.name is not None and Containers(store).directory(request.name).exists():
             raise InUseError(f"the name {request.name} is taken: choose another, or remove that container")
         container, _ = _make_or_claim(store, request)
+        made_mounts(container.settings, Volumes(store))
         Containers(store).change(container.name, process=None, started=0.0)
     print(container.id)
     return 0
@@ -165,7 +166,7 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
     is_there = request.name is not None and containers.directory(request.name).exists()
     before = containers.find(request.name).settings if request.name is not None and is_there else NO_SETTINGS
     settings = _kept(request.settings, containers, image, before)
-    mounts_of(settings, Volumes(store))
+    mounts_of(settings, Volumes(store))  # refused before a container is made
     if request.name is not None and is_there:
         if request.removes:
             raise InUseError(f"the container {request.name} exists already: leave out --rm to run in it again")

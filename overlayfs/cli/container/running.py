@@ -32,7 +32,7 @@ from overlayfs.container.spec.parts import Port, exposed_port, port_of
 from overlayfs.container.spec.settings import NONE, OF_CONTAINER, PRIVATE, Settings
 from overlayfs.container.supervise import stop
 from overlayfs.container.users import root_alone, with_groups
-from overlayfs.container.volumes import Mounts, Volumes, fill, mounts_of
+from overlayfs.container.volumes import Mounts, Volumes, fill, made_mounts
 from overlayfs.fuse.session import MountOptions
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.oci.errors import InvalidError
@@ -123,7 +123,7 @@ class Running(Struct, frozen=True):
 
     def _mounts(self) -> Mounts:
         with Store.open(self.store) as store:
-            return mounts_of(self.settings, Volumes(store))
+            return made_mounts(self.settings, Volumes(store))
 
     def _overlay(self) -> OverlayOptions:
         with Store.open(self.store) as store:

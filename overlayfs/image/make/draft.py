@@ -32,15 +32,16 @@ from .layer_blob import NewLayer
 
 _OF_A_CONTAINER: Final = ("container", "container_config", "docker_version", "id", "parent")
 """Members of docker's configurations that describe the container of the base image, not of the new one."""
-_RUN_MEMBERS: Final = tuple(member.encode_name for member in msgspec.structs.fields(RunConfig))
+# the check of `raw` counts: it has members that HealthConfig leaves out
+_RUN_MEMBERS: Final = {member.encode_name for member in msgspec.structs.fields(RunConfig)} - {"Healthcheck"}
 
 Raw = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Draft:
-    """`raw` is the whole configuration, with a history entry for each layer; the known members of its `config` are
-    those of `config`, which may be replaced, and get into it when it is written."""
+    """`raw` is the whole configuration, with a history entry for each layer; the known members of its `config` but
+    the health check are those of `config`, which may be replaced, and get into it when it is written."""
 
     raw: Raw
     layers: list[Descriptor]

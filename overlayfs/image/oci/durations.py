@@ -10,6 +10,7 @@ from .errors import InvalidError
 
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_MOST_NS: Final = 2**63 - 1  # Go's time.Duration
 _NS: Final[Mapping[str, int]] = {
     "ns": 1,
     "us": 1000,
@@ -25,4 +26,7 @@ def nanoseconds(option: str, text: str) -> int:
     """The duration given to an option. Raises InvalidError."""
     if not _DURATION.fullmatch(text):
         raise InvalidError(f"--{option}={text} is no duration: 30s, 1m30s, 500ms")
-    return int(sum(float(number) * _NS[unit] for number, unit in _PART.findall(text)))
+    total = sum(float(number) * _NS[unit] for number, unit in _PART.findall(text))
+    if total > _MOST_NS:
+        raise InvalidError(f"--{option}={text[:40]} is too long: at most 292 years")
+    return int(total)

@@ -17,7 +17,6 @@ from overlayfs.container.containers import Containers
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
-from overlayfs.tree.mount_table import mount_entries
 from tests.cli.container.shop import Shop, await_that, descendants, is_alive
 from tests.cli.people import COMMAND
 from tests.container.small import image_of, small_image
@@ -40,16 +39,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         image_of(store, "labelled", config, {}, base=small)
     with Prepared() as prepared:
         yield Shop(path, prepared)
-
-
-@pytest.fixture
-def live(shop: Shop) -> Iterator[Shop]:
-    """No test leaves a container, a process or a mount behind."""
-    before = {entry.mount_id for entry in mount_entries()}
-    yield shop
-    for name in shop.names:
-        shop.run("rm", "--force", name)
-    assert {entry.mount_id for entry in mount_entries()} == before
 
 
 def log_of(shop: Shop, name: str, wanted: str) -> None:

@@ -29,13 +29,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield Shop(path, prepared)
 
 
-@pytest.fixture
-def live(shop: Shop) -> Iterator[Shop]:
-    yield shop
-    for name in shop.names:
-        shop.run("rm", "--force", name)
-
-
 def health_of(shop: Shop) -> Any:
     return json.loads(shop.run("inspect", "--format", "{{json .State.Health}}", "box"))
 

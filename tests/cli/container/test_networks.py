@@ -50,13 +50,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield Shop(path, prepared)
 
 
-@pytest.fixture
-def live(shop: Shop) -> Iterator[Shop]:
-    yield shop
-    for name in shop.names:
-        shop.run("rm", "--force", name)
-
-
 def served(shop: Shop, protocol: str, *options: str) -> int:
     """The host's port of a container `web` that serves port 80, by this machine's Python."""
     base = {sys.base_prefix, os.path.realpath(sys.executable), "/usr", "/lib", "/lib64"}

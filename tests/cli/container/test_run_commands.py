@@ -260,7 +260,7 @@ def test_killed_run_leaves_nothing_behind(clean: Shop, runtime: str) -> None:
         assert first_line(process) == "up"
         (row,) = clean.answer("ps")
         assert (row["name"], row["status"], row["pid"]) == ("box", "running", process.pid)
-        assert {entry.mount_id for entry in mount_entries()} == before
+        assert {entry.mount_id for entry in mount_entries()} <= before
         family = descendants(process.pid)
         assert len(family) >= 3
         process.kill()

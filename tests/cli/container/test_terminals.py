@@ -29,14 +29,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield Shop(path, prepared)
 
 
-@pytest.fixture
-def live(shop: Shop) -> Iterator[Shop]:
-    yield shop
-    for name in shop.names:
-        shop.call("rm", "--force", name)  # a passing one may be going by itself
-    await_that(lambda: shop.names == [])
-
-
 def shell(shop: Shop, way: str, *words: str, size: tuple[int, int] = (24, 80)) -> AbstractContextManager[Terminal]:
     """`sh` with these words on a terminal: in a container of its own by one of the runtimes, or in a running one."""
     if way != "exec":

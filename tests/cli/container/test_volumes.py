@@ -185,6 +185,22 @@ def test_anonymous_volume_given_by_its_name_is_kept(clean: Shop) -> None:
     assert clean.run("volume", "ls", "-q") == f"{name}\n"
 
 
+def test_anonymous_volume_that_is_not_mounted_any_more_goes_with_its_container(clean: Shop) -> None:
+    clean.run("run", "--name", "box", "-v", "/new", "small", "pwd")
+    clean.run("run", "--name", "box", "small", "pwd")
+    assert volumes_of(clean, "box") == {}
+    clean.run("rm", "-v", "box")
+    assert clean.run("volume", "ls", "-q") == ""
+
+
+def test_refused_run_makes_no_volume(clean: Shop) -> None:
+    clean.run("run", "-d", "--name", "box", "small", "sh", "-c", ENDLESS)
+    assert "is running" in clean.refuses("run", "--name", "box", "-v", "/new", "small", status=125)
+    assert "cannot both" in clean.refuses("run", "-v", "a:/a", "-v", "/a", "small", status=125)
+    assert "no name" in clean.refuses("run", "-v", "/new", "-v", "ü:/a", "small", status=125)
+    assert clean.run("volume", "ls", "-q") == "" and clean.names == ["box"]
+
+
 def test_mount_at_the_place_of_a_volume_of_the_image_replaces_it(clean: Shop, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     options = ("-v", f"{tmp_path}:/data", "--tmpfs", "/new/")

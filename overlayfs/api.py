@@ -58,6 +58,11 @@ class Mount:
         """
         commanding.roll_back(os.fsencode(self.path), snapshot, drop=drop)
 
+    def reset(self) -> None:
+        """Drop all changes, and all snapshots: the tree is that of the lower layers again. Files that are open are as
+        after `rollback`."""
+        commanding.reset(os.fsencode(self.path))
+
     def drop_snapshot(self, snapshot: str) -> None:
         """Drop a snapshot: the tree stays as it is, and nobody can go back there. Its layer is merged into the next."""
         commanding.drop_snapshot(os.fsencode(self.path), snapshot)

@@ -1,4 +1,4 @@
-"""How does a program have a live mount take a snapshot, or go back to one?
+"""How does a program have a live mount take a snapshot, go back to one, or drop all changes?
 
 Neighbour: control, the daemon's part. The kernel's dirty pages are written first, of mappings too: they are part of the
 tree at that moment. A refusal is a MountError of one line.
@@ -24,7 +24,8 @@ SNAPSHOT_XATTR: Final = b"user.overlayfs.snapshot"
 ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
 UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
-COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR)
+RESET_XATTR: Final = b"user.overlayfs.reset"
+COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR)
 ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
@@ -41,8 +42,17 @@ def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:
 
     With `drop` the snapshot is dropped, too, unless a fork uses it.
     """
+    _go_back(mountpoint, UNDO_XATTR if drop else ROLLBACK_XATTR, name)
+
+
+def reset(mountpoint: bytes) -> None:
+    """Drop all changes and snapshots; otherwise as `roll_back`."""
+    _go_back(mountpoint, RESET_XATTR, "")
+
+
+def _go_back(mountpoint: bytes, command: bytes, name: str) -> None:
     _refuse_while_in_use(os.path.realpath(mountpoint))
-    _command(mountpoint, UNDO_XATTR if drop else ROLLBACK_XATTR, name)
+    _command(mountpoint, command, name)
     deadline = time.monotonic() + _PATIENCE_S
     while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
         _pause(deadline, mountpoint)

@@ -26,8 +26,9 @@ from overlayfs._typing import Final
 
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
+from ..overlay.state import Changed
 from . import abi
-from .commanding import COMMANDS, DROP_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
+from .commanding import COMMANDS, DROP_XATTR, RESET_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
 
 log = Log(__name__)
@@ -79,13 +80,14 @@ class Control:
         elif name == DROP_XATTR:
             log.info("snapshot %s dropped", self._overlay.drop_snapshot(snapshot))
             self.remove_waste()
+        elif name == RESET_XATTR:
+            self._forget("reset", self._overlay.reset())
         else:
-            self._roll_back(snapshot, drop=name == UNDO_XATTR)
+            found, changed = self._overlay.roll_back(snapshot, drop=name == UNDO_XATTR)
+            self._forget(f"rolled back to snapshot {found}", changed)
 
-    def _roll_back(self, name: str, *, drop: bool) -> None:
-        found, changed = self._overlay.roll_back(name, drop=drop)
-        counts = len(changed.inodes), len(changed.names)
-        log.info("rolled back to snapshot %s: %d inodes and %d names changed", found, *counts)
+    def _forget(self, what: str, changed: Changed) -> None:
+        log.info("%s: %d inodes and %d names changed", what, len(changed.inodes), len(changed.names))
         device_fd = self.device_fd()
         names = [*changed.gone, *(() if _begin_epoch(device_fd) else changed.names)]
         self._telling += 1

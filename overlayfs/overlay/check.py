@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from . import opening
+from . import history, opening
 from .check_upper import check_upper
 from .check_workdir import check_workdir
 from .claim import claim
 from .findings import Finding, Found
 from .layer import UPPER_INDEX, Layer, open_layer
+from .options import MountError
 
 
 def check(upper: bytes, work: bytes, repair: bool, prefix: bytes | None = None) -> list[Finding]:
@@ -43,7 +44,16 @@ def _open(option: str, path: bytes, stack: ExitStack) -> Layer:
 
 def _examine(upper: Layer, work: Layer) -> Iterator[Found]:
     yield from check_workdir(work.root_fd)
-    yield from check_upper(upper.root_fd, upper.spelling)
+    if not _is_void(work):
+        yield from check_upper(upper.root_fd, upper.spelling)
+
+
+def _is_void(work: Layer) -> bool:
+    """Whether a reset dropped what is in the upper, and the next mount removes it."""
+    try:
+        return history.has_lost_upperdir(work.root_fd)
+    except MountError:  # which is a finding of check_workdir
+        return False
 
 
 def _settle(found: Found, repair: bool) -> Finding:

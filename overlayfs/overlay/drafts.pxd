@@ -60,7 +60,7 @@ cpdef int work_fd_of(State state) except -1
 cpdef bint removed_from_work(int work_fd, bytes name) except -1
 cpdef remove(int dir_fd, bytes name)
 cpdef remove_directory(int dir_fd, bytes name)
-cdef _empty(int fd)
+cpdef remove_content(int fd)
 cdef int _flatten(int fd, bytes name, int serial) except -1
 cpdef note_changed(State state, Directory directory)
 @cython.locals(directory=Directory)

@@ -243,13 +243,13 @@ def remove_directory(dir_fd: int, name: bytes) -> None:
             raise
     fd = access.open_at(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        _empty(fd)
+        remove_content(fd)
     finally:
         os.close(fd)
     access.rmdir(dir_fd, name)
 
 
-def _empty(fd: int) -> None:
+def remove_content(fd: int) -> None:
     """Remove everything in the directory: what is nested is first moved up, so that nothing grows with the depth."""
     serial = 0
     while True:

@@ -141,6 +141,13 @@ class Overlay:
         self._refuse_while_changing()
         return snapshots.undo(self.state, name) if drop else snapshots.roll_back(self.state, name)
 
+    def reset(self) -> Changed:
+        """Go back to the tree without changes, as `snapshots.reset`; otherwise as `snapshot`."""
+        from . import snapshots
+
+        self._refuse_while_changing()
+        return snapshots.reset(self.state)
+
     def drop_snapshot(self, name: str = "") -> str:
         """Drop a snapshot, as `dropping.drop`; otherwise as `snapshot`."""
         from . import dropping

@@ -26,12 +26,12 @@ def make(upper: bytes, work: bytes, snapshot: str, prefix: bytes) -> bytes:
     prefix. OSError, with nothing left; MountError where there is no such snapshot."""
     entries = _up_to(history.entries_of(work), snapshot)
     shared = [entry.as_shared(upper, work) for entry in entries]
-    for entry in shared:
-        forks.let_share(os.fsencode(entry.directory))
+    home = forks.home_of(os.fsencode(shared[0].directory))
+    for directory in (home, *(os.fsencode(entry.directory) for entry in shared)):
+        forks.let_share(directory)
     if _up_to(history.entries_of(work), snapshot) != entries:  # a layer may have been let change just before
         raise MountError(f"snapshot {snapshot} has just been dropped")
-    lowest = os.fsencode(shared[0].directory)  # the workdir of the first mount, where this one is itself a fork
-    made = os.path.join(lowest, history.DIRECTORY, forks.PREFIX + secrets.token_hex(8).encode())
+    made = os.path.join(home, history.DIRECTORY, forks.PREFIX + secrets.token_hex(8).encode())
     os.mkdir(made, 0o700)
     try:
         _make_workdir(os.path.join(made, WORK), shared)

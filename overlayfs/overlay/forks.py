@@ -2,8 +2,8 @@
 
 A fork is a mount of its own. Its lowest layers are those that snapshots made of another mount, and are shared with it.
 As long as it lives, however it ends, it holds a shared lock (flock(2)) on a file `overlayfs-forks` in the directory of
-each such layer (the workdir for the upperdir, see history), and in its own workdir. Who removes or changes a layer
-holds that lock alone.
+each such layer (the workdir for the upperdir, see history), and in both workdirs. Who removes or changes a layer holds
+that lock alone.
 
 A fork keeps its changes in overlayfs-snapshots/fork-X/upper, with the workdir beside it, of the workdir of the mount
 that it was made from (that was no fork): on the same filesystem, and where the next mount removes what a killed one
@@ -23,12 +23,20 @@ from overlayfs._typing import Final
 
 from ..tree import syscalls
 
+DIRECTORY: Final = b"overlayfs-snapshots"
 FILE: Final = b"overlayfs-forks"
 PREFIX: Final = b"fork-"
 WORK: Final = b"work"
 _OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def home_of(directory: bytes) -> bytes:
+    """The workdir of the first mount, by the directory of the lowest layer that a fork uses."""
+    above, name = os.path.split(directory)
+    work, inside = os.path.split(above)
+    return work if inside == DIRECTORY and name.isdigit() else directory
 
 
 def let_share(directory: bytes) -> None:

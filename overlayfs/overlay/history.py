@@ -17,6 +17,9 @@ The lowest layers of a fork (see forks) are those of the mount that it was made 
 Their entries have one member more, "upper", the absolute path of the layer; D is then that of the directory with the
 layer's index, and "version" is at least 2 instead of 1.
 
+A reset drops all layers, the upperdir too: where `stack` does not name that, and the mount is no fork, "version" is 4.
+What is in the upperdir, and in `index` and `overlayfs-links` of the workdir, is a leftover then.
+
 For a mount without snapshots none of this exists, and the upperdir holds all changes.
 """
 
@@ -36,11 +39,12 @@ from . import drafts, forks
 from .options import MountError
 from .state import Held, State
 
-DIRECTORY: Final = b"overlayfs-snapshots"
+DIRECTORY: Final = forks.DIRECTORY
 GUARD: Final = b"overlayfs-snapshots"  # in work/incompat
 UPPER: Final = b"upper"
 LINKS: Final = b"overlayfs-links"
 LONGEST_NAME: Final = 64
+_INDEX: Final = b"index"
 _STACK: Final = b"stack"
 _NEW_STACK: Final = b"stack.new"
 _LONGEST_STACK: Final = 1 << 20
@@ -77,10 +81,12 @@ def check_name(name: str) -> None:
 
 
 class History(Held):
-    """The layers of one workdir. `fd` is its subdirectory, -1 where there is none yet; `work_fd` the workdir itself."""
+    """The layers of one workdir. `fd` is its subdirectory, -1 where there is none yet; `work_fd` the workdir itself;
+    `upperdir_fd` is that of a mount, which closes it."""
 
     def __init__(self, work_fd: int, fd: int, entries: Sequence[Entry]) -> None:
         self.work_fd = work_fd
+        self.upperdir_fd = -1
         self.fd = fd
         self._removing = allocate_lock()
         self._has_stopped = False
@@ -213,8 +219,25 @@ class History(Held):
         with self._removing:
             for name in directories if not self._has_stopped else ():
                 with drafts.afterwards():
-                    if not forks.remove(self.fd, os.fsencode(name)):
+                    if not (forks.remove(self.fd, os.fsencode(name)) if name else self._empty_upperdir()):
                         self.waste.append(name)
+
+    def _empty_upperdir(self) -> bool:
+        """Remove what the upperdir holds and its index, unless forks use it; whether they are gone."""
+        root_fd = access.open_at(self.upperdir_fd, b".", _OPEN)
+        try:
+            if not (os.listdir(root_fd) or {_INDEX, LINKS}.intersection(map(os.fsencode, os.listdir(self.work_fd)))):
+                return True
+            place = self.place_of(Entry(""))
+            with forks.alone(place) as is_alone:
+                if is_alone:
+                    forks.forbid(place)  # to one that was made of the layer, and is not mounted yet
+                    drafts.remove_content(root_fd)
+                    drafts.remove(self.work_fd, _INDEX)
+                    drafts.remove(self.work_fd, LINKS)
+            return is_alone
+        finally:
+            os.close(root_fd)
 
     def stop(self) -> None:
         with self._removing:
@@ -235,20 +258,41 @@ class History(Held):
     def remove_leftovers(self) -> None:
         """Remove whatever an unfinished snapshot or rollback left, and forks that were killed."""
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
+        if _lacks_upperdir(self.entries):
+            self.remove([""])
         used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
         self._last = max([self._last, *used])
 
 
 def _version(entries: Sequence[Entry]) -> int:
     """The least of the format that knows of such layers."""
+    if _lacks_upperdir(entries):
+        return 4
     if len(entries) < 2 or not all(entry.snapshot for entry in entries[:-1]):
         return 3
     return 2 if entries[0].upper else 1
 
 
+def _lacks_upperdir(entries: Sequence[Entry]) -> bool:
+    """Whether a reset has dropped the upperdir. That of a fork is removed with the fork."""
+    return bool(entries and entries[0].directory and not entries[0].upper)
+
+
 def _write_whole(fd: int, text: bytes) -> None:
     while text:
         text = text[os.write(fd, text) :]
+
+
+def has_lost_upperdir(work_fd: int) -> bool:
+    """Whether what is in the upperdir counts no more. MountError where `stack` is damaged."""
+    try:
+        fd = os.open(DIRECTORY, _OPEN, dir_fd=work_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        return _lacks_upperdir(_parse(fd))
+    finally:
+        os.close(fd)
 
 
 def new(work_fd: int) -> History:
@@ -332,10 +376,12 @@ def _entries(text: bytes) -> list[Entry]:
     if not text:
         return []
     members: Any = json.loads(text)
-    if members["version"] not in (1, 2, 3):
+    if members["version"] not in (1, 2, 3, 4):
         raise ValueError("a later version")
     found = [_entry(**member) for member in members["layers"]]
     _refuse_nonsense(found)
+    if _lacks_upperdir(found) != (members["version"] == 4):  # what is in the upperdir would be removed
+        raise ValueError("no upperdir")
     return found
 
 
@@ -353,10 +399,8 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
         is_number = entry.directory.isdecimal() and entry.directory.isascii() and not entry.directory.startswith("0")
         if at < lowest_own:
             is_layer = entry.directory.startswith("/") and entry.upper.startswith("/")
-        elif at == lowest_own:
-            is_layer = not entry.directory or (is_number and lowest_own > 0)
         else:
-            is_layer = is_number
+            is_layer = is_number or (at == lowest_own and not entry.directory)
         if not is_layer:
             raise ValueError("not a layer")
     names = [entry.snapshot for entry in entries if entry.snapshot is not None]

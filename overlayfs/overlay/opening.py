@@ -194,6 +194,8 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
         return
     assert state.work_fd is not None
     undo.callback(os.close, stacked.fd)
+    assert state.upper is not None
+    stacked.upperdir_fd = state.upper.root_fd
     stacked.guard(state.work_fd)
     stacked.remove_leftovers()
     snapshots.resume(state, stacked, undo)

@@ -3,7 +3,8 @@
 A snapshot makes the upper the topmost of the read-only layers, and an empty directory takes its place (`history` says
 how that lies on disk). Nothing that the mount shows changes by it. A rollback drops the upper and the layers above the
 snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`. A
-rollback that drops the snapshot too goes on in the layer of that snapshot, which is what was the upper then.
+rollback that drops the snapshot too goes on in the layer of that snapshot, which is what was the upper then. A reset is
+a rollback to before the first layer, and drops all snapshots; the root of the tree keeps its owner, mode and xattrs.
 
 The rule for files that are open at such a moment: a descriptor belongs to its file, and not to a version of it.
 
@@ -73,6 +74,19 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
     return kept[-1].snapshot or "", _drop(state, fresh, at + 1, directories, lost_links)
 
 
+def reset(state: State) -> Changed:
+    """Go back to the lower layers alone, in a fork to the layers that it was made of; what the kernel has to forget.
+    Otherwise as `take`."""
+    present = history_of(state)
+    kept = tuple(entry for entry in present.entries if entry.upper)
+    lost_links = lost_links_of(present.open_links(kept[-1])) if kept else {}
+    fresh = _make(state, present, _upper(state), lost_links)
+    dropped = [entry.directory for entry in present.entries[len(kept) :]]
+    _publish(state, present, [*kept, fresh.entry], fresh)
+    directories = [directory for directory in dropped if directory or not kept]
+    return _drop(state, fresh, len(kept), directories, lost_links)
+
+
 def undo(state: State, name: str) -> tuple[str, Changed]:
     """Go back to a snapshot and drop it: its layer takes changes again. Otherwise as `roll_back`, which is what is done
     where that layer must stay as it is: a fork uses it, or it has the content of an open file that has no name."""
@@ -140,6 +154,7 @@ def history_of(state: State) -> History:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     if state.history is None:
         state.history = history.new(state.workdir_fd)
+        state.history.upperdir_fd = _upper(state).root_fd
     assert isinstance(state.history, History)
     return state.history
 
@@ -404,7 +419,7 @@ def _remover(state: State, numbers: Sequence[int], directories: Sequence[str]) -
     def remove() -> None:
         for number in numbers:
             layer = state.layers[number]
-            if layer.path == state.options.upper:  # of a fork: its descriptor has the lock
+            if layer.path == state.options.upper:  # its descriptor has the lock
                 continue
             os.close(layer.root_fd)
             state.layers[number] = layer._replace(root_fd=-1)
@@ -421,7 +436,8 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     """Have a state that was opened on the upperdir alone use all layers of a history. MountError where one is gone."""
     shared = [os.fsencode(entry.directory) for entry in present.entries if entry.upper]
     if shared:
-        present.locks = [_hold(directory, undo) for directory in (*shared, state.options.work or b"")]
+        used = (forks.home_of(shared[0]), *shared, state.options.work or b"")
+        present.locks = [_hold(directory, undo) for directory in dict.fromkeys(used)]
     layers = [_layer_of(state, present, entry, undo) for entry in present.entries]
     if shared:
         count = len(shared)

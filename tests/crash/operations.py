@@ -280,6 +280,13 @@ def roll_back(name: str, *, drop: bool = False) -> Step:
     return step
 
 
+def reset(overlay: Overlay) -> None:
+    """Drop all changes, and remove them."""
+    overlay.reset()
+    if (remove := overlay.take_waste()) is not None:
+        remove()
+
+
 def fork(name: str) -> Step:
     """Make all that a fork needs on disk; the next mount removes it."""
 

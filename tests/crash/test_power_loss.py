@@ -22,6 +22,7 @@ from .operations import (
     fork,
     mkdir,
     rename,
+    reset,
     rmdir,
     roll_back,
     set_xattr,
@@ -120,6 +121,7 @@ ACTS: dict[str, Act] = {
     "rollback past a snapshot": _names(
         "", unlink("big"), snapshot("a"), chmod("one", 0o600), snapshot("b"), mkdir("gone"), roll_back("a")
     ),
+    "reset": _names("", write("dir/file", b"new"), snapshot("a"), chmod("one", 0o600), reset, mkdir("fresh")),
     "fork": _names("dir", unlink("dir/file"), snapshot("a"), fork("a")),
 }
 COPYING = ("append to lower file", "overwrite lower file", "chmod lower file", "rename lower file")

@@ -9,7 +9,20 @@ import pytest
 from overlayfs.overlay import forking, forks
 from overlayfs.overlay.engine import Overlay
 
-from .operations import Operation, Step, chmod, fork, make_fork, mkdir, rename, roll_back, snapshot, unlink, write
+from .operations import (
+    Operation,
+    Step,
+    chmod,
+    fork,
+    make_fork,
+    mkdir,
+    rename,
+    reset,
+    roll_back,
+    snapshot,
+    unlink,
+    write,
+)
 from .sweep import Figures, Scene, Stage, error_points, opened, sampled, sweep_errors, sweep_kills
 from .trees import seen_through
 
@@ -42,6 +55,14 @@ OPERATIONS = {
     "rollback that drops hard links and a layer": _operation(
         *(chmod("one", 0o600), snapshot("a"), mkdir("x"), snapshot("b"), unlink("one"), roll_back("a", drop=True)),
         chmod("two", 0o640),
+    ),
+    "reset": _operation(
+        *(write("dir/file", b"new"), chmod("one", 0o600), rename("lowtree", "moved"), unlink("big"), reset),
+        *(mkdir("x"), chmod("one", 0o640)),
+    ),
+    "reset that drops snapshots": _operation(
+        *(unlink("one"), write("big", b"first"), snapshot("a"), mkdir("x"), snapshot("b"), unlink("big"), reset),
+        *(unlink("big"), reset, chmod("two", 0o640)),
     ),
     "drop": _operation(
         *(

@@ -18,6 +18,7 @@ import overlayfs
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import ChangeKind
+from overlayfs.overlay.check import check
 from tests.mounted.program import mounts_beneath
 from tests.mounted.stack import mount_program
 from tests.property.paths import unmount
@@ -288,6 +289,50 @@ def test_changes_between_snapshots(mounted: overlayfs.Mount) -> None:
     assert told(since="a") == {b"directory/inner": deleted, b"last": added}
     assert told("a", "b") == {b"directory/inner": deleted}
     assert told(since="b") == {b"last": added}
+
+
+def test_reset_leaves_the_lower_layers_alone(mounted: overlayfs.Mount, scratch: Path, lower: Path) -> None:
+    root = mounted.path
+    with (
+        (root / "file").open("r+b", buffering=0) as kept,
+        (root / "made").open("w+b", buffering=0) as made,
+        mmap.mmap(kept.fileno(), 0) as mapping,
+    ):
+        number = (root / "file").stat().st_ino
+        kept.write(b"changed")
+        mounted.snapshot("a")
+        made.write(b"made")
+        os.link(root / "one", root / "three")
+        (root / "two").write_text("changed")
+        (root / "directory").rename(root / "elsewhere")
+        mounted.reset()
+        assert sorted(os.listdir(root)) == ["directory", "file", "one", "two"]
+        assert (root / "file").stat().st_ino == number
+        assert os.pread(kept.fileno(), 99, 0) == mapping[:] == b"of the lower"
+        assert os.pread(made.fileno(), 99, 0) == b"made"
+        assert os.fstat(made.fileno()).st_nlink == 0
+        assert [((root / name).read_text(), (root / name).stat().st_nlink) for name in ("one", "two")] == [
+            ("linked", 2)
+        ] * 2
+        assert mounted.changes() == []
+        with pytest.raises(overlayfs.MountError, match="no snapshot a"):
+            mounted.rollback("a")
+        os.pwrite(kept.fileno(), b"OF", 0)
+    mounted.snapshot("b")
+    with mounted.fork() as fork:
+        (root / "directory/inner").write_text("later")
+        mounted.reset()
+        assert (fork.path / "file").read_text() == "OF the lower"
+        (fork.path / "one").unlink()
+        fork.reset()
+        assert ((fork.path / "file").read_text(), (fork.path / "one").read_text()) == ("OF the lower", "linked")
+    assert (root / "file").read_text() == "of the lower"
+    (root / "new").touch()
+    mounted.unmount()
+    with overlayfs.mount([lower], root, upper=scratch / "upper", work=scratch / "work"):
+        assert sorted(os.listdir(root)) == ["directory", "file", "new", "one", "two"]
+        assert os.listdir(scratch / "upper") == []
+    assert check(bytes(scratch / "upper"), bytes(scratch / "work"), repair=False) == []
 
 
 def test_transaction_is_undone_however_it_ends(mounted: overlayfs.Mount) -> None:

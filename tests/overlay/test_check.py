@@ -303,6 +303,18 @@ STACK = (
 )
 
 
+@pytest.mark.parametrize("version", [3, 4])
+def test_upperdir_counts_no_more_where_a_reset_dropped_it(tmp_path: Path, version: int) -> None:
+    """By its version alone: what is in the upperdir would be removed."""
+    stack = b'{"version": %d, "layers": [{"directory": "2", "snapshot": null, "taken_at": 0}]}' % version
+    below = "overlayfs-snapshots/"
+    work: Tree = {below + "stack": file(stack), below + "2/upper/f": file(b"kept")}
+    place = Place(tmp_path, {"d": opaque_dir(), "d/w": char(0, 0, 0)}, work)
+    problems = [problem for problem, _ in found(place.check())]
+    assert (Problem.FOREIGN_WORK in problems) == (version == 3)
+    assert len(problems) == (2 if version == 3 else 0)
+
+
 def test_layers_of_snapshots_are_known_and_what_no_stack_names_is_left_over(tmp_path: Path) -> None:
     below = "overlayfs-snapshots/"
     work: Tree = {

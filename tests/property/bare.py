@@ -261,7 +261,7 @@ class EngineTarget:
             if b"security.capability" in self.overlay.listxattr(found.ino):
                 self.overlay.removexattr(found.ino, b"security.capability")
             kept = found.mode & ~(stat.S_ISUID | (stat.S_ISGID if found.mode & stat.S_IXGRP else 0))
-            changes = AttributeChanges(mode=kept if stat.S_ISREG(found.mode) else None)
+            changes = AttributeChanges(mode=None if stat.S_ISDIR(found.mode) else kept)
         else:
             changes = AttributeChanges(uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
         self.overlay.setattr(found.ino, changes, self.caller)

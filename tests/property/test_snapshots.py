@@ -30,6 +30,7 @@ class SnapshotMachine(ThreeWays):
         super().__init__()
         self.kept: list[tuple[str, Path, dict[bytes, int]]] = []
         self.count = 0
+        self.first: tuple[Path, dict[bytes, int]] | None = None
 
     def openers(self) -> tuple[tuple[str, Opener], ...]:
         return (("ours", self.open_ours),)
@@ -42,6 +43,36 @@ class SnapshotMachine(ThreeWays):
 
     def drop(self, name: str) -> None:
         raise NotImplementedError
+
+    def drop_changes(self) -> None:
+        raise NotImplementedError
+
+    def _add(self, opener: Opener, places: list[Path]) -> None:
+        super()._add(opener, places)
+        self.first = self.base / "first", self.targets[-1].numbers()
+        subprocess.run(["cp", "-a", os.fsdecode(self.plain.root), self.first[0]], check=True)
+
+    @rule()
+    def reset(self) -> None:
+        """The root keeps what it has."""
+        assert self.first is not None
+        for number in sorted(self.open_numbers):
+            self._drop(number)
+        self.kept.clear()
+        self._note(step("reset"))
+        self.drop_changes()
+        root, (copy, numbers) = Path(os.fsdecode(self.plain.root)), self.first
+        st = root.stat()
+        subprocess.run(["find", root, "-mindepth", "1", "-delete"], check=True)
+        subprocess.run(["cp", "-a", copy, anew := self.base / "anew"], check=True)
+        for name in os.listdir(anew):
+            (anew / name).rename(root / name)
+        anew.rmdir()
+        os.utime(root, ns=(st.st_atime_ns, st.st_mtime_ns))
+        self.observe()
+        found = self.targets[-1].numbers()
+        if found != numbers:
+            self._diverge(f"inode numbers changed with the reset: {numbers} became {found}")
 
     @rule()
     def snapshot(self) -> None:
@@ -110,6 +141,9 @@ class EngineMachine(SnapshotMachine):
     def drop(self, name: str) -> None:
         self.ours.overlay.drop_snapshot(name)
 
+    def drop_changes(self) -> None:
+        self.ours.overlay.reset()
+
 
 class MountMachine(SnapshotMachine):
     options: tuple[str, ...] = ()
@@ -126,6 +160,9 @@ class MountMachine(SnapshotMachine):
 
     def drop(self, name: str) -> None:
         commanding.drop_snapshot(self.place, name)
+
+    def drop_changes(self) -> None:
+        commanding.reset(self.place)
 
 
 class MountWithoutLaneMachine(MountMachine):

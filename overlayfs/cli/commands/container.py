@@ -136,11 +136,14 @@ def rm(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Discard the changes of containers.")
+@app.command(short_help="Discard the changes of containers and mounts.")
 def reset(names: Names) -> None:
     """Discard all changes of containers, at once; the files are deleted in the background.
 
-    Exit status: 0 done, 1 one is in use or not there.
+    NAME may be a mountpoint, too: a mount, also one of a container, stays mounted, and drops its snapshots. Who has a
+    file open there sees it as it was without changes; a new one behaves as a deleted one.
+
+    Exit status: 0 done, 1 one is not there, or a program runs in its tree, and that one has not changed.
     """
     from overlayfs.cli.container.containers import reset as start_anew
 

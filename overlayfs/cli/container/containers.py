@@ -25,10 +25,12 @@ from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import send
 from overlayfs.container.live.status import status_of
+from overlayfs.fuse import commanding
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store, default_directory
 from overlayfs.overlay.changes import Comparison
+from overlayfs.overlay.options import MountError
 
 _PATIENCE_S: Final = 10.0
 _LONGEST_COMMAND: Final = 40
@@ -215,13 +217,16 @@ def rename(store_directory: Path | None, name: str, new: str) -> None:
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
-    """Discard the changes of containers; whether all were reset."""
+    """Discard the changes of containers and live mounts; whether all were reset."""
     left: list[Path] = []
 
     def one(store: Store, name: str) -> None:
         containers = Containers(store)
-        _refuse_mountpoint(name)
-        left.append(containers.reset(containers.find(name).name))
+        mountpoint = _live_mount(containers, name)
+        if mountpoint is None:
+            left.append(containers.reset(containers.find(name).name))
+        else:
+            commanding.reset(mountpoint)
 
     done = _each(store_directory, names, one)
     if left:
@@ -229,14 +234,13 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
     return done
 
 
-def _refuse_mountpoint(name: str) -> None:
-    entry = mount_at(resolve(os.fsencode(name))) if "/" in name else None
-    if entry is not None and is_ours(entry):
-        where = printable(entry.mountpoint)
-        raise CommandError(
-            f"{where} is a mount, not a container: `overlayfs rollback {where}` takes it to a snapshot; "
-            "to discard all changes, unmount it and empty its upper and workdir"
-        )
+def _live_mount(containers: Containers, name: str) -> bytes | None:
+    """The mountpoint that is named, or that of a container which is mounted for people to use."""
+    if "/" not in name:
+        container = containers.find(name)
+        name = container.mountpoint if container.is_in_use else ""
+    entry = mount_at(resolve(os.fsencode(name))) if name else None
+    return entry.mountpoint if entry is not None and is_ours(entry) else None
 
 
 def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
@@ -252,7 +256,7 @@ def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[St
         for name in names:
             try:
                 work(store, name)
-            except (CommandError, ImageError) as error:
+            except (CommandError, ImageError, MountError) as error:
                 print(f"overlayfs: {error}", file=sys.stderr)
                 done = False
     return done

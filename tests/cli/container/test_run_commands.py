@@ -377,9 +377,12 @@ def test_named_container_is_mounted_and_run_in_turn(clean: Shop, mountpoint: Pat
     clean.run("mount", "small", mountpoint, "--rw", "--name", "box")
     (mountpoint / "new").write_text("from the mount\n")
     assert f"box is mounted on {mountpoint}" in clean.refuses("run", "--name", "box", "small", status=125)
-    assert f"box is mounted on {mountpoint}" in clean.refuses("reset", "box")
+    clean.run("reset", "box")
+    assert not (mountpoint / "new").exists()
+    (mountpoint / "new").write_text("since the reset\n")
+    assert clean.run("diff", "box") == "A /new\n"
     clean.run("umount", mountpoint)
-    assert clean.run("run", "--name", "box", "small", "cat", "/new") == "from the mount\n"
+    assert clean.run("run", "--name", "box", "small", "cat", "/new") == "since the reset\n"
     clean.run("mount", "small", mountpoint, "--rw", "--name", "box")
     clean.run("rm", "--force", "box")
     assert clean.names == [] and mount_at(os.fsencode(mountpoint)) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,8 +138,23 @@ def test_mount_without_snapshots_has_none_to_compare(site: Site) -> None:
     assert refusal("diff", site.mountpoint, "--from", "a") == "overlayfs: there is no snapshot 'a'\n"
 
 
-def test_reset_of_a_mount_speaks_of_rollback(mounted: Site, store: Path) -> None:
-    assert f"`overlayfs rollback {mounted.mountpoint}`" in refusal("--store", store, "reset", mounted.mountpoint)
+def test_reset_of_a_live_mount_drops_changes_and_snapshots(mounted: Site, store: Path) -> None:
+    run("--store", store, "reset", mounted.mountpoint)
+    assert (diff(mounted), answer("snapshots", mounted.mountpoint)) == ([], [])
+    assert (mounted.mountpoint / "etc/a").read_bytes() == b"a"
+    (mounted.mountpoint / "etc/d").touch()
+    assert diff(mounted) == ["A /etc/d"]
+
+
+def test_reset_says_who_runs_in_the_tree(mounted: Site, store: Path) -> None:
+    python = "import os,sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", python, str(mounted.mountpoint)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        told = refusal("--store", store, "reset", mounted.mountpoint)
+        assert f"process {process.pid} (" in told and "runs in the tree; stop it first" in told
+        process.stdin.close()
     assert diff(mounted) == ["M /etc/a", "D /etc/b", "A /etc/c"]
 
 

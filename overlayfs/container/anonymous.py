@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -84,7 +84,7 @@ def release(store: Store, name: str, exit_status: int | None = None) -> None:
         remove(store, removed)
 
 
-def sweep(store: Store) -> None:
+def sweep(store: Store, among: Sequence[Container] | None = None) -> None:
     """Remove the ephemeral containers whose process was killed, with their anonymous volumes."""
-    for container in Containers(store).sweep():
+    for container in Containers(store).sweep(among):
         remove(store, container)

@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 RECORD: Final = "container.json"
 UPPER: Final = "upper"
 WORK: Final = "work"
+BUNDLE: Final = "bundle"
+"""Files of the runtime: there while a program runs, or may still do so because its run was killed."""
 _PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
@@ -281,10 +283,14 @@ class Containers:
                     return released
         return None
 
-    def release_left(self, container: Container) -> None:
-        """Free a container whose process was killed, unless another process has claimed it since."""
+    @contextmanager
+    def left(self, container: Container) -> Iterator[bool]:
+        """A block to clean up after a process that was killed, before anybody uses or removes the container; False
+        where somebody has done so since. The container is free at its end. Raises NotFoundError."""
         with self._locked(container.name) as found:
-            if found.process == container.process:
+            is_left = (found.id, found.process) == (container.id, container.process)
+            yield is_left
+            if is_left:
                 self._write(replace(found, process=None, ended=found.ended or time.time(), ports=[]))
 
     def reset(self, name: str) -> Path:
@@ -298,10 +304,13 @@ class Containers:
             _exchange(fresh, self.directory(name))
         return fresh
 
-    def take_away(self, name: str) -> Path:
-        """Remove a container atomically; its renamed directory, for the caller to remove. Raises InUseError."""
+    def take_away(self, name: str, wanted: Container | None = None) -> Path:
+        """Remove a container atomically, if it is the `wanted` one; its renamed directory, for the caller to remove.
+        Raises InUseError, NotFoundError."""
         with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
+            if wanted is not None and container.id != wanted.id:
+                raise NotFoundError(f"the container {name} is another one now")
             away = self._store.stage.new_name()
             self.directory(name).rename(away)
         return away
@@ -316,13 +325,15 @@ class Containers:
             self.directory(name).rename(self.directory(new))
             self._write(replace(container, name=new))
 
-    def sweep(self) -> list[Container]:
-        """Remove the ephemeral containers whose process was killed, and return them."""
+    def sweep(self, among: Sequence[Container] | None = None) -> list[Container]:
+        """Remove the ephemeral containers whose process was killed, and return them; those with a program that may
+        still run stay, see `left`."""
         removed = []
-        for container in self.listed():
-            if container.is_ephemeral and container.started and not container.is_in_use:
+        for container in self.listed() if among is None else among:
+            is_over = container.is_ephemeral and container.started and not container.is_in_use
+            if is_over and not (self.directory(container.name) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container.name))
+                    remove_tree(self.take_away(container.name, container))
                     removed.append(container)
         return removed
 

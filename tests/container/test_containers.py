@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from overlayfs.container.containers import RECORD, Container, Containers
+from overlayfs.container.containers import BUNDLE, RECORD, Container, Containers
 from overlayfs.container.health import Probe
 from overlayfs.image.oci.digest import Digest
 from overlayfs.image.oci.documents import HealthConfig, RunConfig
@@ -213,6 +214,44 @@ def test_ephemeral_container_of_a_killed_process_is_swept(
     end(other)
     containers.sweep()
     assert [one.name for one in containers.listed()] == ["box"]
+
+
+def test_container_whose_program_may_still_run_is_not_swept_before_it_is_stopped(
+    containers: Containers, image: Image, keys: list[Digest], other: subprocess.Popen[bytes]
+) -> None:
+    containers.create("passing", image, keys, is_ephemeral=True)
+    have_other_use(containers, "passing", other)
+    bundle = containers.directory("passing") / BUNDLE
+    bundle.mkdir()
+    end(other)
+    assert containers.sweep() == []
+    with containers.left(containers.find("passing")) as is_left:
+        assert is_left
+        bundle.rmdir()
+    assert [one.name for one in containers.sweep()] == ["passing"]
+
+
+def test_only_one_process_cleans_up_and_no_container_that_came_after(
+    containers: Containers, image: Image, keys: list[Digest], box: Container, other: subprocess.Popen[bytes]
+) -> None:
+    have_other_use(containers, "box", other)
+    killed = containers.find("box")
+    end(other)
+    fd = os.open(containers.directory("box"), os.O_RDONLY)
+    with containers.left(killed) as is_left:
+        assert is_left
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+    with containers.left(killed) as is_left:
+        assert not is_left
+    remove_tree(containers.take_away("box"))
+    after = containers.create("box", image, keys)
+    with containers.left(killed) as is_left:
+        assert not is_left
+    with pytest.raises(NotFoundError, match="another one"):
+        containers.take_away("box", killed)
+    assert containers.find("box") == after
 
 
 # -- reset and removal

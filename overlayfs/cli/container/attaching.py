@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs.cli.container.running import BUNDLE, LOG, STATUS
-from overlayfs.container.containers import Container, Containers
+from overlayfs.cli.container.running import LOG, STATUS
+from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live import logs
 from overlayfs.container.live.attach import Ended, connect, pass_through
 from overlayfs.container.live.signals import Ends, send

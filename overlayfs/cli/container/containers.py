@@ -15,14 +15,13 @@ from typing import Any, Final
 
 from overlayfs.cli.background import leave_behind, wait_until_ended
 from overlayfs.cli.container.leftovers import sweep
-from overlayfs.cli.container.running import BUNDLE
 from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
 from overlayfs.cli.template import filled
 from overlayfs.container import anonymous
-from overlayfs.container.containers import Container, Containers
+from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live.signals import send
 from overlayfs.container.live.status import status_of
 from overlayfs.fuse import commanding

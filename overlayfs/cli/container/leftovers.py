@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from overlayfs.cli.container.running import BUNDLE
 from overlayfs.container import anonymous
-from overlayfs.container.containers import Containers
+from overlayfs.container.containers import BUNDLE, Containers
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.supervise import stop_runc
 from overlayfs.image.oci.errors import InUseError, NotFoundError
@@ -24,9 +23,10 @@ def sweep(store: Store) -> None:
         bundle = containers.directory(container.name) / BUNDLE
         if container.process is None or container.is_in_use or not bundle.exists():
             continue
-        with suppress(NotFoundError, InUseError):  # somebody else does it, or runc is not there any more
-            _, runc = find_runtime(Kind.RUNC, has_terminal=False)
-            stop_runc(runc, bundle, container.name)
-            remove_tree(bundle)
-            containers.release_left(container)
+        with suppress(NotFoundError, InUseError), containers.left(container) as is_left:
+            if is_left:  # else somebody has done it
+                with suppress(NotFoundError):  # without runc, no program of it is there
+                    _, runc = find_runtime(Kind.RUNC, has_terminal=False)
+                    stop_runc(runc, bundle, container.name)
+                remove_tree(bundle)
     anonymous.sweep(store)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from overlayfs.cli.background import leave_behind
 from overlayfs.container import anonymous
 from overlayfs.container.child_mount import ChildMount
-from overlayfs.container.containers import ROOT, Container, Containers
+from overlayfs.container.containers import BUNDLE, ROOT, Container, Containers
 from overlayfs.container.foreign_mounts import Needed
 from overlayfs.container.live import names
 from overlayfs.container.mountpoints import Mountpoints
@@ -35,13 +35,12 @@ from overlayfs.container.users import root_alone, with_groups
 from overlayfs.container.volumes import Mounts, Volumes, fill, made_mounts
 from overlayfs.fuse.session import MountOptions
 from overlayfs.image.oci.documents import RunConfig
-from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 from overlayfs.overlay.options import FsyncPolicy, OverlayOptions
 from overlayfs.tree.syscalls import mount, unmount
 
-BUNDLE: Final = "bundle"
 LOG: Final = "log"
 STATUS: Final = "status"
 """A file of the container with the exit status of its last run, which those who wait hold open."""
@@ -248,17 +247,21 @@ class Running(Struct, frozen=True):
     def _clean_up(self) -> None:
         if not self.root.exists():
             return
-        with Store.open(self.store) as store:
-            left = Containers(store).find(self.container.name)
-        if left.process == self.container.process:  # otherwise it ended normally
-            stop(self.kind, self.program, self.bundle, self.container.name)
-            self.end(None)
+        with suppress(NotFoundError), Store.open(self.store) as store:
+            with Containers(store).left(self.container) as is_left:
+                if is_left:  # otherwise it ended normally
+                    stop(self.kind, self.program, self.bundle, self.container.name)
+                    self._forget(None)
+            anonymous.sweep(store, [self.container])
 
-    def end(self, status: int | None) -> None:
-        """Give the container up."""
+    def _forget(self, status: int | None) -> None:
         with suppress(FileNotFoundError):
             (self.root.parent / STATUS).write_text("" if status is None else str(status))
         remove_tree(self.bundle)
+
+    def end(self, status: int | None) -> None:
+        """Give the container up."""
+        self._forget(status)
         with Store.open(self.store) as store:
             anonymous.release(store, self.container.name, status)
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from overlayfs.cli.container.running import BUNDLE
-from overlayfs.container.containers import Container, Containers
+from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live.signals import program_of
 from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime

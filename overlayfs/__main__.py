@@ -8,6 +8,9 @@ import sys
 
 from overlayfs._typing import NoReturn
 
+_MOUNTING = (["run"], ["mount"], ["fork"])
+"""The commands of which the engine is loaded ahead."""
+
 
 def main() -> NoReturn:
     """Run the program and end the process. The interpreter is not taken down, as the caller would wait for that."""
@@ -28,6 +31,10 @@ def _run() -> int:
 
         return mount()
     try:
+        if sys.argv[1:2] in _MOUNTING:
+            from overlayfs.fuse import ahead
+
+            ahead.load()
         from overlayfs.cli.main import main as run
     except KeyboardInterrupt:
         return 130

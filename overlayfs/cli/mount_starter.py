@@ -15,6 +15,7 @@ import sys
 import traceback
 
 from overlayfs.cli import mount_program
+from overlayfs.fuse import ahead, session  # noqa: F401 - which the mount program imports late
 
 _PACKET_BYTES = 1 << 18  # 500 layers with long names are less
 
@@ -35,10 +36,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def _import_everything() -> None:
-    import overlayfs.fuse.serving
-    import overlayfs.fuse.session
-    import overlayfs.overlay.engine  # noqa: F401
-
+    ahead.load_engine()
     gc.collect()
     gc.freeze()  # so that collections do not touch the pages that forks share
 

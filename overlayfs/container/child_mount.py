@@ -1,7 +1,7 @@
 """How does a command mount an overlay for as long as it runs?
 
-A child process serves the mount. It is forked with all modules loaded, and ends with its parent, however that ends, as
-the kernel closes the lifeline pipe. For a parent with one thread; `overlayfs.mount` is for programs with several.
+A child process serves the mount, with the engine that it may have loaded ahead. It ends with its parent, however that
+ends, as the kernel closes the lifeline pipe. It is for a parent with one thread; `overlayfs.mount` is for others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 from typing import Final, Self
 
-from overlayfs.fuse import mounting
+from overlayfs.fuse import ahead, mounting
 from overlayfs.fuse.session import MountOptions, serve_for_parent
 from overlayfs.overlay.options import MountError, OverlayOptions
 
@@ -24,11 +24,7 @@ class ChildMount:
         """Raises MountError."""
         answer_fd, told_fd = os.pipe()
         lifeline_fd, self._lifeline_fd = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            os.close(answer_fd)
-            os.close(self._lifeline_fd)
-            _serve(options, mount, lifeline_fd, told_fd)
+        self.pid = ahead.fork(_serve, options, mount, descriptors=(lifeline_fd, told_fd))
         os.close(told_fd)
         os.close(lifeline_fd)
         with os.fdopen(answer_fd, "rb") as answer:
@@ -56,23 +52,16 @@ class ChildMount:
 
 
 def _serve(options: OverlayOptions, mount: MountOptions, lifeline_fd: int, told_fd: int) -> None:
-    """Never returns."""
-    status = 1
-
     def tell(what: bytes) -> None:
         os.write(told_fd, what)
         os.close(told_fd)
 
     try:
-        os.setsid()  # Ctrl-C is for the program that is run
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _let_go_of_terminal()
         serve_for_parent(options, mount, lambda: tell(_LIVE), lifeline_fd)
-        status = 0
     except (MountError, OSError) as error:
         tell(os.fsencode(str(error)))
-    finally:
-        os._exit(status)
 
 
 def _let_go_of_terminal() -> None:

@@ -15,7 +15,7 @@ from overlayfs import _log
 from overlayfs._typing import Final
 
 from ..overlay.options import MountError, OverlayOptions
-from . import mounting
+from . import ahead, mounting
 from .mounting import MountOptions
 
 __all__ = ["MountOptions", "serve_for_parent", "serve_in_background", "serve_in_foreground"]
@@ -89,22 +89,18 @@ def serve_in_background(options: OverlayOptions, mount: MountOptions) -> int:
     """
     log_file = _log_file()
     read_fd, write_fd = os.pipe()
-    if os.fork():
-        os.close(write_fd)
-        return _await_daemon(read_fd)
-    status = 1
-    try:
-        os.setsid()
-        if os.fork():  # the daemon itself must not be a session leader, lest it gets a terminal
-            os._exit(0)
-        _run_daemon(options, mount, write_fd, log_file)
-        status = 0
-    finally:
-        os._exit(status)
+    pid = ahead.fork(_leave_daemon, options, mount, log_file, descriptors=(write_fd,))
+    os.close(write_fd)
+    os.waitpid(pid, 0)
+    return _await_daemon(read_fd)
+
+
+def _leave_daemon(options: OverlayOptions, mount: MountOptions, log_file: str | None, status_fd: int) -> None:
+    if os.fork() == 0:  # the daemon itself must not be a session leader, lest it gets a terminal
+        _run_daemon(options, mount, log_file, status_fd)
 
 
 def _await_daemon(read_fd: int) -> int:
-    os.wait()
     with os.fdopen(read_fd, "rb") as pipe:
         message = pipe.read()
     if not message.startswith(_LIVE):
@@ -112,7 +108,7 @@ def _await_daemon(read_fd: int) -> int:
     return int(message.removeprefix(_LIVE))
 
 
-def _run_daemon(options: OverlayOptions, mount: MountOptions, status_fd: int, log_file: str | None) -> None:
+def _run_daemon(options: OverlayOptions, mount: MountOptions, log_file: str | None, status_fd: int) -> None:
     status_fd = _leave_everything(status_fd)
 
     def on_live() -> None:

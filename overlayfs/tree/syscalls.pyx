@@ -132,6 +132,7 @@ cdef extern from *:
     int c_mount "mount"(const char *source, const char *target, const char *kind, unsigned long flags, const void *data) nogil
     int umount2(const char *target, int flags) nogil
     int c_unshare "unshare"(int flags) nogil
+    int c_setns "setns"(int fd, int kind) nogil
     int prctl(int option, ...) nogil
     int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
     int syncfs(int fd) nogil
@@ -620,6 +621,12 @@ def mount(bytes source not None, bytes target not None, bytes kind not None, uns
 def unshare(int namespaces):
     """unshare(2) with CLONE_NEW* flags; a new pid namespace is for the children to come. No threads may run."""
     if c_unshare(namespaces) != 0:
+        fail(errno, b"")
+
+
+def setns(int fd, int kind):
+    """setns(2): enter the namespace of a descriptor, which is of that CLONE_NEW* kind. No threads may run."""
+    if c_setns(fd, kind) != 0:
         fail(errno, b"")
 
 

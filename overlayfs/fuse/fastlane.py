@@ -26,7 +26,7 @@ from .control import Control
 from .copying import INLINE_BYTES, CopyUps
 from .lane import Forwarded, Lane
 from .passthrough import Passthrough
-from .patience import Patience
+from .patience import FIRST_NS, Patience
 from .setattr import SET_IDS, Asker, takes_privileges, unprivileged
 from .status import Status
 from .syncing import Sync, Syncs, sync_of_directory, sync_of_file
@@ -68,7 +68,7 @@ class FastLane(Lane):
             overlay, channel.device_fd if passes_through else None, channel.forget_attributes
         )
         self._counts_opendirs = timeout_s == 0
-        self._patience = Patience() if poll_us else Patience(0)
+        self._patience = Patience(first_ns=FIRST_NS) if poll_us else Patience(0)
 
     def _set_timeouts(self, seconds: float) -> None:
         whole, rest = int(seconds), int(seconds % 1 * 1e9)

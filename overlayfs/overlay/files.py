@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _NOBODY = Caller(0, 0)
+_MUCH = 128 * 1024  # bytes of one read: somebody reads the whole file
+_REQUESTS_AHEAD = 3
 
 
 def open_file(state: State, inode: Inode, flags: int) -> None:
@@ -77,10 +79,15 @@ def release(state: State, inode: Inode) -> None:
 
 def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
     """Start reading the data that `read_into` did not find in memory, without waiting for it; looking up its extents
-    may wait."""
+    may wait.
+
+    Who reads so much at once goes on, faster than the filesystem reads ahead of us: it begins a few requests more.
+    """
     opened = pooled(state, inode, writable=False)
+    ahead = _REQUESTS_AHEAD if size >= _MUCH else 0
     with suppress(OSError):  # what cannot be fetched is read all the same
-        os.posix_fadvise(opened.fd, offset, size, os.POSIX_FADV_WILLNEED)
+        for start in range(offset, offset + (1 + ahead) * size, size or 1):  # each is cut to what a disk takes at once
+            os.posix_fadvise(opened.fd, start, size, os.POSIX_FADV_WILLNEED)
 
 
 def pass_through(state: State, inode: Inode) -> OpenFile | None:

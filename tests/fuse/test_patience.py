@@ -45,3 +45,18 @@ def test_one_late_read_changes_nothing() -> None:
 
 def test_without_polling_nothing_is_waited_for() -> None:
     assert not Patience(0).is_left()
+
+
+def test_the_first_reads_are_waited_for_longer() -> None:
+    patience = Patience(longest_ns=1, first_ns=60 * 10**9)
+    assert patience.wait(_answers(*[None] * 50, 7)) == 7
+    patience = Patience(longest_ns=1, first_ns=1000)
+    assert patience.wait(_never) is None  # which takes longer than both
+    reads = 0
+
+    def read() -> None:
+        nonlocal reads
+        reads += 1
+
+    assert patience.wait(read) is None
+    assert reads <= 1

@@ -17,8 +17,8 @@ from ...image.oci.limits import Limits
 from ...image.store.store import Store
 from ...image.tar.compression import open_decompressed
 from ...image.tar.reader import TarReader
-from .downloads import clone, is_git
 from .patterns import Ignored
+from .repositories import clone, repository_of
 from .sources import Tree
 from .writer import TreeWriter
 
@@ -82,8 +82,9 @@ def _directory(store: Store, where: str, standard_input: _StandardInput | None, 
         staged = stack.enter_context(store.staging())
         standard_input.unpack(staged, store.limits)
         return staged
-    if is_git(where):
-        return clone(where, stack.enter_context(store.staging()))
+    repository = repository_of(where)
+    if repository is not None:
+        return clone(repository, stack.enter_context(store.staging()))
     path = Path(where).absolute()
     if path.is_file():
         staged = stack.enter_context(store.staging())

@@ -35,11 +35,12 @@ from .dockerfile.parser import Instruction, names_and_values, parse_trigger
 from .dockerfile.plan import PlannedStage
 from .files.sources import Tree
 from .processes import remove_limit
+from .reports import Output, ReportedStep, reported
 from .request import BuildError, Request
 from .sandbox import Sandbox, in_container
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-Step = Callable[[Sandbox], bytes]
+Step = Callable[[Sandbox, Output], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class Building:
         if not self._has_directory(path):
             from .files.writer import TreeWriter
 
-            def make(sandbox: Sandbox) -> bytes:
+            def make(sandbox: Sandbox, _: Output) -> bytes:
                 TreeWriter(sandbox.inside, self.around.store.limits).make_directories(os.fsencode(path))
                 return b""
 
@@ -188,22 +189,23 @@ class Building:
     def layer(self, instruction: Instruction, step: Step, trees: tuple[Path, ...], *facts: str) -> None:
         """Run a step and add its changes as a layer, or take the result from the cache. Raises BuildError."""
         self.key = key_of(self.key, instruction.name, *facts)
+        report, title = self.around.request.report, f"[{self.planned.name}] {instruction.written}"
         found = self.around.cache.find(self.key)
         if found is not None:
-            self.around.request.say(f"[{self.planned.name}] {instruction.written}  (cached)")
+            report.cached(title)
             self.draft, self.image = Draft.on(self.around.store, found), found
             return
-        self.around.request.say(f"[{self.planned.name}] {instruction.written}")
-        self._run(instruction, step, trees)
+        with reported(report, title) as shown:
+            self._run(instruction, step, trees, shown)
         self.around.cache.keep(self.key, self.current().descriptor.digest)
 
-    def _run(self, instruction: Instruction, step: Step, trees: tuple[Path, ...]) -> None:
-        store, containers = self.around.store, Containers(self.around.store)
-        image = self.current()
+    def _run(self, instruction: Instruction, step: Step, trees: tuple[Path, ...], shown: ReportedStep) -> None:
+        store, report = self.around.store, self.around.request.report
+        containers, image = Containers(store), self.current()
         container = containers.create(None, image, lower_keys(store, image), is_ephemeral=True)
         try:
             try:
-                status = in_container(store, container, trees, step)
+                status = in_container(store, container, trees, lambda sandbox: step(sandbox, shown.output))
             except ChildError as error:
                 raise BuildError(f"{_at(instruction.place)}: {instruction.name}: {error}") from None
             if status:
@@ -211,7 +213,7 @@ class Building:
             with containers.compare(containers.find(container.name)) as comparison:
                 layer, summary = new_layer(store, comparison, self._making())
             if summary.sockets_left_out:
-                self.around.request.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
+                report.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
         finally:
             remove_limit(container.id)
             containers.release(container.name)

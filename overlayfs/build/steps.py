@@ -22,6 +22,7 @@ from .files.copying import Copying
 from .files.downloads import fetch, is_remote
 from .files.patterns import Ignored
 from .files.sources import Tree, digest_items
+from .reports import Output
 from .request import PROXIES
 from .run_mounts import MountPlan, parse_mount, ssh_target
 from .running import Command, run_command
@@ -49,9 +50,10 @@ def run_instruction(building: Building, instruction: Instruction) -> None:
 
 def _run(building: Building, instruction: Instruction) -> None:
     request, store = building.around.request, building.around.store
-    network = _NETWORKS.get(building.lexer.expand(instruction.flag("network") or "default"))
+    network_name = building.lexer.expand(instruction.flag("network") or request.network)
+    network = _NETWORKS.get(network_name)
     if network is None:
-        raise InvalidError(f"--network={instruction.flag('network')}: one of {', '.join(_NETWORKS)}")
+        raise InvalidError(f"--network={network_name}: one of {', '.join(_NETWORKS)}")
     if instruction.flag("security") not in (None, "sandbox"):
         raise InvalidError("--security=insecure is not supported: nothing is run with more rights")
     mounts = _numbered([_planned(building, text) for text in instruction.flags.get("mount", ())])
@@ -69,11 +71,10 @@ def _run(building: Building, instruction: Instruction) -> None:
         mounts,
         network,
         request.process_limit,
-        is_quiet=request.is_quiet,
     )
 
-    def step(sandbox: Sandbox) -> bytes:
-        status = run_command(store, sandbox, config, command)
+    def step(sandbox: Sandbox, output: Output) -> bytes:
+        status = run_command(store, sandbox, config, command, output)
         return str(status).encode() if status else b""
 
     visible = {name: value for name, value in declared.items() if name not in PROXIES}
@@ -163,7 +164,7 @@ def _copy(building: Building, instruction: Instruction) -> None:
     identity = image.id if image else copying.digest(around.context)
     facts = copying.facts
 
-    def step(sandbox: Sandbox) -> bytes:
+    def step(sandbox: Sandbox, _: Output) -> bytes:
         tree = around.context if image is None else _tree_of(sandbox, building, image)
         copying.do(tree, sandbox.inside, around.store.limits)
         return b""
@@ -191,7 +192,7 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             local = around.context
             identity = copying.digest(local) + repr([digest_items(fetched.read(name)) for name in names])
 
-            def step(sandbox: Sandbox) -> bytes:
+            def step(sandbox: Sandbox, _: Output) -> bytes:
                 if copying.paths or copying.texts:
                     copying.do(local, sandbox.inside, around.store.limits)
                 unpacks = instruction.is_set("unpack")  # what was fetched is unpacked only if this is asked for

@@ -173,9 +173,9 @@ class _Build:
     def _fetch_all(self, planned: PlannedStage) -> None:
         if planned.base is None and planned.image != SCRATCH:
             self._fetch(planned.image, planned.platform or "", planned.stage.place)
-        for text in planned.sources:
+        for text, place in planned.sources:
             if stage_called(text, self.plan.every) is None:
-                self._fetch(text, "", planned.stage.place)
+                self._fetch(text, "", place)
 
     def _fetch(self, name: str, platform: str, place: Place) -> None:
         if (name, platform) not in self.fetched:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from ..container.containers import Containers
+from ..container.users import find_user
 from ..image.layer.lower_layers import Below
 from ..image.make.commit import Making, new_layer
 from ..image.make.draft import Draft
@@ -27,6 +28,7 @@ from ..image.oci.instructions import INSTRUCTIONS, apply_instruction, environmen
 from ..image.oci.words import Lexer
 from ..image.store.lowers import lower_directories, lower_keys
 from ..image.store.store import Image, Store
+from ..image.tar.reader import Entry
 from .cache import Cache, key_of
 from .children import ChildError
 from .dockerfile.health import healthcheck
@@ -156,18 +158,20 @@ class Building:
         self.image = None
 
     def make_directory(self, instruction: Instruction) -> None:
-        """WORKDIR: the directory is made if it is missing, before the next step."""
+        """WORKDIR: the directory is made if it is missing, before the next step; as in BuildKit it is the USER's."""
         self.configure(instruction)
-        path = self.draft.config.working_dir
+        path, user = self.draft.config.working_dir, self.draft.config.user
         if not self._has_directory(path):
             from .files.writer import TreeWriter
 
             def make(sandbox: Sandbox, _: Output) -> bytes:
-                TreeWriter(sandbox.inside, self.around.store.limits).make_directories(os.fsencode(path))
+                owner = find_user(sandbox.inside, user)
+                like = Entry(b"", "d", 0o755, uid=owner.uid, gid=owner.gid)
+                TreeWriter(sandbox.inside, self.around.store.limits).make_directories(os.fsencode(path), like)
                 return b""
 
             self.draft.raw["history"].pop()
-            self.layer(instruction, make, (), "directory")
+            self.layer(instruction, make, (), "directory", user)
 
     def _has_directory(self, path: str) -> bool:
         """Whether a directory is there, through no symlink."""

@@ -185,7 +185,8 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
     """ADD of URLs and git repositories: fetched first, so that what they hold is part of the key."""
     around = building.around
     with around.store.staging() as staged:
-        names = tuple(_fetched(staged, source, instruction, around.store.limits) for source in remote)
+        checksum = building.lexer.expand(instruction.flag("checksum") or "") or None
+        names = tuple(_fetched(staged, source, instruction, checksum, around.store.limits) for source in remote)
         root = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fetched = Tree(root, "what was fetched")
@@ -205,12 +206,11 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             os.close(root)
 
 
-def _fetched(staged: Path, source: str, instruction: Instruction, limits: Limits) -> str:
+def _fetched(staged: Path, source: str, instruction: Instruction, checksum: str | None, limits: Limits) -> str:
     """The path, below `staged`, of what a source is."""
     place = staged.resolve() / str(len(os.listdir(staged)))
     place.mkdir()
-    checksum, keeps_git = instruction.flag("checksum"), instruction.is_set("keep-git-dir")
-    found = fetch(source, place, limits, checksum=checksum, keeps_git=keeps_git)
+    found = fetch(source, place, limits, checksum=checksum, keeps_git=instruction.is_set("keep-git-dir"))
     return str(found.relative_to(staged.resolve()))
 
 

@@ -168,7 +168,7 @@ def _no_pair(text: str) -> dict[str, str]:
 
 
 def _ports(word: str) -> list[str]:
-    found = _PORT.fullmatch(word)
+    found = _PORT.fullmatch(word.lower())
     first, last = (int(found["first"]), int(found["last"] or found["first"])) if found else (1, 0)
     if found is None or not 1 <= first <= last <= 65535:
         raise InvalidError(f"{word!r} is no port: 80, 53/udp or 8000-8010")

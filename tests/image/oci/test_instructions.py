@@ -68,7 +68,7 @@ def test_commands(changes: list[str], entrypoint: list[str], cmd: list[str]) -> 
         ("USER 1000:100", "user", "1000:100"),
         ("STOPSIGNAL SIGUSR1", "stop_signal", "SIGUSR1"),
         ("LABEL a=1 b.c='2 3'", "labels", {"l": "1", "a": "1", "b.c": "2 3"}),
-        ("EXPOSE 80 53/udp 8000-8001", "exposed_ports", {"80/tcp": {}, "53/udp": {}, "8000/tcp": {}, "8001/tcp": {}}),
+        ("EXPOSE 80 53/UDP 8000-8001", "exposed_ports", {"80/tcp": {}, "53/udp": {}, "8000/tcp": {}, "8001/tcp": {}}),
         ("VOLUME /a /b", "volumes", {"/a": {}, "/b": {}}),
         ('VOLUME ["/a b"]', "volumes", {"/a b": {}}),
     ],

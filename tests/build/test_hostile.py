@@ -288,19 +288,20 @@ def test_a_heredoc_called_like_a_directory_is_refused(site: Site, name: str) -> 
 def test_a_secret_is_in_no_file_of_the_store(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text(SECRET)
     monkeypatch.setenv("TOKEN", SECRET)
-    site.build(
+    text = (
         f"{ON}RUN --mount=type=secret,id=s cat /run/secrets/s > /dev/null\n"
         'RUN --mount=type=secret,id=s,target=/s,mode=0444 --mount=type=secret,id=e,env=TOKEN test -n "$TOKEN" && '
-        "test -s /s && echo yes > /x\n",
-        "--secret",
-        f"id=s,src={tmp_path}/secret",
-        "--secret",
-        "id=e,env=TOKEN",
+        "test -s /s && echo yes > /x\n"
     )
+    words = ("--secret", f"id=s,src={tmp_path}/secret", "--secret", "id=e,env=TOKEN")
+    site.build(text, *words)
     assert site.text("/x") == "yes\n"
     assert "/run/secrets" not in site.tree() or site.tree()["/run/secrets"][0] == tarfile.DIRTYPE
     found = subprocess.run(["grep", "-rlaF", SECRET, site.store], capture_output=True, text=True, check=False)
     assert found.stdout == ""
+    (tmp_path / "secret").write_text("another")
+    monkeypatch.setenv("TOKEN", "another")
+    assert site.build(text, *words).count("(cached)") == 2
 
 
 def test_a_missing_secret(site: Site) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from overlayfs.cli.container.screen import Screen
@@ -92,7 +93,6 @@ def drawn(*written: bytes, height: int = 20) -> list[str]:
 def view_of(screen: Screen, console: Console) -> list[str]:
     with console.capture() as captured:
         console.print(screen.view())
-    screen.end("1", has_failed=False)
     return lines(captured.get().encode())
 
 
@@ -109,6 +109,17 @@ def test_the_last_lines_fit_into_the_terminal() -> None:
     assert drawn(data)[2:] == [f" => => # {number}" for number in range(94, 100)]
     assert drawn(data, height=4)[2:] == [" => => # 99"]
     assert len(drawn(data, height=2)) == 2
+
+
+def test_of_a_huge_output_the_end_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen(Console(file=io.StringIO())) as screen:
+        screen.begin("1", "RUN yes")
+        screen.write("1", b"first\n" + (b"y" * 1023 + b"\n") * (17 << 10) + b"last\n")
+        screen.end("1", has_failed=True)
+    shown = capsys.readouterr().err
+    assert shown.startswith("------\n > RUN yes:\n[the beginning is left out]\nyyy")
+    assert shown.endswith("yyy\nlast\n------\n")
+    assert len(shown) < 9 << 20
 
 
 def test_downloads_of_a_step_are_drawn() -> None:

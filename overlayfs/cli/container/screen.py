@@ -1,19 +1,17 @@
 """What does the display of a build draw? Steps that have ended scroll up; below them are those that run.
 
-Of a step that has failed the whole output is written at the end. For one thread.
+Of a step that has failed the whole output is written at the end, of a huge one the last megabytes. For one thread.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +24,8 @@ _LINES: Final = 6
 """Of the output of a step, at most."""
 _LONGEST: Final = 4096
 """Bytes of an unfinished line that are kept."""
+_KEPT: Final = 8 << 20
+"""Bytes of the output of a step that are kept at least."""
 _ESCAPE: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Sequences of terminals (ECMA-48): controls, and commands of xterm."""
 
@@ -45,17 +45,21 @@ class _Work:
 
 @dataclass(slots=True)
 class _Step:
-    """A step that runs or has failed; `kept` has all of its output."""
+    """A step that runs or has failed; `kept` has its output, or the end of it."""
 
     title: str
     begun: float
-    kept: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    kept: bytearray = field(default_factory=bytearray)
+    is_cut: bool = False
     lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=_LINES))
     unfinished: bytes = b""
     works: dict[int, _Work] = field(default_factory=dict)
 
     def write(self, data: bytes) -> None:
-        self.kept.write(data)
+        self.kept += data
+        if len(self.kept) > 2 * _KEPT:
+            del self.kept[:-_KEPT]
+            self.is_cut = True
         *ended, rest = (self.unfinished + data).split(b"\n")
         self.lines.extend(ended)
         self.unfinished = rest[-_LONGEST:]
@@ -92,7 +96,6 @@ class Screen:
     ) -> None:
         for step in self._running.values():
             self._print("CANCELED", step.title, step.begun)
-            step.kept.close()
         self._live.stop()
         for step in self._failed:
             self._dump(step)
@@ -118,8 +121,6 @@ class Screen:
         self._done += not has_failed
         if has_failed:
             self._failed.append(ended)
-        else:
-            ended.kept.close()
 
     def work(self, step: str, task: int, what: str, total: int | None) -> None:
         self._running[step].works[task] = _Work(what, total)
@@ -155,13 +156,11 @@ class Screen:
         self._console.print(_row(f" => {f'{state} ' if state else ''}{safe(title)}", begun, style))
 
     def _dump(self, step: _Step) -> None:
-        """Write all that the step has written, as it is."""
-        with step.kept as kept:
-            if not kept.tell():
-                return
-            kept.seek(0)
-            print(f"------\n > {safe(step.title)}:", file=sys.stderr, flush=True)
-            shutil.copyfileobj(kept, sys.stderr.buffer)
+        """Write what the step has written, as it is."""
+        if step.kept:
+            beginning = "\n[the beginning is left out]" if step.is_cut else ""
+            print(f"------\n > {safe(step.title)}:{beginning}", file=sys.stderr, flush=True)
+            sys.stderr.buffer.write(step.kept)
             print("\n" if step.unfinished else "", "------", sep="", file=sys.stderr, flush=True)
 
 

@@ -33,7 +33,7 @@ class Request:
     """The options of one build. `fetch` gets an image from its registry: (store, name, platform, progress).
 
     `epoch`, in seconds, is the time of the image, and no time in its layers is later. `secrets` are contents by id,
-    `ssh` sockets of agents by id.
+    `ssh` sockets of agents by id, `hosts` lines of /etc/hosts as NAME:IP.
     """
 
     fetch: Callable[[Store, Reference, Platform | None, Progress], Image]
@@ -48,6 +48,7 @@ class Request:
     squashes: bool = False
     process_limit: int | None = None
     network: str = "default"
+    hosts: tuple[str, ...] = ()
     compression: str | None = "gzip"
     epoch: int | None = None
     secrets: Mapping[str, bytes] = field(default_factory=dict)

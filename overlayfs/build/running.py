@@ -46,6 +46,7 @@ class Command:
     mounts: Sequence[MountPlan] = ()
     network: Network = Network.HOST
     process_limit: int | None = None
+    hosts: Sequence[str] = ()
 
 
 def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Command, output: Output) -> int:
@@ -58,7 +59,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     for path in SYSTEM:
         places.own(path)
     binds = [
-        *_name_files(sandbox, places, command.network),
+        *_name_files(sandbox, places, command),
         *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items()),
     ]
     for plan in claim_caches(sandbox, command.mounts):
@@ -78,9 +79,9 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
         return launch(kind, program, start, bundle)
 
 
-def _name_files(sandbox: Sandbox, places: Mountpoints, network: Network) -> Iterator[Bind]:
+def _name_files(sandbox: Sandbox, places: Mountpoints, command: Command) -> Iterator[Bind]:
     """The files that say how hosts are called, as in a container of `run`."""
-    texts = names.made_files(network.value, _HOSTNAME, (), ())
+    texts = names.made_files(command.network.value, _HOSTNAME, command.hosts, ())
     return names.binds(sandbox.space("names"), texts, places)
 
 

@@ -71,6 +71,7 @@ def _run(building: Building, instruction: Instruction) -> None:
         mounts,
         network,
         request.process_limit,
+        request.hosts,
     )
 
     def step(sandbox: Sandbox, output: Output) -> bytes:
@@ -78,7 +79,7 @@ def _run(building: Building, instruction: Instruction) -> None:
         return str(status).encode() if status else b""
 
     visible = {name: value for name, value in declared.items() if name not in PROXIES}
-    facts = (words, tuple(scripts.items()), tuple(sorted(visible.items())), network.value, config)
+    facts = (words, tuple(scripts.items()), tuple(sorted(visible.items())), network.value, request.hosts, config)
     sources = tuple(repr((plan.kind, plan.options, _identity(building, plan))) for plan in mounts)
     trees = tuple(plan.source for plan in mounts if plan.source is not None)
     building.layer(instruction, step, trees, repr(facts), *sources)

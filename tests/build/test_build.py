@@ -235,6 +235,12 @@ def test_parents_and_excluded_files(site: Site) -> None:
     assert found == {"/p", "/p/d", "/p/d/deep", "/p/d/deep/c", "/p/deep", "/p/deep/d", "/q", "/q/b"}
 
 
+def test_hosts_that_are_added(site: Site) -> None:
+    site.build(f"{ON}RUN cat /etc/hosts > /x\n", "--add-host", "here:192.0.2.1", "--add-host", "there:2001:db8::1")
+    assert {"192.0.2.1\there", "2001:db8::1\tthere"} <= set(site.text("/x").splitlines())
+    assert "is no host" in site.refuses(ON, "--add-host", "here")
+
+
 def test_memory_to_work_in_has_a_size(site: Site) -> None:
     site.build(f"{ON}RUN --mount=type=tmpfs,target=/m,size=1m stat -f -c '%b %S' /m > /x\n")
     blocks, size = map(int, site.text("/x").split())

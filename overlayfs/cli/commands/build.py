@@ -39,6 +39,9 @@ def build(
     network: Annotated[
         Literal["default", "host", "none"], typer.Option("--network", help="Of RUN without a --network of its own.")
     ] = "default",
+    hosts: Annotated[
+        Texts, typer.Option("--add-host", metavar="NAME:IP", help="A line of /etc/hosts of each RUN.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the container of a RUN that fails.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DIR|TAR", help="Write the tree there too, as export does.")
@@ -81,6 +84,7 @@ def build(
         squashes=squash,
         process_limit=pids_limit,
         network=network,
+        hosts=tuple(hosts or ()),
         keeps_failed=keep,
         progress="quiet" if quiet else progress,
     )

@@ -17,6 +17,7 @@ from overlayfs.build.request import EPOCH, Request
 from overlayfs.cli.container.display import shown_steps
 from overlayfs.cli.store.archives import written
 from overlayfs.cli.store.commit import compression_of, epoch
+from overlayfs.container.spec.parts import host_of
 from overlayfs.image.archive.rootfs import export_image
 from overlayfs.image.oci.documents import Platform
 from overlayfs.image.oci.errors import InvalidError, NotFoundError
@@ -71,6 +72,7 @@ class Words:
     squashes: bool
     process_limit: int | None
     network: str
+    hosts: tuple[str, ...]
     keeps_failed: bool
     progress: str
 
@@ -80,6 +82,8 @@ def build_image(directory: Path | None, words: Words) -> None:
     output = None if words.output is None else _Output.parse(words.output)
     references = [_reference(tag) for tag in words.tags]
     check_limit(words.process_limit)
+    for host in words.hosts:
+        host_of(host)
     with Store.open(directory) as store, shown_steps(words.progress) as report:
         request = _request(words, report)
         clean_up(store)
@@ -118,6 +122,7 @@ def _request(words: Words, report: Report) -> Request:
         squashes=words.squashes,
         process_limit=words.process_limit,
         network=words.network,
+        hosts=words.hosts,
         compression=compression_of(words.compression),
         epoch=epoch(arguments.get(EPOCH, "")),
         secrets=_secrets(words.secrets),

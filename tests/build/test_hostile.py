@@ -172,6 +172,12 @@ def test_links_of_an_archive_stay_in_the_image(site: Site, tmp_path: Path) -> No
     assert site.text(f"{tmp_path}/victim") == "xxx"
 
 
+def test_an_archive_may_replace_a_link_that_it_has_followed(site: Site) -> None:
+    archive(site.context / "t.tar", member("l/one"), member("l", tarfile.SYMTYPE, "second"), member("l/two"))
+    site.build(f"{ON}RUN mkdir -p /x/first /x/second && ln -s first /x/l\nADD t.tar /x/\n")
+    assert {"/x/first/one", "/x/second/two"} <= site.tree().keys()
+
+
 def test_a_hard_link_to_a_file_outside_of_an_archive_is_refused(site: Site) -> None:
     archive(site.context / "t.tar", member("hard", tarfile.LNKTYPE, "../etc/passwd"))
     site.refuses(f"{ON}ADD t.tar /x/\n")

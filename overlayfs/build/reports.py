@@ -48,11 +48,11 @@ class Report(Protocol):
 
 @contextmanager
 def reported(report: Report, title: str) -> Iterator[ReportedStep]:
-    """A step, which has failed if an exception leaves the context."""
+    """A step, which has failed if an exception leaves the context; one that is interrupted does not end."""
     step = report.begin(title)
     try:
         yield step
-    except BaseException:
+    except Exception:
         step.end(has_failed=True)
         raise
     step.end(has_failed=False)

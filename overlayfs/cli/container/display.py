@@ -1,7 +1,7 @@
 """How does a user at a terminal see a build? As with BuildKit: the steps that run, their time and last lines of output.
 
 The display is a process of its own, as steps begin and end in the processes of their stages. Those send it messages of
-JSON through one socket; with the message of a command comes the end of the pipe into which the command writes.
+JSON through one socket; for a command a message brings the read end of the pipe into which the command writes.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def _take(message: dict[str, Any], fds: list[int], pipes: dict[int, str], screen
         for pipe in [pipe for pipe, step in pipes.items() if step == message["step"]]:
             while _read(pipe, pipes, screen):
                 pass
+            if pipes.pop(pipe, None) is not None:  # somebody holds the other end, who does not count
+                os.close(pipe)
     getattr(screen, verb)(**message)
 
 

@@ -159,9 +159,10 @@ class Building:
 
     def make_directory(self, instruction: Instruction) -> None:
         """WORKDIR: the directory is made if it is missing, before the next step; as in BuildKit it is the USER's."""
+        before = self.current()  # it has the same layers, and is mostly in the store already
         self.configure(instruction)
         path, user = self.draft.config.working_dir, self.draft.config.user
-        if not self._has_directory(path):
+        if not self._has_directory(before, path):
             from .files.writer import TreeWriter
 
             def make(sandbox: Sandbox, _: Output) -> bytes:
@@ -173,11 +174,11 @@ class Building:
             self.draft.raw["history"].pop()
             self.layer(instruction, make, (), "directory", user)
 
-    def _has_directory(self, path: str) -> bool:
+    def _has_directory(self, image: Image, path: str) -> bool:
         """Whether a directory is there, through no symlink."""
         if not self.draft.layers:
             return path == "/"
-        with Below(lower_directories(self.around.store, self.current())) as below:
+        with Below(lower_directories(self.around.store, image)) as below:
             found = below.entry(os.fsencode(path.strip("/")))
         return found is not None and found.kind == "d"
 

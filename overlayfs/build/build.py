@@ -31,6 +31,7 @@ from .dockerfile.parser import Dockerfile, parse_dockerfile, raw_words
 from .dockerfile.plan import SCRATCH, Plan, PlannedStage, make_plan, stage_called
 from .files.contexts import Context
 from .processes import remove_limit
+from .reports import reported
 from .request import EPOCH, PROXIES, Request
 from .stage import Building, Surroundings, run_all
 from .steps import run_instruction
@@ -69,7 +70,7 @@ def _tell_unused(request: Request, dockerfile: Dockerfile) -> None:
     known = declared | PROXIES | {EPOCH}
     unused = [name for name in request.arguments if name not in known and not name.startswith(_OF_BUILDKIT)]
     if unused:
-        request.say(f"warning: no ARG of the Dockerfile is called {', '.join(unused)}")
+        request.report.say(f"warning: no ARG of the Dockerfile is called {', '.join(unused)}")
 
 
 def _finished(store: Store, request: Request, image: Image) -> Descriptor:
@@ -172,9 +173,9 @@ class _Build:
     def _fetch_all(self, planned: PlannedStage) -> None:
         if planned.base is None and planned.image != SCRATCH:
             self._fetch(planned.image, planned.platform or "", planned.stage.place)
-        for text in planned.sources:
+        for text, place in planned.sources:
             if stage_called(text, self.plan.every) is None:
-                self._fetch(text, "", planned.stage.place)
+                self._fetch(text, "", place)
 
     def _fetch(self, name: str, platform: str, place: Place) -> None:
         if (name, platform) not in self.fetched:
@@ -200,5 +201,5 @@ class _Build:
                 found = normal(Platform(config.architecture, config.os, config.variant))
                 if platform is None or found in acceptable(platform):
                     return image
-        request.say(f"pulling {name}")
-        return request.fetch(self.store, Reference.parse(name), platform)
+        with reported(request.report, f"pulling {name}") as step:
+            return request.fetch(self.store, Reference.parse(name), platform, step.progress)

@@ -1,8 +1,7 @@
-"""What does the caller of a build want? The options of the command line, checked, and the words of progress."""
+"""What does the caller of a build want? The options of the command line, checked."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,8 +11,10 @@ from typing import Final
 from ..image.oci.documents import Platform
 from ..image.oci.errors import ImageError
 from ..image.oci.platforms import platform_name, this_platform
+from ..image.oci.progress import Progress
 from ..image.oci.reference import Reference
 from ..image.store.store import Image, Store
+from .reports import Plain, Report
 
 PROXIES: Final = frozenset(
     name for word in ("http", "https", "ftp", "no", "all") for name in (f"{word}_proxy", f"{word}_proxy".upper())
@@ -29,13 +30,14 @@ class BuildError(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The options of one build. `fetch` gets an image from its registry: (store, name, platform).
+    """The options of one build. `fetch` gets an image from its registry: (store, name, platform, progress).
 
     `epoch`, in seconds, is the time of the image, and no time in its layers is later. `secrets` are contents by id,
-    `ssh` sockets of agents by id.
+    `ssh` sockets of agents by id, `hosts` lines of /etc/hosts as NAME:IP.
     """
 
-    fetch: Callable[[Store, Reference, Platform | None], Image]
+    fetch: Callable[[Store, Reference, Platform | None, Progress], Image]
+    report: Report = field(default_factory=Plain)
     arguments: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
@@ -45,7 +47,8 @@ class Request:
     keeps_failed: bool = False
     squashes: bool = False
     process_limit: int | None = None
-    is_quiet: bool = False
+    network: str = "default"
+    hosts: tuple[str, ...] = ()
     compression: str | None = "gzip"
     epoch: int | None = None
     secrets: Mapping[str, bytes] = field(default_factory=dict)
@@ -71,8 +74,3 @@ class Request:
                 ("VARIANT", platform.variant),
             )
         }
-
-    def say(self, text: str) -> None:
-        """One line of progress, on standard error."""
-        if not self.is_quiet:
-            print(text, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from typing import Final
 from ..container.mountpoints import Mountpoints
 from ..container.root_paths import Inside
 from ..container.runtime import Bind
+from ..container.spec.parts import size_of
 from ..container.users import no_such_ids
 from ..image.oci.documents import RunConfig
 from ..image.oci.errors import InvalidError, NotFoundError
@@ -28,7 +29,7 @@ from .sandbox import Sandbox
 
 _ALLOWED: Final = {
     "bind": {"from", "source", "target", "readwrite"},
-    "cache": {"id", "target", "from", "source", "sharing", "mode", "uid", "gid", "readonly"},
+    "cache": {"id", "target", "from", "source", "sharing", "mode", "uid", "gid", "readonly", "readwrite"},
     "tmpfs": {"target", "size"},
     "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
     "ssh": {"id", "target", "required", "mode", "uid", "gid"},
@@ -142,7 +143,7 @@ def _cache(_: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) 
 
 def _tmpfs(sandbox: Sandbox, places: Mountpoints, plan: MountPlan, config: RunConfig) -> list[Bind]:
     space = sandbox.space("tmpfs")
-    size = f",size={plan.integer('size', 0)}" if "size" in plan.options else ""
+    size = f",size={size_of(plan.options['size'])}" if "size" in plan.options else ""
     mount(b"tmpfs", os.fsencode(space), b"tmpfs", 0, f"mode=1777{size}".encode())
     return [Bind(str(space), places.directory(_target(plan, config)))]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..image.store.store import Store
 from ..tree.syscalls import mount
 from .caches import claim_caches
 from .processes import join_limit
+from .reports import Output
 from .run_mounts import MountPlan, bind_of
 from .sandbox import Sandbox
 
@@ -45,10 +46,10 @@ class Command:
     mounts: Sequence[MountPlan] = ()
     network: Network = Network.HOST
     process_limit: int | None = None
-    is_quiet: bool = False
+    hosts: Sequence[str] = ()
 
 
-def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Command) -> int:
+def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Command, output: Output) -> int:
     """Run the command to its end; its exit status. Raises ImageError."""
     kind, program = find_runtime(Kind.BWRAP, has_terminal=False)  # programs of runc outlive a build that is killed
     bundle = sandbox.space("bundle")
@@ -58,7 +59,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     for path in SYSTEM:
         places.own(path)
     binds = [
-        *_name_files(sandbox, places, command.network),
+        *_name_files(sandbox, places, command),
         *(Bind(str(path), target, is_read_only=True) for target, path in scripts.items()),
     ]
     for plan in claim_caches(sandbox, command.mounts):
@@ -74,15 +75,13 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
     start = Launch(sandbox.root, sandbox.container.name, _HOSTNAME, process, binds, command.network)
     if command.process_limit is not None:
         join_limit(sandbox.container.id, command.process_limit)
-    with _streams(is_quiet=command.is_quiet) as failed:
-        status = launch(kind, program, start, bundle)
-        failed(status)
-    return status
+    with _streams(output):
+        return launch(kind, program, start, bundle)
 
 
-def _name_files(sandbox: Sandbox, places: Mountpoints, network: Network) -> Iterator[Bind]:
+def _name_files(sandbox: Sandbox, places: Mountpoints, command: Command) -> Iterator[Bind]:
     """The files that say how hosts are called, as in a container of `run`."""
-    texts = names.made_files(network.value, _HOSTNAME, (), ())
+    texts = names.made_files(command.network.value, _HOSTNAME, command.hosts, ())
     return names.binds(sandbox.space("names"), texts, places)
 
 
@@ -111,28 +110,19 @@ def _written(sandbox: Sandbox, scripts: Mapping[str, str]) -> dict[str, Path]:
 
 
 @contextmanager
-def _streams(*, is_quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Standard input is empty, and all output goes to standard error; a quiet command's only if it fails."""
+def _streams(output: Output) -> Iterator[None]:
+    """Standard input is empty, and both other streams are the output."""
     sys.stdout.flush()
     sys.stderr.flush()
     with ExitStack() as stack:
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, null)
-        kept = os.memfd_create("output") if is_quiet else os.dup(2)
-        stack.callback(os.close, kept)
-        before = os.dup(2)
-        stack.callback(os.close, before)
-        for target, source in ((0, null), (1, kept), (2, kept)):
-            os.dup2(source, target)
+        for streams, source in (((0,), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), ((1, 2), output())):
+            for stream in streams:
+                stack.callback(_restore, os.dup(stream), stream)
+                os.dup2(source, stream)
+            os.close(source)
+        yield
 
-        def ended(status: int) -> None:
-            if is_quiet and status:
-                os.lseek(kept, 0, os.SEEK_SET)
-                while data := os.read(kept, 1 << 16):
-                    os.write(before, data)
 
-        try:
-            yield ended
-        finally:
-            os.dup2(before, 1)
-            os.dup2(before, 2)
+def _restore(kept: int, stream: int) -> None:
+    os.dup2(kept, stream)
+    os.close(kept)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from ..container.containers import Containers
+from ..container.users import find_user
 from ..image.layer.lower_layers import Below
 from ..image.make.commit import Making, new_layer
 from ..image.make.draft import Draft
@@ -27,6 +28,7 @@ from ..image.oci.instructions import INSTRUCTIONS, apply_instruction, environmen
 from ..image.oci.words import Lexer
 from ..image.store.lowers import lower_directories, lower_keys
 from ..image.store.store import Image, Store
+from ..image.tar.reader import Entry
 from .cache import Cache, key_of
 from .children import ChildError
 from .dockerfile.health import healthcheck
@@ -35,11 +37,12 @@ from .dockerfile.parser import Instruction, names_and_values, parse_trigger
 from .dockerfile.plan import PlannedStage
 from .files.sources import Tree
 from .processes import remove_limit
+from .reports import Output, ReportedStep, reported
 from .request import BuildError, Request
 from .sandbox import Sandbox, in_container
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-Step = Callable[[Sandbox], bytes]
+Step = Callable[[Sandbox, Output], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,24 +158,27 @@ class Building:
         self.image = None
 
     def make_directory(self, instruction: Instruction) -> None:
-        """WORKDIR: the directory is made if it is missing, before the next step."""
+        """WORKDIR: the directory is made if it is missing, before the next step; as in BuildKit it is the USER's."""
+        before = self.current()  # it has the same layers, and is mostly in the store already
         self.configure(instruction)
-        path = self.draft.config.working_dir
-        if not self._has_directory(path):
+        path, user = self.draft.config.working_dir, self.draft.config.user
+        if not self._has_directory(before, path):
             from .files.writer import TreeWriter
 
-            def make(sandbox: Sandbox) -> bytes:
-                TreeWriter(sandbox.inside, self.around.store.limits).make_directories(os.fsencode(path))
+            def make(sandbox: Sandbox, _: Output) -> bytes:
+                owner = find_user(sandbox.inside, user)
+                like = Entry(b"", "d", 0o755, uid=owner.uid, gid=owner.gid)
+                TreeWriter(sandbox.inside, self.around.store.limits).make_directories(os.fsencode(path), like)
                 return b""
 
             self.draft.raw["history"].pop()
-            self.layer(instruction, make, (), "directory")
+            self.layer(instruction, make, (), "directory", user)
 
-    def _has_directory(self, path: str) -> bool:
+    def _has_directory(self, image: Image, path: str) -> bool:
         """Whether a directory is there, through no symlink."""
         if not self.draft.layers:
             return path == "/"
-        with Below(lower_directories(self.around.store, self.current())) as below:
+        with Below(lower_directories(self.around.store, image)) as below:
             found = below.entry(os.fsencode(path.strip("/")))
         return found is not None and found.kind == "d"
 
@@ -188,22 +194,23 @@ class Building:
     def layer(self, instruction: Instruction, step: Step, trees: tuple[Path, ...], *facts: str) -> None:
         """Run a step and add its changes as a layer, or take the result from the cache. Raises BuildError."""
         self.key = key_of(self.key, instruction.name, *facts)
+        report, title = self.around.request.report, f"[{self.planned.name}] {instruction.written}"
         found = self.around.cache.find(self.key)
         if found is not None:
-            self.around.request.say(f"[{self.planned.name}] {instruction.written}  (cached)")
+            report.cached(title)
             self.draft, self.image = Draft.on(self.around.store, found), found
             return
-        self.around.request.say(f"[{self.planned.name}] {instruction.written}")
-        self._run(instruction, step, trees)
+        with reported(report, title) as shown:
+            self._run(instruction, step, trees, shown)
         self.around.cache.keep(self.key, self.current().descriptor.digest)
 
-    def _run(self, instruction: Instruction, step: Step, trees: tuple[Path, ...]) -> None:
-        store, containers = self.around.store, Containers(self.around.store)
-        image = self.current()
+    def _run(self, instruction: Instruction, step: Step, trees: tuple[Path, ...], shown: ReportedStep) -> None:
+        store, report = self.around.store, self.around.request.report
+        containers, image = Containers(store), self.current()
         container = containers.create(None, image, lower_keys(store, image), is_ephemeral=True)
         try:
             try:
-                status = in_container(store, container, trees, step)
+                status = in_container(store, container, trees, lambda sandbox: step(sandbox, shown.output))
             except ChildError as error:
                 raise BuildError(f"{_at(instruction.place)}: {instruction.name}: {error}") from None
             if status:
@@ -211,7 +218,7 @@ class Building:
             with containers.compare(containers.find(container.name)) as comparison:
                 layer, summary = new_layer(store, comparison, self._making())
             if summary.sockets_left_out:
-                self.around.request.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
+                report.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
         finally:
             remove_limit(container.id)
             containers.release(container.name)

@@ -22,6 +22,7 @@ from .files.copying import Copying
 from .files.downloads import fetch, is_remote
 from .files.patterns import Ignored
 from .files.sources import Tree, digest_items
+from .reports import Output
 from .request import PROXIES
 from .run_mounts import MountPlan, parse_mount, ssh_target
 from .running import Command, run_command
@@ -49,9 +50,10 @@ def run_instruction(building: Building, instruction: Instruction) -> None:
 
 def _run(building: Building, instruction: Instruction) -> None:
     request, store = building.around.request, building.around.store
-    network = _NETWORKS.get(building.lexer.expand(instruction.flag("network") or "default"))
+    network_name = building.lexer.expand(instruction.flag("network") or request.network)
+    network = _NETWORKS.get(network_name)
     if network is None:
-        raise InvalidError(f"--network={instruction.flag('network')}: one of {', '.join(_NETWORKS)}")
+        raise InvalidError(f"--network={network_name}: one of {', '.join(_NETWORKS)}")
     if instruction.flag("security") not in (None, "sandbox"):
         raise InvalidError("--security=insecure is not supported: nothing is run with more rights")
     mounts = _numbered([_planned(building, text) for text in instruction.flags.get("mount", ())])
@@ -69,15 +71,15 @@ def _run(building: Building, instruction: Instruction) -> None:
         mounts,
         network,
         request.process_limit,
-        is_quiet=request.is_quiet,
+        request.hosts,
     )
 
-    def step(sandbox: Sandbox) -> bytes:
-        status = run_command(store, sandbox, config, command)
+    def step(sandbox: Sandbox, output: Output) -> bytes:
+        status = run_command(store, sandbox, config, command, output)
         return str(status).encode() if status else b""
 
     visible = {name: value for name, value in declared.items() if name not in PROXIES}
-    facts = (words, tuple(scripts.items()), tuple(sorted(visible.items())), network.value, config)
+    facts = (words, tuple(scripts.items()), tuple(sorted(visible.items())), network.value, request.hosts, config)
     sources = tuple(repr((plan.kind, plan.options, _identity(building, plan))) for plan in mounts)
     trees = tuple(plan.source for plan in mounts if plan.source is not None)
     building.layer(instruction, step, trees, repr(facts), *sources)
@@ -163,7 +165,7 @@ def _copy(building: Building, instruction: Instruction) -> None:
     identity = image.id if image else copying.digest(around.context)
     facts = copying.facts
 
-    def step(sandbox: Sandbox) -> bytes:
+    def step(sandbox: Sandbox, _: Output) -> bytes:
         tree = around.context if image is None else _tree_of(sandbox, building, image)
         copying.do(tree, sandbox.inside, around.store.limits)
         return b""
@@ -184,14 +186,15 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
     """ADD of URLs and git repositories: fetched first, so that what they hold is part of the key."""
     around = building.around
     with around.store.staging() as staged:
-        names = tuple(_fetched(staged, source, instruction, around.store.limits) for source in remote)
+        checksum = building.lexer.expand(instruction.flag("checksum") or "") or None
+        names = tuple(_fetched(staged, source, instruction, checksum, around.store.limits) for source in remote)
         root = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fetched = Tree(root, "what was fetched")
             local = around.context
             identity = copying.digest(local) + repr([digest_items(fetched.read(name)) for name in names])
 
-            def step(sandbox: Sandbox) -> bytes:
+            def step(sandbox: Sandbox, _: Output) -> bytes:
                 if copying.paths or copying.texts:
                     copying.do(local, sandbox.inside, around.store.limits)
                 unpacks = instruction.is_set("unpack")  # what was fetched is unpacked only if this is asked for
@@ -204,12 +207,11 @@ def _add_remote(building: Building, instruction: Instruction, copying: Copying, 
             os.close(root)
 
 
-def _fetched(staged: Path, source: str, instruction: Instruction, limits: Limits) -> str:
+def _fetched(staged: Path, source: str, instruction: Instruction, checksum: str | None, limits: Limits) -> str:
     """The path, below `staged`, of what a source is."""
     place = staged.resolve() / str(len(os.listdir(staged)))
     place.mkdir()
-    checksum, keeps_git = instruction.flag("checksum"), instruction.is_set("keep-git-dir")
-    found = fetch(source, place, limits, checksum=checksum, keeps_git=keeps_git)
+    found = fetch(source, place, limits, checksum=checksum, keeps_git=instruction.is_set("keep-git-dir"))
     return str(found.relative_to(staged.resolve()))
 
 

@@ -120,6 +120,38 @@ CASES: Final[Mapping[str, Case]] = {
     "stopsignal": case(f"{ON}STOPSIGNAL SIGUSR1\n"),
     "onbuild": case(f"{ON}ONBUILD RUN echo a > /x\nONBUILD COPY a /y\n"),
     "onbuild-runs": case(f"{ON[:-1]} AS one\nONBUILD RUN echo a > /x\nFROM one\n"),
+    "workdir-user": case(f"{ON}USER bob\nWORKDIR /w/x\nWORKDIR /tmp/y\nRUN touch z\n"),
+    "workdir-symlink": case(f"{ON}RUN mkdir /real && ln -s real /alias\nWORKDIR /alias/w\nRUN touch x\n"),
+    "copy-to-root": case(f"{ON}COPY d /\nCOPY a .\n"),
+    "copy-dot": case(f"{ON}WORKDIR /w\nCOPY . .\n"),
+    "copy-into-dot": case(f"{ON}COPY a /v/.\n"),
+    "copy-json-variable": case(f'{ON}ENV S=a T=/x\nCOPY ["$S", "${{T}}/"]\n'),
+    "copy-from-wildcard": case(f"{ON[:-1]} AS one\nRUN touch /1 /2\n{ON}COPY --from=one --chown=bob /[12] /x/\n"),
+    "copy-from-symlink": case(
+        f"{ON[:-1]} AS one\nRUN mkdir /r; echo 1 > /r/f; ln -s r /l; ln -s /r/f /g\n{ON}COPY --from=one /l /x\n"
+        "COPY --from=one /g /y\nCOPY --from=one /r /z\n"
+    ),
+    "copy-over-other-owner": case(f"{ON}RUN mkdir /x && touch /x/b && chown -R 5:6 /x\nCOPY d /x\n"),
+    "add-directory": case(f"{ON}ADD d /x\nADD link /y\n"),
+    "add-wildcard": case(f"{ON}ADD t.tar* /x/\n"),
+    "run-in-volume": case(f"{ON}RUN mkdir /v\nVOLUME /v\nRUN touch /v/x /y\n"),
+    "run-umask": case(f"{ON}RUN umask > /u; touch /x; mkdir /y\n"),
+    "run-modes": case(f"{ON}RUN touch /x; (umask 777; touch /y); mkdir -m 6755 /w; mkdir -m 3777 /z\n"),
+    "run-file-to-directory": case(f"{ON}RUN mkdir /d; touch /d/a /f\nRUN rm -r /d; touch /d; rm /f; mkdir /f\n"),
+    "run-fifo": case(f"{ON}RUN mkfifo /x; ln -s /none /y\n"),
+    "run-streams": case(f"{ON}RUN echo 1 > /dev/stdout; echo 2 > /dev/stderr; cat > /x; echo $? > /y\n"),
+    "run-home": case(f"{ON}RUN echo $HOME > /x\nUSER bob\nRUN echo $HOME > /tmp/y\n"),
+    "env-tab": case(f"{ON}ENV A\tb  c\nENV\tB=1\n"),
+    "label-expansion": case(f"{ON}ARG V=1\nLABEL v=$V w='$V' x=\"${{V}}2\"\n"),
+    "user-variable": case(f"{ON}ARG U=bob\nUSER ${{U}}:${{G:-others}}\n"),
+    "stopsignal-variable": case(f"{ON}ENV S=SIGINT\nSTOPSIGNAL $S\n"),
+    "expose-protocol": case(f"{ON}EXPOSE 80/TCP 8000-8002/udp\n"),
+    "onbuild-chain": case(f"{ON[:-1]} AS one\nONBUILD ENV A=1\nFROM one AS two\nRUN echo $A > /x\nFROM two\n"),
+    "cmd-inherited": case(f'{ON[:-1]} AS one\nCMD ["a"]\nFROM one\nENTRYPOINT ["b"]\n'),
+    "stages-parallel": case(
+        f"{ON[:-1]} AS a\nRUN echo a > /x\n{ON[:-1]} AS b\nRUN echo b > /x\n{ON}COPY --from=a /x /a\n"
+        "COPY --from=b /x /b\n"
+    ),
     "maintainer": case(f"{ON}MAINTAINER A B <a@b>\n"),
     "lower-case": case("from localhost/small\nrun echo a > /x\nenv A=1\n"),
     "escape": case(f"# escape=`\n{ON}RUN echo a `\n  b > /x\nENV A=`$A B=c:\\d\n"),

@@ -21,7 +21,12 @@ from tests.prepared import Prepared
 ALWAYS: Final = frozenset({"from-stage", "run-owner", "copy-all", "add-tar", "env", "onbuild-runs"})
 _NO_DIRECTORY: Final = "docker makes no directory for a VOLUME, the run does; buildah makes it in the image"
 DIFFERENCES: Final[Mapping[str, Mapping[str, str]]] = {
+    "copy-into-dot": dict.fromkeys(
+        ("/v", "/v/a"), "a destination with /. at its end is a directory; buildah copies to /v"
+    ),
     "escape": {"config Env": "buildah takes \\ for the escape character within words, whatever the directive says"},
+    "expose-protocol": {"config ExposedPorts": "docker takes a range apart and TCP for tcp; buildah keeps the text"},
+    "run-in-volume": {"/v/x": "BuildKit keeps what a RUN writes into a VOLUME; buildah drops it"},
     "shell": {"config Cmd": "docker runs CMD by the SHELL of the image; buildah always by /bin/sh -c"},
     "volume": {"/v": _NO_DIRECTORY, "/w": _NO_DIRECTORY},
     "volume-json": {"/v": _NO_DIRECTORY},

@@ -235,8 +235,25 @@ def test_parents_and_excluded_files(site: Site) -> None:
     assert found == {"/p", "/p/d", "/p/d/deep", "/p/d/deep/c", "/p/deep", "/p/deep/d", "/q", "/q/b"}
 
 
+def test_hosts_that_are_added(site: Site) -> None:
+    site.build(f"{ON}RUN cat /etc/hosts > /x\n", "--add-host", "here:192.0.2.1", "--add-host", "there:2001:db8::1")
+    assert {"192.0.2.1\there", "2001:db8::1\tthere"} <= set(site.text("/x").splitlines())
+    assert "is no host" in site.refuses(ON, "--add-host", "here")
+
+
+def test_memory_to_work_in_has_a_size(site: Site) -> None:
+    site.build(f"{ON}RUN --mount=type=tmpfs,target=/m,size=1m stat -f -c '%b %S' /m > /x\n")
+    blocks, size = map(int, site.text("/x").split())
+    assert blocks * size == 1 << 20
+    assert "'1x' is no size" in site.refuses(f"{ON}RUN --mount=type=tmpfs,target=/m,size=1x true\n")
+
+
 def test_a_network_of_its_own(site: Site) -> None:
-    site.build(f"{ON}RUN --network=none ls /sys/class/net > /x\nRUN ls /sys/class/net > /y\n")
+    text = f"{ON}RUN --network=none cat /proc/net/dev > /x\nRUN cat /proc/net/dev > /y\n"
+    site.build(text)
+    assert site.text("/x") != site.text("/y")
+    site.build(text, "--network", "none")
+    assert site.text("/x").count(":") == site.text("/y").count(":") == 1
     assert site.refuses(f"{ON}RUN --network=bad true\n").endswith("--network=bad: one of default, host, none")
 
 
@@ -396,14 +413,20 @@ def test_the_dockerfile_from_standard_input_with_a_context(site: Site) -> None:
     assert site.text("/x") == "1"
 
 
-def test_a_tar_as_context(site: Site, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "context.tar.gz", "w:gz") as archive:
+@pytest.mark.parametrize("compression", ["gz", "bz2"])
+def test_a_tar_as_context(site: Site, tmp_path: Path, compression: str) -> None:
+    path = tmp_path / f"context.tar.{compression}"
+    with tarfile.open(path, f"w:{compression}") as archive:  # type: ignore[call-overload]
         for name, text in (("Dockerfile", f"{ON}COPY a /x\n"), ("a", "1")):
             info = tarfile.TarInfo(name)
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text.encode()))
-    assert site.call("-t", "made", tmp_path / "context.tar.gz").status == 0
+    assert site.call("-t", "made", path).status == 0
     assert site.text("/x") == "1"
+    with open(path, "rb") as typed:
+        words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-q", "-t", "typed", "-"]
+        subprocess.run(words, stdin=typed, stdout=subprocess.DEVNULL, check=True)
+    assert site.image("typed").digest == site.image().digest
 
 
 def _repository(path: Path, **files: str) -> str:
@@ -449,7 +472,7 @@ def httpd(tmp_path: Path) -> Iterator[str]:
 def test_a_url_is_fetched_and_checked(site: Site, tmp_path: Path, httpd: str) -> None:
     (tmp_path / "served/f").write_text("hello")
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
-    site.build(f"{ON}ADD --checksum=sha256:{digest} {httpd}/f /x/\n")
+    site.build(f"{ON}ARG SUM={digest}\nADD --checksum=sha256:$SUM {httpd}/f /x/\n")
     assert site.tree()["/x/f"][1:4] == ("0o600", 0, 0)
     assert "has another content" in site.refuses(f"{ON}ADD --checksum=sha256:{'0' * 64} {httpd}/f /x/\n")
     assert "could not be fetched" in site.refuses(f"{ON}ADD {httpd}/none /x/\n")

@@ -172,6 +172,12 @@ def test_links_of_an_archive_stay_in_the_image(site: Site, tmp_path: Path) -> No
     assert site.text(f"{tmp_path}/victim") == "xxx"
 
 
+def test_an_archive_may_replace_a_link_that_it_has_followed(site: Site) -> None:
+    archive(site.context / "t.tar", member("l/one"), member("l", tarfile.SYMTYPE, "second"), member("l/two"))
+    site.build(f"{ON}RUN mkdir -p /x/first /x/second && ln -s first /x/l\nADD t.tar /x/\n")
+    assert {"/x/first/one", "/x/second/two"} <= site.tree().keys()
+
+
 def test_a_hard_link_to_a_file_outside_of_an_archive_is_refused(site: Site) -> None:
     archive(site.context / "t.tar", member("hard", tarfile.LNKTYPE, "../etc/passwd"))
     site.refuses(f"{ON}ADD t.tar /x/\n")
@@ -288,19 +294,20 @@ def test_a_heredoc_called_like_a_directory_is_refused(site: Site, name: str) -> 
 def test_a_secret_is_in_no_file_of_the_store(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text(SECRET)
     monkeypatch.setenv("TOKEN", SECRET)
-    site.build(
+    text = (
         f"{ON}RUN --mount=type=secret,id=s cat /run/secrets/s > /dev/null\n"
         'RUN --mount=type=secret,id=s,target=/s,mode=0444 --mount=type=secret,id=e,env=TOKEN test -n "$TOKEN" && '
-        "test -s /s && echo yes > /x\n",
-        "--secret",
-        f"id=s,src={tmp_path}/secret",
-        "--secret",
-        "id=e,env=TOKEN",
+        "test -s /s && echo yes > /x\n"
     )
+    words = ("--secret", f"id=s,src={tmp_path}/secret", "--secret", "id=e,env=TOKEN")
+    site.build(text, *words)
     assert site.text("/x") == "yes\n"
     assert "/run/secrets" not in site.tree() or site.tree()["/run/secrets"][0] == tarfile.DIRTYPE
     found = subprocess.run(["grep", "-rlaF", SECRET, site.store], capture_output=True, text=True, check=False)
     assert found.stdout == ""
+    (tmp_path / "secret").write_text("another")
+    monkeypatch.setenv("TOKEN", "another")
+    assert site.build(text, *words).count("(cached)") == 2
 
 
 def test_a_missing_secret(site: Site) -> None:
@@ -324,9 +331,12 @@ def processes_of(store: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("moment", [pytest.param(at, marks=[] if at == 3 else [pytest.mark.long]) for at in range(8)])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(at, marks=[] if at in (4, 11, 18) else [pytest.mark.long]) for at in range(21)]
+)
 def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
-    """The moments are spread over the build by what it has written so far, each in its own run."""
+    """The moments are spread over the build: when it has written so many lines, and two a little later."""
+    line, later = divmod(moment, 3)
     site.write(
         f"FROM small AS other\nRUN sleep 1; touch /o\n{ON}RUN touch /a\nCOPY a /b\nRUN echo 2 > /c\n"
         f"COPY --from=other /o /o\nRUN sleep {FOR_EVER.decode()}\n",
@@ -340,8 +350,9 @@ def test_a_killed_build_leaves_no_half_image(site: Site, moment: int) -> None:
         text=True,
     )
     assert build.stderr is not None
-    for _ in range(min(moment, 6)):
+    for _ in range(line):
         build.stderr.readline()
+    time.sleep(later * 0.04)
     build.kill()
     build.wait()
     build.stderr.close()

@@ -46,6 +46,7 @@ DOCKER: Final = {
     "inspect": {"f": "--format", "s": "--size"},
     "cp": {"a": "--archive", "L": "--follow-link", "q": "--quiet"},
     "stats": {"a": "--all"},
+    "build": {"c": "--cpu-shares", "f": "--file", "m": "--memory", "o": "--output", "q": "--quiet", "t": "--tag"},
 }
 """The commands that both have, and docker's short options (docs.docker.com/reference/cli)."""
 

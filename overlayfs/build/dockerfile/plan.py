@@ -21,15 +21,15 @@ SCRATCH: Final = "scratch"
 class PlannedStage:
     """A stage with its base expanded: `base` is the number of a stage, else `image` names one, or is `scratch`.
 
-    `sources` are the texts of all `from`, `needs` the numbers of the stages that it takes something from. `name` is
-    what progress calls it.
+    `sources` are the texts of all `from` and where they stand, `needs` the numbers of the stages that it takes
+    something from. `name` is what progress calls it.
     """
 
     stage: Stage
     base: int | None
     image: str
     platform: str | None
-    sources: tuple[str, ...]
+    sources: tuple[tuple[str, Place], ...]
     needs: frozenset[int]
 
     @property
@@ -100,8 +100,8 @@ def _planned(stage: Stage, stages: tuple[Stage, ...], lexer: Lexer) -> PlannedSt
         raise stage.place.error(f"the base {stage.base!r} is empty: give the ARG a value")
     base = next((other.number for other in before if other.name and other.name == image.lower()), None)
     platform = None if stage.platform is None else _expanded(stage.platform, lexer, stage.place) or None
-    sources = tuple(text for instruction in stage.instructions for text in sources_of(instruction))
-    numbers = (stage_called(text, before) for text in sources)
+    sources = tuple((text, found.place) for found in stage.instructions for text in sources_of(found))
+    numbers = (stage_called(text, before) for text, _ in sources)
     needs = frozenset(number for number in (base, *numbers) if number is not None)
     return PlannedStage(stage, base, image, platform, sources, needs)
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from ...container.root_paths import Inside
 from ...image.oci.errors import InvalidError, NotFoundError
 from ...image.oci.limits import Limits
 from ...image.store.store import Store
-from ...image.tar.compression import open_decompressed
 from ...image.tar.reader import TarReader
-from .downloads import clone, is_git
+from .archives import decompressed, is_archive
 from .patterns import Ignored
+from .repositories import clone, repository_of
 from .sources import Tree
 from .writer import TreeWriter
 
@@ -65,9 +65,8 @@ class _StandardInput:
     """Standard input, which is a Dockerfile or a tar."""
 
     def __init__(self) -> None:
-        self._raw = io.BufferedReader(io.FileIO(0, closefd=False), 1 << 16)
-        head = self._raw.peek(512)[:512]
-        self.is_archive = head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+        self._raw: io.BufferedReader = io.BufferedReader(io.FileIO(0, closefd=False), 1 << 16)
+        self.is_archive = is_archive(self._raw)
 
     def text(self) -> str:
         return _text(self._raw.read(_LARGEST + 1), "standard input")
@@ -82,8 +81,9 @@ def _directory(store: Store, where: str, standard_input: _StandardInput | None, 
         staged = stack.enter_context(store.staging())
         standard_input.unpack(staged, store.limits)
         return staged
-    if is_git(where):
-        return clone(where, stack.enter_context(store.staging()))
+    repository = repository_of(where)
+    if repository is not None:
+        return clone(repository, stack.enter_context(store.staging()))
     path = Path(where).absolute()
     if path.is_file():
         staged = stack.enter_context(store.staging())
@@ -100,10 +100,10 @@ def unpack_file(archive: Path, directory: Path, limits: Limits, *, keeps_owners:
         _unpack(raw, directory, limits, str(archive), keeps_owners=keeps_owners)
 
 
-def _unpack(raw: BinaryIO, directory: Path, limits: Limits, what: str, *, keeps_owners: bool) -> None:
+def _unpack(raw: io.BufferedReader, directory: Path, limits: Limits, what: str, *, keeps_owners: bool) -> None:
     with Inside(os.fsencode(directory)) as inside:
         writer = TreeWriter(inside, limits, keeps_owners=keeps_owners)
-        reader = TarReader.of(open_decompressed(raw, limits, what), limits, what)
+        reader = TarReader.of(decompressed(raw, limits, what), limits, what)
         for entry in reader:
             if entry.path:
                 writer.put(b"/", entry, reader.read_data() if entry.kind == "f" else ())

@@ -6,14 +6,12 @@ destination that is a directory or ends with a slash. ADD unpacks local archives
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import lzma
 import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -21,18 +19,14 @@ from ...container.root_paths import Inside
 from ...container.users import find_user
 from ...image.oci.errors import InvalidError
 from ...image.oci.limits import Limits
-from ...image.tar.compression import open_decompressed
 from ...image.tar.header import BLOCK
 from ...image.tar.reader import Entry, TarReader
 from ...tree.syscalls import open_in_root
+from .archives import decompressed, is_tar
 from .modes import parse_mode
 from .patterns import Ignored
 from .sources import Item, Tree, digest_items
 from .writer import TreeWriter, renamed
-
-_OTHERS: Final[tuple[tuple[bytes, Any], ...]] = ((b"BZh", bz2.BZ2File), (b"\xfd7zXZ\0", lzma.LZMAFile))
-"""Compressions of archives that no layer has, by how they begin."""
-_USTAR_AT: Final = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +154,9 @@ class _Archive:
         raw = open(open_in_root(tree.root, os.fsencode(path), os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115
         if not raw.seekable():
             return None
-        is_tar = _head_of(_decompressed(raw, limits, path))[_USTAR_AT : _USTAR_AT + 5] == b"ustar"
+        has_tar = is_tar(_head_of(decompressed(raw, limits, path)))
         raw.seek(0)
-        return cls(_decompressed(raw, limits, path), limits, path) if is_tar else None
+        return cls(decompressed(raw, limits, path), limits, path) if has_tar else None
 
     def items(self) -> Iterator[Item]:
         """Its members. Raises InvalidError for names that lead out, and for every other fault."""
@@ -180,12 +174,3 @@ def _head_of(stream: Any) -> bytes:
     except (InvalidError, OSError, EOFError):
         pass
     return head
-
-
-def _decompressed(raw: Any, limits: Limits, path: str) -> Any:
-    head = raw.read(6)
-    raw.seek(0)
-    for magic, opener in _OTHERS:
-        if head.startswith(magic):
-            return opener(raw)
-    return open_decompressed(raw, limits, path)

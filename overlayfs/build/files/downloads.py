@@ -1,4 +1,4 @@
-"""How does ADD get what is not in the context? URLs by HTTP, git repositories by git(1)."""
+"""How does ADD get what is not in the context? URLs by HTTP, git repositories as `repositories` says."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import hashlib
 import os
 import posixpath
 import re
-import subprocess
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ...image.oci.errors import ImageError, InvalidError
 from ...image.oci.limits import Limits
-from ...image.store.staging import remove_tree
 from ...image.tar.tally import Room
+from .repositories import clone, is_git
 
 _URL: Final = re.compile(r"https?://", re.IGNORECASE)
-_GIT: Final = re.compile(r"git@|git://|ssh://|https?://[^#]*\.git(?:#|$)")
 _CHUNK: Final = 1 << 20
 _PATIENCE_S: Final = 60.0
-_QUIET_GIT: Final = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
-
-
-def is_git(text: str) -> bool:
-    """Whether the text names a git repository, as docker tells."""
-    return _GIT.match(text) is not None
 
 
 def is_remote(text: str) -> bool:
@@ -88,49 +80,3 @@ def _seconds(modified: str | None) -> float:
         return parsedate_to_datetime(modified).timestamp() if modified else 0.0
     except ValueError:
         return 0.0
-
-
-def clone(source: str, directory: Path, *, keeps_git: bool = False, commit: str = "") -> Path:
-    """Clone `URL[#REF[:SUBDIRECTORY]]` into an empty directory; where the subdirectory is. It must be the commit whose
-    ID begins like this. Raises ImageError."""
-    url, _, rest = source.partition("#")
-    reference, _, inner = rest.partition(":")
-    if url.startswith("-") or reference.startswith("-"):
-        raise InvalidError(f"{source!r} is no repository")
-    _git("init", "--quiet", directory)
-    words = ("-C", directory, "fetch", "--quiet"), ("--", url, reference or "HEAD")
-    try:
-        _git(*words[0], "--depth=1", *words[1])
-    except ImageError:  # a server of plain files has whole histories only
-        _git(*words[0], *words[1])
-    found = _git("-C", directory, "rev-parse", "FETCH_HEAD^{commit}")
-    if not found.startswith(commit.lower()):
-        raise ImageError(f"{source} is another commit: {found} instead of {commit}")
-    _git("-C", directory, "checkout", "--quiet", "FETCH_HEAD")
-    if not keeps_git:
-        remove_tree(directory / ".git")
-    place = (directory / inner.lstrip("/")).resolve()
-    if not place.is_relative_to(directory.resolve()) or not place.is_dir():
-        raise InvalidError(f"{inner!r} is no directory of the repository")
-    return place
-
-
-def _git(*words: str | Path) -> str:
-    """What git says. New files have the modes that docker gives them."""
-    try:
-        done = subprocess.run(
-            ["git", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, **_QUIET_GIT},
-            umask=0o022,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise ImageError("git is not installed") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise ImageError(f"git: {lines[-1]}")
-    return done.stdout.strip()

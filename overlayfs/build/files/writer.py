@@ -26,6 +26,8 @@ from ...tree.syscalls import descriptor_path
 
 _OPEN_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWNER_ALONE: Final = 0o700
+_CLEARED: Final = stat.S_ISUID | stat.S_ISGID
+"""Bits of a mode that a change of owner or content takes away."""
 
 Edit = Callable[[Entry], Entry]
 
@@ -41,6 +43,7 @@ class TreeWriter:
         self._inside, self.edited, self.limits = inside, edit, limits
         self._room = Room(limits, "what is copied", inside.fd)
         self._times: dict[bytes, int] = {}
+        self._resolved: tuple[bytes, bytes] = (b"/", b"/")  # the last directory: most entries follow one of the same
 
     def is_directory(self, path: str) -> bool:
         try:
@@ -51,6 +54,8 @@ class TreeWriter:
     def make_directories(self, path: bytes, like: Entry | None = None) -> bytes:
         """The path of a directory without symlinks; those that are missing are made, 0755 and root's, or as `like`."""
         path = posixpath.normpath(b"/" + path.lstrip(b"/"))
+        if path == self._resolved[0]:
+            return self._resolved[1]
         try:
             resolved = self._inside.resolve(path)
         except FileNotFoundError:
@@ -58,6 +63,7 @@ class TreeWriter:
             return self._make_directory(above, posixpath.basename(path), like)
         if not stat.S_ISDIR(self._inside.stat(resolved).st_mode):
             raise InvalidError(f"{named(path)} in the image is no directory")
+        self._resolved = (path, resolved)
         return resolved
 
     def _make_directory(self, above: bytes, name: bytes, like: Entry | None) -> bytes:
@@ -93,7 +99,7 @@ class TreeWriter:
                     return
             made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             try:
-                self._describe(made, entry)
+                self._describe(made, entry, os.fstat(made))
             finally:
                 os.close(made)
         self._times[posixpath.join(place, name)] = entry.mtime_ns
@@ -105,13 +111,15 @@ class TreeWriter:
             return
         except IsADirectoryError:
             raise InvalidError(f"{named(path)} in the image is a directory, and a file is to be there") from None
+        self._resolved = (b"/", b"/")  # it may have been a symlink on the way there
 
     def _create(self, fd: int, name: bytes, directory: bytes, entry: Entry, data: Iterable[memoryview]) -> None:
         if entry.kind == "f":
-            made = os.open(name, _OPEN_NEW, 0o600, dir_fd=fd)
+            made = os.open(name, _OPEN_NEW, entry.mode & 0o777, dir_fd=fd)
             try:
+                found = os.fstat(made)
                 write_data(made, entry, data, self._room)
-                self._describe(made, entry)
+                self._describe(made, entry, found)
                 os.utime(made, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(made)
@@ -138,11 +146,14 @@ class TreeWriter:
         with self._inside.directory(place) as source:
             os.link(target, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
 
-    def _describe(self, fd: int, entry: Entry) -> None:
-        self._own(entry, fd)
+    def _describe(self, fd: int, entry: Entry, found: os.stat_result) -> None:
+        """Set what is not as `found`, as each change is a request to the filesystem."""
+        if (entry.uid, entry.gid) != (found.st_uid, found.st_gid):
+            self._own(entry, fd)
         for name, value in entry.xattrs.items():  # after the owner: chown clears capabilities
             os.setxattr(fd, name, value)
-        os.fchmod(fd, entry.mode)
+        if entry.mode != stat.S_IMODE(found.st_mode) or entry.mode & _CLEARED:
+            os.fchmod(fd, entry.mode)
 
     def _own(self, entry: Entry, fd: int, name: bytes = b"") -> None:
         """Set the owner of an open file, or of `name` in an open directory. Raises InvalidError, OSError."""

@@ -36,6 +36,12 @@ def build(
     pids_limit: Annotated[
         int | None, typer.Option("--pids-limit", metavar="COUNT", min=1, help="Processes of a RUN at once.")
     ] = None,
+    network: Annotated[
+        Literal["default", "host", "none"], typer.Option("--network", help="Of RUN without a --network of its own.")
+    ] = "default",
+    hosts: Annotated[
+        Texts, typer.Option("--add-host", metavar="NAME:IP", help="A line of /etc/hosts of each RUN.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the container of a RUN that fails.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DIR|TAR", help="Write the tree there too, as export does.")
@@ -77,7 +83,9 @@ def build(
         pulls=pull,
         squashes=squash,
         process_limit=pids_limit,
+        network=network,
+        hosts=tuple(hosts or ()),
         keeps_failed=keep,
-        is_quiet=quiet or progress == "quiet",
+        progress="quiet" if quiet else progress,
     )
     build_image(store_directory(), words)

@@ -12,14 +12,17 @@ from typing import Final
 from overlayfs.build.build import build, clean_up
 from overlayfs.build.files.contexts import opened_context, unpack_file
 from overlayfs.build.processes import check_limit
+from overlayfs.build.reports import Report
 from overlayfs.build.request import EPOCH, Request
-from overlayfs.cli.progress import shown_progress
+from overlayfs.cli.container.display import shown_steps
 from overlayfs.cli.store.archives import written
 from overlayfs.cli.store.commit import compression_of, epoch
+from overlayfs.container.spec.parts import host_of
 from overlayfs.image.archive.rootfs import export_image
 from overlayfs.image.oci.documents import Platform
 from overlayfs.image.oci.errors import InvalidError, NotFoundError
 from overlayfs.image.oci.platforms import parse_platform
+from overlayfs.image.oci.progress import Progress
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.store import Image, Store
 
@@ -68,8 +71,10 @@ class Words:
     pulls: bool
     squashes: bool
     process_limit: int | None
+    network: str
+    hosts: tuple[str, ...]
     keeps_failed: bool
-    is_quiet: bool
+    progress: str
 
 
 def build_image(directory: Path | None, words: Words) -> None:
@@ -77,8 +82,10 @@ def build_image(directory: Path | None, words: Words) -> None:
     output = None if words.output is None else _Output.parse(words.output)
     references = [_reference(tag) for tag in words.tags]
     check_limit(words.process_limit)
-    with Store.open(directory) as store:
-        request = _request(words)
+    for host in words.hosts:
+        host_of(host)
+    with Store.open(directory) as store, shown_steps(words.progress) as report:
+        request = _request(words, report)
         clean_up(store)
         try:
             with opened_context(store, words.context, words.file) as context:
@@ -100,10 +107,11 @@ def _reference(text: str) -> Reference:
     return reference
 
 
-def _request(words: Words) -> Request:
+def _request(words: Words, report: Report) -> Request:
     arguments = _arguments(words.arguments)
     return Request(
         _pull,
+        report,
         arguments=arguments,
         labels=_pairs("--label", words.labels),
         platform=parse_platform(words.platform) if words.platform else None,
@@ -113,7 +121,8 @@ def _request(words: Words) -> Request:
         keeps_failed=words.keeps_failed,
         squashes=words.squashes,
         process_limit=words.process_limit,
-        is_quiet=words.is_quiet,
+        network=words.network,
+        hosts=words.hosts,
         compression=compression_of(words.compression),
         epoch=epoch(arguments.get(EPOCH, "")),
         secrets=_secrets(words.secrets),
@@ -177,22 +186,20 @@ def _agents(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _pull(store: Store, reference: Reference, platform: Platform | None) -> Image:
+def _pull(store: Store, reference: Reference, platform: Platform | None, progress: Progress) -> Image:
     """Pull an image as `overlayfs pull` does."""
     import trio
 
     from overlayfs.cli.store.transfer import access
     from overlayfs.image.registry.transfer import first_of, pull
 
-    with shown_progress() as progress:
+    async def work() -> Image:
+        return await pull(store, reference, platform, access(None, False), progress=progress)
 
-        async def work() -> Image:
-            return await pull(store, reference, platform, access(None, False), progress=progress)
-
-        try:
-            return trio.run(work)
-        except BaseExceptionGroup as group:
-            raise first_of(group) from None
+    try:
+        return trio.run(work)
+    except BaseExceptionGroup as group:
+        raise first_of(group) from None
 
 
 def _write_tree(store: Store, image: Image, output: _Output) -> None:

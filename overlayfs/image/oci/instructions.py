@@ -73,18 +73,16 @@ def _entrypoint(config: RunConfig, text: str, _: Lexer) -> RunConfig:
 
 
 def _workdir(config: RunConfig, text: str, lexer: Lexer) -> RunConfig:
-    (path,) = _words(text, lexer, 1)
-    return replace(config, working_dir=posixpath.normpath(posixpath.join("/", config.working_dir, path)))
+    path = posixpath.join("/", config.working_dir, _whole(text, lexer))
+    return replace(config, working_dir=posixpath.normpath(path))
 
 
 def _user(config: RunConfig, text: str, lexer: Lexer) -> RunConfig:
-    (user,) = _words(text, lexer, 1)
-    return replace(config, user=user)
+    return replace(config, user=_whole(text, lexer))
 
 
 def _stop_signal(config: RunConfig, text: str, lexer: Lexer) -> RunConfig:
-    (signal,) = _words(text, lexer, 1)
-    return replace(config, stop_signal=signal)
+    return replace(config, stop_signal=_whole(text, lexer))
 
 
 def _shell(config: RunConfig, text: str, _: Lexer) -> RunConfig:
@@ -140,18 +138,26 @@ def json_list(text: str) -> list[str] | None:
         return None
 
 
-def _words(text: str, lexer: Lexer, count: int | None = None) -> list[str]:
+def _whole(text: str, lexer: Lexer) -> str:
+    """The text as one word, with its spaces."""
+    word = lexer.expand(text)
+    if not word:
+        raise InvalidError("nothing to set")
+    return word
+
+
+def _words(text: str, lexer: Lexer) -> list[str]:
     words = lexer.split(text)
-    if not words or (count is not None and len(words) != count):
-        raise InvalidError("one word is expected" if count else "nothing to set")
+    if not words:
+        raise InvalidError("nothing to set")
     return words
 
 
 def _pairs(text: str, lexer: Lexer) -> dict[str, str]:
     """`A=b C="d e"`, or `A all that follows`."""
-    name, _, value = text.partition(" ")
+    name, *value = text.split(maxsplit=1) or [""]
     if "=" not in name:
-        return {name: lexer.expand(value.strip())} if value else _no_pair(text)
+        return {name: lexer.expand(value[0].strip())} if value else _no_pair(text)
     words = lexer.split(text)
     pairs = {name: value for name, equals, value in (word.partition("=") for word in words) if name and equals}
     return pairs if len(pairs) == len(words) else _no_pair(text)
@@ -162,7 +168,7 @@ def _no_pair(text: str) -> dict[str, str]:
 
 
 def _ports(word: str) -> list[str]:
-    found = _PORT.fullmatch(word)
+    found = _PORT.fullmatch(word.lower())
     first, last = (int(found["first"]), int(found["last"] or found["first"])) if found else (1, 0)
     if found is None or not 1 <= first <= last <= 65535:
         raise InvalidError(f"{word!r} is no port: 80, 53/udp or 8000-8010")

@@ -1,4 +1,4 @@
-"""What do the engines work on, and what must come out: one real tree as an archive, a recipe of eight steps, digests.
+"""What do the engines work on, and what must come out: one real tree as an archive, two recipes, digests.
 
 Neighbours: steps.py gives it to the engines. The kernel's overlayfs and a chroot say what the right results are, so no
 engine is its own judge. Runs before any timing.
@@ -6,6 +6,7 @@ engine is its own judge. Runs before any timing.
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..peers import KERNEL, MountPlan, known_peers
 IMAGE = "localhost/bench:base"
 ARCHIVE = "tree.tar"
 RECIPE = "Containerfile"
+LONG_RECIPE = "Containerfile.long"
 UNPACKED = "/new"
 BUILT = ("/opt", "/usr")
 DIGEST = """
@@ -36,6 +38,14 @@ STEPS = (
 )
 """Many new files, deletions, changes and a rename of what is below, as the builds of real images have them."""
 
+MORE_STEPS = (
+    ("WORKDIR", "/srv/work"),
+    ("COPY", f"{RECIPE} recipe"),
+    ("RUN", "sort recipe >sorted"),
+    ("RUN", "rm recipe"),
+)
+"""Four small steps, which leave the trees alone whose digest is taken."""
+
 LIMIT_S = 300.0
 
 
@@ -53,8 +63,8 @@ class Material:
         return self.context / ARCHIVE
 
 
-def recipe() -> str:
-    return "\n".join([f"FROM {IMAGE}", *(" ".join(step) for step in STEPS), ""])
+def recipe(steps: Iterable[tuple[str, str]]) -> str:
+    return "\n".join([f"FROM {IMAGE}", *(" ".join(step) for step in steps), ""])
 
 
 class Workbench:
@@ -101,9 +111,10 @@ def learn(bench: Workbench) -> Material:
     archive = str(bench.context / ARCHIVE)
     bench.command("tar", "-C", str(bench.root), "--numeric-owner", "-cf", archive, ".")
     names = archive_names(bench.command("tar", "--quoting-style=literal", "-tf", archive))
-    recipe_file = bench.context / RECIPE
-    recipe_file.write_text(recipe())
-    recipe_file.chmod(0o644)
+    for name, steps in ((RECIPE, STEPS), (LONG_RECIPE, STEPS + MORE_STEPS)):
+        recipe_file = bench.context / name
+        recipe_file.write_text(recipe(steps))
+        recipe_file.chmod(0o644)
     bench.unpack(UNPACKED)
     unpacked = bench.inside(DIGEST, UNPACKED)
     for instruction, argument in STEPS:

@@ -12,10 +12,15 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-from tests.cli.container.shop import Shop
 from tests.cli.people import COMMAND
 from tests.prepared import PATIENCE_S
+
+
+class HasStore(Protocol):
+    store: Path
 
 
 @dataclass(slots=True)
@@ -50,7 +55,7 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(shop: Shop, *words: str, size: tuple[int, int] = (24, 80)) -> Iterator[Terminal]:
+def on_terminal(shop: HasStore, *words: str, size: tuple[int, int] = (24, 80)) -> Iterator[Terminal]:
     """A command on a terminal; it has ended after this."""
 
     def take_terminal() -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ _INDEX: Final = b"index"
 _STACK: Final = b"stack"
 _NEW_STACK: Final = b"stack.new"
 _LONGEST_STACK: Final = 1 << 20
+_LONGEST_NUMBER: Final = 18  # digits
+_LATEST: Final = float(1 << 40)  # in seconds; people are told the time of a snapshot
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -194,8 +197,8 @@ class History(Held):
         text = json.dumps({"version": _version(entries), "layers": members}).encode()
         if len(text) >= _LONGEST_STACK:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(_NEW_STACK, flags, 0o600, dir_fd=self.fd)
+        drafts.remove(self.fd, _NEW_STACK)
+        fd = os.open(_NEW_STACK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
             try:
                 _write_whole(fd, text)
@@ -260,7 +263,7 @@ class History(Held):
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
         if _lacks_upperdir(self.entries):
             self.remove([""])
-        used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
+        used = [int(name) for name in os.listdir(self.fd) if _is_number(name)]
         self._last = max([self._last, *used])
 
 
@@ -355,17 +358,41 @@ def leftovers(fd: int) -> list[bytes]:
 
 
 def _parse(fd: int) -> list[Entry]:
+    """The layers that `stack` names; none where the first snapshot was not finished."""
     try:
+        if not _is_file(fd, _STACK):
+            _refuse_used_layers(fd)
+            return []
         return _entries(_read(fd))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise MountError("workdir: overlayfs-snapshots/stack is damaged: it does not name the layers") from None
 
 
-def _read(fd: int) -> bytes:
+def _is_file(fd: int, name: bytes) -> bool:
+    """False where there is none; ValueError where it is something else."""
     try:
-        stack_fd = os.open(_STACK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
-        return b""
+        return False
+    if not stat.S_ISREG(st.st_mode):
+        raise ValueError("not a file")
+    return True
+
+
+def _refuse_used_layers(fd: int) -> None:
+    """ValueError where a layer holds something although there is no `stack`: it would be removed as a leftover."""
+    for name in filter(_is_number, os.listdir(fd)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            upper_fd = syscalls.open_beneath(fd, os.path.join(os.fsencode(name), UPPER), _OPEN)
+            try:
+                if os.listdir(upper_fd):
+                    raise ValueError("no stack")
+            finally:
+                os.close(upper_fd)
+
+
+def _read(fd: int) -> bytes:
+    stack_fd = os.open(_STACK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
     with open(stack_fd, "rb") as file:
         return file.read(_LONGEST_STACK)
 
@@ -373,8 +400,6 @@ def _read(fd: int) -> bytes:
 def _entries(text: bytes) -> list[Entry]:
     import json
 
-    if not text:
-        return []
     members: Any = json.loads(text)
     if members["version"] not in (1, 2, 3, 4):
         raise ValueError("a later version")
@@ -386,6 +411,8 @@ def _entries(text: bytes) -> list[Entry]:
 
 
 def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "") -> Entry:
+    if not 0 <= float(taken_at) <= _LATEST:
+        raise ValueError("not a time")
     return Entry(str(directory), snapshot, float(taken_at), str(upper))
 
 
@@ -396,11 +423,10 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
         raise ValueError("not a stack of layers")
     lowest_own = sum(bool(entry.upper) for entry in entries)
     for at, entry in enumerate(entries):
-        is_number = entry.directory.isdecimal() and entry.directory.isascii() and not entry.directory.startswith("0")
         if at < lowest_own:
-            is_layer = entry.directory.startswith("/") and entry.upper.startswith("/")
+            is_layer = _is_path(entry.directory) and _is_path(entry.upper)
         else:
-            is_layer = is_number or (at == lowest_own and not entry.directory)
+            is_layer = _is_number(entry.directory) or (at == lowest_own and not entry.directory)
         if not is_layer:
             raise ValueError("not a layer")
     names = [entry.snapshot for entry in entries if entry.snapshot is not None]
@@ -411,6 +437,14 @@ def _refuse_nonsense(entries: Sequence[Entry]) -> None:
             check_name(name if isinstance(name, str) else "")
         except OSError as error:
             raise ValueError("not a name") from error
+
+
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and name.isascii() and not name.startswith("0") and len(name) <= _LONGEST_NUMBER
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and b"\0" not in os.fsencode(text)
 
 
 def open_upper(directory_fd: int) -> int:

@@ -196,9 +196,9 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     undo.callback(os.close, stacked.fd)
     assert state.upper is not None
     stacked.upperdir_fd = state.upper.root_fd
+    snapshots.resume(state, stacked, undo)
     stacked.guard(state.work_fd)
     stacked.remove_leftovers()
-    snapshots.resume(state, stacked, undo)
 
 
 def _check_same_filesystem(upper: Layer, work: Layer) -> None:

@@ -227,7 +227,8 @@ def lost_links_of(fd: int | None) -> dict[int, int]:
     try:
         for name in os.listdir(fd):
             with suppress(OSError, ValueError):
-                found[int(name, 16)] = int(os.readlink(name, dir_fd=fd).partition(" ")[0])
+                count = os.readlink(os.fsencode(name), dir_fd=fd).partition(b" ")[0]
+                found[int(name, 16)] = indexing.read_count(count)
     finally:
         os.close(fd)
     return found

@@ -226,21 +226,18 @@ class History(Held):
                         self.waste.append(name)
 
     def _empty_upperdir(self) -> bool:
-        """Remove what the upperdir holds and its index, unless forks use it; whether they are gone."""
+        """Remove what the upperdir holds and its index, unless forks use it; whether they are gone. A fork that is
+        mounted from now on sees in `stack` that it cannot use it."""
+        if forks.is_used(self.work_fd, b"."):
+            return False
         root_fd = access.open_at(self.upperdir_fd, b".", _OPEN)
         try:
-            if not (os.listdir(root_fd) or {_INDEX, LINKS}.intersection(map(os.fsencode, os.listdir(self.work_fd)))):
-                return True
-            place = self.place_of(Entry(""))
-            with forks.alone(place) as is_alone:
-                if is_alone:
-                    forks.forbid(place)  # to one that was made of the layer, and is not mounted yet
-                    drafts.remove_content(root_fd)
-                    drafts.remove(self.work_fd, _INDEX)
-                    drafts.remove(self.work_fd, LINKS)
-            return is_alone
+            drafts.remove_content(root_fd)
         finally:
             os.close(root_fd)
+        drafts.remove(self.work_fd, _INDEX)
+        drafts.remove(self.work_fd, LINKS)
+        return True
 
     def stop(self) -> None:
         with self._removing:
@@ -286,16 +283,12 @@ def _write_whole(fd: int, text: bytes) -> None:
         text = text[os.write(fd, text) :]
 
 
-def has_lost_upperdir(work_fd: int) -> bool:
+def has_lost_upperdir(work: bytes) -> bool:
     """Whether what is in the upperdir counts no more. MountError where `stack` is damaged."""
     try:
-        fd = os.open(DIRECTORY, _OPEN, dir_fd=work_fd)
+        return _lacks_upperdir(entries_of(work))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        return _lacks_upperdir(_parse(fd))
-    finally:
-        os.close(fd)
 
 
 def new(work_fd: int) -> History:

@@ -439,6 +439,8 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     if shared:
         used = (forks.home_of(shared[0]), *shared, state.options.work or b"")
         present.locks = [_hold(directory, undo) for directory in dict.fromkeys(used)]
+        if used[0] == shared[0] and history.has_lost_upperdir(used[0]):  # after the lock: see `History.remove`
+            raise MountError("workdir: a reset of the other mount has just dropped the layers of this fork")
     layers = [_layer_of(state, present, entry, undo) for entry in present.entries]
     if shared:
         count = len(shared)

@@ -21,7 +21,6 @@ from . import drafts, indexing, redirects
 from .belonging import verify_origin
 from .claim import claim
 from .drafts import is_draft_name
-from .inodes import ROOT
 from .layer import UPPER_INDEX, Access, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
@@ -58,7 +57,7 @@ def _open_state(options: OverlayOptions) -> State:
         else:
             layers = _open_lowers(options, undo)
             state = _open_writable(options, layers, limit, undo)
-        _honour_opaque_roots(state)
+        redirects.show_roots(state)
         undo.pop_all()
     return state
 
@@ -413,18 +412,3 @@ def refuse_mountpoint(state: State, mountpoint: bytes) -> None:
                 f"mountpoint {_text(mountpoint)} lies in the layer {_text(layer.path)}, which only root can mount;"
                 " choose one outside"
             )
-
-
-def _honour_opaque_roots(state: State) -> None:
-    """An OCI opaque file in a layer's own root hides every layer below, from redirects too."""
-    root = state.root
-    shown = len(root.lowers)
-    if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
-        shown = 0
-    for position, location in enumerate(root.lowers[:shown]):
-        if redirects.is_opaque(state.layers[location.layer].root_fd, b".", marks.NO_MARKS):
-            shown = position + 1
-            break
-    root.lowers = root.lowers[:shown]
-    state.stack = state.stack[: max(shown - len(state.frozen), 0)]
-    assert state.inodes[ROOT] is root

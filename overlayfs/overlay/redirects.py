@@ -35,6 +35,22 @@ def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
     return True
 
 
+def show_roots(state: State) -> None:
+    """Have the root of the tree show the roots of the layers. An OCI opaque file in one of them hides every layer
+    below, from redirects too."""
+    state.stack = tuple(state.layers[: state.data_start])
+    numbers = (*state.frozen, *range(state.data_start))
+    shown = len(numbers)
+    if state.upper is not None and is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
+        shown = 0
+    for position, number in enumerate(numbers[:shown]):
+        if is_opaque(state.layers[number].root_fd, b".", marks.NO_MARKS):
+            shown = position + 1
+            break
+    state.root.lowers = tuple(Location(number, b"") for number in numbers[:shown])
+    state.stack = state.stack[: max(shown - len(state.frozen), 0)]
+
+
 def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> tuple[Location, ...]:
     """The lower directories that make up the child `name`, from the parent's layers that have it."""
     found: list[Location] = []

@@ -27,7 +27,7 @@ from contextlib import ExitStack, suppress
 from overlayfs._typing import NamedTuple
 
 from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
-from . import forks, history, indexing
+from . import forks, history, indexing, redirects
 from .former import NO_NAMES, Former, path_of
 from .history import Entry, History
 from .inodes import ROOT, Directory, Inode
@@ -401,13 +401,13 @@ def _drop(
     state.frozen = state.frozen[len(gone) :]
     del state.frozen_indexes[: len(unused)]
     root = state.root
-    root.lowers = tuple(place for place in root.lowers if place.layer not in gone)
     root.below = root.attributes = root.xattr_names = None
     root.default_acl = False
     root.protection = None
     _forget_upper(root)
     root.above = {} if resumed is None else None
     _use(state, fresh)
+    redirects.show_roots(state)  # a layer that is gone may have hidden others
     state.lost_links = lost_links
     former.sweep()
     return changed

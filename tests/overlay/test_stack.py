@@ -124,3 +124,19 @@ def test_count_of_deleted_names_that_no_file_has_counts_for_nothing(base: Path) 
     tree.overlay.roll_back("a")
     assert tree.overlay.lookup(1, b"two").nlink == 2
     tree.close()
+
+
+def test_layers_below_an_opaque_root_are_shown_once_that_is_dropped(base: Path) -> None:
+    (base / "lower/low").touch()
+    (base / "work/overlayfs-snapshots/1/upper/.wh..wh..opq").touch()
+    tree = EngineTarget(_options(base))
+    assert tree.listdir(b"") == [b"second"]
+    tree.overlay.roll_back("a")
+    assert sorted(tree.listdir(b"")) == [b"first", b"low"]
+    tree.close()
+    (base / "upper/.wh..wh..opq").touch()
+    tree = EngineTarget(_options(base))
+    assert tree.listdir(b"") == [b"first"]
+    tree.overlay.reset()
+    assert tree.listdir(b"") == [b"low"]
+    tree.close()

@@ -27,6 +27,7 @@ from .former import Former
 from .history import Entry, History
 from .inodes import Directory, Inode
 from .layer import Layer, Location
+from .next_layer import is_durable
 from .state import State
 
 log = Log(__name__)
@@ -44,7 +45,7 @@ def drop(state: State, name: str) -> str:
     entries = list(present.entries)
     found = entries[at].snapshot or ""
     entries[at] = entries[at]._replace(snapshot=None, taken_at=0.0)
-    durable = snapshots.is_durable(state)
+    durable = is_durable(state)
     present.publish(entries, durable=durable)
     for position in range(len(entries) - 3, 0, -1):
         with drafts.afterwards():  # the layer stays then, and the next drop goes on

@@ -135,9 +135,9 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
     layers = hold_apart([*uppers, *layers], Access.READS)
     state = State(options._replace(timeout_s=0.0), layers, None, limit)
     if len(uppers) > 1:
-        from . import snapshots
+        from . import resuming
 
-        snapshots.look_at_indexes(state, uppers[1:], undo)
+        resuming.look_at_indexes(state, uppers[1:], undo)
     _choose_prefix_to_read(state)
     return state
 
@@ -185,7 +185,7 @@ def _has(work: Layer, name: bytes) -> bool:
 
 def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     """Go on where a mount with snapshots ended: in the last of its layers, on the others."""
-    from . import history, snapshots  # few mounts have any
+    from . import history, resuming  # few mounts have any
 
     stacked = history.load(work.root_fd)
     if stacked is None:  # the first snapshot was not finished
@@ -195,7 +195,7 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     undo.callback(os.close, stacked.fd)
     assert state.upper is not None
     stacked.upperdir_fd = state.upper.root_fd
-    snapshots.resume(state, stacked, undo)
+    resuming.resume(state, stacked, undo)
     stacked.guard(state.work_fd)
     stacked.remove_leftovers()
 

@@ -88,7 +88,7 @@ class Mount:
     @contextmanager
     def transaction(self) -> Iterator[str]:
         """A block whose changes are undone at its end, however it ends; so is its snapshot dropped. Blocks nest."""
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(f"transaction-{os.urandom(4).hex()}")  # which nobody else takes just then
         try:
             yield snapshot
         finally:

@@ -35,7 +35,10 @@ _PAUSE_S: Final = 0.001
 def take_snapshot(mountpoint: bytes, name: str = "") -> str:
     """Take a snapshot; its name, a number where none is given."""
     _command(mountpoint, SNAPSHOT_XATTR, name)
-    return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
+    try:
+        return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
+    except OSError as error:  # ENODATA: there is none any more
+        raise MountError(f"{os.fsdecode(mountpoint)}: the snapshot was dropped at once: {error.strerror}") from None
 
 
 def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:

@@ -62,7 +62,8 @@ def _hold(directory: bytes, undo: ExitStack) -> int:
     try:
         fd = forks.hold(directory)
     except OSError as error:
-        raise MountError(f"workdir: layer {os.fsdecode(directory)} of another mount: {error.strerror}") from None
+        reason = "it has just been dropped" if isinstance(error, FileNotFoundError) else error.strerror
+        raise MountError(f"workdir: layer {os.fsdecode(directory)} of another mount: {reason}") from None
     undo.callback(os.close, fd)
     return fd
 

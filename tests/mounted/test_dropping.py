@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import overlayfs
+from overlayfs.fuse import commanding
 from overlayfs.fuse.status import read_facts
 
 
@@ -80,6 +81,24 @@ def test_transaction_leaves_earlier_snapshots(mounted: overlayfs.Mount) -> None:
     assert _depth(mounted) == 2
     mounted.rollback("a")
     assert (mounted.path / "file").read_text() == "a"
+
+
+def test_transaction_goes_back_to_its_own_snapshot(mounted: overlayfs.Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although somebody else takes one, or drops all, at the same moment."""
+    command = commanding._command
+
+    def and_others(mountpoint: bytes, name: bytes, value: str) -> None:
+        command(mountpoint, name, value)
+        if name == commanding.SNAPSHOT_XATTR:
+            (mounted.path / "between").touch()
+            command(mountpoint, commanding.SNAPSHOT_XATTR if value else commanding.RESET_XATTR, "others" * bool(value))
+
+    monkeypatch.setattr(commanding, "_command", and_others)
+    with mounted.transaction():
+        (mounted.path / "made").touch()
+    assert not (mounted.path / "between").exists() and not (mounted.path / "made").exists()
+    with pytest.raises(overlayfs.MountError, match="the snapshot was dropped at once"):
+        mounted.snapshot()
 
 
 def test_file_open_over_a_transaction_is_the_live_one(mounted: overlayfs.Mount) -> None:

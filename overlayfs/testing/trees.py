@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from overlayfs.api import Mount, StrPath, mount, mount_image
+from overlayfs.fuse import throwaway
 from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import Change
 
@@ -155,7 +155,7 @@ class Trees:
         for name in ("mount", "upper", "work"):
             (kept / name).mkdir()
         with ExitStack() as undo:
-            undo.callback(shutil.rmtree, kept)
+            undo.callback(throwaway.remove, kept)
             mounted = source.mount(kept / "mount", upper=kept / "upper", work=kept / "work")
             undo.pop_all()
         return mounted, kept
@@ -167,7 +167,7 @@ class Trees:
         for tree in self._all:
             tree.mount.unmount()
             if tree.kept is not None and not tree.has_failed:
-                shutil.rmtree(tree.kept)
+                throwaway.remove(tree.kept)
 
 
 def write_layer(root: Path, files: Mapping[str, Content]) -> Path:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath
+from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath, open_device
 from tests.mounted.test_images import make_base, make_store
 
 REPOSITORY = Path(__file__).parents[2]
+USER = 1000
 
 
 class Suite:
     """A test suite that uses the plugin."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, user: int | None = None) -> None:
+        self.user = user
         self.base = self.directory = base
         self.temporary = base / "tmp"
         self.temporary.mkdir()
@@ -33,6 +38,9 @@ class Suite:
         return subprocess.Popen(
             [sys.executable, "-m", "pytest", "-p", "overlayfs.testing.plugin", "-p", "no:cacheprovider", *arguments],
             cwd=self.directory,
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else [],
             env={
                 **ENVIRONMENT,
                 "TMPDIR": str(self.temporary),
@@ -61,6 +69,18 @@ class Suite:
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
     return Suite(tmp_path)
+
+
+@pytest.fixture
+def users_suite() -> Iterator[Suite]:
+    """One in a directory of an ordinary user's."""
+    base = Path(tempfile.mkdtemp(prefix="overlayfs-suite-"))
+    suite = Suite(base, USER)
+    for path in (base, suite.temporary):
+        os.chown(path, USER, USER)
+    with open_device():
+        yield suite
+    shutil.rmtree(base)
 
 
 CLEAN = """
@@ -153,6 +173,23 @@ def test_of_both(overlay): ...
     assert re.search("MountError: .*nothing:1", out)
     assert "TypeError: overlay: name either an image or layers" in out
     suite.assert_nothing_is_left()
+
+
+CLOSED = """
+@pytest.mark.parametrize("turn", range(2))
+def test_closed_directory(overlay, turn):
+    (overlay / "closed/below").mkdir(parents=True)
+    for name in ("closed/below", "closed"):
+        (overlay / name).chmod(0)
+    assert overlay.changed == {"closed", "closed/below"}
+"""
+
+
+def test_suite_of_an_ordinary_user_leaves_nothing(users_suite: Suite) -> None:
+    users_suite.write(CLOSED)
+    for options in ((), ("--overlay-keep",)):
+        assert "2 passed in" in users_suite.run(*options)
+        users_suite.assert_nothing_is_left()
 
 
 MANY = """

@@ -65,7 +65,13 @@ def as_upper(state: State, root_fd: int, entry: Entry) -> Layer:
     upper = upper_of(state)
     path = os.fsencode(entry.as_shared(b"", state.options.work or b"").upper)
     found = describe(UPPER_INDEX, path, root_fd)
-    return upper._replace(path=path, root_fd=root_fd, device=found.device, identity=found.identity)
+    return upper._replace(
+        path=path,
+        root_fd=root_fd,
+        device=found.device,
+        identity=found.identity,
+        hides_below=found.hides_below,
+    )
 
 
 def copy_root(prefix: bytes, model: Layer, root_fd: int) -> None:

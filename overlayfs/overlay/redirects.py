@@ -36,19 +36,12 @@ def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
 
 
 def show_roots(state: State) -> None:
-    """Have the root of the tree show the roots of the layers. An OCI opaque file in one of them hides every layer
-    below, from redirects too."""
-    state.stack = tuple(state.layers[: state.data_start])
+    """Have the root of the tree show the roots of the layers. One that hides all below hides it from redirects too."""
     numbers = (*state.frozen, *range(state.data_start))
-    shown = len(numbers)
-    if state.upper is not None and is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
-        shown = 0
-    for position, number in enumerate(numbers[:shown]):
-        if is_opaque(state.layers[number].root_fd, b".", marks.NO_MARKS):
-            shown = position + 1
-            break
+    above = [state.upper, *(state.layers[number] for number in numbers)]
+    shown = next((at for at, layer in enumerate(above) if layer is not None and layer.hides_below), len(numbers))
     state.root.lowers = tuple(Location(number, b"") for number in numbers[:shown])
-    state.stack = state.stack[: max(shown - len(state.frozen), 0)]
+    state.stack = tuple(state.layers[: max(shown - len(state.frozen), 0)])
 
 
 def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> tuple[Location, ...]:

@@ -10,7 +10,8 @@ some of it waits for requests that the daemon has to answer. ROLLED_BACK_XATTR, 
 
 Since Linux 6.16 one message has the kernel look every name up anew. It is not told of single names as well: each would
 cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again
-are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then.
+are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then. A disk that
+is nearly full is told of all, as what was dropped stays until the kernel has forgotten it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Control:
     def _forget(self, what: str, changed: Changed) -> None:
         log.info("%s: %d inodes and %d names changed", what, len(changed.inodes), len(changed.names))
         device_fd = self.device_fd()
-        names = [*changed.gone, *(() if _begin_epoch(device_fd) else changed.names)]
+        is_enough = _begin_epoch(device_fd) and not self._overlay.is_nearly_full
+        names = [*changed.gone, *(() if is_enough else changed.names)]
         self._telling += 1
         try:
             start_new_thread(self._tell, (device_fd, names, changed.inodes))

@@ -161,6 +161,14 @@ class Overlay:
         self._ahead.drop_all()
         self.state.descriptors.begin()
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether little room is left on the disk of the upper, so that what was dropped should go soon."""
+        if self.state.work_fd is None:
+            return False
+        found = os.fstatvfs(self.state.work_fd)
+        return found.f_bavail < found.f_blocks // 8 or 0 < found.f_favail < found.f_files // 8
+
     def take_waste(self) -> Callable[[], None] | None:
         """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where
         there are none."""

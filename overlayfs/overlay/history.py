@@ -39,6 +39,7 @@ from overlayfs._typing import Any, Final, NamedTuple
 from ..tree import access, syscalls
 from . import drafts, forks
 from .options import MountError
+from .room import Room
 from .state import Held, State
 
 DIRECTORY: Final = forks.DIRECTORY
@@ -97,11 +98,13 @@ class History(Held):
         self._has_stopped = False
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
         self.locks: list[int] = []  # on layers of the mount that this one is a fork of
+        self.room = Room(work_fd)
         self.entries = tuple(entries)
         self._last = max((int(entry.directory) for entry in entries if entry.directory.isdecimal()), default=0)
 
     def descriptors(self) -> list[int]:
         self.stop()
+        self.room.give_up()
         return [fd for fd in (self.work_fd, self.fd, *self.locks) if fd >= 0]
 
     @property
@@ -224,6 +227,13 @@ class History(Held):
                 with drafts.afterwards():
                     if not (forks.remove(self.fd, os.fsencode(name)) if name else self._empty_upperdir()):
                         self.waste.append(name)
+            if not self._has_stopped:
+                self.room.keep()
+
+    def give_room(self) -> bool:
+        """Have room on a full disk; False where none was kept. Waits for a removal that is under way."""
+        with self._removing:
+            return self.room.give_up()
 
     def _empty_upperdir(self) -> bool:
         """Remove what the upperdir holds and its index, unless forks use it; whether they are gone. A fork that is

@@ -43,6 +43,7 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
         state.root.lowers = (Location(number, b""), *state.root.lowers)
     state.upper = state.layers[-1] = layers[-1]
     state.history, state.workdir_fd = present, directory_fd
+    present.room.keep()
 
 
 def look_at_indexes(state: State, layers: Sequence[Layer], undo: ExitStack) -> None:

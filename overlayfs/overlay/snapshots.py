@@ -21,13 +21,18 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
+
+from overlayfs._typing import TypeVar
 
 from . import forks, freezing, history, next_layer
 from .history import Entry, History
 from .inodes import ROOT, Directory
 from .next_layer import is_durable, lost_links_of, upper_of
 from .state import Changed, State
+
+_Result = TypeVar("_Result")
 
 
 def take(state: State, name: str) -> str:
@@ -48,6 +53,20 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
     ENOENT where there is none of that name; otherwise as `take`.
     """
     present = history_of(state)
+    return _with_room(present, lambda: _roll_back(state, present, name))
+
+
+def _with_room(present: History, act: Callable[[], _Result]) -> _Result:
+    """Do what makes a full disk empty again: once more, with the room that was kept for it, where there is no other."""
+    try:
+        return act()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not present.give_room():
+            raise
+    return act()
+
+
+def _roll_back(state: State, present: History, name: str) -> tuple[str, Changed]:
     at = present.position(name)
     kept, dropped = present.entries[: at + 1], present.entries[at + 1 :]
     base = state.layers[state.frozen[len(state.frozen) - 1 - at]]
@@ -62,6 +81,10 @@ def reset(state: State) -> Changed:
     """Go back to the lower layers alone, in a fork to the layers that it was made of; what the kernel has to forget.
     Otherwise as `take`."""
     present = history_of(state)
+    return _with_room(present, lambda: _reset(state, present))
+
+
+def _reset(state: State, present: History) -> Changed:
     kept = tuple(entry for entry in present.entries if entry.upper)
     lost_links = lost_links_of(present.open_links(kept[-1])) if kept else {}
     fresh = next_layer.make(state, present, upper_of(state), lost_links)
@@ -75,14 +98,18 @@ def undo(state: State, name: str) -> tuple[str, Changed]:
     """Go back to a snapshot and drop it: its layer takes changes again. Otherwise as `roll_back`, which is what is done
     where that layer must stay as it is: a fork uses it, or it has the content of an open file that has no name."""
     present = history_of(state)
+    return _with_room(present, lambda: _undo(state, present, name))
+
+
+def _undo(state: State, present: History, name: str) -> tuple[str, Changed]:
     at = present.position(name)
     entry = present.entries[at]
     number = state.frozen[len(state.frozen) - 1 - at]
     if entry.upper or holds_unnamed(state, number):
-        return roll_back(state, name)
+        return _roll_back(state, present, name)
     with forks.alone(present.place_of(entry)) as is_alone:
         if not is_alone:
-            return roll_back(state, name)
+            return _roll_back(state, present, name)
         return entry.snapshot or "", _go_on_in(state, present, at)
 
 
@@ -120,4 +147,5 @@ def history_of(state: State) -> History:
         state.history = history.new(state.workdir_fd)
         state.history.upperdir_fd = upper_of(state).root_fd
     assert isinstance(state.history, History)
+    state.history.room.keep()
     return state.history

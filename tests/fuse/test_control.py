@@ -26,7 +26,9 @@ class Device:
 
     def told_by_rollback(self, count: int) -> list[bytes]:
         """The first `count` messages, which a thread sends, and all that follow them."""
-        overlay: Any = SimpleNamespace(roll_back=lambda _name, *, drop: ("a", Changed(list(INODES), list(NAMES))))
+        overlay: Any = SimpleNamespace(
+            roll_back=lambda _name, *, drop: ("a", Changed(list(INODES), list(NAMES))), is_nearly_full=False
+        )
         under_test = Control(overlay, cast(Any, SimpleNamespace(are_running=False)), self.theirs.fileno)
         under_test.run(ROLLBACK_XATTR, b"a", os.geteuid(), os.getpid())
         return [self.ours.recv(1 << 12) for _ in range(count)]

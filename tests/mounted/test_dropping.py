@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import overlayfs
 from overlayfs.fuse import commanding
 from overlayfs.fuse.status import read_facts
+from tests.mounted.program import PATIENCE_S
 
 
 @pytest.fixture
@@ -99,6 +103,35 @@ def test_transaction_goes_back_to_its_own_snapshot(mounted: overlayfs.Mount, mon
     assert not (mounted.path / "between").exists() and not (mounted.path / "made").exists()
     with pytest.raises(overlayfs.MountError, match="the snapshot was dropped at once"):
         mounted.snapshot()
+
+
+@pytest.fixture
+def small(scratch: Path) -> Iterator[Path]:
+    """A disk of 2 MiB with directories for a mount."""
+    place = scratch / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], check=True)
+    for name in ("upper", "work"):
+        (place / name).mkdir()
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_what_filled_the_disk_goes_with_its_transaction(small: Path, lower: Path) -> None:
+    def fill() -> None:
+        for number in itertools.count():
+            (mounted.path / f"part{number}").write_bytes(bytes(1 << 16))
+
+    with overlayfs.mount([lower], upper=small / "upper", work=small / "work") as mounted:
+        before = sorted(os.listdir(mounted.path))
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left on device"), mounted.transaction():
+                fill()
+            assert sorted(os.listdir(mounted.path)) == before
+            deadline = time.monotonic() + PATIENCE_S
+            while os.statvfs(small).f_bavail < os.statvfs(small).f_blocks // 2:  # a thread removes it
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
 
 def test_file_open_over_a_transaction_is_the_live_one(mounted: overlayfs.Mount) -> None:

@@ -22,12 +22,13 @@ from overlayfs._typing import Final
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Opacity
-from . import drafts, forks, history, snapshots
+from . import drafts, forks, snapshots, stack
 from .former import Former
-from .history import Entry, History
+from .history import History
 from .inodes import Directory, Inode
 from .layer import Layer, Location
 from .next_layer import is_durable
+from .stack import Entry
 from .state import State
 
 log = Log(__name__)
@@ -39,7 +40,7 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def drop(state: State, name: str) -> str:
     """Drop a snapshot; its name. ENOENT where there is none, EINVAL where that is no name; otherwise as
     `snapshots.take`."""
-    history.check_name(name)
+    stack.check_name(name)
     present = snapshots.history_of(state)
     at = present.position(name)
     entries = list(present.entries)

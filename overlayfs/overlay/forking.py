@@ -12,9 +12,9 @@ import secrets
 from overlayfs._typing import Final
 
 from . import drafts, forks, history, next_layer
-from .history import Entry
 from .layer import open_layer
 from .options import MountError
+from .stack import Entry
 
 UPPER: Final = b"upper"
 WORK: Final = forks.WORK

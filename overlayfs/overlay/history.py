@@ -27,63 +27,26 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
-from _json import encode_basestring_ascii as _quoted  # importing json itself takes longer than a snapshot
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from overlayfs._typing import Any, Final, NamedTuple
+from overlayfs._typing import Final
 
 from ..tree import access, syscalls
-from . import drafts, forks
-from .options import MountError
+from . import drafts, forks, stack
 from .room import Room
+from .stack import Entry
 from .state import Held, State
 
 DIRECTORY: Final = forks.DIRECTORY
 GUARD: Final = b"overlayfs-snapshots"  # in work/incompat
-UPPER: Final = b"upper"
+UPPER: Final = stack.UPPER
 LINKS: Final = b"overlayfs-links"
-LONGEST_NAME: Final = 64
 _INDEX: Final = b"index"
-_STACK: Final = b"stack"
 _NEW_STACK: Final = b"stack.new"
-_LONGEST_STACK: Final = 1 << 20
-_LONGEST_NUMBER: Final = 18  # digits
-_LATEST: Final = float(1 << 40)  # in seconds; people are told the time of a snapshot
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-
-
-class Entry(NamedTuple):
-    """A layer of the writable side; `snapshot` is the name of the state that it is the topmost layer of. `upper` is the
-    path of a layer that belongs to another mount."""
-
-    directory: str
-    snapshot: str | None = None
-    taken_at: float = 0.0
-    upper: str = ""
-
-    def as_shared(self, upper: bytes, work: bytes) -> Entry:
-        """As a fork of the mount with this upper and workdir names it."""
-        if self.upper:
-            return self
-        directory = os.path.join(work, DIRECTORY, self.directory.encode()) if self.directory else work
-        root = os.path.join(directory, UPPER) if self.directory else upper
-        return self._replace(directory=os.fsdecode(directory), upper=os.fsdecode(root))
-
-    def to_json(self) -> str:
-        snapshot = "null" if self.snapshot is None else _quoted(self.snapshot)
-        text = f'"directory": {_quoted(self.directory)}, "snapshot": {snapshot}, "taken_at": {self.taken_at!r}'
-        return f'{{{text}, "upper": {_quoted(self.upper)}}}' if self.upper else f"{{{text}}}"
-
-
-def check_name(name: str) -> None:
-    """EINVAL for what cannot be the name of a snapshot."""
-    if not name or len(name) > LONGEST_NAME or name[0] in ".-" or not _IN_NAMES.issuperset(name):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
 
 
 class History(Held):
@@ -123,7 +86,7 @@ class History(Held):
         taken = {entry.snapshot for entry in self.entries}
         if not wanted:
             return next(name for name in map(str, range(1, len(taken) + 2)) if name not in taken)
-        check_name(wanted)
+        stack.check_name(wanted)
         if wanted in taken:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), wanted)
         return wanted
@@ -196,9 +159,8 @@ class History(Held):
 
     def publish(self, entries: Sequence[Entry], *, durable: bool) -> None:
         """Have `stack` name these layers, from one moment to the next. What fails before the rename changes nothing."""
-        members = ", ".join(entry.to_json() for entry in entries)
-        text = f'{{"version": {_version(entries)}, "layers": [{members}]}}'.encode()
-        if len(text) >= _LONGEST_STACK:  # it could not be read back
+        text = stack.to_text(entries)
+        if len(text) >= stack.LONGEST:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         drafts.remove(self.fd, _NEW_STACK)
         fd = os.open(_NEW_STACK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
@@ -209,7 +171,7 @@ class History(Held):
                     os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(_NEW_STACK, _STACK, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.rename(_NEW_STACK, stack.FILE, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError:
             with drafts.afterwards():
                 os.unlink(_NEW_STACK, dir_fd=self.fd)
@@ -268,24 +230,10 @@ class History(Held):
     def remove_leftovers(self) -> None:
         """Remove whatever an unfinished snapshot or rollback left, and forks that were killed."""
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
-        if _lacks_upperdir(self.entries):
+        if stack.lacks_upperdir(self.entries):
             self.remove([""])
-        used = [int(name) for name in os.listdir(self.fd) if _is_number(name)]
+        used = [int(name) for name in os.listdir(self.fd) if stack.is_number(name)]
         self._last = max([self._last, *used])
-
-
-def _version(entries: Sequence[Entry]) -> int:
-    """The least of the format that knows of such layers."""
-    if _lacks_upperdir(entries):
-        return 4
-    if len(entries) < 2 or not all(entry.snapshot for entry in entries[:-1]):
-        return 3
-    return 2 if entries[0].upper else 1
-
-
-def _lacks_upperdir(entries: Sequence[Entry]) -> bool:
-    """Whether a reset has dropped the upperdir. That of a fork is removed with the fork."""
-    return bool(entries and entries[0].directory and not entries[0].upper)
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -296,7 +244,7 @@ def _write_whole(fd: int, text: bytes) -> None:
 def has_lost_upperdir(work: bytes) -> bool:
     """Whether what is in the upperdir counts no more. MountError where `stack` is damaged."""
     try:
-        return _lacks_upperdir(entries_of(work))
+        return stack.lacks_upperdir(entries_of(work))
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -314,7 +262,7 @@ def load(work_fd: int) -> History | None:
         return None
     history = None
     try:
-        entries = _parse(fd)
+        entries = stack.read(fd)
         history = History(work_fd, fd, entries) if entries else None
     finally:
         if history is None:
@@ -337,7 +285,7 @@ def entries_of(work: bytes) -> list[Entry]:
     """What the workdir of a mount with snapshots says; OSError, MountError."""
     fd = os.open(os.path.join(work, DIRECTORY), _OPEN)
     try:
-        return _parse(fd)
+        return stack.read(fd)
     finally:
         os.close(fd)
 
@@ -355,99 +303,9 @@ def indexes(upper: bytes, work: bytes) -> dict[bytes, bytes]:
 def leftovers(fd: int) -> list[bytes]:
     """What an unfinished snapshot or rollback, or a fork that was killed, left in the subdirectory; MountError where
     `stack` is damaged."""
-    kept = {_STACK, *(os.fsencode(entry.directory) for entry in _parse(fd))}
+    kept = {stack.FILE, *(os.fsencode(entry.directory) for entry in stack.read(fd))}
     found = [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
     return [name for name in found if not forks.is_used(fd, name)]
-
-
-def _parse(fd: int) -> list[Entry]:
-    """The layers that `stack` names; none where the first snapshot was not finished."""
-    try:
-        if not _is_file(fd, _STACK):
-            _refuse_used_layers(fd)
-            return []
-        return _entries(_read(fd))
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise MountError("workdir: overlayfs-snapshots/stack is damaged: it does not name the layers") from None
-
-
-def _is_file(fd: int, name: bytes) -> bool:
-    """False where there is none; ValueError where it is something else."""
-    try:
-        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISREG(st.st_mode):
-        raise ValueError("not a file")
-    return True
-
-
-def _refuse_used_layers(fd: int) -> None:
-    """ValueError where a layer holds something although there is no `stack`: it would be removed as a leftover."""
-    for name in filter(_is_number, os.listdir(fd)):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            upper_fd = syscalls.open_beneath(fd, os.path.join(os.fsencode(name), UPPER), _OPEN)
-            try:
-                if os.listdir(upper_fd):
-                    raise ValueError("no stack")
-            finally:
-                os.close(upper_fd)
-
-
-def _read(fd: int) -> bytes:
-    stack_fd = os.open(_STACK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-    with open(stack_fd, "rb") as file:
-        return file.read(_LONGEST_STACK)
-
-
-def _entries(text: bytes) -> list[Entry]:
-    import json
-
-    members: Any = json.loads(text)
-    if members["version"] not in (1, 2, 3, 4):
-        raise ValueError("a later version")
-    found = [_entry(**member) for member in members["layers"]]
-    _refuse_nonsense(found)
-    if _lacks_upperdir(found) != (members["version"] == 4):  # what is in the upperdir would be removed
-        raise ValueError("no upperdir")
-    return found
-
-
-def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "") -> Entry:
-    if not 0 <= float(taken_at) <= _LATEST:
-        raise ValueError("not a time")
-    return Entry(str(directory), snapshot, float(taken_at), str(upper))
-
-
-def _refuse_nonsense(entries: Sequence[Entry]) -> None:
-    """ValueError where a layer is no subdirectory of ours, or is named twice, or a snapshot is."""
-    directories = [entry.directory for entry in entries]
-    if not entries or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
-        raise ValueError("not a stack of layers")
-    lowest_own = sum(bool(entry.upper) for entry in entries)
-    for at, entry in enumerate(entries):
-        if at < lowest_own:
-            is_layer = _is_path(entry.directory) and _is_path(entry.upper)
-        else:
-            is_layer = _is_number(entry.directory) or (at == lowest_own and not entry.directory)
-        if not is_layer:
-            raise ValueError("not a layer")
-    names = [entry.snapshot for entry in entries if entry.snapshot is not None]
-    if len(set(names)) < len(names):
-        raise ValueError("two snapshots of one name")
-    for name in names:
-        try:
-            check_name(name if isinstance(name, str) else "")
-        except OSError as error:
-            raise ValueError("not a name") from error
-
-
-def _is_number(name: str) -> bool:
-    return name.isdecimal() and name.isascii() and not name.startswith("0") and len(name) <= _LONGEST_NUMBER
-
-
-def _is_path(text: str) -> bool:
-    return text.startswith("/") and b"\0" not in os.fsencode(text)
 
 
 def open_upper(directory_fd: int) -> int:

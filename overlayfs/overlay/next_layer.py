@@ -14,9 +14,10 @@ from overlayfs._typing import NamedTuple
 
 from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
 from . import history, indexing
-from .history import Entry, History
+from .history import History
 from .layer import UPPER_INDEX, Layer, describe
 from .options import FsyncPolicy
+from .stack import Entry
 from .state import State
 
 

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 
 from . import forks, history, indexing
 from .freezing import count_from, number_for
-from .history import Entry, History
+from .history import History
 from .layer import Access, Layer, Location, hold_apart
 from .next_layer import as_upper, upper_of
 from .options import MountError
+from .stack import Entry
 from .state import FrozenIndex, State
 
 

@@ -27,9 +27,10 @@ from contextlib import ExitStack
 from overlayfs._typing import TypeVar
 
 from . import forks, freezing, history, next_layer
-from .history import Entry, History
+from .history import History
 from .inodes import ROOT, Directory
 from .next_layer import is_durable, lost_links_of, upper_of
+from .stack import Entry
 from .state import Changed, State
 
 _Result = TypeVar("_Result")

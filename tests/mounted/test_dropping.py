@@ -117,17 +117,18 @@ def small(scratch: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def test_what_filled_the_disk_goes_with_its_transaction(small: Path, lower: Path) -> None:
-    def fill() -> None:
-        for number in itertools.count():
-            (mounted.path / f"part{number}").write_bytes(bytes(1 << 16))
+def fill(directory: Path) -> None:
+    for number in itertools.count():
+        (directory / f"part{number}").write_bytes(bytes(1 << 16))
 
-    with overlayfs.mount([lower], upper=small / "upper", work=small / "work") as mounted:
-        before = sorted(os.listdir(mounted.path))
+
+def test_what_filled_the_disk_goes_with_its_transaction(small: Path, lower: Path) -> None:
+    with overlayfs.mount([lower], upper=small / "upper", work=small / "work") as m:
+        before = sorted(os.listdir(m.path))
         for _ in range(3):
-            with pytest.raises(OSError, match="No space left on device"), mounted.transaction():
-                fill()
-            assert sorted(os.listdir(mounted.path)) == before
+            with pytest.raises(OSError, match="No space left on device"), m.transaction():
+                fill(m.path)
+            assert sorted(os.listdir(m.path)) == before
             deadline = time.monotonic() + PATIENCE_S
             while os.statvfs(small).f_bavail < os.statvfs(small).f_blocks // 2:  # a thread removes it
                 assert time.monotonic() < deadline

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs.overlay import history
-from overlayfs.overlay.history import Entry
+from overlayfs.overlay.stack import Entry
 
 PATHS = ('/quote"and\\backslash', "/new\nline\x7f", "/é\U0001f600", os.fsdecode(b"/\xff\xc3"))
 

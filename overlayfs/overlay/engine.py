@@ -167,7 +167,7 @@ class Overlay:
         if self.state.work_fd is None:
             return False
         found = os.fstatvfs(self.state.work_fd)
-        return found.f_bavail < found.f_blocks // 32 or 0 < found.f_favail < found.f_files // 32
+        return found.f_bavail < found.f_blocks // 32 or found.f_favail < found.f_files // 32
 
     def take_waste(self) -> Callable[[], None] | None:
         """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where

@@ -10,8 +10,8 @@ some of it waits for requests that the daemon has to answer. ROLLED_BACK_XATTR, 
 
 Since Linux 6.16 one message has the kernel look every name up anew. It is not told of single names as well: each would
 cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again
-are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then. A disk that
-is nearly full is told of all, as what was dropped stays until the kernel has forgotten it.
+are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then. Where the
+disk is nearly full it is told of all, as what was dropped stays until the kernel has forgotten it.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ from .readahead import ReadAhead
 from .state import Changed, State
 from .values import AttributeChanges, Attributes, Caller
 
+_LEAST_ROOM: Final = 4 << 20
 _MANY_INODES: Final = 2_000
 
 
@@ -167,7 +168,8 @@ class Overlay:
         if self.state.work_fd is None:
             return False
         found = os.fstatvfs(self.state.work_fd)
-        return found.f_bavail < found.f_blocks // 32 or found.f_favail < found.f_files // 32
+        least = max(found.f_blocks // 32, _LEAST_ROOM // found.f_frsize)
+        return found.f_bavail < least or found.f_favail < found.f_files // 32
 
     def take_waste(self) -> Callable[[], None] | None:
         """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where

@@ -137,9 +137,8 @@ class _Server:
         if answer != LIVE:
             raise MountError(os.fsdecode(answer).strip() or "the serving process died while it was starting")
         self._mount_number = mounting.mount_number(self._mountpoint)
-        os.stat(
-            self._mountpoint
-        )  # until it asks, the kernel has root own the tree's root, and refuses chmod(2) by others
+        # until it asks for attributes, the kernel has root own the tree's root, and refuses chmod(2) by others
+        os.stat(self._mountpoint)
 
     def end(self) -> None:
         """Let it unmount and throw away what is to be; where it cannot any more, do it in its place."""

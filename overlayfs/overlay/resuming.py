@@ -44,6 +44,7 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
         state.root.lowers = (Location(number, b""), *state.root.lowers)
     state.upper = state.layers[-1] = layers[-1]
     state.history, state.workdir_fd = present, directory_fd
+    undo.callback(present.room.give_up)
     present.room.keep()
 
 

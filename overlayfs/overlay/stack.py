@@ -16,7 +16,6 @@ from . import forks
 from .options import MountError
 
 FILE: Final = b"stack"
-DIRECTORY: Final = forks.DIRECTORY
 UPPER: Final = b"upper"
 LONGEST: Final = 1 << 20
 LONGEST_NAME: Final = 64
@@ -39,7 +38,7 @@ class Entry(NamedTuple):
         """As a fork of the mount with this upper and workdir names it."""
         if self.upper:
             return self
-        directory = os.path.join(work, DIRECTORY, self.directory.encode()) if self.directory else work
+        directory = os.path.join(work, forks.DIRECTORY, self.directory.encode()) if self.directory else work
         root = os.path.join(directory, UPPER) if self.directory else upper
         return self._replace(directory=os.fsdecode(directory), upper=os.fsdecode(root))
 

@@ -56,6 +56,7 @@ class Former(Known):
         called for when none of them is needed any more: by `sweep`, or later."""
         changed = Changed([ROOT], _names_in(state.root), self._names_gone())
         differing, unnamed = state.inodes.give_known(self.inodes)
+        unnamed = [inode for inode in unnamed if not self._absorb_linked(state, inode)]
         needed = {inode.number for inode in differing}
         self._layer_of.update(dict.fromkeys(needed, upper_number))
         is_deep, dropped = len(layers) > 1, (*layers, *indexes)
@@ -77,6 +78,13 @@ class Former(Known):
         _keep_only(state, unnamed)
         self._drops.append(_Drop(needed, remove))
         return changed
+
+    def _absorb_linked(self, state: State, inode: Inode) -> bool:
+        """Take a lower hard-linked file over of which all known names are deleted, if it has others; whether it has."""
+        if inode.upper or inode.number not in state.lost_links:
+            return False
+        self.inodes.add(inode)
+        return True
 
     def _names_gone(self) -> list[tuple[int, bytes]]:
         """Where many rollbacks have left layers: the names of the inodes that these are kept for."""
@@ -198,8 +206,7 @@ def _keep_only(state: State, unnamed: Iterable[Inode]) -> None:
     state.inodes.add(state.root)
     for inode in unnamed:
         state.inodes.add(inode)
-        for key in inode.shared_as or ():
-            state.by_real[key] = inode
+        inode.shared_as = None  # names of the file on disk are another file's now
 
 
 def _take_over(inode: Inode, former: Inode) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from . import forks, history, indexing
 from .freezing import count_from, number_for
@@ -22,7 +22,11 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     """Have a state that was opened on the upperdir alone use all layers of a history. MountError where one is gone."""
     shared = [os.fsencode(entry.directory) for entry in present.entries if entry.upper]
     if shared:
-        used = (forks.home_of(shared[0]), *shared, state.options.work or b"")
+        home = forks.home_of(shared[0])
+        if home not in shared:  # its lock went with the layer of its upperdir if that was dropped meanwhile
+            with suppress(OSError):  # which `_hold` tells
+                forks.let_share(home)
+        used = (home, *shared, state.options.work or b"")
         present.locks = [_hold(directory, undo) for directory in dict.fromkeys(used)]
     layers = [_layer_of(state, present, entry, undo) for entry in present.entries]
     if shared:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from overlayfs.overlay import forking
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.history import History
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.tree import marks
 from tests.property.bare import EngineTarget
 
 
@@ -132,6 +134,25 @@ def test_what_is_no_name_is_refused_and_nothing_is_dropped(tree: EngineTarget, n
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         tree.overlay.drop_snapshot(name)
     assert [one["snapshot"] for one in tree.overlay.facts()["snapshots"]] == ["a", None]  # type: ignore[attr-defined]
+
+
+def test_fork_is_mounted_though_the_upperdir_of_before_a_reset_was_emptied_meanwhile(
+    tree: EngineTarget, options: OverlayOptions
+) -> None:
+    _write(tree, b"old", b"old")
+    tree.stat(b"low1")  # gives the former number back
+    tree.overlay.reset()
+    _write(tree, b"file", b"content")
+    tree.overlay.snapshot("a")
+    assert options.upper is not None and options.work is not None
+    made = forking.make(options.upper, options.work, "a", marks.TRUSTED)
+    remove = tree.overlay.take_waste()
+    assert remove is not None
+    remove()
+    assert os.listdir(options.upper) == []
+    fork = EngineTarget(options._replace(upper=os.path.join(made, b"upper"), work=os.path.join(made, b"work")))
+    assert fork.read(b"file") == b"content"
+    fork.close()
 
 
 def _prepare_to_merge(tree: EngineTarget) -> Iterator[Callable[[], None]]:

@@ -27,7 +27,7 @@ UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
 RESET_XATTR: Final = b"user.overlayfs.reset"
 COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR)
-ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
+SETTLED_XATTR: Final = b"user.overlayfs.settled"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
 
@@ -57,14 +57,20 @@ def reset(mountpoint: bytes) -> None:
 def _go_back(mountpoint: bytes, command: bytes, name: str) -> None:
     _refuse_while_in_use(os.path.realpath(mountpoint))
     _command(mountpoint, command, name)
-    deadline = time.monotonic() + _PATIENCE_S
-    while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
-        _pause(deadline, mountpoint)
+    _await_end(mountpoint)
 
 
 def drop_snapshot(mountpoint: bytes, name: str) -> None:
-    """Drop a snapshot; the tree stays as it is."""
+    """Drop a snapshot; the tree stays as it is. Returns when its layer is merged, too; if that takes long, before."""
     _command(mountpoint, DROP_XATTR, name)
+    with suppress(MountError):
+        _await_end(mountpoint)
+
+
+def _await_end(mountpoint: bytes) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while os.getxattr(mountpoint, SETTLED_XATTR) != b"1":
+        _pause(deadline, mountpoint)
 
 
 def _command(mountpoint: bytes, command: bytes, name: str) -> None:
@@ -155,7 +161,8 @@ def _write_back(mountpoint: bytes) -> None:
 
 def _pause(deadline: float, mountpoint: bytes) -> None:
     if time.monotonic() > deadline:
-        raise MountError(f"{os.fsdecode(mountpoint)}: large files are being copied up all the time; try again later")
+        where = os.fsdecode(mountpoint)
+        raise MountError(f"{where}: busy with large files to copy up or layers to merge; try again later")
     time.sleep(_PAUSE_S)
 
 

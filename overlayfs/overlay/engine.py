@@ -150,11 +150,31 @@ class Overlay:
         return snapshots.reset(self.state)
 
     def drop_snapshot(self, name: str = "") -> str:
+        """Drop a snapshot and merge its layer."""
+        found = self.drop_name(name)
+        for prepare in self.merges():
+            prepare()
+        return found
+
+    def drop_name(self, name: str) -> str:
         """Drop a snapshot, as `dropping.drop`; otherwise as `snapshot`."""
         from . import dropping
 
         self._refuse_while_changing()
         return dropping.drop(self.state, name)
+
+    def merges(self) -> Iterator[Callable[[], None]]:
+        """Merge layers without a name, as `dropping.merges`. Not to be gone on with while `is_changing`."""
+        from . import dropping
+
+        for prepare in dropping.merges(self.state):
+            yield prepare
+            self._ahead.drop_all()
+            self.state.descriptors.begin()
+
+    @property
+    def is_changing(self) -> bool:
+        return self._changing > 0
 
     def _refuse_while_changing(self) -> None:
         if self._changing:

@@ -58,7 +58,7 @@ class History(Held):
         self.upperdir_fd = -1
         self.fd = fd
         self._removing = allocate_lock()
-        self._has_stopped = False
+        self.has_stopped = False
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
         self.locks: list[int] = []  # on layers of the mount that this one is a fork of
         self.room = Room(work_fd)
@@ -185,11 +185,11 @@ class History(Held):
         """Remove layers that `stack` does not name; those that a fork uses stay waste. May be called from any thread,
         one after the other; nothing is done once the workdir is another mount's."""
         with self._removing:
-            for name in directories if not self._has_stopped else ():
+            for name in directories if not self.has_stopped else ():
                 with drafts.afterwards():
                     if not (forks.remove(self.fd, os.fsencode(name)) if name else self._empty_upperdir()):
                         self.waste.append(name)
-            if not self._has_stopped:
+            if not self.has_stopped:
                 self.room.keep()
 
     def give_room(self) -> bool:
@@ -213,7 +213,13 @@ class History(Held):
 
     def stop(self) -> None:
         with self._removing:
-            self._has_stopped = True
+            self.has_stopped = True
+
+    def unless_stopped(self, work: Callable[[], None]) -> None:
+        """Do something to the layers, in any thread, as `remove` does."""
+        with self._removing:
+            if not self.has_stopped:
+                work()
 
     def take_waste(self) -> Callable[[], None] | None:
         waste, self.waste = self.waste, []

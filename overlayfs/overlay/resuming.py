@@ -23,9 +23,10 @@ def resume(state: State, present: History, undo: ExitStack) -> None:
     """Have a state that was opened on the upperdir alone use all layers of a history. MountError where one is gone."""
     shared = [os.fsencode(entry.directory) for entry in present.entries if entry.upper]
     if shared:
-        used = (forks.home_of(shared[0]), *shared, state.options.work or b"")
+        home = forks.home_of(shared[0])
+        used = (home, *shared, state.options.work or b"")
         present.locks = [_hold(directory, undo) for directory in dict.fromkeys(used)]
-        if used[0] == shared[0] and history.has_lost_upperdir(used[0]):  # after the lock: see `History.remove`
+        if home == shared[0] and history.has_lost_upperdir(home):  # after the lock: see `History.remove`
             raise MountError("workdir: a reset of the other mount has just dropped the layers of this fork")
     layers = [_layer_of(state, present, entry, undo) for entry in present.entries]
     if shared:

@@ -319,16 +319,24 @@ class MountMachine(SnapshotMachine):
         assert isinstance(self.mount.ours, MountedTarget)
         return bytes(self.mount.ours.place)
 
+    def _await_forgets(self) -> None:
+        """A deleted file keeps its number until the kernel has told that it forgot it; of some dozens of messages and
+        requests that wait together, requests come first."""
+        for _ in range(100):
+            os.getxattr(self.place, commanding.SETTLED_XATTR)
+
     def take(self, name: str) -> None:
         commanding.take_snapshot(self.place, name)
 
     def go_back(self, name: str, *, drop: bool) -> None:
+        self._await_forgets()
         commanding.roll_back(self.place, name, drop=drop)
 
     def drop_snapshot(self, name: str) -> None:
         commanding.drop_snapshot(self.place, name)
 
     def drop_changes(self) -> None:
+        self._await_forgets()
         commanding.reset(self.place)
 
 

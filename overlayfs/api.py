@@ -88,7 +88,7 @@ class Mount:
     @contextmanager
     def transaction(self) -> Iterator[str]:
         """A block whose changes are undone at its end, however it ends; so is its snapshot dropped. Blocks nest."""
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(f"transaction-{os.urandom(4).hex()}")  # which nobody else takes just then
         try:
             yield snapshot
         finally:
@@ -137,6 +137,8 @@ class _Server:
         if answer != LIVE:
             raise MountError(os.fsdecode(answer).strip() or "the serving process died while it was starting")
         self._mount_number = mounting.mount_number(self._mountpoint)
+        # until it asks for attributes, the kernel has root own the tree's root, and refuses chmod(2) by others
+        os.stat(self._mountpoint)
 
     def end(self) -> None:
         """Let it unmount and throw away what is to be; where it cannot any more, do it in its place."""

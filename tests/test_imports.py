@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "image.registry": (*EVERYWHERE, "overlayfs.tree", *TO_STORE),
     "image.archive": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE, "overlayfs.image.make"),
     "image.inspect": (*EVERYWHERE, "overlayfs.tree", *OF_OVERLAY, *TO_STORE),
-    "testing": (*EVERYWHERE, "overlayfs.api", "overlayfs.fuse.status", "overlayfs.overlay"),
+    "testing": (*EVERYWHERE, "overlayfs.api", "overlayfs.fuse.status", "overlayfs.fuse.throwaway", "overlayfs.overlay"),
     "container.spec": (*EVERYWHERE, *TO_STORE[:1]),
     "container": (*EVERYWHERE, *TO_CONTAINER[:3], *TO_STORE, "overlayfs.container.spec"),
     "container.live": (*EVERYWHERE, "overlayfs.tree", *TO_STORE, "overlayfs.container"),

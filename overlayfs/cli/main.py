@@ -77,9 +77,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error.format_message()), getattr(error, "exit_code", USAGE)
     if isinstance(error, UsageError):
         return str(error), USAGE
-    if isinstance(error, ImageError):
+    if isinstance(error, ImageError | MountError):
         return safe(str(error)), ERROR
-    if isinstance(error, CommandError | MountError):
+    if isinstance(error, CommandError):
         return str(error), ERROR
     if isinstance(error, OSError):
         return explain(error), ERROR

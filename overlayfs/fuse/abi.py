@@ -178,7 +178,7 @@ FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_INVAL_ENTRY: Final = 3
 _NOTIFY_INC_EPOCH: Final = 8  # Linux 6.16
-_NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")  # ino, off, len
+_NOTIFY_INVAL_INODE_MESSAGE: Final = struct.Struct("<IiQQqq")  # the header, then ino, off, len
 _NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("<QII")  # parent, namelen, flags; then the name with its NUL
 
 
@@ -206,8 +206,7 @@ def refuse_path(name: bytes) -> None:
 
 def invalidation(node: int) -> bytes:
     """FUSE_NOTIFY_INVAL_INODE: the kernel writes back a file's dirty pages and drops its page cache."""
-    header = OUT_HEADER.pack(OUT_HEADER.size + _NOTIFY_INVAL_INODE_OUT.size, _NOTIFY_INVAL_INODE, 0)
-    return header + _NOTIFY_INVAL_INODE_OUT.pack(node, 0, 0)
+    return _NOTIFY_INVAL_INODE_MESSAGE.pack(_NOTIFY_INVAL_INODE_MESSAGE.size, _NOTIFY_INVAL_INODE, 0, node, 0, 0)
 
 
 def entry_invalidation(parent: int, name: bytes) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from overlayfs._typing import TYPE_CHECKING, Final
 
 from ..overlay.options import MountError
 from ..tree import syscalls
-from ..tree.mount_table import mount_entries
+from ..tree.mount_table import MountEntry, mount_entries
 
 if TYPE_CHECKING:
     from ..overlay.changes import Change
@@ -26,7 +27,7 @@ UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
 RESET_XATTR: Final = b"user.overlayfs.reset"
 COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR)
-ROLLED_BACK_XATTR: Final = b"user.overlayfs.rolled-back"
+SETTLED_XATTR: Final = b"user.overlayfs.settled"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
 
@@ -34,7 +35,10 @@ _PAUSE_S: Final = 0.001
 def take_snapshot(mountpoint: bytes, name: str = "") -> str:
     """Take a snapshot; its name, a number where none is given."""
     _command(mountpoint, SNAPSHOT_XATTR, name)
-    return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
+    try:
+        return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
+    except OSError as error:  # ENODATA: there is none any more
+        raise MountError(f"{os.fsdecode(mountpoint)}: the snapshot was dropped at once: {error.strerror}") from None
 
 
 def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:
@@ -53,14 +57,20 @@ def reset(mountpoint: bytes) -> None:
 def _go_back(mountpoint: bytes, command: bytes, name: str) -> None:
     _refuse_while_in_use(os.path.realpath(mountpoint))
     _command(mountpoint, command, name)
-    deadline = time.monotonic() + _PATIENCE_S
-    while os.getxattr(mountpoint, ROLLED_BACK_XATTR) != b"1":
-        _pause(deadline, mountpoint)
+    _await_end(mountpoint)
 
 
 def drop_snapshot(mountpoint: bytes, name: str) -> None:
-    """Drop a snapshot; the tree stays as it is."""
+    """Drop a snapshot; the tree stays as it is. Returns when its layer is merged, too; if that takes long, before."""
     _command(mountpoint, DROP_XATTR, name)
+    with suppress(MountError):
+        _await_end(mountpoint)
+
+
+def _await_end(mountpoint: bytes) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while os.getxattr(mountpoint, SETTLED_XATTR) != b"1":
+        _pause(deadline, mountpoint)
 
 
 def _command(mountpoint: bytes, command: bytes, name: str) -> None:
@@ -100,32 +110,45 @@ def changes(mountpoint: bytes, since: str | None, until: str | None) -> list[Cha
 
 def _refuse_while_in_use(mountpoint: bytes) -> None:
     """A rollback has the kernel look every name up anew, and it unmounts what it finds mounted on one. So there may be
-    no mount in the tree, and nobody who has it for a root."""
+    no mount in the tree, in whatever namespace and by whatever path, and nobody who has the tree for a root."""
     where = os.fsdecode(mountpoint)
-    below = mountpoint.rstrip(b"/") + b"/"
-    device = b""
-    for entry in mount_entries():
-        if entry.mountpoint == mountpoint:
-            device = entry.device
-        elif entry.mountpoint.startswith(below):
-            raise MountError(f"{where}: {os.fsdecode(entry.mountpoint)} is mounted in the tree; unmount it first")
-    own = os.readlink("/proc/self/ns/mnt")
-    seen = {own}
+    entries = mount_entries()
+    device = next((entry.device for entry in reversed(entries) if entry.mountpoint == mountpoint), b"")
+    inner = _mount_in(entries, device)
+    if inner is not None:
+        raise MountError(f"{where}: {os.fsdecode(inner)} is mounted in the tree; unmount it first")
+    seen = {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # it ended, or is another user's
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if _is_rooted(pid, mountpoint, device, namespace in seen):
-                with open(f"/proc/{pid}/comm") as name:
-                    raise MountError(f"{where}: process {pid} ({name.read().strip()}) runs in the tree; stop it first")
+            others = [] if namespace in seen else mount_entries(int(pid))
+            if _is_rooted(pid, mountpoint, device, others):
+                raise MountError(f"{where}: {_said(pid)} runs in the tree; stop it first")
+            inner = _mount_in(others, device)
+            if inner is not None:
+                raise MountError(f"{where}: {_said(pid)} has {os.fsdecode(inner)} mounted in the tree; stop it first")
             seen.add(namespace)
 
 
-def _is_rooted(pid: str, mountpoint: bytes, device: bytes, is_known: bool) -> bool:
-    """Whether a process has the tree for its root, by chroot or as a container."""
+def _said(pid: str) -> str:
+    with open(f"/proc/{pid}/comm") as name:
+        return f"process {pid} ({name.read().strip()})"
+
+
+def _mount_in(entries: Sequence[MountEntry], device: bytes) -> bytes | None:
+    """The mountpoint of a mount on a name in the tree, which may be mounted at several places."""
+    places = {entry.mount_id: entry.mountpoint for entry in entries if entry.device == device}
+    return next(
+        (one.mountpoint for one in entries if places.get(one.parent_id, one.mountpoint) != one.mountpoint), None
+    )
+
+
+def _is_rooted(pid: str, mountpoint: bytes, device: bytes, entries: Sequence[MountEntry]) -> bool:
+    """Whether a process has the tree for its root: by chroot, or as a container, whose mounts these are."""
     root = os.fsencode(os.readlink(f"/proc/{pid}/root"))
     if root == mountpoint or root.startswith(mountpoint.rstrip(b"/") + b"/"):
         return True
-    return not is_known and any(e.device == device and e.mountpoint == b"/" for e in mount_entries(int(pid)))
+    return any(entry.device == device and entry.mountpoint == b"/" for entry in entries)
 
 
 def _write_back(mountpoint: bytes) -> None:
@@ -138,7 +161,8 @@ def _write_back(mountpoint: bytes) -> None:
 
 def _pause(deadline: float, mountpoint: bytes) -> None:
     if time.monotonic() > deadline:
-        raise MountError(f"{os.fsdecode(mountpoint)}: large files are being copied up all the time; try again later")
+        where = os.fsdecode(mountpoint)
+        raise MountError(f"{where}: busy with large files to copy up or layers to merge; try again later")
     time.sleep(_PAUSE_S)
 
 

@@ -6,11 +6,13 @@ program in a container made of the tree may not. The answer is an errno: EINPROG
 under way that must end first (the system call would make EOPNOTSUPP of EAGAIN).
 
 A rollback has happened when it is answered, but the kernel is still being told what to forget: that takes a thread, as
-some of it waits for requests that the daemon has to answer. ROLLED_BACK_XATTR, read from the root, is `0` until then.
+some of it waits for requests that the daemon has to answer. SETTLED_XATTR, read from the root, is `0` until then. A
+drop has happened likewise, and what it merges is prepared by a thread; who asks has us go on with that.
 
 Since Linux 6.16 one message has the kernel look every name up anew. It is not told of single names as well: each would
 cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again
-are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then.
+are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then. Where the
+disk is nearly full it is told of all, as what was dropped stays until the kernel has forgotten it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import start_new_thread
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from overlayfs._log import Log
@@ -28,12 +30,12 @@ from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
 from ..overlay.state import Changed
 from . import abi
-from .commanding import COMMANDS, DROP_XATTR, RESET_XATTR, ROLLED_BACK_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
+from .commanding import COMMANDS, DROP_XATTR, RESET_XATTR, SETTLED_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
 
 log = Log(__name__)
 
-_QUESTIONS: Final = (SNAPSHOT_XATTR, ROLLED_BACK_XATTR)
+_QUESTIONS: Final = (SNAPSHOT_XATTR, SETTLED_XATTR)
 
 
 class Control:
@@ -46,6 +48,8 @@ class Control:
         self.under_way = 0
         self.tasks: Callable[[], int] = lambda: 0
         self._telling = 0
+        self._merges: Iterator[Callable[[], None]] | None = None  # what a drop has still to do
+        self._is_preparing = False
 
     def is_command(self, node: int, name: bytes) -> bool:
         return node == ROOT and name in COMMANDS
@@ -54,11 +58,13 @@ class Control:
         return node == ROOT and name in _QUESTIONS
 
     def answer(self, name: bytes) -> bytes:
-        """Whether the kernel has been told of all rollbacks; the name of the newest snapshot, ENODATA for none."""
+        """Whether all that was commanded is done, and the kernel told of it; the name of the newest snapshot, ENODATA
+        for none."""
         if name == SNAPSHOT_XATTR:
             return self._newest()
+        self._go_on_merging()
         self.remove_waste()
-        return b"0" if self._telling else b"1"
+        return b"0" if self._telling or self._merges is not None else b"1"
 
     def _newest(self) -> bytes:
         history = self._overlay.state.history
@@ -69,7 +75,8 @@ class Control:
     def run(self, name: bytes, value: bytes, uid: int, pid: int) -> None:
         if not _may_command(uid, pid):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if self._telling or self.under_way or self.tasks() or self._copy_ups.are_running:
+        self._go_on_merging()
+        if self._telling or self._merges is not None or self._is_busy():
             raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
         try:
             snapshot = value.decode("ascii")
@@ -78,18 +85,43 @@ class Control:
         if name == SNAPSHOT_XATTR:
             log.info("snapshot %s taken", self._overlay.snapshot(snapshot))
         elif name == DROP_XATTR:
-            log.info("snapshot %s dropped", self._overlay.drop_snapshot(snapshot))
-            self.remove_waste()
+            log.info("snapshot %s dropped", self._overlay.drop_name(snapshot))
+            self._merges = self._overlay.merges()
+            self._go_on_merging()
         elif name == RESET_XATTR:
             self._forget("reset", self._overlay.reset())
         else:
             found, changed = self._overlay.roll_back(snapshot, drop=name == UNDO_XATTR)
             self._forget(f"rolled back to snapshot {found}", changed)
 
+    def _is_busy(self) -> bool:
+        return bool(self.under_way or self.tasks() or self._copy_ups.are_running or self._overlay.is_changing)
+
+    def _go_on_merging(self) -> None:
+        """Do what is next for a drop, unless that is a thread's or has to wait for a request."""
+        if self._merges is None or self._is_preparing or self._is_busy():
+            return
+        prepare = next(self._merges, None)
+        if prepare is None:
+            self._merges = None
+            return
+        self._is_preparing = True
+        try:
+            start_new_thread(self._prepare, (prepare,))
+        except RuntimeError:
+            self._prepare(prepare)
+
+    def _prepare(self, prepare: Callable[[], None]) -> None:
+        try:
+            prepare()
+        finally:
+            self._is_preparing = False
+
     def _forget(self, what: str, changed: Changed) -> None:
         log.info("%s: %d inodes and %d names changed", what, len(changed.inodes), len(changed.names))
         device_fd = self.device_fd()
-        names = [*changed.gone, *(() if _begin_epoch(device_fd) else changed.names)]
+        is_enough = _begin_epoch(device_fd) and not self._overlay.is_nearly_full
+        names = [*changed.gone, *(() if is_enough else changed.names)]
         self._telling += 1
         try:
             start_new_thread(self._tell, (device_fd, names, changed.inodes))

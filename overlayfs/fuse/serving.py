@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 
 from overlayfs._log import Log
@@ -49,6 +50,9 @@ _WANTED_FLAGS: Final = (
 _CLEARED_FLAGS: Final = abi.FUSE_HANDLE_KILLPRIV | abi.FUSE_ATOMIC_O_TRUNC | abi.FUSE_ASYNC_DIO
 # A file of a module, epoll, two socket pairs, libfuse's pipe.
 _LOOP_DESCRIPTORS: Final = 8
+# While a thread makes many short system calls (it removes what was dropped, say), a request waits that long for the
+# interpreter's lock. By default it is 5 ms: a client then wrote a third as many files.
+_SWITCH_AFTER_S: Final = 0.0002
 
 
 def serve(
@@ -56,6 +60,7 @@ def serve(
 ) -> None:
     """Serve until unmounted or told to end; the mount is gone after this. Owns the mount's descriptor."""
     service = _Service(overlay, mount, live, lifeline_fd)
+    sys.setswitchinterval(_SWITCH_AFTER_S)
     try:
         service.serve(on_live)
     finally:

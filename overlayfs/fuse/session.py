@@ -68,7 +68,7 @@ def _serve(
         if mounting.covers_code(mount.mountpoint):
             import json  # noqa: F401 - what is imported late otherwise cannot be read through our own mount
 
-            from ..overlay import snapshots  # noqa: F401
+            from ..overlay import dropping  # noqa: F401 - and with it what other commands take
             from . import looping  # noqa: F401
 
         # until `serve` takes them: one that killed us now would leave a dead mount

@@ -63,9 +63,13 @@ def change(state: State, inode: Inode, changes: AttributeChanges, caller: Caller
 
 
 def _truncate(fd: int, size: int) -> None:
-    """Set the size of the file that `fd` has open for writing; mtime stays where the size stays."""
+    """Set the size of the file that `fd` has open for writing; mtime stays where the size stays, unless that is 0:
+    open(2) with O_TRUNC, which the kernel sends as the same message, sets it."""
     try:
-        os.truncate(descriptor_path(fd), size)  # ftruncate(2) always sets mtime
+        if size:
+            os.truncate(descriptor_path(fd), size)
+        else:
+            os.ftruncate(fd, 0)  # which always sets mtime
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise

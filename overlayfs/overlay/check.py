@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from ..tree.syscalls import descriptor_path
 from . import history, opening
 from .check_upper import check_upper
 from .check_workdir import check_workdir
@@ -51,7 +52,7 @@ def _examine(upper: Layer, work: Layer) -> Iterator[Found]:
 def _is_void(work: Layer) -> bool:
     """Whether a reset dropped what is in the upper, and the next mount removes it."""
     try:
-        return history.has_lost_upperdir(work.root_fd)
+        return history.has_lost_upperdir(descriptor_path(work.root_fd))
     except MountError:  # which is a finding of check_workdir
         return False
 

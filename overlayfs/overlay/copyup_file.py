@@ -157,7 +157,7 @@ class Copy(CopyUp):
         metadata.copy_metadata(
             source.fd, fd, owner.uid, owner.gid, owner.mode, st, self._spelling, without, source.xattrs
         )
-        if self._new_size >= 0 and self._new_size != st.st_size:
+        if self._new_size == 0 or (self._new_size > 0 and self._new_size != st.st_size):  # as by `changing.change`
             syscalls.set_times(fd, None, time.time_ns())
 
     def _fill_data(self, fd: int) -> None:

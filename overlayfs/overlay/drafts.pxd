@@ -62,6 +62,7 @@ cpdef remove(int dir_fd, bytes name)
 cpdef remove_directory(int dir_fd, bytes name)
 cpdef remove_content(int fd)
 cdef int _flatten(int fd, bytes name, int serial) except -1
+cdef int _move_up(int below, bytes entry, int fd, int serial) except -1
 cpdef note_changed(State state, Directory directory)
 @cython.locals(directory=Directory)
 cpdef sync_changed(State state)

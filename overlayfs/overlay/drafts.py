@@ -275,12 +275,22 @@ def _flatten(fd: int, name: bytes, serial: int) -> int:
             except OSError as error:
                 if error.errno not in (errno.EISDIR, errno.EPERM):
                     raise
-                serial += 1
-                access.rename(below, entry, fd, b"#moved-%x-%x" % (below, serial))
+                serial = _move_up(below, entry, fd, serial)
     finally:
         os.close(below)
     access.rmdir(fd, name)
     return serial
+
+
+def _move_up(below: int, entry: bytes, fd: int, serial: int) -> int:
+    """Names that are taken are passed over: a removal that was cut off has left some."""
+    while True:
+        serial += 1
+        try:
+            access.rename(below, entry, fd, b"#moved-%x" % serial, syscalls.RENAME_NOREPLACE)
+        except FileExistsError:
+            continue
+        return serial
 
 
 # -- fsync=strict

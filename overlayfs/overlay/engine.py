@@ -47,6 +47,7 @@ from .readahead import ReadAhead
 from .state import Changed, State
 from .values import AttributeChanges, Attributes, Caller
 
+_LEAST_ROOM: Final = 4 << 20
 _MANY_INODES: Final = 2_000
 
 
@@ -149,17 +150,46 @@ class Overlay:
         return snapshots.reset(self.state)
 
     def drop_snapshot(self, name: str = "") -> str:
+        """Drop a snapshot and merge its layer."""
+        found = self.drop_name(name)
+        for prepare in self.merges():
+            prepare()
+        return found
+
+    def drop_name(self, name: str) -> str:
         """Drop a snapshot, as `dropping.drop`; otherwise as `snapshot`."""
         from . import dropping
 
         self._refuse_while_changing()
         return dropping.drop(self.state, name)
 
+    def merges(self) -> Iterator[Callable[[], None]]:
+        """Merge layers without a name, as `dropping.merges`. Not to be gone on with while `is_changing`."""
+        from . import dropping
+
+        for prepare in dropping.merges(self.state):
+            yield prepare
+            self._ahead.drop_all()
+            self.state.descriptors.begin()
+
+    @property
+    def is_changing(self) -> bool:
+        return self._changing > 0
+
     def _refuse_while_changing(self) -> None:
         if self._changing:
             raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
         self._ahead.drop_all()
         self.state.descriptors.begin()
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether little room is left on the disk of the upper, so that what was dropped should go soon."""
+        if self.state.work_fd is None:
+            return False
+        found = os.fstatvfs(self.state.work_fd)
+        least = max(found.f_blocks // 32, _LEAST_ROOM // found.f_frsize)
+        return found.f_bavail < least or found.f_favail < found.f_files // 32
 
     def take_waste(self) -> Callable[[], None] | None:
         """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where

@@ -11,10 +11,10 @@ import secrets
 
 from overlayfs._typing import Final
 
-from . import drafts, forks, history, snapshots
-from .history import Entry
+from . import drafts, forks, history, next_layer
 from .layer import open_layer
 from .options import MountError
+from .stack import Entry
 
 UPPER: Final = b"upper"
 WORK: Final = forks.WORK
@@ -66,8 +66,8 @@ def _make_workdir(work: bytes, shared: list[Entry]) -> None:
     forks.let_share(work)
     present = history.new(os.open(work, _OPEN))
     try:
-        counts = snapshots.lost_links_of(present.open_links(shared[-1]))
-        snapshots.write_lost_links(present.work_fd, counts)
+        counts = next_layer.lost_links_of(present.open_links(shared[-1]))
+        next_layer.write_lost_links(present.work_fd, counts)
         present.open()
         present.publish([*shared, Entry("")], durable=False)
     finally:
@@ -82,7 +82,7 @@ def _make_upper(upper: bytes, model: bytes, prefix: bytes) -> None:
     try:
         root_fd = os.open(upper, _OPEN)
         try:
-            snapshots.copy_root(prefix, layer, root_fd)
+            next_layer.copy_root(prefix, layer, root_fd)
         finally:
             os.close(root_fd)
     finally:

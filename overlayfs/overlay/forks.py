@@ -96,8 +96,8 @@ def _is_alone(fd: int, patience_s: float = 0) -> bool:
 
 
 def is_used(dir_fd: int, name: bytes) -> bool:
-    """Whether forks use what is in overlayfs-snapshots under a name."""
-    fd = _lock_file(dir_fd, name, 0)
+    """Whether forks use what is in overlayfs-snapshots under a name, or in a workdir under `.`."""
+    fd = _lock_file(dir_fd, name)
     if fd < 0:
         return False
     try:
@@ -107,10 +107,11 @@ def is_used(dir_fd: int, name: bytes) -> bool:
 
 
 def remove(dir_fd: int, name: bytes) -> bool:
-    """Remove what is there, unless forks use it; whether it is gone."""
+    """Remove what is there, unless forks use it; whether it is gone. No `stack` names it any more, so that who comes
+    to share it now gives up by itself (see forking), and no file is needed that a full disk has no room for."""
     from . import drafts  # slow to import, and who only takes locks does without
 
-    fd = _lock_file(dir_fd, name, os.O_CREAT)
+    fd = _lock_file(dir_fd, name)
     try:
         if fd >= 0 and not _is_alone(fd):
             return False
@@ -121,8 +122,8 @@ def remove(dir_fd: int, name: bytes) -> bool:
     return True
 
 
-def _lock_file(dir_fd: int, name: bytes, flags: int) -> int:
-    """The file with the lock of what is in overlayfs-snapshots under a name; -1 where it can have none."""
+def _lock_file(dir_fd: int, name: bytes) -> int:
+    """The file with the lock of what is in overlayfs-snapshots under a name; -1 where it has none."""
     path = os.path.join(name, WORK) if name.startswith(PREFIX) else name
     try:
         directory_fd = syscalls.open_beneath(dir_fd, path, _OPEN_DIRECTORY)
@@ -131,7 +132,7 @@ def _lock_file(dir_fd: int, name: bytes, flags: int) -> int:
             raise
         return -1
     try:
-        return os.open(FILE, _OPEN | flags, 0o600, dir_fd=directory_fd)
+        return os.open(FILE, _OPEN, dir_fd=directory_fd)
     except FileNotFoundError:
         return -1
     finally:

@@ -55,37 +55,36 @@ class Former(Known):
         upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more, which `remove` is
         called for when none of them is needed any more: by `sweep`, or later."""
         changed = Changed([ROOT], _names_in(state.root), self._names_gone())
-        _say_lowers(state)
-        needed: set[int] = set()
-        unnamed: list[Inode] = []
-        is_deep = len(layers) > 1
-        dropped = (*layers, *indexes)
-        for inode in self.inodes.values() if is_deep else ():
-            if _is_in(inode, dropped):
-                needed.add(inode.number)
-                _note_changed(inode, changed, names=True)
-        for inode in state.inodes.values():
+        differing, unnamed = state.inodes.give_known(self.inodes)
+        unnamed = [inode for inode in unnamed if not self._absorb_linked(state, inode)]
+        needed = {inode.number for inode in differing}
+        self._layer_of.update(dict.fromkeys(needed, upper_number))
+        is_deep, dropped = len(layers) > 1, (*layers, *indexes)
+        if is_deep:
+            below = [one for one in self.inodes.values() if one.number not in needed and _is_in(one, dropped)]
+            differing += below
+            needed.update(inode.number for inode in below)
+        changed.inodes.extend(needed)
+        for inode in differing:  # the names of those in the upper are among those that it had in their directories
+            if is_deep:
+                changed.names.extend((parent.number, name) for parent, name in inode.names())
             if isinstance(inode, Directory):
-                inode.children.clear()
-            if inode.number == ROOT:
-                continue
-            shows_dropped = is_deep and _is_in(inode, dropped)
-            differs = inode.upper or shows_dropped
-            if inode.parent is None:
-                unnamed.append(inode)
-                if shows_dropped or (inode.upper and inode.number not in state.orphans):  # which have a descriptor
-                    needed.add(inode.number)
-            elif inode.nlookup or inode.opens:
-                self.inodes.add(inode)
-                if inode.upper:
-                    self._layer_of[inode.number] = upper_number
-                if differs:
-                    needed.add(inode.number)
-                    _note_changed(inode, changed, names=is_deep)
+                changed.names.extend(_names_in(inode))
+        for inode in unnamed:
+            is_in_upper = inode.upper and inode.number not in state.orphans  # which have a descriptor
+            if is_in_upper or (is_deep and _is_in(inode, dropped)):
+                needed.add(inode.number)
         changed.inodes.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
         _keep_only(state, unnamed)
         self._drops.append(_Drop(needed, remove))
         return changed
+
+    def _absorb_linked(self, state: State, inode: Inode) -> bool:
+        """Take a lower hard-linked file over of which all known names are deleted, if it has others; whether it has."""
+        if inode.upper or inode.number not in state.lost_links:
+            return False
+        self.inodes.add(inode)
+        return True
 
     def _names_gone(self) -> list[tuple[int, bytes]]:
         """Where many rollbacks have left layers: the names of the inodes that these are kept for."""
@@ -189,22 +188,6 @@ class Former(Known):
         self._need_no_more(number)
 
 
-def _say_lowers(state: State) -> None:
-    """Where files are of which the state says a position in the layers of the root, which is going to lose some."""
-    for inode in state.inodes.values():
-        if inode.parent is state.root and inode.position >= 0:
-            inode.lower = inode.lower
-
-
-def _note_changed(inode: Inode, changed: Changed, *, names: bool) -> None:
-    """Those of a file in the upper are among the names that the upper had in their directories."""
-    changed.inodes.append(inode.number)
-    if names:
-        changed.names.extend((parent.number, name) for parent, name in inode.names())
-    if isinstance(inode, Directory):
-        changed.names.extend(_names_in(inode))
-
-
 def _is_in(inode: Inode, layers: Sequence[int]) -> bool:
     """Whether a file that is not in the upper shows anything of these layers."""
     if isinstance(inode, Directory):
@@ -223,8 +206,7 @@ def _keep_only(state: State, unnamed: Iterable[Inode]) -> None:
     state.inodes.add(state.root)
     for inode in unnamed:
         state.inodes.add(inode)
-        for key in inode.shared_as or ():
-            state.by_real[key] = inode
+        inode.shared_as = None  # names of the file on disk are another file's now
 
 
 def _take_over(inode: Inode, former: Inode) -> None:

@@ -32,52 +32,21 @@ from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from overlayfs._typing import Any, Final, NamedTuple
+from overlayfs._typing import Final
 
 from ..tree import access, syscalls
-from . import drafts, forks
-from .options import MountError
+from . import drafts, forks, stack
+from .room import Room
+from .stack import Entry
 from .state import Held, State
 
 DIRECTORY: Final = forks.DIRECTORY
 GUARD: Final = b"overlayfs-snapshots"  # in work/incompat
-UPPER: Final = b"upper"
+UPPER: Final = stack.UPPER
 LINKS: Final = b"overlayfs-links"
-LONGEST_NAME: Final = 64
 _INDEX: Final = b"index"
-_STACK: Final = b"stack"
 _NEW_STACK: Final = b"stack.new"
-_LONGEST_STACK: Final = 1 << 20
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-
-
-class Entry(NamedTuple):
-    """A layer of the writable side; `snapshot` is the name of the state that it is the topmost layer of. `upper` is the
-    path of a layer that belongs to another mount."""
-
-    directory: str
-    snapshot: str | None = None
-    taken_at: float = 0.0
-    upper: str = ""
-
-    def as_shared(self, upper: bytes, work: bytes) -> Entry:
-        """As a fork of the mount with this upper and workdir names it."""
-        if self.upper:
-            return self
-        directory = os.path.join(work, DIRECTORY, self.directory.encode()) if self.directory else work
-        root = os.path.join(directory, UPPER) if self.directory else upper
-        return self._replace(directory=os.fsdecode(directory), upper=os.fsdecode(root))
-
-    def to_member(self) -> dict[str, object]:
-        members = self._asdict()
-        return members if self.upper else {name: members[name] for name in ("directory", "snapshot", "taken_at")}
-
-
-def check_name(name: str) -> None:
-    """EINVAL for what cannot be the name of a snapshot."""
-    if not name or len(name) > LONGEST_NAME or name[0] in ".-" or not _IN_NAMES.issuperset(name):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
 
 
 class History(Held):
@@ -89,14 +58,16 @@ class History(Held):
         self.upperdir_fd = -1
         self.fd = fd
         self._removing = allocate_lock()
-        self._has_stopped = False
+        self.has_stopped = False
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
         self.locks: list[int] = []  # on layers of the mount that this one is a fork of
+        self.room = Room(work_fd)
         self.entries = tuple(entries)
         self._last = max((int(entry.directory) for entry in entries if entry.directory.isdecimal()), default=0)
 
     def descriptors(self) -> list[int]:
         self.stop()
+        self.room.give_up()
         return [fd for fd in (self.work_fd, self.fd, *self.locks) if fd >= 0]
 
     @property
@@ -115,7 +86,7 @@ class History(Held):
         taken = {entry.snapshot for entry in self.entries}
         if not wanted:
             return next(name for name in map(str, range(1, len(taken) + 2)) if name not in taken)
-        check_name(wanted)
+        stack.check_name(wanted)
         if wanted in taken:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), wanted)
         return wanted
@@ -188,14 +159,11 @@ class History(Held):
 
     def publish(self, entries: Sequence[Entry], *, durable: bool) -> None:
         """Have `stack` name these layers, from one moment to the next. What fails before the rename changes nothing."""
-        import json  # slow, and few mounts have snapshots
-
-        members = [entry.to_member() for entry in entries]
-        text = json.dumps({"version": _version(entries), "layers": members}).encode()
-        if len(text) >= _LONGEST_STACK:  # it could not be read back
+        text = stack.to_text(entries)
+        if len(text) >= stack.LONGEST:  # it could not be read back
             raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(_NEW_STACK, flags, 0o600, dir_fd=self.fd)
+        drafts.remove(self.fd, _NEW_STACK)
+        fd = os.open(_NEW_STACK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
             try:
                 _write_whole(fd, text)
@@ -203,7 +171,7 @@ class History(Held):
                     os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(_NEW_STACK, _STACK, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.rename(_NEW_STACK, stack.FILE, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError:
             with drafts.afterwards():
                 os.unlink(_NEW_STACK, dir_fd=self.fd)
@@ -217,31 +185,41 @@ class History(Held):
         """Remove layers that `stack` does not name; those that a fork uses stay waste. May be called from any thread,
         one after the other; nothing is done once the workdir is another mount's."""
         with self._removing:
-            for name in directories if not self._has_stopped else ():
+            for name in directories if not self.has_stopped else ():
                 with drafts.afterwards():
                     if not (forks.remove(self.fd, os.fsencode(name)) if name else self._empty_upperdir()):
                         self.waste.append(name)
+            if not self.has_stopped:
+                self.room.keep()
+
+    def give_room(self) -> bool:
+        """Have room on a full disk; False where none was kept. Waits for a removal that is under way."""
+        with self._removing:
+            return self.room.give_up()
 
     def _empty_upperdir(self) -> bool:
-        """Remove what the upperdir holds and its index, unless forks use it; whether they are gone."""
+        """Remove what the upperdir holds and its index, unless forks use it; whether they are gone. A fork that is
+        mounted from now on sees in `stack` that it cannot use it."""
+        if forks.is_used(self.work_fd, b"."):
+            return False
         root_fd = access.open_at(self.upperdir_fd, b".", _OPEN)
         try:
-            if not (os.listdir(root_fd) or {_INDEX, LINKS}.intersection(map(os.fsencode, os.listdir(self.work_fd)))):
-                return True
-            place = self.place_of(Entry(""))
-            with forks.alone(place) as is_alone:
-                if is_alone:
-                    forks.forbid(place)  # to one that was made of the layer, and is not mounted yet
-                    drafts.remove_content(root_fd)
-                    drafts.remove(self.work_fd, _INDEX)
-                    drafts.remove(self.work_fd, LINKS)
-            return is_alone
+            drafts.remove_content(root_fd)
         finally:
             os.close(root_fd)
+        drafts.remove(self.work_fd, _INDEX)
+        drafts.remove(self.work_fd, LINKS)
+        return True
 
     def stop(self) -> None:
         with self._removing:
-            self._has_stopped = True
+            self.has_stopped = True
+
+    def unless_stopped(self, work: Callable[[], None]) -> None:
+        """Do something to the layers, in any thread, as `remove` does."""
+        with self._removing:
+            if not self.has_stopped:
+                work()
 
     def take_waste(self) -> Callable[[], None] | None:
         waste, self.waste = self.waste, []
@@ -258,24 +236,10 @@ class History(Held):
     def remove_leftovers(self) -> None:
         """Remove whatever an unfinished snapshot or rollback left, and forks that were killed."""
         self.remove([os.fsdecode(name) for name in leftovers(self.fd)])
-        if _lacks_upperdir(self.entries):
+        if stack.lacks_upperdir(self.entries):
             self.remove([""])
-        used = [int(name) for name in os.listdir(self.fd) if name.isdecimal()]
+        used = [int(name) for name in os.listdir(self.fd) if stack.is_number(name)]
         self._last = max([self._last, *used])
-
-
-def _version(entries: Sequence[Entry]) -> int:
-    """The least of the format that knows of such layers."""
-    if _lacks_upperdir(entries):
-        return 4
-    if len(entries) < 2 or not all(entry.snapshot for entry in entries[:-1]):
-        return 3
-    return 2 if entries[0].upper else 1
-
-
-def _lacks_upperdir(entries: Sequence[Entry]) -> bool:
-    """Whether a reset has dropped the upperdir. That of a fork is removed with the fork."""
-    return bool(entries and entries[0].directory and not entries[0].upper)
 
 
 def _write_whole(fd: int, text: bytes) -> None:
@@ -283,16 +247,12 @@ def _write_whole(fd: int, text: bytes) -> None:
         text = text[os.write(fd, text) :]
 
 
-def has_lost_upperdir(work_fd: int) -> bool:
+def has_lost_upperdir(work: bytes) -> bool:
     """Whether what is in the upperdir counts no more. MountError where `stack` is damaged."""
     try:
-        fd = os.open(DIRECTORY, _OPEN, dir_fd=work_fd)
+        return stack.lacks_upperdir(entries_of(work))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        return _lacks_upperdir(_parse(fd))
-    finally:
-        os.close(fd)
 
 
 def new(work_fd: int) -> History:
@@ -308,7 +268,7 @@ def load(work_fd: int) -> History | None:
         return None
     history = None
     try:
-        entries = _parse(fd)
+        entries = stack.read(fd)
         history = History(work_fd, fd, entries) if entries else None
     finally:
         if history is None:
@@ -331,7 +291,7 @@ def entries_of(work: bytes) -> list[Entry]:
     """What the workdir of a mount with snapshots says; OSError, MountError."""
     fd = os.open(os.path.join(work, DIRECTORY), _OPEN)
     try:
-        return _parse(fd)
+        return stack.read(fd)
     finally:
         os.close(fd)
 
@@ -349,68 +309,9 @@ def indexes(upper: bytes, work: bytes) -> dict[bytes, bytes]:
 def leftovers(fd: int) -> list[bytes]:
     """What an unfinished snapshot or rollback, or a fork that was killed, left in the subdirectory; MountError where
     `stack` is damaged."""
-    kept = {_STACK, *(os.fsencode(entry.directory) for entry in _parse(fd))}
+    kept = {stack.FILE, *(os.fsencode(entry.directory) for entry in stack.read(fd))}
     found = [name for name in map(os.fsencode, sorted(os.listdir(fd))) if name not in kept]
     return [name for name in found if not forks.is_used(fd, name)]
-
-
-def _parse(fd: int) -> list[Entry]:
-    try:
-        return _entries(_read(fd))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise MountError("workdir: overlayfs-snapshots/stack is damaged: it does not name the layers") from None
-
-
-def _read(fd: int) -> bytes:
-    try:
-        stack_fd = os.open(_STACK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-    except FileNotFoundError:
-        return b""
-    with open(stack_fd, "rb") as file:
-        return file.read(_LONGEST_STACK)
-
-
-def _entries(text: bytes) -> list[Entry]:
-    import json
-
-    if not text:
-        return []
-    members: Any = json.loads(text)
-    if members["version"] not in (1, 2, 3, 4):
-        raise ValueError("a later version")
-    found = [_entry(**member) for member in members["layers"]]
-    _refuse_nonsense(found)
-    if _lacks_upperdir(found) != (members["version"] == 4):  # what is in the upperdir would be removed
-        raise ValueError("no upperdir")
-    return found
-
-
-def _entry(directory: str, snapshot: str | None, taken_at: float, upper: str = "") -> Entry:
-    return Entry(str(directory), snapshot, float(taken_at), str(upper))
-
-
-def _refuse_nonsense(entries: Sequence[Entry]) -> None:
-    """ValueError where a layer is no subdirectory of ours, or is named twice, or a snapshot is."""
-    directories = [entry.directory for entry in entries]
-    if not entries or len(set(directories)) < len(directories) or entries[-1].snapshot is not None:
-        raise ValueError("not a stack of layers")
-    lowest_own = sum(bool(entry.upper) for entry in entries)
-    for at, entry in enumerate(entries):
-        is_number = entry.directory.isdecimal() and entry.directory.isascii() and not entry.directory.startswith("0")
-        if at < lowest_own:
-            is_layer = entry.directory.startswith("/") and entry.upper.startswith("/")
-        else:
-            is_layer = is_number or (at == lowest_own and not entry.directory)
-        if not is_layer:
-            raise ValueError("not a layer")
-    names = [entry.snapshot for entry in entries if entry.snapshot is not None]
-    if len(set(names)) < len(names):
-        raise ValueError("two snapshots of one name")
-    for name in names:
-        try:
-            check_name(name if isinstance(name, str) else "")
-        except OSError as error:
-            raise ValueError("not a name") from error
 
 
 def open_upper(directory_fd: int) -> int:

@@ -32,6 +32,7 @@ log = Log(__name__)
 _INDEX = b"index"
 _LINKS = b"overlayfs-links"
 _LONGEST_TARGET = 4095
+_LONGEST_COUNT = 10
 
 
 def publish(state: State, inode: Inode, draft: Draft, st: Stat) -> None:
@@ -251,10 +252,17 @@ def load(state: State) -> None:
         with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
             count, _, place = os.readlink(name, dir_fd=state.links_fd).partition(b" ")
             unfinished = bool(place) and not _is_hidden(state, place)
-            number, lost = int(name, 16), int(count) - unfinished
+            number, lost = int(name, 16), read_count(count) - unfinished
             state.lost_links[number] = lost
             if place:  # a crash came before or after the name was hidden; later it may be hidden for another reason
                 _write_count(state, number, b"%d" % lost)
+
+
+def read_count(text: bytes) -> int:
+    """How many names a record of deleted names counts; ValueError where that is no count."""
+    if len(text) > _LONGEST_COUNT:
+        raise ValueError("not a count")
+    return int(text)
 
 
 def open_index(workdir: int | bytes) -> tuple[int | None, set[bytes]]:

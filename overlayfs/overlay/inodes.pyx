@@ -22,9 +22,10 @@ from overlayfs.tree.syscalls cimport Stat, stat_t
 
 from overlayfs.tree.metadata import CAPABILITY
 
-ROOT = 1
+ROOT = _ROOT
 
 cdef enum:
+    _ROOT = 1
     _ELSEWHERE = -1
     _UNREAD = -1
     _FEWEST_SLOTS = 64  # a power of two
@@ -332,6 +333,32 @@ cdef class InodeTable:
             if self._slots[i] is not NULL and (<Inode>self._slots[i]).upper:
                 found.append(<Inode>self._slots[i])
         return found
+
+    def give_known(self, InodeTable other):
+        """Give what the kernel uses and has a name to another table. Returns those of them that are in the upper, and
+        all without a name but the root. No directory knows its children any more, and what says its place as a position
+        in the lowers of the root, which is going to lose some, says it as a path.
+        """
+        cdef Py_ssize_t i
+        cdef Inode inode
+        in_upper, unnamed = [], []
+        for i in range(self._capacity):
+            if self._slots[i] is NULL:
+                continue
+            inode = <Inode>self._slots[i]
+            if is_directory(inode):
+                (<Directory>inode).children.clear()
+            if inode.parent is None:
+                if inode.attr.ino != _ROOT:
+                    unnamed.append(inode)
+                continue
+            if inode.position != _ELSEWHERE and inode.parent.attr.ino == _ROOT:
+                inode.lower = inode.lower
+            if inode.nlookup or inode.opens:
+                other.add(inode)
+                if inode.upper:
+                    in_upper.append(inode)
+        return in_upper, unnamed
 
     def clear(self):
         for inode in self.values():

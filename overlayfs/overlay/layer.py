@@ -54,6 +54,7 @@ class Layer(NamedTuple):
     opens_quietly: bool = True  # only O_NOATIME keeps a read from moving an access time
     reads_move_times: bool = False  # and may: it is an upper on a disk that keeps access times
     override: bytes | None = None  # the xattr that holds owner and mode of this layer's files, if one does
+    hides_below: bool = False  # by an OCI opaque file in its root
 
     def spelled(self, prefix: bytes) -> Layer:
         """As the layer is read by a mount whose own marks have this prefix."""
@@ -93,7 +94,19 @@ def describe(index: int, path: bytes, fd: int, data_only: bool = False) -> Layer
     identity = struct.pack("<QQ", filesystem & 0xFFFF_FFFF_FFFF_FFFF, st.st_ino)
     override = override_name(fd)
     spelling = marks.spelling(marks.own_prefix(fd), is_upper=index <= UPPER_INDEX)
-    return Layer(index, path, fd, st.st_dev, identity, spelling, data_only, override=override)
+    return Layer(
+        index, path, fd, st.st_dev, identity, spelling, data_only, override=override, hides_below=_hides_below(fd)
+    )
+
+
+def _hides_below(fd: int) -> bool:
+    try:
+        access.stat_at(fd, marks.OPAQUE_NAME)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True
 
 
 class Access(Enum):

@@ -21,7 +21,6 @@ from . import drafts, indexing, redirects
 from .belonging import verify_origin
 from .claim import claim
 from .drafts import is_draft_name
-from .inodes import ROOT
 from .layer import UPPER_INDEX, Access, Layer, hold_apart, mount_id, open_layer
 from .options import FsyncPolicy, MountError, OverlayOptions, WhiteoutFormat
 from .state import State
@@ -58,7 +57,7 @@ def _open_state(options: OverlayOptions) -> State:
         else:
             layers = _open_lowers(options, undo)
             state = _open_writable(options, layers, limit, undo)
-        _honour_opaque_roots(state)
+        redirects.show_roots(state)
         undo.pop_all()
     return state
 
@@ -136,9 +135,9 @@ def _open_to_look(options: OverlayOptions, limit: int, undo: ExitStack) -> State
     layers = hold_apart([*uppers, *layers], Access.READS)
     state = State(options._replace(timeout_s=0.0), layers, None, limit)
     if len(uppers) > 1:
-        from . import snapshots
+        from . import resuming
 
-        snapshots.look_at_indexes(state, uppers[1:], undo)
+        resuming.look_at_indexes(state, uppers[1:], undo)
     _choose_prefix_to_read(state)
     return state
 
@@ -186,7 +185,7 @@ def _has(work: Layer, name: bytes) -> bool:
 
 def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     """Go on where a mount with snapshots ended: in the last of its layers, on the others."""
-    from . import history, snapshots  # few mounts have any
+    from . import history, resuming  # few mounts have any
 
     stacked = history.load(work.root_fd)
     if stacked is None:  # the first snapshot was not finished
@@ -196,9 +195,9 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     undo.callback(os.close, stacked.fd)
     assert state.upper is not None
     stacked.upperdir_fd = state.upper.root_fd
+    resuming.resume(state, stacked, undo)
     stacked.guard(state.work_fd)
     stacked.remove_leftovers()
-    snapshots.resume(state, stacked, undo)
 
 
 def _check_same_filesystem(upper: Layer, work: Layer) -> None:
@@ -413,18 +412,3 @@ def refuse_mountpoint(state: State, mountpoint: bytes) -> None:
                 f"mountpoint {_text(mountpoint)} lies in the layer {_text(layer.path)}, which only root can mount;"
                 " choose one outside"
             )
-
-
-def _honour_opaque_roots(state: State) -> None:
-    """An OCI opaque file in a layer's own root hides every layer below, from redirects too."""
-    root = state.root
-    shown = len(root.lowers)
-    if state.upper is not None and redirects.is_opaque(state.upper.root_fd, b".", marks.NO_MARKS):
-        shown = 0
-    for position, location in enumerate(root.lowers[:shown]):
-        if redirects.is_opaque(state.layers[location.layer].root_fd, b".", marks.NO_MARKS):
-            shown = position + 1
-            break
-    root.lowers = root.lowers[:shown]
-    state.stack = state.stack[: max(shown - len(state.frozen), 0)]
-    assert state.inodes[ROOT] is root

@@ -35,6 +35,15 @@ def is_opaque(dir_fd: int, name: bytes, found: Marks) -> bool:
     return True
 
 
+def show_roots(state: State) -> None:
+    """Have the root of the tree show the roots of the layers. One that hides all below hides it from redirects too."""
+    numbers = (*state.frozen, *range(state.data_start))
+    above = [state.upper, *(state.layers[number] for number in numbers)]
+    shown = next((at for at, layer in enumerate(above) if layer is not None and layer.hides_below), len(numbers))
+    state.root.lowers = tuple(Location(number, b"") for number in numbers[:shown])
+    state.stack = tuple(state.layers[: max(shown - len(state.frozen), 0)])
+
+
 def stack_of(state: State, parent: Directory, name: bytes, positions: tuple[int, ...]) -> tuple[Location, ...]:
     """The lower directories that make up the child `name`, from the parent's layers that have it."""
     found: list[Location] = []

@@ -47,13 +47,15 @@ def overlay_session(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def overlay(request: pytest.FixtureRequest, overlay_session: Trees) -> Iterator[Tree]:
-    """A clean tree of the layers that the marker `overlay` names; of an empty layer without one."""
+    """A clean tree of the layers that the marker `overlay` names, where relative paths start at pytest's root
+    directory; of an empty layer without one."""
     from .trees import source_of
 
-    marker = request.node.get_closest_marker("overlay")
-    tree = overlay_session.clean(source_of(**marker.kwargs if marker is not None else {}))
+    marker = request.node.get_closest_marker("overlay") or pytest.mark.overlay.mark
+    tree = overlay_session.clean(source_of(*marker.args, **marker.kwargs, base=request.config.rootpath))
     request.node.stash[_TREE] = tree
     yield tree
+    del request.node.stash[_TREE]
     overlay_session.give_back(tree)
 
 
@@ -69,12 +71,10 @@ def overlay_layer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what a failed test had changed."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a failed test, or one of its fixtures, had changed."""
     report = yield
     tree = item.stash.get(_TREE, None)
-    if tree is not None and call.when == "call" and report.failed:
+    if tree is not None and report.failed:
         report.sections.append(("changes of the overlay", tree.describe_failure()))
     return report

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from overlayfs.api import Mount, StrPath, mount, mount_image
+from overlayfs.fuse import throwaway
 from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import Change
 
@@ -37,11 +37,13 @@ class Source(NamedTuple):
         )
 
 
-def source_of(lowers: Sequence[StrPath] = (), image: str = "") -> Source:
-    """What a marker names."""
+def source_of(lowers: Sequence[StrPath] = (), image: str = "", *, base: StrPath = ".") -> Source:
+    """What a marker names; relative paths start at `base`."""
     if image and lowers:
         raise TypeError("overlay: name either an image or layers")
-    return Source(tuple(Path(lower).absolute() for lower in lowers), image)
+    if isinstance(lowers, str | bytes | os.PathLike):
+        raise TypeError("overlay: lowers is a list of directories")
+    return Source(tuple(Path(base, lower).absolute() for lower in lowers), image)
 
 
 class Tree:
@@ -78,12 +80,17 @@ class Tree:
             yield snapshot
 
     def describe_failure(self) -> str:
-        """The changes as text; where the tree is kept, the command that mounts it again."""
+        """The changes as text; where the tree is kept, the command that mounts it again. Never fails."""
         self.has_failed = True
+        try:
+            return "\n".join([*(self._lines() or ["none"]), *self._how_to_look()])
+        except Exception as error:  # noqa: BLE001 - whatever the test did to the mount
+            return f"not known: {error}"
+
+    def _lines(self) -> list[str]:
         changes = self.changes
-        lines = [f"{change.kind.value} /{os.fsdecode(change.path)}" for change in changes[:_MOST_LINES]]
-        lines += [f"and {len(changes) - _MOST_LINES} more"] if len(changes) > _MOST_LINES else []
-        return "\n".join([*(lines or ["none"]), *self._how_to_look()])
+        lines = [f"{change.kind.value} /{_printable(change.path)}" for change in changes[:_MOST_LINES]]
+        return lines + ([f"and {len(changes) - _MOST_LINES} more"] if len(changes) > _MOST_LINES else [])
 
     def _how_to_look(self) -> list[str]:
         if self.kept is None:
@@ -92,6 +99,12 @@ class Tree:
         places = [str(self.kept / name) for name in ("mount", "upper", "work")]
         words = ["overlayfs", "mount", *lowers, places[0], "--upper", places[1], "--work", places[2]]
         return ["", f"The tree is kept. Look at it: {shlex.join(words)}"]
+
+
+def _printable(path: bytes) -> str:
+    """Any report can hold it: a terminal, and what pytest-xdist sends."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Trees:
@@ -142,7 +155,7 @@ class Trees:
         for name in ("mount", "upper", "work"):
             (kept / name).mkdir()
         with ExitStack() as undo:
-            undo.callback(shutil.rmtree, kept)
+            undo.callback(throwaway.remove, kept)
             mounted = source.mount(kept / "mount", upper=kept / "upper", work=kept / "work")
             undo.pop_all()
         return mounted, kept
@@ -154,7 +167,7 @@ class Trees:
         for tree in self._all:
             tree.mount.unmount()
             if tree.kept is not None and not tree.has_failed:
-                shutil.rmtree(tree.kept)
+                throwaway.remove(tree.kept)
 
 
 def write_layer(root: Path, files: Mapping[str, Content]) -> Path:

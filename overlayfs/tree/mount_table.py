@@ -8,6 +8,7 @@ from overlayfs._typing import NamedTuple
 class MountEntry(NamedTuple):
     """One line of mountinfo. `device` is MAJOR:MINOR of the filesystem, the same in all namespaces that have it.
 
+    `parent_id` is the `mount_id` of the mount that `mountpoint` lies in, 0 where that is not known.
     `filesystem_options` are those of the filesystem, `options` those of this mount of it; `follows` is whether what is
     unmounted elsewhere is unmounted here: the mount is shared, or a slave.
     """
@@ -20,6 +21,7 @@ class MountEntry(NamedTuple):
     options: frozenset[bytes]
     filesystem_options: bytes = b""
     follows: bool = False
+    parent_id: int = 0
 
 
 def mount_entries(process: int | str = "self") -> list[MountEntry]:
@@ -40,6 +42,7 @@ def _parse(line: bytes) -> MountEntry:
         options=frozenset(fields[5].split(b",")),
         filesystem_options=tail[2] if len(tail) > 2 else b"",
         follows=any(field.startswith((b"shared:", b"master:")) for field in fields[6:]),
+        parent_id=int(fields[1]),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from overlayfs.fuse import abi, control
-from overlayfs.fuse.commanding import ROLLBACK_XATTR
+from overlayfs.fuse.commanding import DROP_XATTR, ROLLBACK_XATTR, SETTLED_XATTR
 from overlayfs.fuse.control import Control
 from overlayfs.overlay.state import Changed
 
@@ -26,7 +28,11 @@ class Device:
 
     def told_by_rollback(self, count: int) -> list[bytes]:
         """The first `count` messages, which a thread sends, and all that follow them."""
-        overlay: Any = SimpleNamespace(roll_back=lambda _name, *, drop: ("a", Changed(list(INODES), list(NAMES))))
+        overlay: Any = SimpleNamespace(
+            is_changing=False,
+            is_nearly_full=False,
+            roll_back=lambda _name, *, drop: ("a", Changed(list(INODES), list(NAMES))),
+        )
         under_test = Control(overlay, cast(Any, SimpleNamespace(are_running=False)), self.theirs.fileno)
         under_test.run(ROLLBACK_XATTR, b"a", os.geteuid(), os.getpid())
         return [self.ours.recv(1 << 12) for _ in range(count)]
@@ -64,3 +70,21 @@ def test_refusal_of_the_epoch_is_that_of_an_older_kernel() -> None:
         assert not control._begin_epoch(fd)
     finally:
         os.close(fd)
+
+
+def test_drop_is_settled_when_what_it_merges_is() -> None:
+    done = threading.Event()
+    overlay: Any = SimpleNamespace(
+        is_changing=False, drop_name=lambda name: name, merges=lambda: iter([done.wait]), take_waste=lambda: None
+    )
+    under_test = Control(overlay, cast(Any, SimpleNamespace(are_running=False)), lambda: -1)
+    under_test.run(DROP_XATTR, b"a", os.geteuid(), os.getpid())
+    assert under_test.answer(SETTLED_XATTR) == b"0"
+    with pytest.raises(OSError, match=os.strerror(errno.EINPROGRESS)):
+        under_test.run(ROLLBACK_XATTR, b"a", os.geteuid(), os.getpid())
+    overlay.is_changing = True  # a request holds inodes
+    done.set()
+    assert under_test.answer(SETTLED_XATTR) == b"0"
+    overlay.is_changing = False
+    while under_test.answer(SETTLED_XATTR) != b"1":
+        os.sched_yield()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import overlayfs
+from overlayfs.fuse import commanding
 from overlayfs.fuse.status import read_facts
+from tests.mounted.program import PATIENCE_S
 
 
 @pytest.fixture
@@ -80,6 +85,54 @@ def test_transaction_leaves_earlier_snapshots(mounted: overlayfs.Mount) -> None:
     assert _depth(mounted) == 2
     mounted.rollback("a")
     assert (mounted.path / "file").read_text() == "a"
+
+
+def test_transaction_goes_back_to_its_own_snapshot(mounted: overlayfs.Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although somebody else takes one, or drops all, at the same moment."""
+    command = commanding._command
+
+    def and_others(mountpoint: bytes, name: bytes, value: str) -> None:
+        command(mountpoint, name, value)
+        if name == commanding.SNAPSHOT_XATTR:
+            (mounted.path / "between").touch()
+            command(mountpoint, commanding.SNAPSHOT_XATTR if value else commanding.RESET_XATTR, "others" * bool(value))
+
+    monkeypatch.setattr(commanding, "_command", and_others)
+    with mounted.transaction():
+        (mounted.path / "made").touch()
+    assert not (mounted.path / "between").exists() and not (mounted.path / "made").exists()
+    with pytest.raises(overlayfs.MountError, match="the snapshot was dropped at once"):
+        mounted.snapshot()
+
+
+@pytest.fixture
+def small(scratch: Path) -> Iterator[Path]:
+    """A disk of 2 MiB with directories for a mount."""
+    place = scratch / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], check=True)
+    for name in ("upper", "work"):
+        (place / name).mkdir()
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(directory: Path) -> None:
+    for number in itertools.count():
+        (directory / f"part{number}").write_bytes(bytes(1 << 16))
+
+
+def test_what_filled_the_disk_goes_with_its_transaction(small: Path, lower: Path) -> None:
+    with overlayfs.mount([lower], upper=small / "upper", work=small / "work") as m:
+        before = sorted(os.listdir(m.path))
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left on device"), m.transaction():
+                fill(m.path)
+            assert sorted(os.listdir(m.path)) == before
+            deadline = time.monotonic() + PATIENCE_S
+            while os.statvfs(small).f_bavail < os.statvfs(small).f_blocks // 2:  # a thread removes it
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
 
 def test_file_open_over_a_transaction_is_the_live_one(mounted: overlayfs.Mount) -> None:

@@ -101,6 +101,8 @@ PROGRAM = """
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as after exec: others of the user may look at it
     os.environ["HOME"] = str(scratch)
     store = images.make_store(scratch)
+    with overlayfs.mount([scratch], ephemeral=True) as m:
+        m.path.chmod(0o700)
     with overlayfs.mount_image("app:1", store=store, ephemeral=True) as m:
         root = m.path.stat()
         assert (root.st_uid, root.st_mode & 0o7777) == (user, 0o750), root

@@ -414,6 +414,28 @@ def test_mount_over_the_program_s_own_code(place: Place) -> None:
     subprocess.run(["umount", code], check=True)
 
 
+SNAPSHOTS = """
+import os, sys
+from overlayfs.fuse import commanding
+place = os.fsencode(sys.argv[1])
+for name in "abc":
+    commanding.take_snapshot(place, name)
+    os.mkdir(os.path.join(place, os.fsencode(name)))
+commanding.drop_snapshot(place, "b")
+commanding.roll_back(place, "a")
+commanding.reset(place)
+"""
+
+
+@pytest.mark.parametrize("lane", ["on", "off"])
+def test_mount_over_the_program_s_own_code_has_snapshots(lane: str, place: Place) -> None:
+    code, environ = copied_code(place)
+    options = f"lowerdir={code},upperdir={place.base}/upper,workdir={place.base}/work,lane={lane}"
+    assert place.run("-o", options, code, env=environ, cwd=Path("/")) == SILENT_SUCCESS
+    subprocess.run([sys.executable, "-c", SNAPSHOTS, code], env=ENVIRONMENT, check=True, timeout=60)
+    subprocess.run(["umount", code], check=True)
+
+
 BROKEN = """\
     from ..overlay.engine import Overlay as Whole
 

@@ -33,6 +33,18 @@ def _count(database: Path) -> int:
     return int(count)
 
 
+@pytest.mark.parametrize("lane", ["on", "off"])
+def test_empty_stamp_of_a_build_is_renewed_by_a_redirection(lane: str, stack: Stack) -> None:
+    """open(2) with O_TRUNC sets mtime, also of an empty file: of a lower layer, and once it is copied up."""
+    (stack.lowers[0] / "stamp").touch()
+    os.utime(stack.lowers[0] / "stamp", ns=(1, 1))
+    stack.mount(f"lane={lane}")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", ": > stamp"], cwd=stack.place, check=True)
+        assert (stack.place / "stamp").stat().st_mtime_ns > 1
+        os.utime(stack.place / "stamp", ns=(1, 1))
+
+
 @pytest.mark.parametrize("journal", ["DELETE", "TRUNCATE", "PERSIST", "WAL"])
 def test_sqlite_writes_a_database_of_a_lower_layer(journal: str, stack: Stack) -> None:
     _fill(stack.lowers[0] / "db", 1000)

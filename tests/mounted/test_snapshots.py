@@ -416,6 +416,39 @@ def test_rollback_is_refused_while_a_program_runs_in_the_tree(mounted: overlayfs
     mounted.rollback()
 
 
+@pytest.fixture
+def holder(mounted: overlayfs.Mount) -> Iterator[int]:
+    """A process with something mounted in the tree, in a mount namespace of its own."""
+    script = 'mount -t tmpfs none "$1" && echo && read line'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(mounted.path / "directory")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        yield process.pid
+        process.stdin.close()
+
+
+def test_what_is_mounted_in_the_tree_elsewhere_is_not_unmounted(mounted: overlayfs.Mount, holder: int) -> None:
+    with pytest.raises(overlayfs.MountError, match=f"process {holder} .* has {mounted.path}/directory mounted"):
+        mounted.reset()
+
+
+def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overlayfs.Mount, scratch: Path) -> None:
+    copy = scratch / "copy"
+    copy.mkdir()
+    subprocess.run(["mount", "--bind", mounted.path, copy], check=True)
+    mounted.snapshot()
+    mounted.rollback()
+    subprocess.run(["mount", "-t", "tmpfs", "none", copy / "directory"], check=True)
+    try:
+        (copy / "directory/kept").touch()
+        with pytest.raises(overlayfs.MountError, match=f"{copy}/directory is mounted in the tree; unmount it first"):
+            mounted.rollback()
+        assert (copy / "directory/kept").exists()
+    finally:
+        subprocess.run(["umount", copy / "directory", copy], check=True)
+
+
 def test_nobody_else_may_command(mounted: overlayfs.Mount) -> None:
     mounted.path.chmod(0o777)
     program = (

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +132,65 @@ def test_what_is_no_name_is_refused_and_nothing_is_dropped(tree: EngineTarget, n
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         tree.overlay.drop_snapshot(name)
     assert [one["snapshot"] for one in tree.overlay.facts()["snapshots"]] == ["a", None]  # type: ignore[attr-defined]
+
+
+def _prepare_to_merge(tree: EngineTarget) -> Iterator[Callable[[], None]]:
+    """Have three snapshots of which the second is dropped, and what it takes to merge its layer."""
+    overlay = tree.overlay
+    overlay.snapshot("s0")
+    tree.mkdir(b"dir", 0o755)
+    _write(tree, b"dir/file", b"content")
+    _write(tree, b"dir/other", b"other")
+    overlay.snapshot("s1")
+    _write(tree, b"dir/third", b"third")
+    overlay.snapshot("s2")
+    assert overlay.drop_name("s1") == "s1"
+    return overlay.merges()
+
+
+def _layers(tree: EngineTarget) -> list[object]:
+    return [one["snapshot"] for one in tree.overlay.facts()["snapshots"]]  # type: ignore[attr-defined]
+
+
+def test_tree_is_used_while_a_merge_is_prepared(tree: EngineTarget) -> None:
+    merges = _prepare_to_merge(tree)
+    prepare = next(merges)
+    tree.hold(0, b"dir/file", os.O_RDWR)
+    tree.held_write(0, 0, b"C")
+    prepare()
+    tree.unlink(b"dir/other")
+    tree.rename(b"dir", b"moved", 0)
+    numbers = tree.numbers()
+    assert list(merges) == []
+    assert _layers(tree) == ["s0", "s2", None]
+    assert tree.numbers() == numbers
+    assert tree.listdir(b"moved") == [b"file", b"third"]
+    assert tree.held_read(0) == tree.read(b"moved/file") == b"Content"
+    tree.overlay.roll_back("s2")
+    assert {name: tree.read(b"dir/" + name) for name in tree.listdir(b"dir")} == {
+        b"file": b"content",
+        b"other": b"other",
+        b"third": b"third",
+    }
+
+
+def test_layer_stays_for_an_open_file_that_lost_its_name_while_the_merge_was_prepared(tree: EngineTarget) -> None:
+    merges = _prepare_to_merge(tree)
+    next(merges)()
+    tree.hold(0, b"dir/file", os.O_RDONLY)
+    tree.unlink(b"dir/file")
+    assert list(merges) == []
+    assert _layers(tree) == ["s0", None, "s2", None]
+    assert tree.held_read(0) == b"content"
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_nothing_is_merged_once_the_mount_has_ended(tree: EngineTarget, is_prepared: bool) -> None:
+    merges = _prepare_to_merge(tree)
+    prepare = next(merges)
+    if is_prepared:
+        prepare()
+    tree.overlay.give_up_upper()
+    prepare()
+    assert list(merges) == []
+    assert _layers(tree) == ["s0", None, "s2", None]

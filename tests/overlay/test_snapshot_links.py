@@ -170,3 +170,31 @@ def test_read_only_look_shows_all_names_of_a_snapshot_alike(tree: Tree, options:
         assert {look.content(name) for name in NAMES} == {b"1stthe lower"}
     finally:
         look.close()
+
+
+def test_open_file_of_which_all_names_were_deleted_is_not_the_file_that_comes_back(tree: Tree) -> None:
+    tree.overlay.snapshot("one")
+    tree.hold(0, b"a", os.O_RDWR)
+    for name in NAMES:
+        tree.unlink(name)
+    tree.overlay.roll_back("one")
+    _each_is(tree, b"of the lower")
+    tree.held_write(0, 0, b"it")
+    assert tree.held_read(0) == b"it the lower"
+    assert tree.overlay.getattr(tree.held[0]).nlink == 0
+    _each_is(tree, b"of the lower")
+
+
+@pytest.mark.parametrize("is_looked_for", [False, True])
+def test_open_file_is_the_file_that_comes_back_where_it_had_names_that_nobody_looked_up(
+    tree: Tree, is_looked_for: bool
+) -> None:
+    tree.overlay.snapshot("one")
+    tree.hold(0, b"a", os.O_RDWR)
+    tree.unlink(b"a")
+    tree.overlay.roll_back("one")
+    if is_looked_for:
+        _each_is(tree, b"of the lower")
+    tree.held_write(0, 0, b"it")
+    assert tree.held_read(0) == b"it the lower"
+    _each_is(tree, b"it the lower")

@@ -175,6 +175,9 @@ class EngineTarget:
     def held_stat(self, number: int) -> tuple[object, ...]:
         return _compared(self.overlay.getattr(self.held[number]))
 
+    def held_number(self, number: int) -> int:
+        return self.overlay.getattr(self.held[number]).ino
+
     def drop(self, number: int) -> None:
         ino = self.held.pop(number)
         self.overlay.release(ino)

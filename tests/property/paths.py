@@ -142,6 +142,12 @@ class PlainTarget:
     def held_stat(self, number: int) -> tuple[object, ...]:
         return _compared(os.fstat(self.held[number]))
 
+    def held_number(self, number: int) -> int:
+        return os.fstat(self.held[number]).st_ino
+
+    def held_links(self, number: int) -> int:
+        return os.fstat(self.held[number]).st_nlink
+
     def drop(self, number: int) -> None:
         os.close(self.held.pop(number))
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath
+from tests.mounted.program import ENVIRONMENT, PATIENCE_S, mounts_beneath, open_device
 from tests.mounted.test_images import make_base, make_store
 
 REPOSITORY = Path(__file__).parents[2]
+USER = 1000
 
 
 class Suite:
     """A test suite that uses the plugin."""
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, user: int | None = None) -> None:
+        self.user = user
+        self.base = self.directory = base
         self.temporary = base / "tmp"
         self.temporary.mkdir()
 
@@ -32,7 +37,10 @@ class Suite:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "pytest", "-p", "overlayfs.testing.plugin", "-p", "no:cacheprovider", *arguments],
-            cwd=self.base,
+            cwd=self.directory,
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else [],
             env={
                 **ENVIRONMENT,
                 "TMPDIR": str(self.temporary),
@@ -61,6 +69,18 @@ class Suite:
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
     return Suite(tmp_path)
+
+
+@pytest.fixture
+def users_suite() -> Iterator[Suite]:
+    """One in a directory of an ordinary user's."""
+    base = Path(tempfile.mkdtemp(prefix="overlayfs-suite-"))
+    suite = Suite(base, USER)
+    for path in (base, suite.temporary):
+        os.chown(path, USER, USER)
+    with open_device():
+        yield suite
+    shutil.rmtree(base)
 
 
 CLEAN = """
@@ -155,6 +175,23 @@ def test_of_both(overlay): ...
     suite.assert_nothing_is_left()
 
 
+CLOSED = """
+@pytest.mark.parametrize("turn", range(2))
+def test_closed_directory(overlay, turn):
+    (overlay / "closed/below").mkdir(parents=True)
+    for name in ("closed/below", "closed"):
+        (overlay / name).chmod(0)
+    assert overlay.changed == {"closed", "closed/below"}
+"""
+
+
+def test_suite_of_an_ordinary_user_leaves_nothing(users_suite: Suite) -> None:
+    users_suite.write(CLOSED)
+    for options in ((), ("--overlay-keep",)):
+        assert "2 passed in" in users_suite.run(*options)
+        users_suite.assert_nothing_is_left()
+
+
 MANY = """
 from overlayfs.fuse.status import read_facts
 
@@ -211,6 +248,62 @@ def test_failure_tells_what_was_changed(suite: Suite) -> None:
     assert "A /culprit" in out
     suite.assert_nothing_is_left()
     assert "1 failed in" in suite.run("-x")
+    suite.assert_nothing_is_left()
+
+
+RUDE = """
+@pytest.fixture
+def prepared(overlay):
+    (overlay / "half").touch()
+    raise RuntimeError("no more")
+
+def test_of_a_fixture_that_fails(prepared): ...
+
+def test_that_makes_a_strange_name(overlay):
+    open(os.fsencode(overlay) + b"/\\xff\\x1b[31m", "w").close()
+    assert False
+
+def test_that_unmounts(overlay):
+    overlay.mount.unmount()
+    assert False
+
+def test_afterwards(overlay):
+    assert os.listdir(overlay) == []
+"""
+
+
+def test_failure_is_told_whatever_the_test_did(suite: Suite) -> None:
+    suite.write(RUDE)
+    out = suite.run("-p", "xdist", "-n", "1")
+    assert "2 failed, 1 passed, 2 errors" in out
+    assert "A /half" in out and r"A /\xff\x1b[31m" in out and "not known: " in out
+    suite.assert_nothing_is_left()
+
+
+def test_marker_is_checked_and_means_the_same_in_every_directory(suite: Suite) -> None:
+    (suite.base / "layer").mkdir()
+    (suite.base / "layer/file").touch()
+    (suite.base / "pytest.ini").touch()
+    (suite.base / "below").mkdir()
+    suite.write("""
+@pytest.mark.overlay(["layer"])
+def test_layer(overlay):
+    assert os.listdir(overlay) == ["file"]
+
+@pytest.mark.overlay(lowers="layer")
+def test_text(overlay): ...
+
+@pytest.mark.overlay(["layer"], "app:1")
+def test_both(overlay): ...
+
+@pytest.mark.overlay(layers=["layer"])
+def test_misspelled(overlay): ...
+""")
+    (suite.base / "test_it.py").rename(suite.base / "below/test_it.py")
+    suite.directory = suite.base / "below"
+    out = suite.run()
+    assert "1 passed, 3 errors" in out
+    assert "TypeError: overlay: lowers is a list of directories" in out
     suite.assert_nothing_is_left()
 
 

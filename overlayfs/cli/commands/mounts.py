@@ -196,7 +196,9 @@ def snapshot(
     """
     from overlayfs.cli.mounts.snapshots import drop, take
 
-    if len(words) == 3 and words[0] == "rm":
+    if words[0] == "rm":  # a mountpoint of that name is ./rm
+        if len(words) != 3:
+            raise typer.BadParameter("give rm MNT NAME")
         drop(*words[1:])
     elif len(words) <= 2:
         take(*words)

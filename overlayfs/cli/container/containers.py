@@ -16,9 +16,10 @@ from typing import Any, Final
 from overlayfs.cli.background import leave_behind, wait_until_ended
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.selecting import are_passed, tests_of
-from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
+from overlayfs.cli.mounts.listing import status_of as mounted
+from overlayfs.cli.mounts.live import CommandError, mount_at, resolve
 from overlayfs.cli.mounts.umount import take_down
-from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable
+from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable, safe
 from overlayfs.cli.template import filled
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
@@ -221,25 +222,39 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
 
     def one(store: Store, name: str) -> None:
         containers = Containers(store)
-        mountpoint = _live_mount(containers, name)
+        mountpoint, upper = _mountpoint_of(containers, name)
         if mountpoint is None:
             left.append(containers.reset(containers.find(name).name))
         else:
-            commanding.reset(mountpoint)
+            _reset_mount(mountpoint, upper)
 
-    done = _each(store_directory, names, one)
+    paths = [name for name in names if "/" in name]  # which need no store
+    others = [name for name in names if "/" not in name]
+    done = _try_each(paths, _reset_mount)
+    done = (not others or _each(store_directory, others, one)) and done
     if left:
         leave_behind(lambda: _remove(store_directory, left))
     return done
 
 
-def _live_mount(containers: Containers, name: str) -> bytes | None:
-    """The mountpoint that is named, or that of a container which is mounted for people to use."""
-    if "/" not in name:
+def _mountpoint_of(containers: Containers, name: str) -> tuple[str | None, Path | None]:
+    """Where a container is mounted for people to use, None for one that is not, and its upper. A container precedes a
+    mountpoint of the same name."""
+    try:
         container = containers.find(name)
-        name = container.mountpoint if container.is_in_use else ""
-    entry = mount_at(resolve(os.fsencode(name))) if name else None
-    return entry.mountpoint if entry is not None and is_ours(entry) else None
+    except NotFoundError:
+        if mount_at(resolve(os.fsencode(name))) is None:
+            raise
+        return name, None
+    return container.mountpoint or None if container.is_in_use else None, containers.upper(container.name)
+
+
+def _reset_mount(mountpoint: str, upper: Path | None = None) -> None:
+    """Reset the mount, which must have this upper: another one may cover it."""
+    entry, status = mounted(mountpoint)
+    if upper is not None and status.upper != bytes(upper):
+        raise CommandError(f"{printable(entry.mountpoint)}: another mount covers that of the container")
+    commanding.reset(entry.mountpoint)
 
 
 def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
@@ -250,12 +265,16 @@ def _remove(store_directory: Path | None, left: Sequence[Path]) -> None:
 
 def _each(store_directory: Path | None, names: Sequence[str], work: Callable[[Store, str], None]) -> bool:
     """Do `work` on each container, even if it fails on others; whether it succeeded on all."""
-    done = True
     with Store.open(store_directory) as store:
-        for name in names:
-            try:
-                work(store, name)
-            except (CommandError, ImageError, MountError) as error:
-                print(f"overlayfs: {error}", file=sys.stderr)
-                done = False
+        return _try_each(names, lambda name: work(store, name))
+
+
+def _try_each(names: Sequence[str], work: Callable[[str], None]) -> bool:
+    done = True
+    for name in names:
+        try:
+            work(name)
+        except (CommandError, ImageError, MountError) as error:
+            print(f"overlayfs: {safe(str(error))}", file=sys.stderr)
+            done = False
     return done

@@ -146,6 +146,30 @@ def test_reset_of_a_live_mount_drops_changes_and_snapshots(mounted: Site, store:
     assert diff(mounted) == ["A /etc/d"]
 
 
+def test_reset_takes_a_mountpoint_as_the_other_commands_do(
+    mounted: Site, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = mounted.top / "absent"
+    run("--store", absent, "reset", mounted.mountpoint)
+    assert diff(mounted) == [] and not absent.exists()
+    (mounted.mountpoint / "etc/d").touch()
+    monkeypatch.chdir(mounted.top)
+    run("--store", store, "reset", mounted.mountpoint.name)
+    assert diff(mounted) == []
+    assert refusal("reset", "./store") == f"overlayfs: {store}: no overlayfs is mounted here\n"
+
+
+def test_refusal_is_one_line_whatever_the_mountpoint_is_called(site: Site) -> None:
+    site.mountpoint = site.mountpoint.rename(site.top / "two\nlines\33[31m")
+    site.mount(site.lower("low", {"sub": directory()}))
+    assert r"two\nlines\x1b[31m: there is no snapshot none" in refusal("rollback", site.mountpoint, "none")
+
+
+def test_words_of_snapshot_rm_are_counted(mounted: Site) -> None:
+    for words in ((), (mounted.mountpoint,)):
+        assert "give rm MNT NAME" in run("snapshot", "rm", *words, status=2).stderr
+
+
 def test_reset_says_who_runs_in_the_tree(mounted: Site, store: Path) -> None:
     python = "import os,sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", python, str(mounted.mountpoint)]

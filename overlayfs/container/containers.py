@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +95,9 @@ class Container(Struct, frozen=True, omit_defaults=True):
     @property
     def is_in_use(self) -> bool:
         return self.process is not None and self.process.is_alive()
+
+
+Step = Callable[[Container], None]
 
 
 class Containers:
@@ -271,17 +274,15 @@ class Containers:
             self._write(replace(found, health=health))
         return health
 
-    def release(self, name: str, exit_status: int | None = None) -> Container | None:
-        """Free the container; an ephemeral one is removed, and returned."""
+    def release(self, name: str, exit_status: int | None = None, first: Step | None = None) -> None:
+        """Free the container; an ephemeral one is removed, as by `take_away`."""
         with suppress(NotFoundError):
             released = self.change(
                 name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
-                    remove_tree(self.take_away(name))
-                    return released
-        return None
+                    remove_tree(self.take_away(name, first=first))
 
     @contextmanager
     def left(self, container: Container) -> Iterator[bool]:
@@ -304,13 +305,17 @@ class Containers:
             _exchange(fresh, self.directory(name))
         return fresh
 
-    def take_away(self, name: str, wanted: Container | None = None) -> Path:
+    def take_away(self, name: str, wanted: Container | None = None, first: Step | None = None) -> Path:
         """Remove a container atomically, if it is the `wanted` one; its renamed directory, for the caller to remove.
-        Raises InUseError, NotFoundError."""
+
+        `first` is done before it goes, once nobody can use it. Raises InUseError, NotFoundError.
+        """
         with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
             if wanted is not None and container.id != wanted.id:
                 raise NotFoundError(f"the container {name} is another one now")
+            if first is not None:
+                first(container)
             away = self._store.stage.new_name()
             self.directory(name).rename(away)
         return away
@@ -325,15 +330,15 @@ class Containers:
             self.directory(name).rename(self.directory(new))
             self._write(replace(container, name=new))
 
-    def sweep(self, among: Sequence[Container] | None = None) -> list[Container]:
-        """Remove the ephemeral containers whose process was killed, and return them; those with a program that may
-        still run stay, see `left`."""
+    def sweep(self, among: Sequence[Container] | None = None, first: Step | None = None) -> list[Container]:
+        """Remove the ephemeral containers whose process was killed, as by `take_away`, and return them; those with a
+        program that may still run stay, see `left`."""
         removed = []
         for container in self.listed() if among is None else among:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
             if is_over and not (self.directory(container.name) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container.name, container))
+                    remove_tree(self.take_away(container.name, container, first))
                     removed.append(container)
         return removed
 

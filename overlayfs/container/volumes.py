@@ -88,10 +88,10 @@ class Volumes:
             if self._read(name) is None:  # otherwise somebody else made it just now
                 raise
 
-    def remove(self, name: str) -> None:
-        """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it."""
+    def remove(self, name: str, besides: Container | None = None) -> None:
+        """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it, but for one."""
         self.find(name)
-        users = [container.name for container in self.users(name)]
+        users = [one.name for one in self.users(name) if besides is None or one.id != besides.id]
         if users:
             raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
         away = self._store.stage.new_name()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlayfs.cli.background import leave_behind, wait_until_ended
-from overlayfs.cli.container.leftovers import sweep
+from overlayfs.cli.container.leftovers import find, sweep
 from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.mounts.umount import take_down
@@ -167,21 +167,20 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
     """Remove containers, on request with their anonymous volumes; whether all are gone. Failures are reported on
     standard error."""
 
-    def one(store: Store, name: str) -> None:
+    def one(store: Store, named: str) -> None:
         containers = Containers(store)
-        container = containers.find(name)
+        container = find(store, named)
         if container.is_in_use and force:
             _end_use(container, containers.directory(container.name))
+        name = container.name
         try:
-            remove_tree(containers.take_away(container.name))
+            remove_tree(anonymous.take_away(store, name) if with_volumes else containers.take_away(name))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
             if not container.is_ephemeral:  # otherwise it went with its process
                 raise
-        if with_volumes:
-            anonymous.remove(store, container)
-        print(name)
+        print(named)
 
     return _each(store_directory, names, one)
 
@@ -212,7 +211,7 @@ def rename(store_directory: Path | None, name: str, new: str) -> None:
     """Give a container another name. Raises InUseError, InvalidError, NotFoundError."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
-        containers.rename(containers.find(name).name, new)
+        containers.rename(find(store, name).name, new)
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
@@ -223,7 +222,7 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
         containers = Containers(store)
         mountpoint = _live_mount(containers, name)
         if mountpoint is None:
-            left.append(containers.reset(containers.find(name).name))
+            left.append(containers.reset(find(store, name).name))
         else:
             commanding.reset(mountpoint)
 

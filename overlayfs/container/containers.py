@@ -32,6 +32,7 @@ from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
 from .health import Health, Probe
+from .naming import free_name
 from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -46,21 +47,6 @@ _PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
-_FIRST: Final = (
-    "amber",
-    "bold",
-    "brisk",
-    "calm",
-    "clever",
-    "eager",
-    "fair",
-    "fond",
-    "gentle",
-    "keen",
-    "lively",
-    "merry",
-)
-_SECOND: Final = ("crane", "finch", "gecko", "heron", "ibex", "jay", "koala", "lark", "lynx", "otter", "robin")
 
 
 class Container(Struct, frozen=True, omit_defaults=True):
@@ -182,7 +168,7 @@ class Containers:
         if name is not None:
             _check_name(name)
         container = Container(
-            name=name or self._free_name(),
+            name=name or free_name(os.listdir(self._directory)),
             id=os.urandom(32).hex(),
             image=image.name,
             manifest=image.descriptor.digest,
@@ -200,14 +186,6 @@ class Containers:
                 raise
             raise InUseError(f"the name {container.name} is taken: choose another, or remove that container") from None
         return container
-
-    def _free_name(self) -> str:
-        taken = set(os.listdir(self._directory))
-        for _ in range(8):
-            name = f"{_any(_FIRST)}-{_any(_SECOND)}"
-            if name not in taken:
-                return name
-        return f"{name}-{os.urandom(3).hex()}"
 
     def _make(self, container: Container) -> Path:
         """Stage the directory of a container without changes; its root has the metadata of the image's root."""
@@ -394,11 +372,6 @@ def _check_is_free(container: Container) -> None:
     if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
         what = f"mounted on {container.mountpoint}" if container.mountpoint else "running"
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")
-
-
-def _any(words: tuple[str, ...]) -> str:
-    """One of them by chance, without the imports of `secrets`: OpenSSL alone takes 7 ms."""
-    return words[int.from_bytes(os.urandom(4), "big") % len(words)]
 
 
 def _exchange(one: Path, other: Path) -> None:

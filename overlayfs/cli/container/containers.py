@@ -165,11 +165,16 @@ def compare_container(
 
 def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, with_volumes: bool) -> bool:
     """Remove containers, on request with their anonymous volumes; whether all are gone. Failures are reported on
-    standard error."""
+    standard error; with `force` it is none that a container is not there, as docker and podman have it."""
 
     def one(store: Store, named: str) -> None:
         containers = Containers(store)
-        container = find(store, named)
+        try:
+            container = find(store, named)
+        except NotFoundError:
+            if force:
+                return
+            raise
         if container.is_in_use and force:
             _end_use(container, containers.directory(container.name))
         name = container.name

@@ -18,6 +18,7 @@ from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_und
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, after_kill, send
+from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import signal_of
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.store.store import Store
@@ -162,6 +163,8 @@ def pause(store_directory: Path | None, names: Sequence[str], *, is_paused: bool
 
     def one(name: str) -> None:
         container, path = running_under_runc(store_directory, name)
+        if (status_of(container, bundle_of(path, container)) == "paused") is is_paused:
+            raise InvalidError(f"the container {container.name} is {'paused already' if is_paused else 'not paused'}")
         call_runc(container, path, "pause" if is_paused else "resume")
 
     return each(names, one)

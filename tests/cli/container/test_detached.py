@@ -273,7 +273,7 @@ def test_attached_program_gets_input_and_its_status_is_ours(live: Shop) -> None:
         assert process.stdout.readline() == "got one\n"
         assert process.communicate("two\n", PATIENCE_S) == ("", "")
         assert process.returncode == 8
-    assert "does not run detached" in live.refuses("attach", "box")
+    assert "is not running" in live.refuses("attach", "box")
 
 
 def test_detached_program_may_have_a_terminal(live: Shop) -> None:
@@ -309,7 +309,9 @@ def test_paused_program_stands_still(live: Shop) -> None:
     states = "{{.State.Status}} {{.State.Running}} {{.State.Paused}}"
     assert live.run("inspect", "--format", states, "box") == "paused true true\n"
     assert "is paused" in live.refuses("exec", "box", "pwd", status=125)
+    assert "is paused already" in live.refuses("pause", "box")
     live.run("unpause", "box")
+    assert "is not paused" in live.refuses("unpause", "box")
     assert runc_status(live, "box") == "running"
     assert live.run("inspect", "-f", states, "box") == "running true false\n"
 

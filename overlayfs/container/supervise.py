@@ -65,11 +65,11 @@ def stop(kind: Kind, program: str, bundle: Path, name: str) -> None:
         stop_runc(program, bundle, name)
 
 
-def stop_runc(program: str, bundle: Path, name: str) -> None:
-    """End a container of runc, if it is there, and remove its state and its cgroup."""
+def stop_runc(program: str, bundle: Path, name: str, *, before: Sequence[str] = ()) -> None:
+    """End a container of runc, if it is there, and remove its state and its cgroup; runc is called by `before`."""
     from .cgroups import remove_cgroups  # a program starts without it
 
-    words = [program, "--root", str(bundle / RUNC_STATE), "delete", "--force", name]
+    words = [*before, program, "--root", str(bundle / RUNC_STATE), "delete", "--force", name]
     subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     remove_cgroups(bundle / "config.json")
 

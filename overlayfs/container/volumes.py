@@ -253,8 +253,9 @@ def fill(data: Path, inside: Inside, target: str) -> None:
         with inside.directory(os.fsencode(target)) as fd:
             source = f"/proc/self/fd/{fd}/."
             words = ["cp", "--archive", "--no-target-directory", "--", source, str(staged)]
+            passed = [fd, lock_fd]  # cp has the lock, too, in case this process is killed meanwhile
             done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[fd], check=False
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=passed, check=False
             )
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]

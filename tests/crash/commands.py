@@ -118,7 +118,7 @@ class Followed:
             self.cgroups.add(found.text)
         is_known = found.name == "mkdir" and os.path.isdir(found.text)  # each opening of a store asks for all it needs
         if found.mutates and not is_known and self._is_ours(tid):
-            self.calls.append(f"{found.name} {found.text}".strip())
+            self.calls.append(f"{found.name} {found.text} of process {list(self._members).index(tid)}")
             if len(self.calls) - 1 == self._point:
                 self._strike(tid)
                 return
@@ -135,7 +135,7 @@ class Followed:
         return False
 
     def _strike(self, pid: int) -> None:
-        self.struck = f"{self.calls[-1]} of process {list(self._members).index(pid)}"
+        self.struck = self.calls[-1]
         self._kill(self._members if self._kills_all else [pid])
         self._news.set()
 

@@ -22,7 +22,7 @@ from overlayfs.cli.output import Cell, format_duration, print_json, print_table,
 from overlayfs.cli.template import filled
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
-from overlayfs.container.live.signals import send
+from overlayfs.container.live.signals import program_of, send
 from overlayfs.container.live.status import status_of
 from overlayfs.fuse import commanding
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
@@ -175,9 +175,11 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
             if force:
                 return
             raise
-        if container.is_in_use and force:
-            _end_use(container, containers.directory(container.name))
         name = container.name
+        if container.is_in_use and force:
+            _end_use(container, containers.directory(name))
+            with suppress(NotFoundError):  # it went with its process
+                find(store, name)  # which may have been killed
         try:
             remove_tree(anonymous.take_away(store, name) if with_volumes else containers.take_away(name))
         except InUseError as error:
@@ -191,19 +193,20 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
 
 
 def _end_use(container: Container, directory: Path) -> None:
-    """End the process that uses the container: by SIGTERM, then by force."""
+    """End the process that uses the container: it ends with its program, else by SIGTERM, then by force."""
     if container.mountpoint:
         take_down(container.mountpoint, lazy=False)
         return
     assert container.process is not None
     with suppress(ProcessLookupError):
-        if container.is_detached:  # its keeper ends with the program
+        has_program = container.is_detached or program_of(container, directory / BUNDLE) is not None
+        if has_program:
             with suppress(InvalidError):
                 send(container, directory / BUNDLE, signal.SIGKILL)
         pid_fd = os.pidfd_open(container.process.pid)
         try:
             if container.process.is_alive():  # otherwise another process has the pid by now
-                if not container.is_detached:
+                if not has_program:
                     signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
                 if not wait_until_ended(pid_fd, _PATIENCE_S):
                     signal.pidfd_send_signal(pid_fd, signal.SIGKILL)

@@ -6,9 +6,12 @@ A janitor does so at once if it lives; a bundle of a container that nobody uses 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.live.conmon import PID
+from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.supervise import stop_runc
 from overlayfs.image.oci.errors import InUseError, NotFoundError
@@ -39,5 +42,13 @@ def _clean_up(store: Store, container: Container) -> None:
         if is_left:  # else somebody has done it
             with suppress(NotFoundError):  # without runc, no program of it is there
                 _, runc = find_runtime(Kind.RUNC, has_terminal=False)
-                stop_runc(runc, bundle, container.name)
+                stop_runc(runc, bundle, container.name, before=_inside(bundle))
             remove_tree(bundle)
+
+
+def _inside(bundle: Path) -> list[str]:
+    """What leads into the user namespace of the program, whose users an ordinary user can only kill there."""
+    try:
+        return in_user_namespace_of(int((bundle / PID).read_text()))
+    except (OSError, ValueError):  # it has ended, or was never made
+        return []

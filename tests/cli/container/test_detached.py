@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,14 +185,24 @@ def test_killed_helper_leaves_no_process_and_no_mount(live: Shop, victim: str) -
     assert live.run("exec", "box", "pwd") == "/\n"
 
 
+@pytest.mark.parametrize("words", [("rm",), ("start",), ("rename", "box", "other"), ("reset",)])
+def test_program_that_outlives_all_of_ours_ends_before_the_next_use(live: Shop, words: tuple[str, ...]) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", ENDLESS)
+    keeper = keeper_of(live, "box")
+    family = {*descendants(keeper), keeper, live.answer("inspect", "--type", "container", "box")[0]["State"]["Pid"]}
+    (janitor,) = [pid for pid in family if is_janitor_of(pid, keeper)]
+    for pid in (janitor, keeper):
+        os.kill(pid, signal.SIGKILL)
+    await_that(lambda: not is_alive(keeper))
+    live.run(*words, *(["box"] if len(words) == 1 else []))
+    await_that(lambda: not any(map(is_alive, family)))
+
+
 def is_janitor_of(pid: int, keeper: int) -> bool:
     """Whether it holds a pidfd of the keeper (proc(5), /proc/pid/fdinfo)."""
-    for fd in open_fds(pid):
-        try:
-            if f"Pid:\t{keeper}\n" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text():
-                return True
-        except OSError:
-            continue
+    held = f"Pid:\t{keeper}\n"
+    with suppress(OSError):  # it has ended
+        return any(held in Path(f"/proc/{pid}/fdinfo/{fd}").read_text() for fd in open_fds(pid))
     return False
 
 

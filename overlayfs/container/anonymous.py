@@ -11,7 +11,7 @@ import os
 import posixpath
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -70,25 +70,20 @@ def _plain(place: str) -> str:
     return posixpath.normpath("/" + place.lstrip("/"))
 
 
-def take_away(store: Store, name: str) -> Path:
-    """Remove a container with its anonymous volumes; its directory, as `Containers.take_away`."""
-    return Containers(store).take_away(name, first=lambda container: _remove(store, container))
-
-
-def release(store: Store, name: str, exit_status: int | None = None) -> None:
-    """Free a container; an ephemeral one is removed with its anonymous volumes."""
-    Containers(store).release(name, exit_status, lambda container: _remove(store, container))
-
-
-def sweep(store: Store, among: Sequence[Container] | None = None) -> None:
-    """Remove the ephemeral containers whose process was killed, with their anonymous volumes."""
-    Containers(store).sweep(among, lambda container: _remove(store, container))
-
-
-def _remove(store: Store, container: Container) -> None:
+def remove(store: Store, container: Container) -> None:
     """Remove the anonymous volumes of a container, unless another one has them. The container goes after them: nobody
     would find them after a kill in between."""
     volumes = Volumes(store)
     for name in container.settings.anonymous:
         with suppress(InUseError, NotFoundError):
             volumes.remove(name, container)
+
+
+def release(store: Store, name: str, exit_status: int | None = None) -> None:
+    """Free a container; an ephemeral one is removed with its anonymous volumes."""
+    Containers(store).release(name, exit_status, partial(remove, store))
+
+
+def sweep(store: Store, among: Sequence[Container] | None = None) -> None:
+    """Remove the ephemeral containers whose process was killed, with their anonymous volumes."""
+    Containers(store).sweep(among, partial(remove, store))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Final
 
 from .spec.fields import CGROUPS
 
+_NAME: Final = re.compile(r"overlayfs-[0-9a-f]{64}", re.ASCII)
 _PATIENCE_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 0.01
 
@@ -24,6 +26,8 @@ def remove_cgroups(specification: Path) -> None:
         name = json.loads(specification.read_bytes())["linux"]["cgroupsPath"].lstrip("/")
     except (OSError, ValueError, KeyError):
         return  # none was asked for
+    if _NAME.fullmatch(name) is None:
+        return  # everything in it would be killed
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
         _remove(hierarchy / name, time.monotonic() + _PATIENCE_S)
 

@@ -2,9 +2,8 @@
 
 The program has the caller's terminal. Signals from the terminal reach it from the kernel, as it is in the foreground
 process group; signals sent to `overlayfs run` by others are forwarded here. A runtime ends with the process that
-started it, also if that is killed. Bubblewrap is the first process of its pid
-namespace and ignores signals from the terminal; otherwise Ctrl-C would end it, and it would kill the program. For a
-process with one thread.
+started it, also if that is killed. Bubblewrap is the first process of its pid namespace and ignores signals from the
+terminal; otherwise Ctrl-C would end it, and it would kill the program. For a process with one thread.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ _WATCHED: Final = frozenset({*FORWARDED, signal.SIGCHLD})
 _OF_THE_GROUP: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH})
 """The signals that a terminal sends to its foreground group; SIGHUP goes to the session leader only."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL, <asm-generic/siginfo.h>: from the terminal, not from a process
+PID: Final = "pid"
+"""The file of a bundle that names the program of runc."""
 RUNC_STATE: Final = "state"
 """The directory of a bundle in which runc keeps the state of its container."""
 
@@ -197,7 +198,7 @@ def _check_was_started(status: int, reports: bytes) -> int:
 
 
 def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
-    log, pid_file = bundle / "log.json", bundle / "pid"
+    log, pid_file = bundle / "log.json", bundle / PID
     (bundle / "config.json").write_bytes(specification_of(plan))
     words = [program, "--root", str(bundle / RUNC_STATE), "--log", str(log), "--log-format", "json"]
     words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), plan.name]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,13 +176,13 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
             if force:
                 return
             raise
-        name = container.name
+        name, first = container.name, partial(anonymous.remove, store) if with_volumes else None
         if container.is_in_use and force:
             _end_use(container, containers.directory(name))
             with suppress(NotFoundError):  # it went with its process
                 find(store, name)  # which may have been killed
         try:
-            remove_tree(anonymous.take_away(store, name) if with_volumes else containers.take_away(name))
+            remove_tree(containers.take_away(name, container, first))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:

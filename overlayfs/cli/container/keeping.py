@@ -94,7 +94,7 @@ def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> No
         sweep(store)
         for container in (one for one in containers.listed() if are_passed(tests, one)):
             try:
-                away = containers.take_away(container.name)
+                away = containers.take_away(container.name, container)
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)

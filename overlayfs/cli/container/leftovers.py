@@ -10,11 +10,10 @@ from pathlib import Path
 
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
-from overlayfs.container.live.conmon import PID
 from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
-from overlayfs.container.supervise import stop_runc
-from overlayfs.image.oci.errors import InUseError, NotFoundError
+from overlayfs.container.supervise import PID, stop_runc
+from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 
@@ -50,5 +49,5 @@ def _inside(bundle: Path) -> list[str]:
     """What leads into the user namespace of the program, whose users an ordinary user can only kill there."""
     try:
         return in_user_namespace_of(int((bundle / PID).read_text()))
-    except (OSError, ValueError):  # it has ended, or was never made
+    except (OSError, ValueError, ImageError):  # it has ended, or was never made
         return []

@@ -19,9 +19,8 @@ from msgspec import Struct
 
 from ...image.oci.errors import ImageError, NotFoundError
 from ..runtime import Launch
-from ..supervise import RUNC_STATE, specification_of, start_with_us, stop_runc
+from ..supervise import PID, RUNC_STATE, specification_of, start_with_us, stop_runc
 
-PID: Final = "pid"
 ATTACH: Final = "attach"
 CONTROL: Final = "ctl"
 _EXITS: Final = "exits"

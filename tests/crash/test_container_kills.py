@@ -21,8 +21,8 @@ from tests.cli.container.shop import Shop
 from tests.container.small import small_image
 from tests.prepared import REPOSITORY, Prepared
 
-SAMPLE = (60, 110)
-"""Points while a container is made, and while it is cleaned up."""
+SAMPLE = (69, 270)
+"""Points of some 320: while the tree is mounted, and about the end of the program."""
 LATER: tuple[tuple[str, ...], ...] = (
     ("ps", "-a"),
     ("rm", "-f", "-v", "box"),

@@ -6,7 +6,6 @@ child when its parent has ended, however it ended (PR_SET_PDEATHSIG).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,8 +14,8 @@ from typing import Final
 
 from ..image.oci.errors import ImageError
 from ..overlay.options import MountError
+from ..tree.syscalls import die_with_parent
 
-_PR_SET_PDEATHSIG: Final = 1
 _RESULT, _ERROR = b"\0", b"\1"
 INTERRUPTED: Final = 130
 
@@ -59,7 +58,7 @@ class Child:
 
 def die_with(parent: int) -> None:
     """Make the kernel kill this process when its parent ends; to be called again after a change of user."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
 

@@ -11,6 +11,7 @@ import os
 import posixpath
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -70,21 +71,19 @@ def _plain(place: str) -> str:
 
 
 def remove(store: Store, container: Container) -> None:
-    """Remove the anonymous volumes of a container that is gone, unless another one has them."""
+    """Remove the anonymous volumes of a container, unless another one has them. The container goes after them: nobody
+    would find them after a kill in between."""
     volumes = Volumes(store)
     for name in container.settings.anonymous:
         with suppress(InUseError, NotFoundError):
-            volumes.remove(name)
+            volumes.remove(name, container)
 
 
 def release(store: Store, name: str, exit_status: int | None = None) -> None:
     """Free a container; an ephemeral one is removed with its anonymous volumes."""
-    removed = Containers(store).release(name, exit_status)
-    if removed is not None:
-        remove(store, removed)
+    Containers(store).release(name, exit_status, partial(remove, store))
 
 
 def sweep(store: Store, among: Sequence[Container] | None = None) -> None:
     """Remove the ephemeral containers whose process was killed, with their anonymous volumes."""
-    for container in Containers(store).sweep(among):
-        remove(store, container)
+    Containers(store).sweep(among, partial(remove, store))

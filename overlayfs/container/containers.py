@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
 from .health import Health, Probe
+from .naming import free_name
 from .spec.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -46,21 +47,6 @@ _PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
-_FIRST: Final = (
-    "amber",
-    "bold",
-    "brisk",
-    "calm",
-    "clever",
-    "eager",
-    "fair",
-    "fond",
-    "gentle",
-    "keen",
-    "lively",
-    "merry",
-)
-_SECOND: Final = ("crane", "finch", "gecko", "heron", "ibex", "jay", "koala", "lark", "lynx", "otter", "robin")
 
 
 class Container(Struct, frozen=True, omit_defaults=True):
@@ -95,6 +81,9 @@ class Container(Struct, frozen=True, omit_defaults=True):
     @property
     def is_in_use(self) -> bool:
         return self.process is not None and self.process.is_alive()
+
+
+Step = Callable[[Container], None]
 
 
 class Containers:
@@ -179,7 +168,7 @@ class Containers:
         if name is not None:
             _check_name(name)
         container = Container(
-            name=name or self._free_name(),
+            name=name or free_name(os.listdir(self._directory)),
             id=os.urandom(32).hex(),
             image=image.name,
             manifest=image.descriptor.digest,
@@ -197,14 +186,6 @@ class Containers:
                 raise
             raise InUseError(f"the name {container.name} is taken: choose another, or remove that container") from None
         return container
-
-    def _free_name(self) -> str:
-        taken = set(os.listdir(self._directory))
-        for _ in range(8):
-            name = f"{_any(_FIRST)}-{_any(_SECOND)}"
-            if name not in taken:
-                return name
-        return f"{name}-{os.urandom(3).hex()}"
 
     def _make(self, container: Container) -> Path:
         """Stage the directory of a container without changes; its root has the metadata of the image's root."""
@@ -271,17 +252,15 @@ class Containers:
             self._write(replace(found, health=health))
         return health
 
-    def release(self, name: str, exit_status: int | None = None) -> Container | None:
-        """Free the container; an ephemeral one is removed, and returned."""
+    def release(self, name: str, exit_status: int | None = None, first: Step | None = None) -> None:
+        """Free the container; an ephemeral one is removed, as by `take_away`."""
         with suppress(NotFoundError):
             released = self.change(
                 name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
-                    remove_tree(self.take_away(name))
-                    return released
-        return None
+                    remove_tree(self.take_away(name, first=first))
 
     @contextmanager
     def left(self, container: Container) -> Iterator[bool]:
@@ -304,13 +283,17 @@ class Containers:
             _exchange(fresh, self.directory(name))
         return fresh
 
-    def take_away(self, name: str, wanted: Container | None = None) -> Path:
+    def take_away(self, name: str, wanted: Container | None = None, first: Step | None = None) -> Path:
         """Remove a container atomically, if it is the `wanted` one; its renamed directory, for the caller to remove.
-        Raises InUseError, NotFoundError."""
+
+        `first` is done before it goes, once nobody can use it. Raises InUseError, NotFoundError.
+        """
         with self._locked(name) as container, self._without_forks(name):
             _check_is_free(container)
             if wanted is not None and container.id != wanted.id:
                 raise NotFoundError(f"the container {name} is another one now")
+            if first is not None:
+                first(container)
             away = self._store.stage.new_name()
             self.directory(name).rename(away)
         return away
@@ -325,15 +308,15 @@ class Containers:
             self.directory(name).rename(self.directory(new))
             self._write(replace(container, name=new))
 
-    def sweep(self, among: Sequence[Container] | None = None) -> list[Container]:
-        """Remove the ephemeral containers whose process was killed, and return them; those with a program that may
-        still run stay, see `left`."""
+    def sweep(self, among: Sequence[Container] | None = None, first: Step | None = None) -> list[Container]:
+        """Remove the ephemeral containers whose process was killed, as by `take_away`, and return them; those with a
+        program that may still run stay, see `left`."""
         removed = []
         for container in self.listed() if among is None else among:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
             if is_over and not (self.directory(container.name) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container.name, container))
+                    remove_tree(self.take_away(container.name, container, first))
                     removed.append(container)
         return removed
 
@@ -389,11 +372,6 @@ def _check_is_free(container: Container) -> None:
     if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
         what = f"mounted on {container.mountpoint}" if container.mountpoint else "running"
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")
-
-
-def _any(words: tuple[str, ...]) -> str:
-    """One of them by chance, without the imports of `secrets`: OpenSSL alone takes 7 ms."""
-    return words[int.from_bytes(os.urandom(4), "big") % len(words)]
 
 
 def _exchange(one: Path, other: Path) -> None:

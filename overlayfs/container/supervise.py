@@ -1,27 +1,28 @@
 """How is the program of a container started, supervised, and sent signals?
 
 The program has the caller's terminal. Signals from the terminal reach it from the kernel, as it is in the foreground
-process group; signals sent to `overlayfs run` by others are forwarded here. Bubblewrap is the first process of its pid
-namespace and ignores signals from the terminal; otherwise Ctrl-C would end it, and it would kill the program. For a
-process with one thread.
+process group; signals sent to `overlayfs run` by others are forwarded here. A runtime ends with the process that
+started it, also if that is killed. Bubblewrap is the first process of its pid namespace and ignores signals from the
+terminal; otherwise Ctrl-C would end it, and it would kill the program. For a process with one thread.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from overlayfs.container.namespaces import user_namespace_of
 from overlayfs.container.process import CannotRunError
 from overlayfs.container.runtime import Kind, Launch, bwrap_arguments, runc_specification, terminal_filter
 from overlayfs.image.oci.errors import ImageError, InvalidError
-from overlayfs.tree.syscalls import CLONE_NEWPID, unshare
+from overlayfs.tree.syscalls import CLONE_NEWPID, die_with_parent, unshare
 
 FORWARDED: Final = (
     signal.SIGTERM,
@@ -36,6 +37,8 @@ _WATCHED: Final = frozenset({*FORWARDED, signal.SIGCHLD})
 _OF_THE_GROUP: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH})
 """The signals that a terminal sends to its foreground group; SIGHUP goes to the session leader only."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL, <asm-generic/siginfo.h>: from the terminal, not from a process
+PID: Final = "pid"
+"""The file of a bundle that names the program of runc."""
 RUNC_STATE: Final = "state"
 """The directory of a bundle in which runc keeps the state of its container."""
 
@@ -63,10 +66,30 @@ def stop(kind: Kind, program: str, bundle: Path, name: str) -> None:
         stop_runc(program, bundle, name)
 
 
-def stop_runc(program: str, bundle: Path, name: str) -> None:
-    """End a container of runc, if it is there, and remove its state and its cgroup."""
-    words = [program, "--root", str(bundle / RUNC_STATE), "delete", "--force", name]
+def stop_runc(program: str, bundle: Path, name: str, *, before: Sequence[str] = ()) -> None:
+    """End a container of runc, if it is there, and remove its state and its cgroup; runc is called by `before`."""
+    from .cgroups import remove_cgroups  # a program starts without it
+
+    words = [*before, program, "--root", str(bundle / RUNC_STATE), "delete", "--force", name]
     subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    remove_cgroups(bundle / "config.json")
+
+
+def start_with_us(words: Sequence[str], mask: Iterable[int] = (), **more: Any) -> subprocess.Popen[bytes]:
+    """Start a program with this signal mask. The kernel kills it when this process, which has one thread, has ended;
+    `more` is for Popen."""
+    parent_fd = os.pidfd_open(os.getpid())
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        die_with_parent()
+        if select.select([parent_fd], [], [], 0)[0]:  # it had ended before that
+            os._exit(1)
+
+    try:
+        return subprocess.Popen(words, preexec_fn=prepare, **more)  # noqa: PLW1509 - there is one thread
+    finally:
+        os.close(parent_fd)
 
 
 def _watch(process: subprocess.Popen[bytes], tell: Callable[[int], None], *, is_in_group: bool = True) -> int:
@@ -105,14 +128,14 @@ def _run_bwrap(program: str, plan: Launch, mask: set[int]) -> int:
     passed.append(words_fd)
     unshare(CLONE_NEWPID)
     try:
-        process = subprocess.Popen(
+        process = start_with_us(
             [program, "--json-status-fd", str(told_fd), "--args", str(words_fd), "--", *plan.process.arguments],
+            mask,
             pass_fds=passed,
             env={"PATH": os.environ.get("PATH", os.defpath)},
             user=user.uid if user.uid else None,
             group=user.gid if user.uid or user.gid else None,
             extra_groups=user.groups if user.uid or user.groups else None,
-            preexec_fn=lambda: _set_mask(mask),  # noqa: PLW1509 - there is one thread
         )
     finally:
         for fd in passed:
@@ -122,10 +145,6 @@ def _run_bwrap(program: str, plan: Launch, mask: set[int]) -> int:
         status = _watch(process, lambda number: _tell_sandboxed(process.pid, number), is_in_group=not has_session)
         _take_terminal_back()
         return _check_was_started(status, reports.read())
-
-
-def _set_mask(mask: set[int]) -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _take_terminal_back() -> None:
@@ -179,11 +198,11 @@ def _check_was_started(status: int, reports: bytes) -> int:
 
 
 def _run_runc(program: str, plan: Launch, bundle: Path, mask: set[int]) -> int:
-    log, pid_file = bundle / "log.json", bundle / "pid"
+    log, pid_file = bundle / "log.json", bundle / PID
     (bundle / "config.json").write_bytes(specification_of(plan))
     words = [program, "--root", str(bundle / RUNC_STATE), "--log", str(log), "--log-format", "json"]
     words += ["run", "--bundle", str(bundle), "--pid-file", str(pid_file), plan.name]
-    process = subprocess.Popen(words, preexec_fn=lambda: _set_mask(mask))  # noqa: PLW1509 - there is one thread
+    process = start_with_us(words, mask)
     status = _watch(process, process.send_signal)  # it passes them on
     if not pid_file.exists():
         raise ImageError(f"runc could not start the container: {_last_message(log)}")

@@ -88,10 +88,10 @@ class Volumes:
             if self._read(name) is None:  # otherwise somebody else made it just now
                 raise
 
-    def remove(self, name: str) -> None:
-        """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it."""
+    def remove(self, name: str, besides: Container | None = None) -> None:
+        """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it, but for one."""
         self.find(name)
-        users = [container.name for container in self.users(name)]
+        users = [one.name for one in self.users(name) if besides is None or one.id != besides.id]
         if users:
             raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
         away = self._store.stage.new_name()
@@ -253,8 +253,9 @@ def fill(data: Path, inside: Inside, target: str) -> None:
         with inside.directory(os.fsencode(target)) as fd:
             source = f"/proc/self/fd/{fd}/."
             words = ["cp", "--archive", "--no-target-directory", "--", source, str(staged)]
+            passed = [fd, lock_fd]  # cp has the lock, too, in case this process is killed meanwhile
             done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[fd], check=False
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=passed, check=False
             )
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]

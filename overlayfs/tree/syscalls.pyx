@@ -26,6 +26,7 @@ cdef extern from *:
     #include <linux/aio_abi.h>
     #include <malloc.h>
     #include <sched.h>
+    #include <signal.h>
     #include <sys/mount.h>
     #include <sys/prctl.h>
     #include <sys/stat.h>
@@ -115,7 +116,7 @@ cdef extern from *:
         uint64_t data
         int64_t res
     enum:
-        STATX_BTIME, PR_SET_DUMPABLE, MNT_DETACH, UMOUNT_NOFOLLOW
+        STATX_BTIME, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, SIGKILL, MNT_DETACH, UMOUNT_NOFOLLOW
         IOCB_CMD_FSYNC, IOCB_CMD_FDSYNC, IOCB_FLAG_RESFD
 
     int overlayfs_openat2(int dir_fd, const char *path, int flags, uint64_t resolve) nogil
@@ -634,6 +635,13 @@ def let_be_inspected():
     """Let those who may trace this process use its files in /proc again, which a change of its ids had taken from them:
     prctl(2), PR_SET_DUMPABLE."""
     if prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0:
+        fail(errno, b"")
+
+
+def die_with_parent():
+    """Let the kernel kill this process when the thread that forked it has ended, also if it executes another program; a
+    change of ids undoes that: prctl(2), PR_SET_PDEATHSIG."""
+    if prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0:
         fail(errno, b"")
 
 

@@ -16,12 +16,19 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from .syscall_table import MUTATING_IOCTLS, MUTATING_OPEN_FLAGS, SHORTENABLE, SYSCALLS, audit_architecture
+from .syscall_table import (
+    MUTATING_IOCTLS,
+    MUTATING_OPEN_FLAGS,
+    PROCESS_CALLS,
+    SHORTENABLE,
+    SYSCALLS,
+    audit_architecture,
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -133,7 +140,7 @@ def supervise(
 def _child(work: Callable[[Gate], object], gate: Gate, channel: socket.socket) -> None:
     code = 1
     try:
-        listener = _install_filter()
+        listener = install_filter()
         socket.send_fds(channel, [b"F"], [listener])
         os.close(listener)
         result = work(gate)
@@ -154,9 +161,10 @@ class _Broken(NamedTuple):
     traceback: str
 
 
-def _install_filter() -> int:
-    """Put the calling process under the filter; return the descriptor on which its calls are announced."""
-    numbers = sorted(SYSCALLS)
+def install_filter(calls: Iterable[int] = SYSCALLS) -> int:
+    """Put the calling process, and all that come from it, under the filter; the descriptor that announces their calls,
+    given by number."""
+    numbers = sorted(calls)
     code = [struct.pack("=HBBI", BPF_LOAD_WORD, 0, 0, 0)]
     for position, number in enumerate(numbers):
         code.append(struct.pack("=HBBI", BPF_JUMP_EQUAL, len(numbers) - position, 0, number))
@@ -241,7 +249,7 @@ class _Supervisor:
         except (FileNotFoundError, InterruptedError):
             return  # the caller died or was interrupted before we took its call
         ident, tid, _, number, _, _, *arguments = NOTIFICATION.unpack(buffer)
-        call = _describe(tid, number, arguments)
+        call = describe(tid, number, arguments)
         if self.on_sync is not None and call.name in ("fsync", "fdatasync"):
             self._tell_of_sync(arguments[0])
         if not self.gate.is_armed or (call.name == "write" and arguments[0] in (1, 2)):  # the log is no point
@@ -350,8 +358,9 @@ def _peek_name(tid: int, address: int) -> str:
     return _peek(tid, address, size).split(b"\0")[0].decode(errors="replace")
 
 
-def _describe(tid: int, number: int, arguments: list[int]) -> Call:
-    syscall = SYSCALLS[number]
+def describe(tid: int, number: int, arguments: list[int]) -> Call:
+    """A call of a live thread, by its number in the tables."""
+    syscall = SYSCALLS.get(number) or PROCESS_CALLS[number]
     try:
         text = "" if syscall.path_argument is None else _peek_name(tid, arguments[syscall.path_argument])
         mutates = syscall.mutates or _mutates_by_arguments(tid, syscall.name, arguments)

@@ -69,6 +69,19 @@ SYSCALLS: dict[int, Syscall] = {
     for name, (number, path) in table.items()
 }
 
+_OF_PROCESSES = {
+    "clone": (56, None), "clone3": (435, None), "fork": (57, None), "vfork": (58, None), "execve": (59, 0),
+    "wait4": (61, None), "kill": (62, None), "pidfd_open": (434, None), "pidfd_send_signal": (424, None),
+    "exit_group": (231, None), "unshare": (272, None), "setns": (308, None), "flock": (73, None),
+    "mount": (165, 1), "umount2": (166, 0), "fsmount": (432, None), "move_mount": (429, None),
+    "connect": (42, None), "sendto": (44, None), "poll": (7, None),
+    "rt_sigtimedwait": (128, None),
+}  # fmt: skip
+PROCESS_CALLS: dict[int, Syscall] = {
+    number: Syscall(name, number, path, True) for name, (number, path) in _OF_PROCESSES.items()
+}
+"""What changes something outside of files, or waits for another process."""
+
 
 def audit_architecture() -> int:
     """The kernel's AUDIT_ARCH of this machine; the table above serves only this one."""

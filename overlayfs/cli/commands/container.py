@@ -97,7 +97,9 @@ def ps(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names.")] = False,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="By ancestor, health, id, label, name or status."),
+        typer.Option(
+            "--filter", "-f", metavar="KEY=VALUE", help="By ancestor, health, id, label, name, status, until."
+        ),
     ] = None,
     template: Template = "",
     as_json: AsJson = False,

@@ -71,7 +71,7 @@ def settings_of(
         ),
     ] = "",
     ports: Annotated[
-        Texts, typer.Option("--publish", "-p", metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port.")
+        Texts, typer.Option("--publish", "-p", metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port, or a range.")
     ] = None,
     publishes_all: Annotated[
         bool, typer.Option("--publish-all", "-P", help="Publish the ports that the image exposes.")

@@ -66,11 +66,17 @@ def prune(force: Force = False) -> None:  # noqa: ARG001 - nothing asks
 
 
 @container.command("prune")
-def prune_containers(force: Force = False) -> None:  # noqa: ARG001 - nothing asks
+def prune_containers(
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="KEY=VALUE", help="Only some: label, label!, until, or as those of ps."),
+    ] = None,
+    force: Force = False,  # noqa: ARG001 - nothing asks
+) -> None:
     """Remove the containers that are not in use, with their changes, and print their IDs."""
     from overlayfs.cli.container.keeping import prune_containers as remove_all
 
-    remove_all(store_directory())
+    remove_all(store_directory(), filters or [])
 
 
 @healthcheck.command("run")

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from overlayfs.cli.background import leave_behind, wait_until_ended
-from overlayfs.cli.container.leftovers import sweep
+from overlayfs.cli.container.leftovers import find, sweep
 from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.mounts.listing import status_of as mounted
 from overlayfs.cli.mounts.live import CommandError, mount_at, resolve
@@ -23,7 +24,7 @@ from overlayfs.cli.output import Cell, format_duration, print_json, print_table,
 from overlayfs.cli.template import filled
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
-from overlayfs.container.live.signals import send
+from overlayfs.container.live.signals import program_of, send
 from overlayfs.container.live.status import status_of
 from overlayfs.fuse import commanding
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
@@ -166,41 +167,48 @@ def compare_container(
 
 def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, with_volumes: bool) -> bool:
     """Remove containers, on request with their anonymous volumes; whether all are gone. Failures are reported on
-    standard error."""
+    standard error; with `force` it is none that a container is not there, as docker and podman have it."""
 
-    def one(store: Store, name: str) -> None:
+    def one(store: Store, named: str) -> None:
         containers = Containers(store)
-        container = containers.find(name)
-        if container.is_in_use and force:
-            _end_use(container, containers.directory(container.name))
         try:
-            remove_tree(containers.take_away(container.name))
+            container = find(store, named)
+        except NotFoundError:
+            if force:
+                return
+            raise
+        name, first = container.name, partial(anonymous.remove, store) if with_volumes else None
+        if container.is_in_use and force:
+            _end_use(container, containers.directory(name))
+            with suppress(NotFoundError):  # it went with its process
+                find(store, name)  # which may have been killed
+        try:
+            remove_tree(containers.take_away(name, container, first))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
             if not container.is_ephemeral:  # otherwise it went with its process
                 raise
-        if with_volumes:
-            anonymous.remove(store, container)
-        print(name)
+        print(named)
 
     return _each(store_directory, names, one)
 
 
 def _end_use(container: Container, directory: Path) -> None:
-    """End the process that uses the container: by SIGTERM, then by force."""
+    """End the process that uses the container: it ends with its program, else by SIGTERM, then by force."""
     if container.mountpoint:
         take_down(container.mountpoint, lazy=False)
         return
     assert container.process is not None
     with suppress(ProcessLookupError):
-        if container.is_detached:  # its keeper ends with the program
+        has_program = container.is_detached or program_of(container, directory / BUNDLE) is not None
+        if has_program:
             with suppress(InvalidError):
                 send(container, directory / BUNDLE, signal.SIGKILL)
         pid_fd = os.pidfd_open(container.process.pid)
         try:
             if container.process.is_alive():  # otherwise another process has the pid by now
-                if not container.is_detached:
+                if not has_program:
                     signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
                 if not wait_until_ended(pid_fd, _PATIENCE_S):
                     signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
@@ -213,7 +221,7 @@ def rename(store_directory: Path | None, name: str, new: str) -> None:
     """Give a container another name. Raises InUseError, InvalidError, NotFoundError."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
-        containers.rename(containers.find(name).name, new)
+        containers.rename(find(store, name).name, new)
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
@@ -224,7 +232,7 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
         containers = Containers(store)
         mountpoint, upper = _mountpoint_of(containers, name)
         if mountpoint is None:
-            left.append(containers.reset(containers.find(name).name))
+            left.append(containers.reset(find(store, name).name))
         else:
             _reset_mount(mountpoint, upper)
 

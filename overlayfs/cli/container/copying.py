@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from overlayfs.cli.container.leftovers import find
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
 from overlayfs.cli.mounts.live import CommandError
@@ -76,7 +77,7 @@ def copy(wanted: Copy) -> None:
     if not container.is_in_use:
         host = [os.path.abspath(wanted.outer)] if wanted.outer != "-" else []
         with Store.open(wanted.store) as store:
-            claimed = Containers(store).claim(container.name, None)
+            claimed = Containers(store).claim(find(store, container.name).name, None)
         Running(claimed, wanted.store, Kind.BWRAP, sys.executable).show(
             container, host, lambda root: _copy(wanted, root)
         )

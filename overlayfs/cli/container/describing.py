@@ -20,6 +20,7 @@ from overlayfs.container.containers import Container, Containers
 from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.signals import program_of
 from overlayfs.container.live.status import status_of
+from overlayfs.container.spec.parts import ports_of
 from overlayfs.container.volumes import Volumes, mounts_of
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.store.store import Store
@@ -62,7 +63,7 @@ def _document(store: Store, containers: Containers, container: Container) -> dic
         "LogPath": str(directory / LOG) if (directory / LOG).exists() else "",
         "HostConfig": {
             "NetworkMode": settings.network_kind,
-            "PortBindings": _bindings(settings.ports),
+            "PortBindings": _wanted_bindings(settings.ports),
             "AutoRemove": container.is_ephemeral,
             "CapAdd": settings.added_capabilities,
             "CapDrop": settings.dropped_capabilities,
@@ -127,16 +128,22 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds") if seconds else ""
 
 
-def _bindings(ports: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Docker's members from `0.0.0.0:8080->80/tcp`; unpublished texts of the options are shown as they are."""
+def _wanted_bindings(texts: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Docker's members from the options."""
     found: dict[str, list[dict[str, str]]] = {}
-    for text in ports:
-        host, arrow, inner = text.partition("->")
-        if arrow:
-            address, _, number = host.rpartition(":")
-            found.setdefault(inner, []).append({"HostIp": address, "HostPort": number})
-        else:
-            found.setdefault(text, [])
+    for port in (port for text in texts for port in ports_of(text)):
+        host = f"{port.host}-{port.last}" if port.last else str(port.host or "")
+        found.setdefault(f"{port.container}/{port.protocol}", []).append({"HostIp": port.address, "HostPort": host})
+    return found
+
+
+def _bindings(published: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Docker's members from `0.0.0.0:8080->80/tcp`."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for text in published:
+        host, _, inner = text.partition("->")
+        address, _, number = host.rpartition(":")
+        found.setdefault(inner, []).append({"HostIp": address, "HostPort": number})
     return found
 
 

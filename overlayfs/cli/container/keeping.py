@@ -9,9 +9,11 @@ from typing import Any
 
 from overlayfs.cli.container.leftovers import sweep
 from overlayfs.cli.container.lifecycle import each
+from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.output import Cell, print_json, print_table
 from overlayfs.cli.template import print_documents
-from overlayfs.container.containers import Containers
+from overlayfs.container.containers import BUNDLE, Containers
+from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import label_of
 from overlayfs.container.volumes import NamedVolume, Volumes
 from overlayfs.image.oci.errors import InUseError, NotFoundError
@@ -84,14 +86,15 @@ def prune_volumes(store_directory: Path | None) -> None:
                 print(volume.name)
 
 
-def prune_containers(store_directory: Path | None) -> None:
-    """Remove the containers that nobody uses, those never started included, as docker does."""
+def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> None:
+    """Remove the containers that nobody uses, those never started included, as docker does. Raises InvalidError."""
     with Store.open(store_directory) as store:
-        sweep(store)
         containers = Containers(store)
-        for container in containers.listed():
+        tests = tests_of(store, filters, lambda one: status_of(one, containers.directory(one.name) / BUNDLE))
+        sweep(store)
+        for container in (one for one in containers.listed() if are_passed(tests, one)):
             try:
-                away = containers.take_away(container.name)
+                away = containers.take_away(container.name, container)
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)

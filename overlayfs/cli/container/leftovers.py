@@ -1,4 +1,4 @@
-"""What do killed runs leave, and who removes it? The next command that lists or makes containers.
+"""What do killed runs leave, and who removes it? The next command that lists, makes, uses or removes containers.
 
 A janitor does so at once if it lives; a bundle of a container that nobody uses shows that it was killed too.
 """
@@ -6,27 +6,48 @@ A janitor does so at once if it lives; a bundle of a container that nobody uses 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from overlayfs.container import anonymous
-from overlayfs.container.containers import BUNDLE, Containers
+from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
-from overlayfs.container.supervise import stop_runc
-from overlayfs.image.oci.errors import InUseError, NotFoundError
+from overlayfs.container.supervise import PID, stop_runc
+from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 
 
 def sweep(store: Store) -> None:
     """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
-    containers = Containers(store)
-    for container in containers.listed():
-        bundle = containers.directory(container.name) / BUNDLE
-        if container.process is None or container.is_in_use or not bundle.exists():
-            continue
-        with suppress(NotFoundError, InUseError), containers.left(container) as is_left:
-            if is_left:  # else somebody has done it
-                with suppress(NotFoundError):  # without runc, no program of it is there
-                    _, runc = find_runtime(Kind.RUNC, has_terminal=False)
-                    stop_runc(runc, bundle, container.name)
-                remove_tree(bundle)
+    for container in Containers(store).listed():
+        _clean_up(store, container)
     anonymous.sweep(store)
+
+
+def find(store: Store, text: str) -> Container:
+    """A container that is to be used or removed, without the program of a killed run. Raises as `Containers.find`."""
+    container = Containers(store).find(text)
+    _clean_up(store, container)
+    return container
+
+
+def _clean_up(store: Store, container: Container) -> None:
+    containers = Containers(store)
+    bundle = containers.directory(container.name) / BUNDLE
+    if container.process is None or container.is_in_use or not bundle.exists():
+        return
+    with suppress(NotFoundError, InUseError), containers.left(container) as is_left:
+        if is_left:  # else somebody has done it
+            with suppress(NotFoundError):  # without runc, no program of it is there
+                _, runc = find_runtime(Kind.RUNC, has_terminal=False)
+                stop_runc(runc, bundle, container.name, before=_inside(bundle))
+            remove_tree(bundle)
+
+
+def _inside(bundle: Path) -> list[str]:
+    """What leads into the user namespace of the program, whose users an ordinary user can only kill there."""
+    try:
+        return in_user_namespace_of(int((bundle / PID).read_text()))
+    except (OSError, ValueError, ImageError):  # it has ended, or was never made
+        return []

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from overlayfs.cli.container.attaching import Attachment
 from overlayfs.cli.container.detached import start_detached
+from overlayfs.cli.container.leftovers import find
 from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
 from overlayfs.cli.container.running import STATUS
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, after_kill, send
+from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import signal_of
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.store.store import Store
@@ -49,7 +51,7 @@ def start(store_directory: Path | None, names: Sequence[str], *, attach: bool, i
 def _start(store_directory: Path | None, name: str) -> None:
     with Store.open(store_directory) as store:
         path = store.path
-        found = Containers(store).find(name)
+        found = find(store, name)
         if found.is_in_use and not found.mountpoint:
             return  # as docker
         container = Containers(store).claim(found.name, None)
@@ -60,7 +62,7 @@ def _start(store_directory: Path | None, name: str) -> None:
 def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
     with Store.open(store_directory) as store:
         path = store.path
-        container = Containers(store).claim(Containers(store).find(name).name, None)
+        container = Containers(store).claim(find(store, name).name, None)
         config = store.load_by_manifest(container.manifest).config.config
     attachment = Attachment(container, path, with_input=interactive)
     start_detached(container, path, config, attachment.open)
@@ -161,6 +163,8 @@ def pause(store_directory: Path | None, names: Sequence[str], *, is_paused: bool
 
     def one(name: str) -> None:
         container, path = running_under_runc(store_directory, name)
+        if (status_of(container, bundle_of(path, container)) == "paused") is is_paused:
+            raise InvalidError(f"the container {container.name} is {'paused already' if is_paused else 'not paused'}")
         call_runc(container, path, "pause" if is_paused else "resume")
 
     return each(names, one)

@@ -14,7 +14,6 @@ from msgspec import Struct, structs
 from overlayfs.cli.background import leave_behind
 from overlayfs.cli.mount_program import UsageError
 from overlayfs.cli.mounts.mount import Request, announce, serve
-from overlayfs.container import anonymous
 from overlayfs.container.containers import Container, Containers
 from overlayfs.image.oci.digest import Digest
 from overlayfs.image.store.layers import LayerStore
@@ -69,7 +68,9 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
     use = Use(Process.of(os.getpid()), keys, image.descriptor.digest, os.path.realpath(mountpoint))
     container = None
     if writable:
-        anonymous.sweep(store)
+        from overlayfs.cli.container.leftovers import sweep  # other mounts need not wait for it
+
+        sweep(store)
         containers = Containers(store)
         container = _make_or_claim(containers, image, keys, name)
         request = _on_container(request, containers, container)

@@ -28,7 +28,7 @@ from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
 from overlayfs.container.runtime import SYSTEM, Bind, Kind, Launch, Network
 from overlayfs.container.spec.fields import may_limit
-from overlayfs.container.spec.parts import Port, exposed_port, port_of
+from overlayfs.container.spec.parts import Port, exposed_ports, ports_of
 from overlayfs.container.spec.settings import NONE, OF_CONTAINER, PRIVATE, Settings
 from overlayfs.container.supervise import stop
 from overlayfs.container.users import root_alone, with_groups
@@ -277,11 +277,11 @@ def overrides_of(settings: Settings) -> Overrides:
 
 
 def _ports(settings: Settings, config: RunConfig) -> list[Port]:
-    given = [port_of(text) for text in settings.ports]
+    given = [port for text in settings.ports for port in ports_of(text)]
     if not settings.publishes_all:
         return given
     named = {(port.container, port.protocol) for port in given}
-    exposed = (exposed_port(text) for text in config.exposed_ports)
+    exposed = (port for text in config.exposed_ports for port in exposed_ports(text))
     return given + [port for port in exposed if (port.container, port.protocol) not in named]
 
 

@@ -1,11 +1,13 @@
-"""Which containers does `ps --filter` select? In docker's terms."""
+"""Which containers does `--filter` of `ps` and `container prune` select? In docker's terms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from overlayfs.container.containers import Container, Containers
+from overlayfs.container.live.logs import since_of
 from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
 
@@ -26,7 +28,7 @@ def tests_of(store: Store, filters: Sequence[str], status_of: Callable[[Containe
 def are_passed(tests: Mapping[str, Sequence[Test]], container: Container) -> bool:
     """Whether it passes one test of each key; labels must all be there, as with docker."""
     return all(
-        (all if key == "label" else any)(test(container) for test in alternatives)
+        (all if key in ("label", "label!") else any)(test(container) for test in alternatives)
         for key, alternatives in tests.items()
     )
 
@@ -43,10 +45,16 @@ def _test_of(store: Store, key: str, value: str, status_of: Callable[[Container]
             return lambda container: container.is_in_use and _health_of(container) == value
         case "label":
             return _label_test(value)
+        case "label!":
+            has_label = _label_test(value)
+            return lambda container: not has_label(container)
+        case "until":
+            end = since_of(value)
+            return lambda container: datetime.fromisoformat(container.created) < end
         case "ancestor":
             image, containers = store.find(value), Containers(store)
             return lambda container: containers.is_on(container, image)
-    raise InvalidError(f"no filter {key!r}: there are ancestor, health, id, label, name and status")
+    raise InvalidError(f"no filter {key!r}: there are ancestor, health, id, label, label!, name, status and until")
 
 
 def _health_of(container: Container) -> str:

@@ -19,9 +19,8 @@ from msgspec import Struct
 
 from ...image.oci.errors import ImageError, NotFoundError
 from ..runtime import Launch
-from ..supervise import RUNC_STATE, specification_of, stop_runc
+from ..supervise import PID, RUNC_STATE, specification_of, start_with_us, stop_runc
 
-PID: Final = "pid"
 ATTACH: Final = "attach"
 CONTROL: Final = "ctl"
 _EXITS: Final = "exits"
@@ -81,7 +80,7 @@ def _start(words: list[str]) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     report_fd, told_fd = os.pipe()
     environment = {"PATH": os.environ.get("PATH", os.defpath), "_OCI_SYNCPIPE": str(told_fd)}
     try:
-        process = subprocess.Popen(
+        process = start_with_us(
             words,
             pass_fds=[told_fd],
             env=environment,

@@ -121,7 +121,7 @@ def _start(program: str, directory: Path, namespace: str) -> tuple[subprocess.Po
 
 def _publish(directory: Path, port: Port) -> Port:
     """The port with the number that it has on the host."""
-    given = port if port.host else replace(port, host=_free_port(port))
+    given = port if port.host and not port.last else replace(port, host=_free_port(port), last=0)
     arguments = {
         "proto": given.protocol,
         "host_addr": given.address or "0.0.0.0",
@@ -147,8 +147,15 @@ def _check_is_free(port: Port) -> None:
 
 
 def _free_port(port: Port) -> int:
-    with _bound(port) as probe:
-        return int(probe.getsockname()[1])
+    """Any of the host, or the first free one of its range. Raises InUseError."""
+    for number in range(port.host, (port.last or port.host) + 1):
+        try:
+            with _bound(replace(port, host=number)) as probe:
+                return int(probe.getsockname()[1])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ImageError(f"the port {port} cannot be published: {error.strerror}") from None
+    raise InUseError(f"the ports {port.host}-{port.last} of the host are in use: choose others")
 
 
 def _bound(port: Port) -> socket.socket:

@@ -17,8 +17,7 @@ from typing import Final
 
 from ...image.oci.errors import InvalidError
 from ..containers import Container
-from ..supervise import FORWARDED
-from .conmon import PID
+from ..supervise import FORWARDED, PID
 from .freezer import resume
 
 _AFTER_KILL_S: Final = 10.0

@@ -18,7 +18,11 @@ from .settings import OF_CONTAINER, Settings
 
 _UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE: Final = re.compile(r"([0-9]{1,15})([bkmgt]?)(?:i?b)?", re.ASCII)
-_PORT: Final = re.compile(r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)?([0-9]*):)?([0-9]+)(?:/(tcp|udp))?", re.ASCII)
+_RANGE: Final = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
+_PUBLISHED: Final = re.compile(
+    rf"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)?({_RANGE})?:)?({_RANGE})(?:/(tcp|udp))?", re.ASCII
+)
+_EXPOSED: Final = re.compile(rf"({_RANGE})(?:/(tcp|udp))?", re.ASCII)
 _HOST: Final = re.compile(r"([a-zA-Z0-9_.-]{1,253})[:=](.+)", re.ASCII)
 _TMPFS_FLAGS: Final = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # <sys/mount.h>
 _TMPFS_DATA: Final = re.compile(r"(size|nr_inodes)=[0-9]+[kmgKMG%]?|mode=[0-7]{3,4}|(uid|gid)=[0-9]{1,9}", re.ASCII)
@@ -27,12 +31,16 @@ LEAST_MEMORY: Final = 6 << 20
 
 
 class Port(Struct, frozen=True):
-    """A published port; `host` 0 lets the system choose, an empty `address` means all addresses."""
+    """A published port; `host` 0 lets the system choose, an empty `address` means all addresses.
+
+    With `last` the first free port from `host` to `last` is taken.
+    """
 
     container: int
     host: int = 0
     address: str = ""
     protocol: str = "tcp"
+    last: int = 0
 
     def __str__(self) -> str:
         return f"{self.address or '0.0.0.0'}:{self.host}->{self.container}/{self.protocol}"
@@ -92,19 +100,37 @@ def signal_of(text: str) -> int:
     return int(number)
 
 
-def port_of(text: str) -> Port:
-    """`[IP:]HOST:CONTAINER[/udp]`, `IP::CONTAINER` or `CONTAINER`."""
-    found = _PORT.fullmatch(text)
+def ports_of(text: str) -> list[Port]:
+    """`[IP:]HOST:CONTAINER[/udp]`, `IP::CONTAINER` or `CONTAINER`, where HOST and CONTAINER may be ranges.
+
+    As in docker, ranges are published port by port, and one port of the container is published on a free one of a range
+    of the host.
+    """
+    found = _PUBLISHED.fullmatch(text)
     if found is None:
-        raise InvalidError(f"{text[:80]!r} is no port to publish: [IP:]HOST:CONTAINER[/udp], one port each")
-    address, host, container = found[1] or "", found[2] or "0", found[3]
-    numbers = [int(number) for number in (host, container)]
-    if not (0 <= numbers[0] < 65536 and 0 < numbers[1] < 65536):
-        raise InvalidError(f"{text} names a port that is not between 1 and 65535")
+        raise InvalidError(f"{text[:80]!r} is no port to publish: [IP:]HOST:CONTAINER[/udp], 8080:80 or 80-82:80-82")
+    address, protocol = found[1] or "", found[4] or "tcp"
     if address:
         _check_address(address)
-        _check_can_publish(text, ipaddress.ip_address(address.strip("[]")), found[4] or "tcp")
-    return Port(numbers[1], numbers[0], address, found[4] or "tcp")
+        _check_can_publish(text, ipaddress.ip_address(address.strip("[]")), protocol)
+    inner = _range_of(text, found[3])
+    if not (found[2] or "").strip("0"):
+        return [Port(number, 0, address, protocol) for number in inner]
+    outer = _range_of(text, found[2])
+    if len(inner) == 1:
+        last = outer[-1] if len(outer) > 1 else 0
+        return [Port(inner[0], outer[0], address, protocol, last)]
+    if len(inner) != len(outer):
+        raise InvalidError(f"invalid ranges for container and host ports: {found[3]} and {found[2]} differ in length")
+    return [Port(number, host, address, protocol) for number, host in zip(inner, outer, strict=True)]
+
+
+def _range_of(text: str, ports: str) -> range:
+    first, _, last = ports.partition("-")
+    found = range(int(first), int(last or first) + 1)
+    if not found or not 0 < found[0] <= found[-1] < 65536:
+        raise InvalidError(f"{text} names no port between 1 and 65535, or a range that ends before it begins")
+    return found
 
 
 def _check_can_publish(text: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address, protocol: str) -> None:
@@ -115,13 +141,11 @@ def _check_can_publish(text: str, address: ipaddress.IPv4Address | ipaddress.IPv
         raise InvalidError(f"{text}: slirp4netns passes no answers of UDP to a loopback address: publish it on another")
 
 
-def exposed_port(text: str) -> Port:
-    """A key of `ExposedPorts`, which may lack its protocol."""
-    return port_of(text) if re.fullmatch(r"[0-9]+(/(tcp|udp))?", text, re.ASCII) else _no_exposed(text)
-
-
-def _no_exposed(text: str) -> Port:
-    raise InvalidError(f"the image exposes {text[:40]!r}, which is no port")
+def exposed_ports(text: str) -> list[Port]:
+    """Those of a key of `ExposedPorts`, which may be a range and lack its protocol."""
+    if _EXPOSED.fullmatch(text) is None:
+        raise InvalidError(f"the image exposes {text[:40]!r}, which is no port")
+    return ports_of(text)
 
 
 def host_of(text: str) -> tuple[str, str]:
@@ -176,7 +200,7 @@ def check(settings: Settings) -> None:
     """Read every text once. Raises InvalidError."""
     for text, read in (
         *((text, ulimit_of) for text in settings.ulimits),
-        *((text, port_of) for text in settings.ports),
+        *((text, ports_of) for text in settings.ports),
         *((text, host_of) for text in settings.hosts),
         *((text, _check_address) for text in settings.dns),
         *((text, tmpfs_of) for text in settings.tmpfs),

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,14 +185,24 @@ def test_killed_helper_leaves_no_process_and_no_mount(live: Shop, victim: str) -
     assert live.run("exec", "box", "pwd") == "/\n"
 
 
+@pytest.mark.parametrize("words", [("rm",), ("start",), ("rename", "box", "other"), ("reset",)])
+def test_program_that_outlives_all_of_ours_ends_before_the_next_use(live: Shop, words: tuple[str, ...]) -> None:
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", ENDLESS)
+    keeper = keeper_of(live, "box")
+    family = {*descendants(keeper), keeper, live.answer("inspect", "--type", "container", "box")[0]["State"]["Pid"]}
+    (janitor,) = [pid for pid in family if is_janitor_of(pid, keeper)]
+    for pid in (janitor, keeper):
+        os.kill(pid, signal.SIGKILL)
+    await_that(lambda: not is_alive(keeper))
+    live.run(*words, *(["box"] if len(words) == 1 else []))
+    await_that(lambda: not any(map(is_alive, family)))
+
+
 def is_janitor_of(pid: int, keeper: int) -> bool:
     """Whether it holds a pidfd of the keeper (proc(5), /proc/pid/fdinfo)."""
-    for fd in open_fds(pid):
-        try:
-            if f"Pid:\t{keeper}\n" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text():
-                return True
-        except OSError:
-            continue
+    held = f"Pid:\t{keeper}\n"
+    with suppress(OSError):  # it has ended
+        return any(held in Path(f"/proc/{pid}/fdinfo/{fd}").read_text() for fd in open_fds(pid))
     return False
 
 
@@ -273,7 +284,7 @@ def test_attached_program_gets_input_and_its_status_is_ours(live: Shop) -> None:
         assert process.stdout.readline() == "got one\n"
         assert process.communicate("two\n", PATIENCE_S) == ("", "")
         assert process.returncode == 8
-    assert "does not run detached" in live.refuses("attach", "box")
+    assert "is not running" in live.refuses("attach", "box")
 
 
 def test_detached_program_may_have_a_terminal(live: Shop) -> None:
@@ -309,7 +320,9 @@ def test_paused_program_stands_still(live: Shop) -> None:
     states = "{{.State.Status}} {{.State.Running}} {{.State.Paused}}"
     assert live.run("inspect", "--format", states, "box") == "paused true true\n"
     assert "is paused" in live.refuses("exec", "box", "pwd", status=125)
+    assert "is paused already" in live.refuses("pause", "box")
     live.run("unpause", "box")
+    assert "is not paused" in live.refuses("unpause", "box")
     assert runc_status(live, "box") == "running"
     assert live.run("inspect", "-f", states, "box") == "running true false\n"
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     path = tmp_path_factory.mktemp("shop") / "store"
     with Store.open(path) as store:
         unpack_image(store, small_image(store))
-        exposing = RunConfig(cmd=["sh", "-c", ENDLESS], exposed_ports={"80/tcp": {}, "53/udp": {}})
+        exposing = RunConfig(cmd=["sh", "-c", ENDLESS], exposed_ports={"80-81/tcp": {}, "53/udp": {}})
         image_of(store, "exposing", exposing, {}, base=store.find("small"))
     with Prepared() as prepared:
         yield Shop(path, prepared)
@@ -89,7 +90,31 @@ def test_datagrams_are_passed_too(live: Shop) -> None:
 
 def test_exposed_ports_are_published_on_request(live: Shop) -> None:
     live.run("run", "-d", "-P", "--name", "box", "exposing")
-    assert sorted(line.split(" -> ")[0] for line in live.run("port", "box").splitlines()) == ["53/udp", "80/tcp"]
+    inner = [line.split(" -> ")[0] for line in live.run("port", "box").splitlines()]
+    assert sorted(inner) == ["53/udp", "80/tcp", "81/tcp"]
+
+
+def free_ports(count: int) -> int:
+    """The first of some ports in a row that are free, below those that the kernel hands out."""
+    while True:
+        first = 20000 + int.from_bytes(os.urandom(2), "big") % 10000
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+def test_ranges_of_ports_are_published(live: Shop) -> None:
+    one = free_ports(3)
+    two, three = one + 1, one + 2
+    ranges = ("-p", f"127.0.0.1:{one}-{two}:80-81", "-p", f"127.0.0.1:{one}-{three}:90")
+    live.run("run", "-d", "--name", "box", *ranges, "small", "sh", "-c", ENDLESS)
+    published = {"80/tcp": one, "81/tcp": two, "90/tcp": three}  # the first free one
+    assert live.run("port", "box") == "".join(f"{inner} -> 127.0.0.1:{host}\n" for inner, host in published.items())
+    bindings = live.answer("inspect", "--type", "container", "box")[0]["HostConfig"]["PortBindings"]
+    assert bindings["90/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": f"{one}-{three}"}]
+    refused = live.refuses("run", "--rm", "-p", f"127.0.0.1:{one}-{three}:80", "small", status=125)
+    assert f"the ports {one}-{three} of the host are in use" in refused
 
 
 def test_private_network_has_names_and_a_way_out(live: Shop) -> None:
@@ -127,7 +152,7 @@ def test_what_cannot_be_is_refused_in_one_line(live: Shop) -> None:
     assert "needs runc" in refused("-p", "80:80", "--runtime", "bwrap")
     assert "no answers" in refused("-p", "127.0.0.1:53:53/udp")
     assert "--restart always" in refused("--restart", "always")
-    assert "no port to publish" in refused("-p", "80-90:80-90")
+    assert "80-85 and 8000-8003 differ in length" in refused("-p", "8000-8003:80-85")
     assert live.names == []
 
 

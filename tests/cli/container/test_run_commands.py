@@ -234,6 +234,19 @@ def test_several_are_removed_whatever_becomes_of_one(clean: Shop) -> None:
     done = clean.call("rm", "a", "absent", "b")
     assert (done.status, done.out) == (1, "a\nb\n")
     assert "no container 'absent'" in done.err
+    assert clean.run("rm", "--force", "absent") == ""
+    assert clean.names == []
+
+
+def test_prune_takes_those_that_the_filters_choose(clean: Shop) -> None:
+    clean.run("create", "--name", "a", "--label", "x=y", "small")
+    clean.run("create", "--name", "b", "small")
+    assert clean.run("container", "prune", "--filter", "label=x=z") == ""
+    assert clean.run("container", "prune", "--filter", "until=1h") == ""
+    assert "is no time" in clean.refuses("container", "prune", "--filter", "until=now")
+    clean.run("container", "prune", "--filter", "label!=x")
+    assert clean.names == ["a"]
+    clean.run("container", "prune", "--filter", "label=x=y", "--filter", "until=0s")
     assert clean.names == []
 
 

@@ -39,11 +39,14 @@ def shell(shop: Shop, way: str, *words: str, size: tuple[int, int] = (24, 80)) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_program_has_the_terminal_its_ctrl_c_and_we_its_status(live: Shop, way: str) -> None:
-    script = f"trap 'echo stop; exit 6' INT; test -t 0 && test -t 1 && echo ready; {ENDLESS}"
+    script = (
+        f"trap 'echo stop $n; $last; n=2 last=\"exit 6\"' INT; n=1; test -t 0 && test -t 1 && echo ready; {ENDLESS}"
+    )
     with shell(live, way, "-c", script) as terminal:
         terminal.read_until(b"ready")
-        terminal.type(b"\x03")
-        terminal.read_until(b"stop")
+        for number in (b"1", b"2"):
+            terminal.type(b"\x03")
+            terminal.read_until(b"stop " + number)
         assert terminal.status() == 6
 
 

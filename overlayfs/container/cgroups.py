@@ -1,0 +1,52 @@
+"""How does the cgroup of a container go which runc does not remove, as it was killed before it had noted its state?"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from .spec.fields import CGROUPS
+
+_NAME: Final = re.compile(r"overlayfs-[0-9a-f]{64}", re.ASCII)
+_PATIENCE_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.01
+
+
+def remove_cgroups(specification: Path) -> None:
+    """Kill all processes in the cgroups that a config.json names, and remove these, in each hierarchy (cgroups(7))."""
+    try:
+        name = json.loads(specification.read_bytes())["linux"]["cgroupsPath"].lstrip("/")
+    except (OSError, ValueError, KeyError):
+        return  # none was asked for
+    if _NAME.fullmatch(name) is None:
+        return  # everything in it would be killed
+    for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
+        _remove(hierarchy / name, time.monotonic() + _PATIENCE_S)
+
+
+def _remove(cgroup: Path, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        try:
+            cgroup.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return  # it is not there
+        else:
+            return
+        for pid in _members(cgroup):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_LOOK_AGAIN_S)  # nobody tells when a killed process has left
+
+
+def _members(cgroup: Path) -> Iterator[int]:
+    with suppress(OSError):
+        yield from map(int, (cgroup / "cgroup.procs").read_text().split())

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from overlayfs.cli.container.lifecycle import wait_for
 from overlayfs.container.containers import Container, Containers
+from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
 from overlayfs.image.store.uses import Process
@@ -22,7 +23,7 @@ def test_status_is_known_of_a_container_that_ends_after_its_record_was_read(
     with Store.open(tmp_path / "store") as store:
         image = small_image(store)
         unpack_image(store, image)
-        made = Containers(store).create("box", image, [])
+        made = Containers(store).create("box", image, lower_keys(store, image))
         child = os.fork() or os._exit(0)
         read = replace(made, process=Process.of(child))  # before it is waited for it has a start time
         os.waitpid(child, 0)

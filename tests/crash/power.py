@@ -43,7 +43,7 @@ class FileSystem(NamedTuple):
     options: str
 
 
-EXT4 = FileSystem("ext4", 12 << 20, ("mkfs.ext4", "-q", "-b", "1024", "-J", "size=1"), "commit=300,dioread_lock")
+EXT4 = FileSystem("ext4", 48 << 20, ("mkfs.ext4", "-q", "-b", "1024", "-J", "size=1"), "commit=300,dioread_lock")
 XFS = FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), "nouuid")
 
 

@@ -8,9 +8,6 @@ import sys
 
 from overlayfs._typing import NoReturn
 
-_MOUNTING = (["run"], ["mount"], ["fork"])
-"""The commands of which the engine is loaded ahead."""
-
 
 def main() -> NoReturn:
     """Run the program and end the process. The interpreter is not taken down, as the caller would wait for that."""
@@ -31,7 +28,7 @@ def _run() -> int:
 
         return mount()
     try:
-        if sys.argv[1:2] in _MOUNTING:
+        if _will_mount(sys.argv[1:2]):
             from overlayfs.fuse import ahead
 
             ahead.load()
@@ -42,6 +39,12 @@ def _run() -> int:
     gc.set_threshold(10_000, 20, 100)  # what a command imports is none either
     gc.enable()
     return run()
+
+
+def _will_mount(words: list[str]) -> bool:
+    """Whether the engine is to be loaded ahead. An ordinary user's containers are in a user namespace, where the child
+    would have no rights."""
+    return words in (["mount"], ["fork"]) or (words == ["run"] and os.geteuid() == 0)
 
 
 def _is_remount(words: list[str]) -> bool:

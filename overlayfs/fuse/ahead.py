@@ -27,7 +27,6 @@ class _Loader(NamedTuple):
 
     pid: int
     requests: socket.socket
-    parent: int
     user_namespace: int
 
 
@@ -35,15 +34,24 @@ _loader: _Loader | None = None
 
 
 def load() -> None:
-    """Start the child; it ends with this process, unless it has work then."""
+    """Start the child, if one can be forked; it ends with this process, unless it has work then."""
     global _loader  # noqa: PLW0603 - a process has one
     import socket
 
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
+    try:
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
+        return
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        its.close()
+        return
     if pid:
         its.close()
-        _loader = _Loader(pid, ours, os.getpid(), _namespace("user"))
+        _loader = _Loader(pid, ours, _namespace("user"))
+        os.register_at_fork(after_in_child=_forget)
         return
     status = 1
     try:
@@ -53,6 +61,14 @@ def load() -> None:
         status = 0
     finally:
         os._exit(status)
+
+
+def _forget() -> None:
+    """The loader is no child of the processes that this one forks, which may close its socket by number."""
+    global _loader
+    loader, _loader = _loader, None
+    if loader is not None:
+        loader.requests.close()
 
 
 def load_engine() -> None:
@@ -93,7 +109,7 @@ def _give_to_loader(work: Callable[..., None], arguments: tuple[Any, ...], descr
     """The process id of the child that does the work; None if there is none, or if it is in another user namespace."""
     global _loader
     loader, _loader = _loader, None
-    if loader is None or loader.parent != os.getpid():
+    if loader is None:
         return None
     import pickle
     import socket
@@ -103,8 +119,8 @@ def _give_to_loader(work: Callable[..., None], arguments: tuple[Any, ...], descr
         if loader.user_namespace != _namespace("user"):
             return None
         opened += [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
-        opened += [os.open("/", os.O_PATH)]
-        packet = pickle.dumps((work, arguments, os.getcwd()))
+        opened += [os.open(path, os.O_PATH) for path in ("/", ".")]
+        packet = pickle.dumps((work, arguments))
         socket.send_fds(loader.requests, [packet], [*descriptors, *opened])
     except OSError:  # it has given up waiting, the packet is too big, or there is no /proc
         return None
@@ -120,8 +136,9 @@ def _give_to_loader(work: Callable[..., None], arguments: tuple[Any, ...], descr
 
 
 def _leave_command(kept: int) -> None:
-    """Neither Ctrl-C nor the descriptors of the command are for the child."""
+    """Neither Ctrl-C, nor the descriptors and the working directory of the command are for the child."""
     os.setsid()
+    os.chdir("/")
     _close_others((kept,))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
@@ -138,19 +155,19 @@ def _do_next(requests: socket.socket) -> None:
     poller.register(requests, select.POLLIN)
     if not poller.poll(_PATIENCE_S * 1000):
         requests.shutdown(socket.SHUT_RD)  # what has been sent can be read still
-    packet, descriptors, _, _ = socket.recv_fds(requests, _PACKET_BYTES, 16)
+    packet, descriptors, _, _ = socket.recv_fds(requests, _PACKET_BYTES, 16, socket.MSG_CMSG_CLOEXEC)
     requests.close()
     if not packet:
         return
-    work, arguments, directory = pickle.loads(packet)
-    *given, namespace, root = descriptors
+    work, arguments = pickle.loads(packet)
+    *given, namespace, root, directory = descriptors
     if os.fstat(namespace).st_ino != _namespace("mnt"):
         setns(namespace, CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")  # setns(2) has left the root that the command may have been given
-    os.chdir(directory)
-    os.close(namespace)
-    os.close(root)
+    os.fchdir(directory)
+    for fd in (namespace, root, directory):
+        os.close(fd)
     work(*arguments, *given)
 
 

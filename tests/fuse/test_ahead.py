@@ -67,7 +67,7 @@ def test_work_is_done_ahead_where_the_command_is(steps: str, tmp_path: Path) -> 
     [
         "os.kill(loader, signal.SIGKILL); os.waitpid(loader, 0)",
         "os.chdir('/'); unshare(CLONE_NEWUSER)",  # in which the child would have no rights
-        "os.fork() and (os.wait(), os._exit(0))",  # the child is another process's
+        "os.fork() and (os.wait(), os._exit(0)); os.closerange(3, 100)",  # the child is another process's
     ],
 )
 def test_work_is_done_by_a_fork_where_the_loader_cannot(steps: str, tmp_path: Path) -> None:
@@ -88,3 +88,8 @@ def test_loader_ends_with_the_command() -> None:
     assert command.returncode == 0
     while Path(f"/proc/{loader}").exists():  # it sees the end of the command when it has loaded
         os.sched_yield()
+
+
+def test_without_processes_to_spare_nothing_is_loaded_ahead() -> None:
+    code = "import os; os.fork = lambda: os.open('/no/such', 0); from overlayfs.fuse import ahead; ahead.load()"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

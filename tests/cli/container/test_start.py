@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
@@ -48,3 +51,21 @@ def test_run_has_imported_nothing_slow(tmp_path: Path) -> None:
     imported = set(json.loads(ran.stdout))
     assert "overlayfs.cli.container.running" in imported
     assert sorted(SLOW & imported) == []
+
+
+@pytest.mark.parametrize("options", [["--rm"], ["--rm", "-d"]])
+def test_run_as_the_first_word_finds_its_engine_loaded(options: list[str], tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        unpack_image(store, small_image(store))
+    environ = {**os.environ, "OVERLAYFS_STORE": str(tmp_path / "store")}
+
+    def call(*words: str) -> str:
+        command = [sys.executable, "-m", "overlayfs", *words]
+        return subprocess.run(
+            command, env=environ, stdout=subprocess.PIPE, check=True, text=True, timeout=PATIENCE_S
+        ).stdout
+
+    printed = call("run", *options, "--name", "box", "small", "sh", "-c", "pwd; exit 0")
+    assert len(printed) == 65 if "-d" in options else printed == "/\n"
+    if "-d" in options:
+        call("rm", "--force", "box")

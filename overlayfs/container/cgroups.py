@@ -1,4 +1,4 @@
-"""How does the cgroup of a container go which runc does not remove, as it was killed before it had noted its state?"""
+"""How is a container's cgroup removed that runc does not know? It was killed before it had noted the state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -41,12 +40,17 @@ def _remove(cgroup: Path, deadline: float) -> None:
                 return  # it is not there
         else:
             return
-        for pid in _members(cgroup):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill_members(cgroup)
         time.sleep(_LOOK_AGAIN_S)  # nobody tells when a killed process has left
 
 
-def _members(cgroup: Path) -> Iterator[int]:
+def _kill_members(cgroup: Path) -> None:
+    """By the kernel where it can (cgroup.kill, version 2 since Linux 5.14), else one by one."""
     with suppress(OSError):
-        yield from map(int, (cgroup / "cgroup.procs").read_text().split())
+        (cgroup / "cgroup.kill").write_text("1")
+        return
+    with suppress(OSError):
+        for pid in map(int, (cgroup / "cgroup.procs").read_text().split()):
+            if pid > 0:  # 0 is a process of another pid namespace
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)

@@ -260,7 +260,7 @@ class Containers:
             )
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
-                    remove_tree(self.take_away(name, first=first))
+                    remove_tree(self.take_away(name, released, first))
 
     @contextmanager
     def left(self, container: Container) -> Iterator[bool]:

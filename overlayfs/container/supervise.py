@@ -83,7 +83,9 @@ def start_with_us(words: Sequence[str], mask: Iterable[int] = (), **more: Any) -
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with_parent()
-        if select.select([parent_fd], [], [], 0)[0]:  # it had ended before that
+        ended = select.poll()
+        ended.register(parent_fd, select.POLLIN)
+        if ended.poll(0):  # before that
             os._exit(1)
 
     try:

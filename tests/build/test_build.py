@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import lzma
 import json
 import os
 import subprocess
@@ -427,6 +428,14 @@ def test_a_tar_as_context(site: Site, tmp_path: Path, compression: str) -> None:
         words: list[str | Path] = [*COMMAND, "--store", site.store, "build", "-q", "-t", "typed", "-"]
         subprocess.run(words, stdin=typed, stdout=subprocess.DEVNULL, check=True)
     assert site.image("typed").digest == site.image().digest
+
+
+@pytest.mark.parametrize("damaged", [lzma.compress(b"x" * 4096)[:-20], b"\xfd7zXZ\0 no xz", b"BZh9 no bzip2 at all"])
+def test_a_damaged_tar_as_context_is_named(site: Site, tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "context.tar"
+    path.write_bytes(damaged)
+    done = site.call(path)
+    assert (done.status, f"overlayfs: {path}" in done.err, "damaged" in done.err) == (1, True, True), done.err
 
 
 def _repository(path: Path, **files: str) -> str:

@@ -99,14 +99,19 @@ def test_submodules_are_fetched(site: Site, served: tuple[Path, str]) -> None:
     assert found == {"/x/Dockerfile", "/x/.gitmodules", "/x/d", "/x/d/s", "/x/d/s/inner"}
 
 
-def test_a_submodule_is_no_repository_of_the_host(site: Site, served: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_submodule_is_no_repository_of_the_host(
+    site: Site, served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     top, url = served
     make(tmp_path / "private", secret="1")
     repository = make(top / "r", Dockerfile=f"{ON}COPY . /x\n")
     git(repository, "submodule", "add", "-q", tmp_path / "private", "s")
     commit(repository)
+    (tmp_path / ".gitconfig").write_text('[protocol "file"]\nallow = always\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "file:git")
     done = site.call(f"{url}/r")
-    assert (done.status, "git: " in done.err) == (1, True), done.err
+    assert (done.status, "'file' not allowed" in done.err) == (1, True), done.err
 
 
 def test_symlinks_of_a_subdirectory_stay_in_it(site: Site, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import lzma
 from io import BufferedReader
 from typing import Any, Final
 
+from ...image.oci.errors import InvalidError
 from ...image.oci.limits import Limits
 from ...image.tar.compression import GZIP_MAGIC, ZSTD_MAGIC, open_decompressed
 
@@ -30,5 +31,21 @@ def decompressed(raw: BufferedReader, limits: Limits, what: str) -> Any:
     head = raw.peek(6)
     for magic, opener in _OTHERS:
         if head.startswith(magic):
-            return opener(raw)
+            return _Checked(opener(raw), what)
     return open_decompressed(raw, limits, what)
+
+
+class _Checked:
+    """A stream whose damage is an InvalidError."""
+
+    def __init__(self, stream: Any, what: str) -> None:
+        self._stream, self._what = stream, what
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data: bytes = self._stream.read(size)
+        except (EOFError, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's
+            raise InvalidError(f"{self._what} is damaged: {error}") from None
+        return data

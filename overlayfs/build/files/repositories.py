@@ -1,7 +1,7 @@
 """How does a git repository become files? By git(1), with its submodules, of one commit.
 
-The repository may be anybody's: git itself refuses submodules that are files of the host (git-config(1),
-protocol.file.allow).
+The repository may be anybody's: its submodules are never files of the host (git-config(1), protocol.file.allow), whatever
+git is told elsewhere.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ _GITHUB: Final = "github.com/"
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
 _BRANCHES: Final = "+refs/heads/*:refs/remotes/origin/*"
 _QUIET_GIT: Final = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
-_OF_ANOTHER: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"})
-"""Variables that git sets for hooks, and that mean a repository of the caller."""
+_OF_ANOTHER: Final = frozenset(
+    {
+        *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE"),
+        *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH", "GIT_SHALLOW_FILE", "GIT_ALLOW_PROTOCOL"),
+    }
+)
+"""Variables that git sets for hooks, and that mean a repository of the caller; and what allows more protocols."""
+_NO_FILES: Final = ("-c", "protocol.file.allow=user")
 
 
 def is_git(text: str) -> bool:
@@ -56,7 +62,7 @@ def clone(source: str, directory: Path, *, keeps_git: bool = False, commit: str 
         raise ImageError(f"{source} is another commit: {found} instead of {commit}")
     _git("-C", directory, "checkout", "--quiet", found)
     if (directory / ".gitmodules").exists():
-        _shallow(directory, "submodule", "--quiet", "update", "--init", "--recursive")
+        _shallow(directory, *_NO_FILES, "submodule", "--quiet", "update", "--init", "--recursive")
     if not keeps_git:
         _forget(directory)
     place = (directory / inner.lstrip("/")).resolve()
@@ -110,5 +116,6 @@ def _git(*words: str | Path) -> str:
         raise ImageError("git is not installed") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise ImageError(f"git: {lines[-1]}")
+        reasons = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+        raise ImageError(f"git: {(reasons or lines[-1:])[0]}")
     return done.stdout.strip()

@@ -12,13 +12,14 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from overlayfs.build.children import Child, ChildError
 from overlayfs.build.reports import Plain, Quiet, Report, ReportedStep
+from overlayfs.image.oci.errors import ImageError
 from overlayfs.image.oci.progress import Progress, Task
 
 if TYPE_CHECKING:
@@ -66,14 +67,27 @@ def _display(receiver: socket.socket, sender: socket.socket) -> bytes:
 
     from overlayfs.cli.container.screen import Screen
 
-    with Screen(Console(stderr=True)) as screen:
-        _follow(receiver, screen)
+    pipes: dict[int, str] = {}
+    try:
+        with Screen(Console(stderr=True)) as screen:
+            _follow(receiver, pipes, screen)
+    except Exception as error:  # noqa: BLE001 - the terminal is gone, for one
+        _follow(receiver, pipes, _Blank())
+        raise ImageError(str(error)) from None
     return b""
 
 
-def _follow(receiver: socket.socket, screen: Screen) -> None:
+class _Blank:
+    """A screen that shows nothing: commands must be able to write all the same."""
+
+    period_s = None
+
+    def __getattr__(self, verb: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def _follow(receiver: socket.socket, pipes: dict[int, str], screen: Screen | _Blank) -> None:
     """Pass on the messages and the output of commands until nobody is left who sends."""
-    pipes: dict[int, str] = {}
     while True:
         ready, _, _ = select.select([receiver.fileno(), *pipes], [], [], screen.period_s)
         for pipe in pipes.keys() & ready:
@@ -86,7 +100,7 @@ def _follow(receiver: socket.socket, screen: Screen) -> None:
         screen.refresh()
 
 
-def _take(message: dict[str, Any], fds: list[int], pipes: dict[int, str], screen: Screen) -> None:
+def _take(message: dict[str, Any], fds: list[int], pipes: dict[int, str], screen: Screen | _Blank) -> None:
     verb = message.pop("verb")
     if verb == "output":
         for pipe in fds:
@@ -102,7 +116,7 @@ def _take(message: dict[str, Any], fds: list[int], pipes: dict[int, str], screen
     getattr(screen, verb)(**message)
 
 
-def _read(pipe: int, pipes: dict[int, str], screen: Screen) -> bool:
+def _read(pipe: int, pipes: dict[int, str], screen: Screen | _Blank) -> bool:
     """Read what a command has written; whether there may be more."""
     try:
         data = os.read(pipe, _CHUNK)
@@ -157,7 +171,7 @@ class _SentStep:
             if self._report.send("output", reading, step=self._step):
                 return writing
         os.close(writing)
-        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        return os.dup(2)  # there is no display any more
 
     def end(self, *, has_failed: bool) -> None:
         self._report.send("end", step=self._step, has_failed=has_failed)

@@ -20,6 +20,8 @@ from rich.text import Text
 
 from overlayfs.cli.output import format_size, safe
 
+_NORMAL: Final = "\x1b[?1049l\x1b[0m"
+"""Ends another screen and colours that a command may have left."""
 _LINES: Final = 6
 """Of the output of a step, at most."""
 _LONGEST: Final = 4096
@@ -161,7 +163,8 @@ class Screen:
             beginning = "\n[the beginning is left out]" if step.is_cut else ""
             print(f"------\n > {safe(step.title)}:{beginning}", file=sys.stderr, flush=True)
             sys.stderr.buffer.write(step.kept)
-            print("\n" if step.unfinished else "", "------", sep="", file=sys.stderr, flush=True)
+            ending = (_NORMAL if b"\x1b" in step.kept else "") + ("\n" if step.unfinished else "")
+            print(ending, "------", sep="", file=sys.stderr, flush=True)
 
 
 def _row(text: str, begun: float | None, style: str = "") -> RenderableType:

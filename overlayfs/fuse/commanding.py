@@ -69,8 +69,11 @@ def drop_snapshot(mountpoint: bytes, name: str) -> None:
 
 def _await_end(mountpoint: bytes) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while os.getxattr(mountpoint, SETTLED_XATTR) != b"1":
-        _pause(deadline, mountpoint)
+    try:
+        while os.getxattr(mountpoint, SETTLED_XATTR) != b"1":
+            _pause(deadline, mountpoint)
+    except OSError as error:  # the mount has ended
+        raise MountError(f"{os.fsdecode(mountpoint)}: {os.strerror(error.errno or errno.EIO)}") from None
 
 
 def _command(mountpoint: bytes, command: bytes, name: str) -> None:

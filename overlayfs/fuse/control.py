@@ -76,6 +76,8 @@ class Control:
         if not _may_command(uid, pid):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._go_on_merging()
+        if self._merges is not None:
+            self._overlay.give_way()
         if self._telling or self._merges is not None or self._is_busy():
             raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
         try:

@@ -17,11 +17,12 @@ names know. Each later drop tries again.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from overlayfs._log import Log
 from overlayfs._typing import Final
@@ -54,7 +55,8 @@ def drop(state: State, name: str) -> str:
     entries = list(present.entries)
     found = entries[at].snapshot or ""
     entries[at] = entries[at]._replace(snapshot=None, taken_at=0.0)
-    present.publish(entries, durable=is_durable(state))
+    snapshots.with_room(present, lambda: present.publish(entries, durable=is_durable(state)))
+    present.gives_way = False
     return found
 
 
@@ -71,6 +73,12 @@ def merges(state: State) -> Iterator[Callable[[], None]]:
                     merge.finish()
 
 
+def give_way(state: State) -> None:
+    """Let what `merges` prepares for this drop come to nothing, as another command waits."""
+    if isinstance(state.history, History):
+        state.history.gives_way = True
+
+
 class _Merge:
     """Of the layer at a position into that above it."""
 
@@ -84,7 +92,9 @@ class _Merge:
     def is_possible(self) -> bool:
         """Whether nothing that is known in memory speaks against it."""
         entry, state = self._entry, self._state
-        if entry.snapshot is not None or entry.upper or not entry.directory or self._present.has_stopped:
+        if entry.snapshot is not None or entry.upper or not entry.directory:
+            return False
+        if self._present.has_stopped or self._present.gives_way:
             return False
         has_index = any(index.layer in (self._number, self._target) for index in state.frozen_indexes)
         return not (has_index or snapshots.holds_unnamed(state, self._number))
@@ -96,11 +106,16 @@ class _Merge:
 
     def _prepare(self) -> None:
         source, target = self._layers
-        with ExitStack() as held:
-            if self._holds_alone(held) and _is_plain(source, moves=True) and _is_plain(target, moves=False):
-                with _opened(source.root_fd, b".") as fd:
-                    _say_numbers(source, fd.number)
-                self.is_prepared = True
+        goes_on = self._present.check_goes_on
+        with ExitStack() as held:  # forks need not wait for all the rest, which changes nothing for them
+            if not self._holds_alone(held):
+                return
+        if _is_plain(source, goes_on, moves=True) and _is_plain(target, goes_on, moves=False):
+            with _opened(source.root_fd, b".") as fd:
+                _say_numbers(source, fd.number, goes_on)
+            if is_durable(self._state):
+                syscalls.sync_filesystem(target.root_fd)  # so that there is little left to sync after the moves
+            self.is_prepared = True
 
     def _holds_alone(self, held: ExitStack) -> bool:
         """Keep forks from both layers; False where one uses them."""
@@ -119,7 +134,8 @@ class _Merge:
                 moves.run()
                 if is_safe:
                     syscalls.sync_filesystem(self._layers[1].root_fd)
-                present.publish([one for one in present.entries if one != entry], durable=is_safe)
+                left = [one for one in present.entries if one != entry]
+                snapshots.with_room(present, lambda: present.publish(left, durable=is_safe))
                 state.frozen = tuple(frozen for frozen in state.frozen if frozen != self._number)
             finally:  # names may have moved in any case
                 is_gone = self._number not in state.frozen
@@ -137,15 +153,17 @@ def _forget_layer(state: State, present: History, entry: Entry, number: int) -> 
 # -- on disk
 
 
-def _is_plain(layer: Layer, *, moves: bool) -> bool:
-    """Whether the merged tree stays the same when the files of a layer move, or when others move into it."""
+def _is_plain(layer: Layer, goes_on: Callable[[], None], *, moves: bool) -> bool:
+    """Whether the merged tree stays the same when the files of a layer move, or when others move into it. `goes_on` is
+    called now and then, and raises where that does not matter any more."""
     with _opened(layer.root_fd, b".") as fd:
         root = marks.read_marks_of_descriptor(fd.number, layer.spelling)
-        return root.opacity is Opacity.TRANSPARENT and _are_plain(layer, fd.number, 0, moves)
+        return root.opacity is Opacity.TRANSPARENT and _are_plain(layer, goes_on, fd.number, 0, moves)
 
 
-def _are_plain(layer: Layer, dir_fd: int, depth: int, moves: bool) -> bool:
+def _are_plain(layer: Layer, goes_on: Callable[[], None], dir_fd: int, depth: int, moves: bool) -> bool:
     time.sleep(_PAUSE_S)
+    goes_on()
     for name in access.list_names(dir_fd):
         found = marks.read_marks(dir_fd, name, layer.spelling)
         if found.redirect is not None or found.metacopy_value is not None or marks.is_reserved_name(name):
@@ -155,26 +173,35 @@ def _are_plain(layer: Layer, dir_fd: int, depth: int, moves: bool) -> bool:
         st = access.stat_at(dir_fd, name)
         if stat.S_ISDIR(st.st_mode):
             with _opened(dir_fd, name) as below:
-                if not _are_plain(layer, below.number, depth + 1, moves):
+                if not _are_plain(layer, goes_on, below.number, depth + 1, moves):
                     return False
         elif moves and st.st_nlink > 1 and not marks.is_whiteout_device(st):  # which are links of one
             return False
     return True
 
 
-def _say_numbers(layer: Layer, dir_fd: int) -> None:
+def _say_numbers(layer: Layer, dir_fd: int, goes_on: Callable[[], None]) -> None:
     """Have each file keep its inode number in another layer. Where a filesystem or the kernel takes no such mark, as of
     an ordinary user's symlink, the number will be another."""
     time.sleep(_PAUSE_S)
+    goes_on()
     for name in access.list_names(dir_fd):
         st = access.stat_at(dir_fd, name)
         if marks.read_marks(dir_fd, name, layer.spelling).number is None:
             value = marks.integer_value(layer.number(st))
-            with suppress(OSError), _opened(dir_fd, name, syscalls.OPEN_NODE) as node:
-                access.setxattr(node.number, layer.spelling.prefix + marks.NUMBER, value)
+            with _opened(dir_fd, name, syscalls.OPEN_NODE) as node:
+                _mark(node.number, layer.spelling.prefix + marks.NUMBER, value)
         if stat.S_ISDIR(st.st_mode):
             with _opened(dir_fd, name) as below:
-                _say_numbers(layer, below.number)
+                _say_numbers(layer, below.number, goes_on)
+
+
+def _mark(fd: int, name: bytes, value: bytes) -> None:
+    try:
+        access.setxattr(fd, name, value)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+            raise
 
 
 class _Moves:

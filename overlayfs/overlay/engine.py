@@ -163,6 +163,12 @@ class Overlay:
         self._refuse_while_changing()
         return dropping.drop(self.state, name)
 
+    def give_way(self) -> None:
+        """Cut off what `merges` prepares, for another command; a later drop goes on with it."""
+        from . import dropping
+
+        dropping.give_way(self.state)
+
     def merges(self) -> Iterator[Callable[[], None]]:
         """Merge layers without a name, as `dropping.merges`. Not to be gone on with while `is_changing`."""
         from . import dropping

@@ -85,7 +85,7 @@ def fetch(state: State, inode: Inode, offset: int, size: int) -> None:
     """
     opened = pooled(state, inode, writable=False)
     ahead = _REQUESTS_AHEAD if size >= _MUCH else 0
-    with suppress(OSError):  # what cannot be fetched is read all the same
+    with suppress(OSError, OverflowError):  # what cannot be fetched is read all the same
         for start in range(offset, offset + (1 + ahead) * size, size or 1):  # each is cut to what a disk takes at once
             os.posix_fadvise(opened.fd, start, size, os.POSIX_FADV_WILLNEED)
 

@@ -59,7 +59,9 @@ class History(Held):
         self.fd = fd
         self._removing = allocate_lock()
         self.has_stopped = False
+        self.gives_way = False  # to another command: what is being prepared is for a later one
         self.waste: list[str] = []  # layers that were dropped and that nobody needs any more
+        self._in_use: list[str] = []  # the same, but a fork uses them
         self.locks: list[int] = []  # on layers of the mount that this one is a fork of
         self.room = Room(work_fd)
         self.entries = tuple(entries)
@@ -188,7 +190,7 @@ class History(Held):
             for name in directories if not self.has_stopped else ():
                 with drafts.afterwards():
                     if not (forks.remove(self.fd, os.fsencode(name)) if name else self._empty_upperdir()):
-                        self.waste.append(name)
+                        self._in_use.append(name)
             if not self.has_stopped:
                 self.room.keep()
 
@@ -212,14 +214,26 @@ class History(Held):
         return True
 
     def stop(self) -> None:
+        """Change nothing on disk from now on; waits for what cannot be cut off."""
+        self.has_stopped = True
         with self._removing:
-            self.has_stopped = True
+            pass
 
     def unless_stopped(self, work: Callable[[], None]) -> None:
         """Do something to the layers, in any thread, as `remove` does."""
         with self._removing:
             if not self.has_stopped:
                 work()
+
+    def check_goes_on(self) -> None:
+        """EINTR where long work is to be cut off: the mount ends, or another command waits."""
+        if self.has_stopped or self.gives_way:
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def look_again(self) -> None:
+        """Try to remove what forks used when it was last tried."""
+        used, self._in_use = self._in_use, []
+        self.waste += used
 
     def take_waste(self) -> Callable[[], None] | None:
         waste, self.waste = self.waste, []

@@ -31,8 +31,12 @@ class Room:
         with suppress(OSError):  # the disk is full, or has no files without a name
             while len(self._files) < _FILES:
                 fd = os.open(b".", _UNNAMED, 0o600, dir_fd=self._directory_fd)
+                try:
+                    os.posix_fallocate(fd, 0, _SIZE_IN_MEMORY if syscalls.is_in_memory(fd) else _SIZE)
+                except OSError:
+                    os.close(fd)
+                    raise
                 self._files.append(fd)
-                os.posix_fallocate(fd, 0, _SIZE_IN_MEMORY if syscalls.is_in_memory(fd) else _SIZE)
 
     def give_up(self) -> bool:
         """Whether there was some."""

@@ -54,10 +54,10 @@ def roll_back(state: State, name: str) -> tuple[str, Changed]:
     ENOENT where there is none of that name; otherwise as `take`.
     """
     present = history_of(state)
-    return _with_room(present, lambda: _roll_back(state, present, name))
+    return with_room(present, lambda: _roll_back(state, present, name))
 
 
-def _with_room(present: History, act: Callable[[], _Result]) -> _Result:
+def with_room(present: History, act: Callable[[], _Result]) -> _Result:
     """Do what makes a full disk empty again: once more, with the room that was kept for it, where there is no other."""
     try:
         return act()
@@ -82,7 +82,7 @@ def reset(state: State) -> Changed:
     """Go back to the lower layers alone, in a fork to the layers that it was made of; what the kernel has to forget.
     Otherwise as `take`."""
     present = history_of(state)
-    return _with_room(present, lambda: _reset(state, present))
+    return with_room(present, lambda: _reset(state, present))
 
 
 def _reset(state: State, present: History) -> Changed:
@@ -99,7 +99,7 @@ def undo(state: State, name: str) -> tuple[str, Changed]:
     """Go back to a snapshot and drop it: its layer takes changes again. Otherwise as `roll_back`, which is what is done
     where that layer must stay as it is: a fork uses it, or it has the content of an open file that has no name."""
     present = history_of(state)
-    return _with_room(present, lambda: _undo(state, present, name))
+    return with_room(present, lambda: _undo(state, present, name))
 
 
 def _undo(state: State, present: History, name: str) -> tuple[str, Changed]:
@@ -149,4 +149,5 @@ def history_of(state: State) -> History:
         state.history.upperdir_fd = upper_of(state).root_fd
     assert isinstance(state.history, History)
     state.history.room.keep()
+    state.history.look_again()
     return state.history

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import io
-import lzma
 import json
+import lzma
 import os
 import subprocess
 import tarfile

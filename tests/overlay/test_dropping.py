@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from overlayfs.overlay.engine import Overlay
 from overlayfs.overlay.history import History
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.room import Room
 from tests.property.bare import EngineTarget
 
 
@@ -98,13 +100,13 @@ def test_merge_that_fails_at_its_end_hides_nothing(tree: EngineTarget, monkeypat
 
     def full_at_the_end(self: History, *told: Any, **options: Any) -> None:
         published.append(told)
-        if len(published) == 2:
+        if len(published) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         publish(self, *told, **options)
 
     monkeypatch.setattr(History, "publish", full_at_the_end)
     overlay.drop_snapshot("s1")
-    assert len(published) == 2
+    assert len(published) == 3  # the last with the room that was kept
     assert overlay.read(overlay.lookup(directory, b"file").ino, 0, 9) == b"content"
     _write(tree, b"dir/new", b"new")
     assert tree.read(b"dir/new") == b"new"
@@ -194,3 +196,49 @@ def test_nothing_is_merged_once_the_mount_has_ended(tree: EngineTarget, is_prepa
     prepare()
     assert list(merges) == []
     assert _layers(tree) == ["s0", None, "s2", None]
+
+
+def test_another_command_does_not_wait_for_a_merge_that_is_prepared(tree: EngineTarget) -> None:
+    merges = _prepare_to_merge(tree)
+    prepare = next(merges)
+    tree.overlay.give_way()
+    prepare()
+    assert list(merges) == []
+    assert _layers(tree) == ["s0", None, "s2", None]
+    tree.overlay.snapshot("s3")
+    tree.overlay.drop_snapshot("s3")  # which merges what was left
+    assert _layers(tree) == ["s0", "s2", None, None]
+
+
+def test_end_of_a_mount_cuts_off_what_is_prepared(tree: EngineTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges = _prepare_to_merge(tree)
+    prepare = next(merges)
+    history = tree.overlay.state.history
+    assert isinstance(history, History)
+    seen = []
+
+    def pause(_: float) -> None:
+        seen.append(history.has_stopped)
+        history.has_stopped = True  # as `stop` says at once, which then waits
+
+    monkeypatch.setattr(time, "sleep", pause)
+    prepare()
+    assert seen == [False]
+    assert list(merges) == []
+
+
+def test_room_is_none_without_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = set(os.listdir("/proc/self/fd"))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    room = Room(fd)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", fail)
+        room.keep()
+    assert not room.give_up()
+    room.keep()
+    assert room.give_up()
+    os.close(fd)
+    assert set(os.listdir("/proc/self/fd")) == before

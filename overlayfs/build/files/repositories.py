@@ -1,7 +1,7 @@
 """How does a git repository become files? By git(1), with its submodules, of one commit.
 
-The repository may be anybody's: its submodules are never files of the host (git-config(1), protocol.file.allow), whatever
-git is told elsewhere.
+The repository may be anybody's: its submodules are never files of the host (git-config(1), protocol.file.allow),
+whatever git is told elsewhere.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""Once a snapshot or rollback is published, nothing on disk makes it fail, and what is written then is not lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs.overlay import freezing
+from overlayfs.overlay.engine import Overlay
+from overlayfs.overlay.options import OverlayOptions
+from tests.property.bare import EngineTarget
+
+NOT_OURS = ("-1", "10000000000000000", "ffffffffffffffff1", "+000000000000001", "00000000000000AB", "1")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> OverlayOptions:
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/f").write_text("of the lower")
+    lower, upper, work = (bytes(tmp_path / name) for name in ("lower", "upper", "work"))
+    return OverlayOptions(lowers=(lower,), upper=upper, work=work)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def tree(options: OverlayOptions) -> Iterator[EngineTarget]:
+    made = EngineTarget(options)
+    yield made
+    made.overlay.close()
+
+
+def _roll_back(tree: EngineTarget) -> None:
+    tree.overlay.roll_back()
+
+
+def _undo(tree: EngineTarget) -> None:
+    tree.overlay.roll_back(drop=True)
+
+
+def _reset(tree: EngineTarget) -> None:
+    tree.overlay.reset()
+
+
+def _snapshot(tree: EngineTarget) -> None:
+    tree.overlay.snapshot()
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_record_under_a_name_that_is_not_ours_counts_for_nothing(tree: EngineTarget, work: Path, name: str) -> None:
+    (work / "overlayfs-links").mkdir()
+    (work / "overlayfs-links" / name).symlink_to("1")
+    tree.remount()
+    assert tree.overlay.state.lost_links == {}
+    tree.overlay.snapshot()
+    tree.write(b"f", 0, b"dropped")
+    _roll_back(tree)
+    tree.write(b"f", 0, b"OF")
+    tree.remount()
+    assert tree.read(b"f") == b"OF the lower"
+
+
+@pytest.mark.parametrize("act", [_snapshot, _roll_back, _undo, _reset])
+def test_failure_after_publishing_lets_nothing_be_written_to_a_layer_that_is_no_upper(
+    tree: EngineTarget, monkeypatch: pytest.MonkeyPatch, act: Callable[[EngineTarget], None]
+) -> None:
+    tree.overlay.snapshot()
+    tree.write(b"f", 0, b"IF")
+    tree.hold(1, b"f", os.O_RDWR)
+    with monkeypatch.context() as patch:
+        patch.delattr(freezing, "_use")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            act(tree)
+    for change in (
+        lambda: tree.held_write(1, 0, b"lost"),
+        lambda: tree.create(b"new", 0, 0o644, b"lost"),
+        tree.overlay.snapshot,
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            change()
+    tree.overlay.close()
+    tree.overlay = Overlay.open(tree.options)
+    assert tree.read(b"f") == (b"IF the lower" if act is _snapshot else b"of the lower")
+
+
+@pytest.mark.parametrize("act", [_snapshot, _roll_back, _undo, _reset])
+def test_close_that_fails_is_no_failure_of_what_was_done(
+    tree: EngineTarget, monkeypatch: pytest.MonkeyPatch, act: Callable[[EngineTarget], None]
+) -> None:
+    tree.overlay.snapshot()
+    tree.write(b"f", 0, b"IF")
+    tree.read(b"f")
+    closed: list[int] = []
+    real = os.close
+
+    def close(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        real(fd)
+        if path.endswith("/upper/f"):
+            closed.append(fd)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        act(tree)
+    assert closed, "a file of the former upper was open"
+    tree.write(b"f", 0, b"OF")
+    tree.create(b"new", 0, 0o644, b"kept")
+    tree.overlay.close()
+    tree.overlay = Overlay.open(tree.options)
+    assert (tree.read(b"f"), tree.read(b"new")) == (b"OF the lower", b"kept")

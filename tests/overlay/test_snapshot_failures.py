@@ -11,7 +11,7 @@ import pytest
 
 from overlayfs.overlay import freezing
 from overlayfs.overlay.engine import Overlay
-from overlayfs.overlay.options import OverlayOptions
+from overlayfs.overlay.options import MountError, OverlayOptions
 from tests.property.bare import EngineTarget
 
 NOT_OURS = ("-1", "10000000000000000", "ffffffffffffffff1", "+000000000000001", "00000000000000AB", "1")
@@ -117,3 +117,40 @@ def test_close_that_fails_is_no_failure_of_what_was_done(
     tree.overlay.close()
     tree.overlay = Overlay.open(tree.options)
     assert (tree.read(b"f"), tree.read(b"new")) == (b"OF the lower", b"kept")
+
+
+def _lose_a_layer(work: Path) -> None:
+    (work / "overlayfs-snapshots/1").rename(work / "gone")
+
+
+def _damage_the_stack(work: Path) -> None:
+    (work / "overlayfs-snapshots/stack").write_text("{")
+
+
+@pytest.mark.parametrize("spoil", [_lose_a_layer, _damage_the_stack])
+def test_refused_mount_leaves_the_kernel_s_overlayfs_refused(
+    tree: EngineTarget, work: Path, spoil: Callable[[Path], None]
+) -> None:
+    tree.overlay.snapshot()
+    tree.overlay.close()
+    kept = {path: path.read_bytes() for path in (work / "overlayfs-snapshots").glob("stack")}
+    spoil(work)
+    try:
+        with pytest.raises(MountError):
+            Overlay.open(tree.options)
+        assert (work / "work/incompat/overlayfs-snapshots").is_dir()
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        if (work / "gone").exists():
+            (work / "gone").rename(work / "overlayfs-snapshots/1")
+        tree.overlay = Overlay.open(tree.options)
+
+
+def test_guard_goes_with_a_first_snapshot_that_was_not_finished(tree: EngineTarget, work: Path) -> None:
+    tree.overlay.close()
+    (work / "work/incompat/overlayfs-snapshots").mkdir(parents=True)
+    (work / "overlayfs-snapshots/1/upper").mkdir(parents=True)
+    tree.overlay = Overlay.open(tree.options)
+    assert os.listdir(work / "work") == []
+    assert not (work / "overlayfs-snapshots").exists()

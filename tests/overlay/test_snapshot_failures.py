@@ -154,3 +154,36 @@ def test_guard_goes_with_a_first_snapshot_that_was_not_finished(tree: EngineTarg
     tree.overlay = Overlay.open(tree.options)
     assert os.listdir(work / "work") == []
     assert not (work / "overlayfs-snapshots").exists()
+
+
+ROOM = os.statvfs_result((4096, 4096, 1 << 20, 1 << 19, 1 << 19, 1 << 20, 1 << 19, 1 << 19, 0, 255))
+UNLIMITED = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+NO_FRAGMENTS = os.statvfs_result((4096, 0, 1 << 20, 1 << 10, 1 << 10, 1 << 20, 1 << 19, 1 << 19, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [(ROOM, False), (UNLIMITED, False), (NO_FRAGMENTS, True), (OSError(errno.ESTALE, "stale"), True)],
+    ids=["room", "unlimited", "no fragments", "error"],
+)
+def test_how_full_the_disk_is_is_known_without_failing(
+    tree: EngineTarget, monkeypatch: pytest.MonkeyPatch, told: os.statvfs_result | OSError, expected: bool
+) -> None:
+    def fstatvfs(_fd: int) -> os.statvfs_result:
+        if isinstance(told, OSError):
+            raise told
+        return told
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+    assert tree.overlay.is_nearly_full is expected
+
+
+def test_mount_after_a_reset_leaves_no_descriptor_open(tree: EngineTarget) -> None:
+    tree.overlay.snapshot()
+    tree.overlay.reset()
+    tree.overlay.close()
+    before = os.listdir("/proc/self/fd")
+    tree.overlay = Overlay.open(tree.options)
+    tree.overlay.close()
+    assert os.listdir("/proc/self/fd") == before
+    tree.overlay = Overlay.open(tree.options)

@@ -10,9 +10,12 @@ import errno
 import os
 from collections.abc import Callable
 
+from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
 from ..tree import access, syscalls
+
+log = Log(__name__)
 
 _DIRECTORY_DESCRIPTORS = 512
 _FILE_DESCRIPTORS = 1024
@@ -20,6 +23,15 @@ _FEWEST = 8  # of each
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _Result = TypeVar("_Result")
+
+
+def close_quietly(fd: int) -> None:
+    """close(2), which lets the descriptor go even where it fails: filesystems on a network, and those of FUSE, tell so
+    of data that they could not write. What closes it is something else, and has happened or is to go on."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        log.warning("a descriptor was closed with an error: %s", error)
 
 
 class OpenFile:
@@ -47,12 +59,12 @@ class OpenFile:
         """No longer of the pool."""
         self.stale = True
         if not self.pins:
-            os.close(self.fd)
+            close_quietly(self.fd)
 
     def unpin(self) -> None:
         self.pins -= 1
         if self.stale and not self.pins:
-            os.close(self.fd)
+            close_quietly(self.fd)
 
 
 def unpooled(fd: int) -> OpenFile:
@@ -120,7 +132,7 @@ class Descriptors:
     def drop_directory(self, key: object) -> None:
         found = self._directories.pop(key, None)
         if found is not None:
-            os.close(found.fd)
+            close_quietly(found.fd)
 
     def _evict_directory(self) -> bool:
         """Close one that is not in use; False where all are."""
@@ -130,7 +142,7 @@ class Descriptors:
                 continue
             del self._directories[key]
             if not found.used:
-                os.close(found.fd)
+                close_quietly(found.fd)
                 return True
             found.used = False
             self._directories[key] = found  # once more round
@@ -140,7 +152,7 @@ class Descriptors:
         for key, found in self._directories.items():
             if found.operation != self.operation:
                 del self._directories[key]
-                os.close(found.fd)
+                close_quietly(found.fd)
                 return True
         return False
 
@@ -225,9 +237,9 @@ class Descriptors:
         return closed > 0 or self.last_resort()
 
     def close(self) -> None:
-        for opened in self._files.values():
+        files, directories = self._files, self._directories
+        self._files, self._directories = {}, {}
+        for opened in files.values():
             opened.retire()
-        for found in self._directories.values():
-            os.close(found.fd)
-        self._files.clear()
-        self._directories.clear()
+        for found in directories.values():
+            close_quietly(found.fd)

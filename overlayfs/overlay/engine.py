@@ -190,12 +190,17 @@ class Overlay:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether little room is left on the disk of the upper, so that what was dropped should go soon."""
+        """Whether little room is left on the disk of the upper, so that what was dropped should go soon; where the disk
+        does not tell, too."""
         if self.state.work_fd is None:
             return False
-        found = os.fstatvfs(self.state.work_fd)
-        least = max(found.f_blocks // 32, _LEAST_ROOM // found.f_frsize)
-        return found.f_bavail < least or found.f_favail < found.f_files // 32
+        try:
+            found = os.fstatvfs(self.state.work_fd)
+        except OSError:
+            return True
+        least = max(found.f_blocks // 32, _LEAST_ROOM // (found.f_frsize or 1))
+        has_room = found.f_bavail >= least or not found.f_blocks  # which a tmpfs without a limit has none of
+        return not has_room or found.f_favail < found.f_files // 32
 
     def take_waste(self) -> Callable[[], None] | None:
         """What removes the layers that rollbacks dropped, as far as nothing needs them now; for any thread. None where

@@ -17,7 +17,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from overlayfs._typing import Final
 
@@ -80,7 +80,8 @@ def alone(directory: bytes, *, patience_s: float | None = 0) -> Iterator[bool]:
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield patience_s is None or _is_alone(fd, patience_s)
     finally:
-        os.close(fd)
+        with suppress(OSError):  # what was done in the block is done
+            os.close(fd)
 
 
 def _is_alone(fd: int, patience_s: float = 0) -> bool:

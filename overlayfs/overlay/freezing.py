@@ -6,10 +6,10 @@ the inodes of a tree that a rollback has changed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from . import redirects
+from .descriptors import close_quietly
 from .former import NO_NAMES, Former, path_of
 from .history import History
 from .inodes import ROOT, Directory, Inode
@@ -118,20 +118,21 @@ def _say_paths(directory: Directory, path: bytes) -> None:
 
 def _use(state: State, fresh: NextLayer) -> None:
     """Go on in another upper."""
+    present = state.history
+    assert isinstance(present, History)
+    used = (state.index_fd, state.links_fd, state.workdir_fd)
+    state.index_fd, state.index_names, state.links_fd = fresh.index_fd, set(fresh.index_names), None
+    state.workdir_fd = fresh.directory_fd
+    state.upper = state.layers[-1] = fresh.upper
+    state.synced_names.clear()
+    state.names_to_link.clear()
     for opened in state.created.values():
         opened.unpin()
     state.created.clear()
     state.descriptors.close()
-    state.synced_names.clear()
-    state.names_to_link.clear()
-    present = state.history
-    assert isinstance(present, History)
-    for fd in (state.index_fd, state.links_fd, state.workdir_fd):
+    for fd in used:
         if fd is not None and fd != present.work_fd:  # which has the lock
-            os.close(fd)
-    state.index_fd, state.index_names, state.links_fd = fresh.index_fd, set(fresh.index_names), None
-    state.workdir_fd = fresh.directory_fd
-    state.upper = state.layers[-1] = fresh.upper
+            close_quietly(fd)
 
 
 def drop(
@@ -178,12 +179,14 @@ def _remover(state: State, numbers: Sequence[int], directories: Sequence[str]) -
     present = state.history
 
     def remove() -> None:
+        if state.work_fd is None:  # going back failed, and what is shown may be in these
+            return
         for number in numbers:
             layer = state.layers[number]
             if layer.path == state.options.upper:  # its descriptor has the lock
                 continue
-            os.close(layer.root_fd)
             state.layers[number] = layer._replace(root_fd=-1)
+            close_quietly(layer.root_fd)
         assert isinstance(present, History)
         present.waste.extend(directories)
 

@@ -51,7 +51,7 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class History(Held):
     """The layers of one workdir. `fd` is its subdirectory, -1 where there is none yet; `work_fd` the workdir itself;
-    `upperdir_fd` is that of a mount, which closes it."""
+    `upperdir_fd` that of a mount, which is none of its layers after a reset."""
 
     def __init__(self, work_fd: int, fd: int, entries: Sequence[Entry]) -> None:
         self.work_fd = work_fd
@@ -70,7 +70,7 @@ class History(Held):
     def descriptors(self) -> list[int]:
         self.stop()
         self.room.give_up()
-        return [fd for fd in (self.work_fd, self.fd, *self.locks) if fd >= 0]
+        return [fd for fd in (self.work_fd, self.upperdir_fd, self.fd, *self.locks) if fd >= 0]
 
     @property
     def newest(self) -> str | None:

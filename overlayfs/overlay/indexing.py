@@ -33,6 +33,7 @@ _INDEX = b"index"
 _LINKS = b"overlayfs-links"
 _LONGEST_TARGET = 4095
 _LONGEST_COUNT = 10
+_NUMBER_SIZE = 8
 
 
 def publish(state: State, inode: Inode, draft: Draft, st: Stat) -> None:
@@ -252,10 +253,18 @@ def load(state: State) -> None:
         with suppress(OSError, ValueError):  # anything but what we wrote counts for nothing
             count, _, place = os.readlink(name, dir_fd=state.links_fd).partition(b" ")
             unfinished = bool(place) and not _is_hidden(state, place)
-            number, lost = int(name, 16), read_count(count) - unfinished
+            number, lost = read_number(name), read_count(count) - unfinished
             state.lost_links[number] = lost
             if place:  # a crash came before or after the name was hidden; later it may be hidden for another reason
                 _write_count(state, number, b"%d" % lost)
+
+
+def read_number(name: bytes) -> int:
+    """The inode number that a record of deleted names is named by; ValueError where no record of ours has that name."""
+    raw = bytes.fromhex(name.decode("ascii"))
+    if len(raw) != _NUMBER_SIZE or raw.hex().encode() != name:
+        raise ValueError("not a number")
+    return int.from_bytes(raw, "big")
 
 
 def read_count(text: bytes) -> int:

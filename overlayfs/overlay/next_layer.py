@@ -100,10 +100,10 @@ def lost_links_of(fd: int | None) -> dict[int, int]:
         return {}
     found = {}
     try:
-        for name in os.listdir(fd):
+        for name in map(os.fsencode, os.listdir(fd)):
             with suppress(OSError, ValueError):
-                count = os.readlink(os.fsencode(name), dir_fd=fd).partition(b" ")[0]
-                found[int(name, 16)] = indexing.read_count(count)
+                count = os.readlink(name, dir_fd=fd).partition(b" ")[0]
+                found[indexing.read_number(name)] = indexing.read_count(count)
     finally:
         os.close(fd)
     return found

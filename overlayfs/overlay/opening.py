@@ -190,13 +190,16 @@ def _stack_up(state: State, work: Layer, undo: ExitStack) -> None:
     stacked = history.load(work.root_fd)
     if stacked is None:  # the first snapshot was not finished
         drafts.remove(work.root_fd, _SNAPSHOTS)
+        with suppress(OSError):  # there are no layers that it would keep the kernel's overlayfs from
+            os.rmdir(_WORK + b"/" + _INCOMPAT + b"/" + _SNAPSHOTS, dir_fd=work.root_fd)
+            os.rmdir(_WORK + b"/" + _INCOMPAT, dir_fd=work.root_fd)
         return
     assert state.work_fd is not None
     undo.callback(os.close, stacked.fd)
     assert state.upper is not None
     stacked.upperdir_fd = state.upper.root_fd
+    stacked.guard(state.work_fd)  # before all that may refuse the mount
     resuming.resume(state, stacked, undo)
-    stacked.guard(state.work_fd)
     stacked.remove_leftovers()
 
 
@@ -292,7 +295,8 @@ def _names_in(work: Layer, path: bytes) -> list[bytes]:
 
 
 def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
-    """An empty directory to build in; what a crash left in it is removed, but for the mark of a volatile mount.
+    """An empty directory to build in; what a crash left in it is removed, but for the marks of a volatile mount and
+    of snapshots: who is refused because of those must not have taken them away.
 
     It is ours whatever the workdir is, so that what is built in it has our group until it gets another.
     """
@@ -300,7 +304,7 @@ def _clean_workdir(work: Layer, undo: ExitStack, *, volatile: bool) -> int:
         with suppress(OSError):  # an empty one of the kernel's may not be readable
             os.rmdir(_WORK, dir_fd=work.root_fd)
         _refuse_foreign_work(work)
-        if not volatile:
+        if not volatile and not _has(work, _SNAPSHOTS):
             drafts.remove(work.root_fd, _WORK)
         with suppress(FileExistsError):
             os.mkdir(_WORK, 0o700, dir_fd=work.root_fd)

@@ -21,17 +21,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
+from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
 from . import forks, freezing, history, next_layer
+from .descriptors import close_quietly
 from .history import History
 from .inodes import ROOT, Directory
 from .next_layer import is_durable, lost_links_of, upper_of
 from .stack import Entry
 from .state import Changed, State
+
+log = Log(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -44,8 +48,23 @@ def take(state: State, name: str) -> str:
     fresh = next_layer.make(state, present, upper_of(state), state.lost_links)
     named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
     next_layer.publish(state, present, [*present.entries[:-1], named, fresh.entry], fresh)
-    freezing.freeze(state, fresh)
+    with _after_publishing(state):
+        freezing.freeze(state, fresh)
     return name
+
+
+@contextmanager
+def _after_publishing(state: State) -> Iterator[None]:
+    """A block that only changes memory. Where it fails all the same, the mount takes no changes any more (EROFS): they
+    would go to a layer that is frozen, or that was dropped and is gone with the next mount."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("the mount takes no changes any more; unmount it and mount it again")
+        work_fd, state.work_fd = state.work_fd, None
+        if work_fd is not None:
+            close_quietly(work_fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
 
 def roll_back(state: State, name: str) -> tuple[str, Changed]:
@@ -75,7 +94,8 @@ def _roll_back(state: State, present: History, name: str) -> tuple[str, Changed]
     fresh = next_layer.make(state, present, base, lost_links)
     next_layer.publish(state, present, [*kept, fresh.entry], fresh)
     directories = [entry.directory for entry in dropped if entry.directory and not entry.upper]
-    return kept[-1].snapshot or "", freezing.drop(state, fresh, at + 1, directories, lost_links)
+    with _after_publishing(state):
+        return kept[-1].snapshot or "", freezing.drop(state, fresh, at + 1, directories, lost_links)
 
 
 def reset(state: State) -> Changed:
@@ -92,7 +112,8 @@ def _reset(state: State, present: History) -> Changed:
     dropped = [entry.directory for entry in present.entries[len(kept) :]]
     next_layer.publish(state, present, [*kept, fresh.entry], fresh)
     directories = [directory for directory in dropped if directory or not kept]
-    return freezing.drop(state, fresh, len(kept), directories, lost_links)
+    with _after_publishing(state):
+        return freezing.drop(state, fresh, len(kept), directories, lost_links)
 
 
 def undo(state: State, name: str) -> tuple[str, Changed]:
@@ -123,8 +144,9 @@ def _go_on_in(state: State, present: History, at: int) -> Changed:
         again = next_layer.reopen(state, present, entry, number, undoing)
         present.publish([*present.entries[:at], Entry(entry.directory)], durable=is_durable(state))
         undoing.pop_all()
-    forks.forbid(present.place_of(entry))
-    return freezing.drop(state, again, at, [one.directory for one in above], lost_links, number)
+    with _after_publishing(state):
+        forks.forbid(present.place_of(entry))
+        return freezing.drop(state, again, at, [one.directory for one in above], lost_links, number)
 
 
 def holds_unnamed(state: State, number: int) -> bool:

@@ -17,7 +17,7 @@ from ..tree import deputies, marks, syscalls
 from ..tree.fileflags import Inheritance
 from ..tree.syscalls import Stat
 from .claim import Claim
-from .descriptors import Descriptors, OpenFile, borrowed, unpooled
+from .descriptors import Descriptors, OpenFile, borrowed, close_quietly, unpooled
 from .inodes import ROOT, Directory, Inode, InodeTable
 from .layer import Layer, Location, filesystem_uuid
 from .options import OverlayOptions, RedirectDir, WhiteoutFormat
@@ -257,7 +257,7 @@ class State:
         """Let go of the descriptor of a file that had no name: it is not needed, or no longer right."""
         orphan = self.orphans.pop(inode.number, None)
         if orphan is not None:
-            os.close(orphan)
+            close_quietly(orphan)
 
     def share(self, inode: Inode, layer: int, st: Stat) -> None:
         """Let other names of the same file on disk find this inode."""
@@ -410,4 +410,4 @@ class State:
         self.orphans.clear()
         deputies.dismiss(*held)
         for fd in held:
-            os.close(fd)
+            close_quietly(fd)

@@ -73,15 +73,20 @@ def test_refusal_of_the_epoch_is_that_of_an_older_kernel() -> None:
 
 
 def test_drop_is_settled_when_what_it_merges_is() -> None:
-    done = threading.Event()
+    done, gave_way = threading.Event(), threading.Event()
     overlay: Any = SimpleNamespace(
-        is_changing=False, drop_name=lambda name: name, merges=lambda: iter([done.wait]), take_waste=lambda: None
+        is_changing=False,
+        drop_name=lambda name: name,
+        merges=lambda: iter([done.wait]),
+        take_waste=lambda: None,
+        give_way=gave_way.set,
     )
     under_test = Control(overlay, cast(Any, SimpleNamespace(are_running=False)), lambda: -1)
     under_test.run(DROP_XATTR, b"a", os.geteuid(), os.getpid())
     assert under_test.answer(SETTLED_XATTR) == b"0"
     with pytest.raises(OSError, match=os.strerror(errno.EINPROGRESS)):
         under_test.run(ROLLBACK_XATTR, b"a", os.geteuid(), os.getpid())
+    assert gave_way.is_set()
     overlay.is_changing = True  # a request holds inodes
     done.set()
     assert under_test.answer(SETTLED_XATTR) == b"0"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs.overlay import forking
+from overlayfs.overlay.history import History
 from overlayfs.overlay.options import MountError, OverlayOptions
 from tests.property.bare import EngineTarget
 
@@ -39,6 +40,9 @@ def made(tree: EngineTarget, snapshot: str) -> OverlayOptions:
 
 def remove_waste(tree: EngineTarget) -> None:
     tree.listdir(b"")  # so that nobody knows what is gone
+    history = tree.overlay.state.history
+    assert isinstance(history, History)
+    history.look_again()  # as each command does
     remove = tree.overlay.take_waste()
     assert remove is not None
     remove()

@@ -10,15 +10,15 @@ import os
 import select
 from collections.abc import Callable, Sequence
 
-from overlayfs._typing import TYPE_CHECKING, Any, NamedTuple
+from overlayfs._typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..tree.syscalls import CLONE_NEWNS, setns
 
 if TYPE_CHECKING:
     import socket  # slow to import: the mount program does without
 
-_PACKET_BYTES = 1 << 18  # 500 layers with long names are less
-_PATIENCE_S = 5.0
+_PACKET_BYTES: Final = 1 << 18  # 500 layers with long names are less
+_PATIENCE_S: Final = 5.0
 """The child waits no longer for its work, as a command may run for days without any."""
 
 

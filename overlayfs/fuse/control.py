@@ -7,7 +7,7 @@ under way that must end first (the system call would make EOPNOTSUPP of EAGAIN).
 
 A rollback has happened when it is answered, but the kernel is still being told what to forget: that takes a thread, as
 some of it waits for requests that the daemon has to answer. SETTLED_XATTR, read from the root, is `0` until then. A
-drop has happened likewise, and what it merges is prepared by a thread; who asks has us go on with that.
+drop has happened likewise, and a thread prepares the merge of its layer; each read of SETTLED_XATTR goes on with it.
 
 Since Linux 6.16 one message has the kernel look every name up anew. It is not told of single names as well: each would
 cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again

@@ -30,6 +30,7 @@ from overlayfs._typing import Final
 from ..tree import access, marks, syscalls
 from ..tree.marks import Opacity
 from . import drafts, forks, snapshots, stack
+from .descriptors import close_quietly
 from .former import Former
 from .history import History
 from .inodes import Directory, Inode
@@ -146,7 +147,7 @@ class _Merge:
 def _forget_layer(state: State, present: History, entry: Entry, number: int) -> None:
     layer = state.layers[number]
     state.layers[number] = layer._replace(root_fd=-1)
-    os.close(layer.root_fd)
+    close_quietly(layer.root_fd)
     present.waste.append(entry.directory)
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from overlayfs._typing import Final
 
 from ..tree import syscalls
+from .descriptors import close_quietly
 
 _FILES: Final = 4
 _SIZE: Final = 1 << 18
@@ -42,5 +43,5 @@ class Room:
         """Whether there was some."""
         files, self._files = self._files, []
         for fd in files:
-            os.close(fd)
+            close_quietly(fd)
         return bool(files)

@@ -29,6 +29,7 @@ from overlayfs._typing import Final
 from ..overlay.engine import Overlay
 from ..overlay.inodes import ROOT
 from ..overlay.state import Changed
+from ..tree import syscalls
 from . import abi
 from .commanding import COMMANDS, DROP_XATTR, RESET_XATTR, SETTLED_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
@@ -36,6 +37,7 @@ from .copying import CopyUps
 log = Log(__name__)
 
 _QUESTIONS: Final = (SNAPSHOT_XATTR, SETTLED_XATTR)
+_HAS_FORGOTTEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EPERM}  # it knows none, or is gone
 
 
 class Control:
@@ -133,10 +135,10 @@ class Control:
 
     def _tell(self, device_fd: int, names: Sequence[tuple[int, bytes]], inodes: Sequence[int]) -> None:
         try:
-            for parent, name in names:
-                _write(device_fd, abi.entry_invalidation(parent, name))
-            for number in inodes:
-                _write(device_fd, abi.invalidation(number))
+            messages = [abi.entry_invalidation(parent, name) for parent, name in names]
+            messages += [abi.invalidation(number) for number in inodes]
+            for code in set(syscalls.write_each(device_fd, messages)) - _HAS_FORGOTTEN:
+                log.warning("the kernel was not told of a change: %s", os.strerror(code))
         finally:
             self._telling -= 1
 
@@ -155,14 +157,6 @@ def _begin_epoch(device_fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write(device_fd: int, message: bytes) -> None:
-    try:
-        os.write(device_fd, message)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EPERM):  # it knows none, or is gone
-            log.warning("the kernel was not told of a change: %s", error)
 
 
 def _may_command(uid: int, pid: int) -> bool:

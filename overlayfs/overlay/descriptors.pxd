@@ -46,6 +46,8 @@ cdef class Descriptors:
     @cython.locals(opened=OpenFile)
     cdef bint _evict_file(self) except -1
     cpdef bint may_try_again(self, object error) except -1
+    @cython.locals(opened=OpenFile)
+    cpdef freeze(self, object unnamed)
     @cython.locals(found=HeldDirectory, opened=OpenFile)
     cpdef close(self)
     cpdef int open_at(self, int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from overlayfs._log import Log
 from overlayfs._typing import TypeVar
@@ -236,10 +236,24 @@ class Descriptors:
             closed += self._evict_directory()
         return closed > 0 or self.last_resort()
 
+    # -- when the upper becomes another layer
+
+    def freeze(self, unnamed: Container[int]) -> None:
+        """The upper is read-only from now on. Its files go on being read by their descriptors, and those that have no
+        name any more are written, too; its directories are opened anew."""
+        for number, opened in self._files.items():
+            opened.writable = opened.writable and number in unnamed
+        for key in [key for key in self._directories if isinstance(key, int)]:
+            self.drop_directory(key)
+
     def close(self) -> None:
+        """Empty the pools."""
         files, directories = self._files, self._directories
         self._files, self._directories = {}, {}
+        unused = [opened.fd for opened in files.values() if not opened.pins]
         for opened in files.values():
-            opened.retire()
-        for found in directories.values():
-            close_quietly(found.fd)
+            opened.stale = True
+        unused += [found.fd for found in directories.values()]
+        failed = syscalls.close_all(unused)  # there may be more than a thousand
+        if failed:
+            log.warning("a descriptor was closed with an error: %s", os.strerror(failed))

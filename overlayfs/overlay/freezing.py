@@ -63,6 +63,7 @@ def freeze(state: State, fresh: NextLayer) -> None:
         inode.upper = inode.metacopy = False
         inode.provided_by(0)
         _share_anew(state, inode, number)
+    state.descriptors.freeze(state.orphans)
     _use(state, fresh)
 
 
@@ -126,10 +127,6 @@ def _use(state: State, fresh: NextLayer) -> None:
     state.upper = state.layers[-1] = fresh.upper
     state.synced_names.clear()
     state.names_to_link.clear()
-    for opened in state.created.values():
-        opened.unpin()
-    state.created.clear()
-    state.descriptors.close()
     for fd in used:
         if fd is not None and fd != present.work_fd:  # which has the lock
             close_quietly(fd)
@@ -167,6 +164,10 @@ def drop(
     root.protection = None
     _forget_upper(root)
     root.above = {} if resumed is None else None
+    for opened in state.created.values():
+        opened.unpin()
+    state.created.clear()
+    state.descriptors.close()
     _use(state, fresh)
     redirects.show_roots(state)  # a layer that is gone may have hidden others
     state.lost_links = lost_links

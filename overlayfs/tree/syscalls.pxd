@@ -41,6 +41,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t write(int fd, const void *data, size_t size)
     int fchownat(int dir_fd, const char *name, uint32_t uid, uint32_t gid, int flags)
     int linkat(int src_dir_fd, const char *src, int dst_dir_fd, const char *dst, int flags)
     int unlinkat(int dir_fd, const char *name, int flags)

@@ -12,6 +12,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 import errno as errors
@@ -566,6 +567,44 @@ def sync_filesystem(int fd):
 
 
 # -- mounts and namespaces
+
+
+def close_all(list descriptors not None):
+    """close(2) of many descriptors, all of which are let go. Returns the errno of the last that failed, else 0."""
+    cdef int failed = 0
+    cdef Py_ssize_t at, count = len(descriptors)
+    cdef int *numbers = <int *>malloc((count + 1) * sizeof(int))
+    if numbers == NULL:
+        raise MemoryError
+    try:
+        for at in range(count):
+            numbers[at] = descriptors[at]
+        with nogil:
+            for at in range(count):
+                if close(numbers[at]):
+                    failed = errno
+    finally:
+        free(numbers)
+    return failed
+
+
+def write_each(int fd, list messages not None):
+    """write(2) of each message, one after the other; returns the errnos of those that failed."""
+    cdef Py_ssize_t at, count = len(messages)
+    cdef char **texts = <char **>malloc((count + 1) * sizeof(char *))
+    cdef Py_ssize_t *sizes = <Py_ssize_t *>malloc((count + 1) * sizeof(Py_ssize_t))
+    try:
+        if texts == NULL or sizes == NULL:
+            raise MemoryError
+        for at in range(count):
+            PyBytes_AsStringAndSize(messages[at], &texts[at], &sizes[at])
+        with nogil:
+            for at in range(count):
+                sizes[at] = errno if write(fd, texts[at], sizes[at]) < 0 else 0
+        return [sizes[at] for at in range(count) if sizes[at]]
+    finally:
+        free(texts)
+        free(sizes)
 
 
 def open_apart(bytes path not None):

@@ -1,5 +1,7 @@
 cimport cython
 
+from overlayfs.overlay cimport redirects
+from overlayfs.tree cimport c_stat as stat, xattrs
 from overlayfs.overlay.descriptors cimport OpenFile
 from overlayfs.overlay.inodes cimport Inode
 from overlayfs.overlay.state cimport State

@@ -1,5 +1,7 @@
 cimport cython
 
+from overlayfs.tree cimport access, syscalls
+
 
 cdef class OpenFile:
     cdef readonly int fd

@@ -1,6 +1,6 @@
+from overlayfs.overlay cimport drafts
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
-from overlayfs.overlay cimport drafts
 
 
 cpdef int place_of_new(State state, Directory parent) except -1

@@ -1,6 +1,8 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+from overlayfs.overlay cimport attributes, lookup
+from overlayfs.tree cimport c_stat as stat
 from overlayfs.overlay.inodes cimport Directory, Inode, Listing
 from overlayfs.overlay.lookup cimport Finder
 from overlayfs.overlay.state cimport State

@@ -1,11 +1,12 @@
 cimport cython
 
+from overlayfs.overlay cimport attributes, copyup, drafts, inheritance, lookup, protection, whiteouts, xattrs
+from overlayfs.tree cimport access, c_stat as stat
 from overlayfs.overlay.drafts cimport Draft, Maker
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat, stat_of
 from overlayfs.overlay.values cimport Caller
-from overlayfs.overlay cimport attributes, drafts, inheritance, lookup, protection, xattrs
 
 cdef unsigned int _FORMAT, _DIRECTORY, _REGULAR, _LINK, _SETGID, _PERMISSIONS
 cdef int _CREATE_FLAGS

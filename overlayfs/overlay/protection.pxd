@@ -1,3 +1,4 @@
+from overlayfs.tree cimport c_stat as stat, xattrs
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 from overlayfs.overlay.values cimport AttributeChanges

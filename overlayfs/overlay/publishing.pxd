@@ -1,5 +1,6 @@
 cimport cython
 
+from overlayfs.overlay cimport drafts, impure, lookup
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
 

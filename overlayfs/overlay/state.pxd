@@ -1,6 +1,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+from overlayfs.tree cimport syscalls
 from overlayfs.overlay.descriptors cimport Descriptors, OpenFile
 from overlayfs.overlay.inodes cimport Directory, Inode, InodeTable
 

@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport attributes, drafts, indexing, lookup, protection
-from overlayfs.tree cimport c_stat as stat
+from overlayfs.tree cimport c_stat as stat, fileflags
 from overlayfs.overlay.copyup_file cimport CopyUp
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

@@ -213,7 +213,7 @@ class Completion(CopyUp):
             access.setxattr(fd, metadata.CAPABILITY, capability)
         if st.st_mode & (stat.S_ISUID | stat.S_ISGID):
             os.fchmod(fd, stat.S_IMODE(st.st_mode))
-        syscalls.set_times(fd, st.st_atime_ns, st.st_mtime_ns)
+        syscalls.copy_times(fd, st)
 
     def publish(self) -> None:
         if not self._inode.metacopy:

@@ -77,7 +77,7 @@ class Unseen:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             try:
-                syscalls.set_times(self._dir_fd, self._before.st_atime_ns, self._before.st_mtime_ns)
+                syscalls.copy_times(self._dir_fd, self._before)
             except OSError as failure:
                 note_left_over(failure)
 

@@ -241,7 +241,7 @@ class _Moves:
                     self._merge_directory(source_fd, target_fd, name, join(path, name))
         finally:
             with drafts.afterwards():
-                syscalls.set_times(target_fd, before.st_atime_ns, before.st_mtime_ns)
+                syscalls.copy_times(target_fd, before)
 
     def _merge_directory(self, source_fd: int, target_fd: int, name: bytes, path: bytes) -> None:
         """Both layers have the name, and the upper one a directory."""

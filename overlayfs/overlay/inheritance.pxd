@@ -1,4 +1,5 @@
 from overlayfs.overlay cimport drafts
+from overlayfs.tree cimport fileflags
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
 

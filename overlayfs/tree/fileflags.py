@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """Which flags does chattr(1) give a file, and how are they read and written?
 
 Two ioctls carry the same flags: FS_IOC_GETFLAGS as an int, FS_IOC_FSGETXATTR in struct fsxattr (linux/fs.h). Works on
@@ -7,7 +8,6 @@ descriptors that are open for reading, but for `protecting_flags`, for which any
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 
@@ -64,7 +64,7 @@ def with_protecting(command: int, argument: bytes, flags: int) -> bytes:
 
 def control(fd: int, command: int, argument: bytes) -> bytes:
     """One of FLAG_COMMANDS; what the kernel leaves in the argument."""
-    return fcntl.ioctl(fd, command, argument)
+    return syscalls.control(fd, command, argument)
 
 
 def protecting_flags(dir_fd: int, name: bytes) -> int:

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """How are owner, mode, xattrs, ACLs and times copied, inherited and translated?
 
 Works on descriptors (O_PATH is enough), so that no path is resolved twice and no symlink followed.
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from overlayfs._typing import Final, NamedTuple
 
 from . import access, marks, syscalls, xattrs
-from .syscalls import Stat, set_times
+from .syscalls import Stat
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
 DEFAULT_ACL: Final = b"system.posix_acl_default"
@@ -134,7 +135,7 @@ def copy_metadata(
     uid: int,
     gid: int,
     mode: int,
-    st: Stat | os.stat_result,
+    st: Stat,
     spelled: marks.Spelling,
     without: bytes = b"",
     present: tuple[bytes, ...] | None = None,
@@ -149,7 +150,7 @@ def copy_metadata(
     set_owner(target, uid, gid)
     copy_xattrs(source, target, spelled, without, names)
     set_mode(target, mode)
-    set_times(target, st.st_atime_ns, st.st_mtime_ns)
+    syscalls.copy_times(target, st)
 
 
 def copy_xattrs(source: int, target: int, spelled: marks.Spelling, without: bytes, present: Iterable[bytes]) -> None:

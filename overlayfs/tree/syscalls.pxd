@@ -75,9 +75,16 @@ cdef int fail(int code, bytes name) except -1
 cdef int checked(const char **text, bytes name) except -1
 cdef Stat new_stat(const stat_t *st)
 cpdef Stat stat_of(int fd)
+cpdef file_attributes(int dir_fd, bytes name)
+cpdef file_handle(int fd)
 cpdef bytes descriptor_path(int fd)
 cpdef bytes entry_path(int dir_fd, bytes name)
 cpdef int open_beneath(int root_fd, bytes path, int flags) except -1
+cpdef bytes control(int fd, unsigned long command, bytes argument)
+cpdef set_owner(int fd, object uid, object gid)
+cpdef set_mode(int fd, uint32_t mode)
+cpdef set_times(int fd, object atime_ns, object mtime_ns)
+cpdef copy_times(int fd, Stat st)
 
 
 cdef inline int write_descriptor_path(char *out, int fd) noexcept nogil:

@@ -18,6 +18,9 @@ from libc.string cimport memset
 import errno as errors
 import os
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long command, ...)
+
 cdef extern from "Python.h":
     object PyErr_SetFromErrnoWithFilenameObject(object kind, object name)
 
@@ -288,7 +291,7 @@ def birth_time(int fd):
     return int(found.stx_btime.tv_sec) * 1_000_000_000 + found.stx_btime.tv_nsec
 
 
-def file_attributes(int dir_fd, bytes name not None):
+cpdef file_attributes(int dir_fd, bytes name):
     """The STATX_ATTR_* bits of `name` in `dir_fd`, never of what a symlink leads to (statx(2))."""
     cdef statx_t found
     cdef const char *text
@@ -313,7 +316,7 @@ cdef class FileHandle:
     cdef readonly int mount_id
 
 
-def file_handle(int fd):
+cpdef file_handle(int fd):
     """The handle of the file that `fd` refers to, None where the filesystem has no handles."""
     cdef uint32_t room[34]  # the struct's two integers, and _MAX_HANDLE_SIZE bytes
     cdef file_handle_t *handle = <file_handle_t *>room
@@ -452,7 +455,7 @@ def link_descriptor(int fd, int dst_dir_fd, bytes dst not None):
         fail(code, dst)
 
 
-def set_owner(int fd, object uid, object gid):
+cpdef set_owner(int fd, object uid, object gid):
     """chown(2) of the node that `fd` (O_PATH is enough) refers to; -1 leaves one as it is."""
     cdef uint32_t user = 0xFFFFFFFF if uid == -1 else uid
     cdef uint32_t group = 0xFFFFFFFF if gid == -1 else gid
@@ -463,7 +466,7 @@ def set_owner(int fd, object uid, object gid):
         fail(code, None)
 
 
-def set_mode(int fd, uint32_t mode):
+cpdef set_mode(int fd, uint32_t mode):
     """Permission bits of the node that `fd` (O_PATH is enough) refers to, which is no symlink."""
     cdef int code
     with nogil:
@@ -482,12 +485,23 @@ cdef int try_set_mode(int fd, uint32_t mode) noexcept nogil:
     return outcome(chmod(path, mode & 0o7777))
 
 
-def set_times(int fd, object atime_ns, object mtime_ns):
+cpdef set_times(int fd, object atime_ns, object mtime_ns):
     """Set one or both times, in ns since the epoch, of the node that `fd` (O_PATH is enough) refers to."""
     cdef timespec times[2]
     cdef int code
     _to_timespec(&times[0], atime_ns)
     _to_timespec(&times[1], mtime_ns)
+    with nogil:
+        code = try_set_times(fd, times)
+    if code:
+        fail(code, None)
+
+
+cpdef copy_times(int fd, Stat st):
+    """Set both times of the node that `fd` (O_PATH is enough) refers to as `st` tells them."""
+    cdef timespec times[2]
+    cdef int code
+    times[0], times[1] = st.st.st_atim, st.st.st_mtim
     with nogil:
         code = try_set_times(fd, times)
     if code:
@@ -567,6 +581,18 @@ def sync_filesystem(int fd):
 
 
 # -- mounts and namespaces
+
+
+cpdef bytes control(int fd, unsigned long command, bytes argument):
+    """ioctl(2) with a struct as its argument; what the kernel leaves in it."""
+    cdef bytes result = PyBytes_FromStringAndSize(argument, len(argument))  # a copy, as long as it is no single byte
+    cdef char *data = result
+    cdef int code
+    with nogil:
+        code = outcome(ioctl(fd, command, data))
+    if code:
+        fail(code, None)
+    return result
 
 
 def close_all(list descriptors not None):

@@ -1,0 +1,21 @@
+cimport cython
+
+from overlayfs.tree cimport access, c_stat as stat, syscalls, xattrs
+from overlayfs.tree.syscalls cimport Stat
+
+
+cpdef set_owner(int fd, object uid, object gid)
+cpdef set_mode(int fd, unsigned int mode)
+cpdef copy_metadata(
+    int source,
+    int target,
+    object uid,
+    object gid,
+    unsigned int mode,
+    Stat st,
+    object spelled,
+    bytes without=*,
+    object present=*,
+)
+@cython.locals(name=bytes)
+cpdef copy_xattrs(int source, int target, object spelled, bytes without, object present)

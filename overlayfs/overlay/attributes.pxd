@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport content
-from overlayfs.tree cimport access, c_stat as stat
+from overlayfs.tree cimport c_stat as stat
 from overlayfs.overlay.descriptors cimport OpenFile
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

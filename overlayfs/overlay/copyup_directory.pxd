@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport attributes, copyup_plan, drafts, inheritance, publishing
-from overlayfs.tree cimport access, fileflags, metadata
+from overlayfs.tree cimport fileflags, metadata
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat

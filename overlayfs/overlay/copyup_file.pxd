@@ -2,7 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from overlayfs.overlay cimport attributes, content, copyup_plan, drafts, indexing, inheritance, publishing
-from overlayfs.tree cimport access, c_stat as stat, filedata, fileflags, metadata, syscalls, xattrs
+from overlayfs.tree cimport c_stat as stat, filedata, fileflags, metadata, syscalls, xattrs
 from overlayfs.overlay.copyup_plan cimport Source
 from overlayfs.overlay.descriptors cimport OpenFile
 from overlayfs.overlay.inodes cimport Inode

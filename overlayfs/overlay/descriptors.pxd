@@ -1,6 +1,6 @@
 cimport cython
 
-from overlayfs.tree cimport access, syscalls
+from overlayfs.tree cimport syscalls
 
 
 cdef class OpenFile:

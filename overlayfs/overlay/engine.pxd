@@ -1,7 +1,9 @@
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from overlayfs.overlay cimport attributes, changing, copyup, files, inheritance, listing, making, names, protection, xattrs
+from overlayfs.overlay cimport (
+    attributes, changing, copyup, files, inheritance, listing, making, names, protection, xattrs,
+)
 from overlayfs.tree cimport c_stat as stat, syscalls
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.listing cimport Sink

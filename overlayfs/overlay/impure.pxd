@@ -1,5 +1,4 @@
 from overlayfs.overlay cimport xattrs
-from overlayfs.tree cimport access
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 

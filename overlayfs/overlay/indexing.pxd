@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport attributes, copyup_directory, impure, lookup, publishing
-from overlayfs.tree cimport access, c_stat as stat, syscalls
+from overlayfs.tree cimport c_stat as stat, syscalls
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat

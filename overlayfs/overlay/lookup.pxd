@@ -2,7 +2,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from overlayfs.overlay cimport attributes, redirects
-from overlayfs.tree cimport access, c_stat as stat, xattrs
+from overlayfs.tree cimport c_stat as stat, xattrs
 from overlayfs.overlay.inodes cimport Directory, Inode, is_shown_as_on_disk, lower_file, stable_number
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat

@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport attributes, copyup, drafts, inheritance, lookup, protection, whiteouts, xattrs
-from overlayfs.tree cimport access, c_stat as stat
+from overlayfs.tree cimport c_stat as stat
 from overlayfs.overlay.drafts cimport Draft, Maker
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

@@ -1,7 +1,9 @@
 cimport cython
 
-from overlayfs.overlay cimport attributes, copyup, drafts, impure, indexing, inheritance, lookup, making, protection, whiteouts
-from overlayfs.tree cimport access, metadata, syscalls
+from overlayfs.overlay cimport (
+    attributes, copyup, drafts, impure, indexing, inheritance, lookup, making, protection, whiteouts,
+)
+from overlayfs.tree cimport metadata, syscalls
 from overlayfs.overlay.drafts cimport Draft
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

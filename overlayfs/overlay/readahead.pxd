@@ -1,6 +1,6 @@
 cimport cython
 
-from overlayfs.overlay cimport attributes, lookup
+from overlayfs.overlay cimport attributes
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.lookup cimport Finder
 from overlayfs.overlay.state cimport State

@@ -1,6 +1,6 @@
 cimport cython
 
-from overlayfs.tree cimport access, c_stat as stat
+from overlayfs.tree cimport c_stat as stat
 from overlayfs.overlay.inodes cimport Directory
 from overlayfs.overlay.state cimport State
 

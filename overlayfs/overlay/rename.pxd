@@ -1,7 +1,7 @@
 cimport cython
 
 from overlayfs.overlay cimport copyup, drafts, impure, lookup, making, names, protection, whiteouts
-from overlayfs.tree cimport access, syscalls
+from overlayfs.tree cimport syscalls
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 

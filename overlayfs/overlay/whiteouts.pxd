@@ -1,5 +1,5 @@
 from overlayfs.overlay cimport drafts, inheritance
-from overlayfs.tree cimport access, c_stat as stat, syscalls, xattrs
+from overlayfs.tree cimport c_stat as stat, syscalls, xattrs
 from overlayfs.overlay.drafts cimport Draft
 from overlayfs.overlay.state cimport State
 

@@ -1,6 +1,6 @@
 cimport cython
 
-from overlayfs.tree cimport access, metadata
+from overlayfs.tree cimport metadata
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State
 

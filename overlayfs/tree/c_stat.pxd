@@ -1,4 +1,4 @@
-"""What Python's `stat` is in a compiled module that cimports this by that name: its constants and tests as those of C."""
+"""What Python's `stat` is in a compiled module that cimports this by that name: the constants and tests of C."""
 
 cdef extern from *:
     """

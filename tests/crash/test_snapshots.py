@@ -90,6 +90,7 @@ def test_killed_at_any_call_leaves_tree_of_before_or_after(scene: Scene, figures
     assert not found.bad, "\n".join(found.bad)
 
 
+@pytest.mark.timeout(1800)  # with --long
 def test_error_of_any_call_changes_nothing(
     scene: Scene, figures: dict[str, Figures], request: pytest.FixtureRequest
 ) -> None:

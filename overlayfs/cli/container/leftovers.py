@@ -6,6 +6,7 @@ A janitor does so at once if it lives; a bundle of a container that nobody uses 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
-from overlayfs.container.supervise import PID, stop_runc
+from overlayfs.container.supervise import PID, RUNC_STATE, stop_runc
 from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
@@ -21,16 +22,33 @@ from overlayfs.image.store.store import Store
 
 def sweep(store: Store) -> None:
     """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
-    for container in Containers(store).listed():
+    listed = Containers(store).listed()
+    for container in listed:
         _clean_up(store, container)
+    _remove_remains(store, {container.name for container in listed})
     anonymous.sweep(store)
 
 
 def find(store: Store, text: str) -> Container:
     """A container that is to be used or removed, without the program of a killed run. Raises as `Containers.find`."""
-    container = Containers(store).find(text)
+    try:
+        container = Containers(store).find(text)
+    except NotFoundError:
+        sweep(store)
+        raise
     _clean_up(store, container)
     return container
+
+
+def _remove_remains(store: Store, known: Collection[str]) -> None:
+    """Remove empty directories in place of containers: runc makes the path of its state, also when it begins just after
+    its container was removed."""
+    for name in os.listdir(store.path / "containers"):
+        if name not in known:
+            bundle = Containers(store).directory(name) / BUNDLE
+            with suppress(OSError):  # of a container that is not readable, or made meanwhile, something is left
+                for path in (bundle / RUNC_STATE, bundle, bundle.parent):
+                    path.rmdir()
 
 
 def _clean_up(store: Store, container: Container) -> None:

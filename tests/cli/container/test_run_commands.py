@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -279,6 +280,20 @@ def test_killed_run_leaves_nothing_behind(clean: Shop, runtime: str) -> None:
         process.kill()
         await_that(lambda: not any(map(is_alive, family)))
     await_that(lambda: clean.names == [])
+
+
+def test_path_that_runc_makes_after_its_container_was_removed_takes_no_name(clean: Shop) -> None:
+    containers = clean.store / "containers"
+    (containers / "box/bundle/state").mkdir(parents=True)
+    assert clean.run("run", "--rm", "--name", "box", "small", "pwd") == "/\n"
+    (containers / "box/bundle/state").mkdir(parents=True)
+    clean.refuses("rm", "box")
+    assert clean.names == []
+    (containers / "box/upper").mkdir(parents=True)  # whose record was lost
+    (containers / "box/upper/kept").touch()
+    clean.run("ps")
+    assert (containers / "box/upper/kept").exists()
+    shutil.rmtree(containers / "box")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -176,6 +176,7 @@ def reason_of(error: OSError, name: str) -> str:
         errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
         errno.EMLINK: "there are too many snapshots",
         errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
+        errno.ETXTBSY: "a deleted file is open that has other names that nobody looked up: list the tree or close it",
         errno.EROFS: "it is a read-only mount",
         errno.EPERM: "only its user and root may do that, from the mount namespace of its daemon",
         errno.EACCES: "only its user and root may do that, who must be allowed to write to its root",

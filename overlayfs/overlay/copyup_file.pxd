@@ -46,7 +46,7 @@ cdef class Copy(CopyUp):
     cpdef fill(self)
     @cython.locals(size=int64_t)
     cdef _fill_data(self, int fd)
-    @cython.locals(state=State, inode=Inode, dir_fd=int)
+    @cython.locals(state=State, inode=Inode, dir_fd=int, opened=OpenFile)
     cpdef publish(self)
 
 

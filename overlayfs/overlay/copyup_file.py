@@ -184,7 +184,8 @@ class Copy(CopyUp):
         inode.metacopy = self._metacopy
         _note_copied(state, inode)
         if inode.kind == stat.S_IFREG and not self._metacopy and draft.fd >= 0:  # what is to be changed next
-            state.descriptors.add_file(inode.number, draft.keep_descriptor(), True)
+            opened = state.descriptors.add_file(inode.number, draft.keep_descriptor(), True)
+            state.pin_created(inode.number, opened)
 
 
 class Completion(CopyUp):

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
+from ..tree.syscalls import stat_of
 from . import forks, freezing, history, next_layer
 from .descriptors import close_quietly
 from .history import History
@@ -42,8 +44,10 @@ _Result = TypeVar("_Result")
 
 def take(state: State, name: str) -> str:
     """Take a snapshot; its name, which is a number where none is given. EEXIST, EINVAL for a name; EBUSY where the
-    kernel writes to files without us; any error of the disk, and then nothing has happened."""
+    kernel writes to files without us; ETXTBSY, see `_refuse_unseen_names`; any error of the disk. Then nothing has
+    happened."""
     present = history_of(state)
+    _refuse_unseen_names(state)
     name = present.free_name(name)
     fresh = next_layer.make(state, present, upper_of(state), state.lost_links)
     named = present.entries[-1]._replace(snapshot=name, taken_at=history.now())
@@ -51,6 +55,15 @@ def take(state: State, name: str) -> str:
     with _after_publishing(state):
         freezing.freeze(state, fresh)
     return name
+
+
+def _refuse_unseen_names(state: State) -> None:
+    """ETXTBSY where a deleted file that is open has other names, none of which was looked up: what is written to it
+    would be in the snapshot, under these names."""
+    for fd in state.orphans.values():
+        st = stat_of(fd)
+        if stat.S_ISREG(st.st_mode) and st.st_nlink:
+            raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
 
 
 @contextmanager

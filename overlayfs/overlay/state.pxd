@@ -58,6 +58,8 @@ cdef class State:
     @cython.locals(parent=Directory)
     cpdef drop_if_unused(self, Inode inode)
     cpdef discard(self, Inode inode)
+    @cython.locals(before=OpenFile)
+    cpdef pin_created(self, uint64_t number, OpenFile opened)
     cdef _forget_child(self, Directory parent, bytes name, Inode inode)
     cpdef drop_orphan(self, Inode inode)
     cpdef unshare(self, Inode inode)

@@ -253,6 +253,14 @@ class State:
         if parent.children.get(name) is inode:
             del parent.children[name]
 
+    def pin_created(self, number: int, opened: OpenFile) -> None:
+        """Have the descriptor of a file that was made and is open since take the place of the one that it had."""
+        before = self.created.get(number)
+        if before is not None:
+            before.unpin()
+            opened.pins += 1
+            self.created[number] = opened
+
     def drop_orphan(self, inode: Inode) -> None:
         """Let go of the descriptor of a file that had no name: it is not needed, or no longer right."""
         orphan = self.orphans.pop(inode.number, None)

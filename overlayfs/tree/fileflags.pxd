@@ -1,4 +1,4 @@
-from overlayfs.tree cimport access, syscalls
+from overlayfs.tree cimport syscalls
 
 
 cpdef bytes control(int fd, unsigned long command, bytes argument)

@@ -9,11 +9,11 @@ modules, without exceptions.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import errno as errors
 import os
@@ -501,6 +501,8 @@ cpdef copy_times(int fd, Stat st):
     """Set both times of the node that `fd` (O_PATH is enough) refers to as `st` tells them."""
     cdef timespec times[2]
     cdef int code
+    if st is None:
+        raise TypeError("no stat")
     times[0], times[1] = st.st.st_atim, st.st.st_mtim
     with nogil:
         code = try_set_times(fd, times)
@@ -584,15 +586,18 @@ def sync_filesystem(int fd):
 
 
 cpdef bytes control(int fd, unsigned long command, bytes argument):
-    """ioctl(2) with a struct as its argument; what the kernel leaves in it."""
-    cdef bytes result = PyBytes_FromStringAndSize(argument, len(argument))  # a copy, as long as it is no single byte
-    cdef char *data = result
+    """ioctl(2) with a small struct as its argument; what the kernel leaves in it."""
+    cdef char room[64]  # with space behind the argument: kernels before 5.10 write 8 bytes for FS_IOC_GETFLAGS
+    cdef Py_ssize_t size = len(argument)
     cdef int code
+    if size > 32:
+        raise ValueError("an argument of at most 32 bytes")
+    memcpy(room, PyBytes_AS_STRING(argument), size)
     with nogil:
-        code = outcome(ioctl(fd, command, data))
+        code = errno if ioctl(fd, command, room) < 0 else 0
     if code:
         fail(code, None)
-    return result
+    return PyBytes_FromStringAndSize(room, size)
 
 
 def close_all(list descriptors not None):

@@ -137,8 +137,8 @@ def timed(command: Callable[[Trial], None]) -> Callable[[Trial], float]:
 
 
 def daemon_time(command: Callable[[Trial], None]) -> Callable[[Trial], float]:
-    """Milliseconds that the daemon serves nobody else, by its processor time. Telling the kernel what to forget and
-    removing layers is other threads'."""
+    """Milliseconds that the daemon serves nobody else, by its processor time. Other threads tell the kernel what
+    to forget and remove layers."""
 
     def run(trial: Trial) -> float:
         must_have_daemon(trial)

@@ -1,17 +1,18 @@
 """The names of a hard-linked lower file stay one file over snapshots, rollbacks and remounts, though a snapshot looks
 up none of them."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from overlayfs.overlay import lookup
 from overlayfs.overlay.changes import Comparison
 from overlayfs.overlay.check import check
 from overlayfs.overlay.findings import Problem
 from overlayfs.overlay.options import OverlayOptions
+from overlayfs.tree import access
 from tests.property.bare import EngineTarget
 
 NAMES = (b"a", b"deep/b", b"c", b"e")
@@ -133,11 +134,46 @@ def test_snapshot_resolves_no_name(tree: Tree, monkeypatch: pytest.MonkeyPatch) 
     """What it costs does not depend on the size of the tree."""
     tree.write(b"a", 0, b"it")
     known = len(tree.overlay.state.inodes)
-    for function in ("child", "names", "below"):
-        monkeypatch.setattr(lookup, function, lambda *_: pytest.fail("a walk"))
+    monkeypatch.setattr(access, "stat_at", lambda *_: pytest.fail("a walk"))
     tree.overlay.snapshot()
     assert len(tree.overlay.state.inodes) == known
+    with pytest.raises(pytest.fail.Exception):
+        tree.read(b"deep/b")
     monkeypatch.undo()
+
+
+def test_deleted_file_that_is_open_is_never_written_in_a_snapshot_under_a_name_nobody_looked_up(tree: Tree) -> None:
+    tree.create(b"new", 0, 0o644, b"first")
+    tree.link(b"new", b"other")
+    tree.remount()
+    tree.hold(1, b"new", os.O_RDWR)
+    tree.unlink(b"new")
+    with pytest.raises(OSError, match=os.strerror(errno.ETXTBSY)):
+        tree.overlay.snapshot()
+    assert tree.read(b"other") == b"first"
+    tree.overlay.snapshot()
+    tree.held_write(1, 0, b"LATER")
+    assert tree.read(b"other") == b"LATER"
+    tree.overlay.roll_back()
+    assert tree.read(b"other") == b"first"
+
+
+def test_descriptor_of_a_new_file_that_is_open_stays_over_snapshots(tree: Tree) -> None:
+    """As of an ordinary user, who could not open it again."""
+    tree.create(b"new", 0, 0o644, b"first")
+    tree.hold(1, b"new", os.O_RDWR)
+    number, state = tree.numbers_of(b"new").pop(), tree.overlay.state
+    tree.read(b"new")
+    created = state.descriptors.file(number)
+    assert created is not None
+    state.created[number] = created
+    created.pins += 1
+    tree.overlay.snapshot()
+    assert state.descriptors.file(number) is created
+    tree.held_write(1, 0, b"LATER")
+    assert state.created[number] is state.descriptors.file(number)
+    assert (created.pins, state.created[number].pins) == (0, 1)
+    tree.drop(1)
 
 
 def _changed(options: OverlayOptions, since: str | None = None, until: str | None = None) -> set[bytes]:

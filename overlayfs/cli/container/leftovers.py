@@ -6,12 +6,11 @@ A janitor does so at once if it lives; a bundle of a container that nobody uses 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from overlayfs.container import anonymous
-from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.containers import BUNDLE, RECORD, Container, Containers
 from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.supervise import PID, RUNC_STATE, stop_runc
@@ -22,33 +21,38 @@ from overlayfs.image.store.store import Store
 
 def sweep(store: Store) -> None:
     """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
-    listed = Containers(store).listed()
-    for container in listed:
+    containers = Containers(store)
+    names = os.listdir(store.path / "containers")
+    for container in containers.listed():
         _clean_up(store, container)
-    _remove_remains(store, {container.name for container in listed})
+    for name in names:
+        _remove_remains(containers.directory(name))
     anonymous.sweep(store)
 
 
 def find(store: Store, text: str) -> Container:
     """A container that is to be used or removed, without the program of a killed run. Raises as `Containers.find`."""
+    containers = Containers(store)
     try:
-        container = Containers(store).find(text)
+        container = containers.find(text)
     except NotFoundError:
-        sweep(store)
+        if text in os.listdir(store.path / "containers"):
+            _remove_remains(containers.directory(text))
         raise
     _clean_up(store, container)
     return container
 
 
-def _remove_remains(store: Store, known: Collection[str]) -> None:
-    """Remove empty directories in place of containers: runc makes the path of its state, also when it begins just after
-    its container was removed."""
-    for name in os.listdir(store.path / "containers"):
-        if name not in known:
-            bundle = Containers(store).directory(name) / BUNDLE
-            with suppress(OSError):  # of a container that is not readable, or made meanwhile, something is left
-                for path in (bundle / RUNC_STATE, bundle, bundle.parent):
-                    path.rmdir()
+def _remove_remains(directory: Path) -> None:
+    """Remove the empty directories that runc makes for its state, also when it begins just after its container was
+    removed; they would keep its name taken."""
+    if (directory / RECORD).exists():
+        return
+    bundle = directory / BUNDLE
+    with suppress(OSError):  # there is more in it
+        for path in (bundle / RUNC_STATE, bundle, directory):
+            with suppress(FileNotFoundError):
+                path.rmdir()
 
 
 def _clean_up(store: Store, container: Container) -> None:

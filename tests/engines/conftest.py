@@ -7,11 +7,14 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from overlayfs.tree.mount_table import mount_entries
+from overlayfs.tree.syscalls import unmount
+from tests.cli.container.shop import await_that
 from tests.engines.docker import Docker, docker_with
 from tests.engines.podman import Podman, covered
 
@@ -27,7 +30,18 @@ def top() -> Iterator[Path]:
     top.mkdir()
     top.chmod(0o755)
     yield top
-    shutil.rmtree(top)
+    await_that(lambda: _is_removed(top))
+
+
+def _is_removed(top: Path) -> bool:
+    """Removes it, with what is still mounted there: podman cleans up after a container when its command has ended."""
+    for entry in mount_entries():
+        if os.fsencode(top) + b"/" in entry.mountpoint + b"/":
+            with suppress(OSError):
+                unmount(entry.mountpoint, lazy=True)
+    with suppress(OSError):
+        shutil.rmtree(top)
+    return not top.exists()
 
 
 @pytest.fixture(scope="module")

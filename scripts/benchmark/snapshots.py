@@ -73,8 +73,7 @@ def change(trial: Trial) -> None:
 
 
 def prepare_snapshot(trial: Trial) -> None:
-    """The first snapshot of a mount is not the one that is measured: it also imports what snapshots need."""
-    take_snapshot(trial)
+    api_of(trial)
     change(trial)
 
 
@@ -137,14 +136,13 @@ def timed(command: Callable[[Trial], None]) -> Callable[[Trial], float]:
 
 
 def daemon_time(command: Callable[[Trial], None]) -> Callable[[Trial], float]:
-    """Milliseconds that the daemon serves nobody else, by its processor time. Other threads tell the kernel what
-    to forget and remove layers."""
+    """Milliseconds of processor time that the daemon takes for it."""
 
     def run(trial: Trial) -> float:
         must_have_daemon(trial)
-        before = machine.serving_nanoseconds(trial.daemons)
+        before = machine.processor_nanoseconds(trial.daemons)
         command(trial)
-        return (machine.serving_nanoseconds(trial.daemons) - before) / 1e6
+        return (machine.processor_nanoseconds(trial.daemons) - before) / 1e6
 
     return run
 

@@ -49,6 +49,7 @@ class Followed:
         self._point, self._kills_all, self._gate = request["point"], request["kills_all"], request["gate"]
         self._ours = os.readlink("/proc/self/exe")
         self._members: dict[int, int] = {}  # our processes so far, and pidfds of them
+        self._seen: set[int] = set()  # all processes that made a watched call
         self.calls: list[str] = []
         self.cgroups: set[str] = set()
         self.struck = ""
@@ -72,17 +73,17 @@ class Followed:
         """Until all have ended, or some were killed."""
         self._news.wait(PATIENCE_S)
 
-    def settle(self) -> bool:
-        """Whether all have ended; those of ours that have not are killed."""
+    def settle(self) -> list[str] | None:
+        """The processes that have not ended, of which ours are killed; None if all have ended."""
         self._thread.join(PATIENCE_S)
-        has_ended = not self._thread.is_alive()
+        left = [text for pid in sorted(self._seen) if (text := _look_at(pid))] if self._thread.is_alive() else None
         self._is_given_up = True
         self._kill(self._members)
         self._thread.join()
         os.waitpid(self._pid, 0)
         for fd in (self._listener, *self._members.values()):
             os.close(fd)
-        return has_ended
+        return left
 
     def _follow(self) -> None:
         poller = select.poll()
@@ -114,6 +115,7 @@ class Followed:
             return  # the caller died before we took its call
         ident, tid, _, number, _, _, *arguments = NOTIFICATION.unpack(buffer)
         found = describe(tid, number, arguments)
+        self._seen.add(tid)
         if found.name == "mkdirat" and _CGROUP.match(found.text):
             self.cgroups.add(found.text)
         is_known = found.name == "mkdir" and os.path.isdir(found.text)  # each opening of a store asks for all it needs
@@ -140,6 +142,19 @@ class Followed:
         self._news.set()
 
 
+def _look_at(pid: int) -> str:
+    """What a process is and what it waits for; empty if it has ended."""
+    with suppress(OSError):
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as words:
+            command = words.read().replace("\0", " ")
+        waits = []
+        for name in ("wchan", "syscall"):
+            with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+                waits.append(file.read().strip())
+        return f"{pid} {command}: {', '.join(waits)}" if command else ""
+    return ""
+
+
 def main() -> None:
     program = load()["overlayfs"]
     followed: Followed | None = None
@@ -150,7 +165,7 @@ def main() -> None:
             followed.wait()
             answer: dict[str, object] = {"struck": followed.struck, "calls": followed.calls}
         else:
-            answer = {"have_ended": followed.settle(), "calls": followed.calls, "cgroups": sorted(followed.cgroups)}
+            answer = {"left": followed.settle(), "calls": followed.calls, "cgroups": sorted(followed.cgroups)}
             followed = None
         print(json.dumps(answer), flush=True)
 

@@ -82,10 +82,10 @@ class Commands:
         request = {"words": words, "point": point, "kills_all": kills_all, "gate": str(self.gate / "fifo")}
         return str(self._ask({**request, "streams": self._streams})["struck"])
 
-    def settle(self) -> tuple[bool, list[str], list[str]]:
-        """Whether all processes that came from the command end by themselves, all calls, and the cgroups made."""
+    def settle(self) -> tuple[list[str] | None, list[str], list[str]]:
+        """The processes that came from the command and do not end by themselves, all calls, and the cgroups made."""
         answer = self._ask({})
-        return bool(answer["have_ended"]), answer["calls"], answer["cgroups"]
+        return answer["left"], answer["calls"], answer["cgroups"]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -119,8 +119,8 @@ class Stage:
             self._call(struck, *LATER[point % len(LATER)])
         if self._is_in_use():
             self._call(struck, "rm", "-f", "-v", "box")
-        have_ended, calls, cgroups = self._commands.settle()
-        assert have_ended, f"killed at {struck}: a process is left"
+        processes, calls, cgroups = self._commands.settle()
+        assert processes is None, f"killed at {struck}: {processes} are left"
         self._call(struck, *LATER[(point or 0) % len(LATER)])
         self._call(struck, "rm", "-f", "-v", "box")
         left = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,7 +19,6 @@ from overlayfs.cli.container.running import Running
 from overlayfs.cli.output import explain
 from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.foreground_log import logged
 from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
 from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
@@ -113,7 +111,11 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     is_logged = not (request.removes or (kind is Kind.BWRAP and has_terminal))
 
     def start(plan: Launch, bundle: Path) -> int:
-        with logged(running.log) if is_logged else nullcontext():
+        if not is_logged:
+            return launch(kind, program, plan, bundle)
+        from overlayfs.container.live.foreground_log import logged
+
+        with logged(running.log):
             return launch(kind, program, plan, bundle)
 
     status = running.run(image.config.config, start)

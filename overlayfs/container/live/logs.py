@@ -10,9 +10,10 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
+
+from msgspec import Struct
 
 from ...image.oci.errors import InvalidError
 
@@ -20,8 +21,7 @@ _SPAN: Final = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", re.ASCI
 _SECONDS: Final = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One piece of output; `text` has the newline of a whole line."""
 
     time: bytes

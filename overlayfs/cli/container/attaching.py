@@ -106,8 +106,8 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
         if not container.started:
             return
         raise InvalidError(
-            f"{container.name} has no log: in the foreground none is kept with --rm, nor under bwrap on a terminal; "
-            "run it detached"
+            f"{container.name} has no log: none is kept with --log-driver none, "
+            "nor in the foreground with --rm or under bwrap on a terminal"
         ) from None
     with log:
         lines = _lines(container, log.fileno(), follows=request.follows)

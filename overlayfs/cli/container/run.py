@@ -108,7 +108,8 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = Running(container, path, kind, program, keeps_terminal=has_terminal)
     # bubblewrap gives the program our terminal itself, and runc one of its own
-    is_logged = not (request.removes or (kind is Kind.BWRAP and has_terminal))
+    is_direct = kind is Kind.BWRAP and has_terminal
+    is_logged = container.settings.has_log and not request.removes and not is_direct
 
     def start(plan: Launch, bundle: Path) -> int:
         if not is_logged:

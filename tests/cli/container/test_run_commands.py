@@ -285,10 +285,19 @@ def test_output_that_nobody_takes_ends_the_program_and_output_that_is_lost_is_re
     assert clean.run("logs", "full") == "/\n"
 
 
+def test_without_a_log_the_program_has_our_output_itself(clean: Shop, tmp_path: Path) -> None:
+    words = ("run", "--name", "box", "--log-driver", "none", "small", "sh", "-c", "stat -Lc %i /dev/stdout")
+    with (tmp_path / "out").open("w+b") as out:
+        subprocess.run([*COMMAND, "--store", clean.store, *words], stdout=out, check=True)
+        out.seek(0)
+        assert int(out.read()) == os.fstat(out.fileno()).st_ino
+    assert "--log-driver none" in clean.refuses("logs", "box")
+
+
 def test_passing_container_in_the_foreground_has_no_log(clean: Shop) -> None:
     with clean.start("--rm", "--name", "box", "small", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE) as process:
         assert first_line(process) == "up"
-        assert "none is kept with --rm" in clean.refuses("logs", "box")
+        assert "with --rm" in clean.refuses("logs", "box")
         process.communicate("\n", timeout=PATIENCE_S)
 
 

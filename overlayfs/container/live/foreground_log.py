@@ -102,6 +102,7 @@ def _started(numbers: tuple[int, ...], log_fd: int) -> _Stream:
 def _relay(*, is_error: bool) -> int:
     """Log and pass on what can be read; 0, or the errno for which it could not be passed on."""
     is_logging = True
+    nobody_reads = (errno.EPIPE, errno.EIO) if os.isatty(1) else (errno.EPIPE,)  # a terminal was hung up
     while data := os.read(0, _CHUNK):
         if is_logging:
             try:
@@ -112,7 +113,7 @@ def _relay(*, is_error: bool) -> int:
         try:
             _write(1, data)
         except OSError as error:
-            return 0 if error.errno == errno.EPIPE else error.errno or _LOST
+            return 0 if error.errno in nobody_reads else error.errno or _LOST
     return 0
 
 

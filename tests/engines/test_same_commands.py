@@ -86,6 +86,9 @@ STORIES = {
         "rename one two",
         "rm two",
         "inspect --type container two",
+        "run --name shown small -- echo a; printf b; exit 2",
+        "logs shown",
+        "rm shown",
     ],
     "running": [
         "run -d --name live small sleep 1000",

@@ -115,6 +115,10 @@ def settings_of(
         Literal["bwrap", "runc"] | None,
         typer.Option("--runtime", help="The runtime; by default the first that is installed and does it."),
     ] = None,
+    log_driver: Annotated[
+        Literal["k8s-file", "none"] | None,
+        typer.Option("--log-driver", help="With none no log is kept, and in the foreground it has our output itself."),
+    ] = None,
 ) -> Settings:
     """The options as plain data. Raises InvalidError."""
     from overlayfs.cli.container.variables import variables_of
@@ -165,6 +169,7 @@ def settings_of(
             is_off=has_no_health,
         ),
         runtime=runtime or "",
+        log_driver=log_driver or "",
     )
 
 

@@ -144,7 +144,7 @@ def logs(
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="From a time on, or for 10m, 1h30m.")] = "",
     timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="With the time of each line.")] = False,
 ) -> None:
-    """Show the output of a container that was started detached: standard output and error on ours."""
+    """Show what the program of a container has written: standard output and error on ours."""
     from overlayfs.cli.container.attaching import LogRequest, show_logs
 
     if tail != "all" and not (tail.isascii() and tail.isdigit()):

@@ -105,7 +105,10 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
     except FileNotFoundError:
         if not container.started:
             return
-        raise InvalidError(f"{container.name} ran in the foreground: logs are kept of detached containers") from None
+        raise InvalidError(
+            f"{container.name} has no log: none is kept with --log-driver none, "
+            "nor in the foreground with --rm or under bwrap on a terminal"
+        ) from None
     with log:
         lines = _lines(container, log.fileno(), follows=request.follows)
         if request.tail >= 0:

@@ -20,7 +20,7 @@ from overlayfs.cli.output import explain
 from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
-from overlayfs.container.runtime import Kind, find_runtime
+from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
 from overlayfs.container.spec.settings import NO_SETTINGS, Settings
 from overlayfs.container.supervise import launch
@@ -107,7 +107,19 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
         return 0
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = Running(container, path, kind, program, keeps_terminal=has_terminal)
-    status = running.run(image.config.config, lambda plan, bundle: launch(kind, program, plan, bundle))
+    # bubblewrap gives the program our terminal itself, and runc one of its own
+    is_direct = kind is Kind.BWRAP and has_terminal
+    is_logged = container.settings.has_log and not request.removes and not is_direct
+
+    def start(plan: Launch, bundle: Path) -> int:
+        if not is_logged:
+            return launch(kind, program, plan, bundle)
+        from overlayfs.container.live.foreground_log import logged
+
+        with logged(running.log):
+            return launch(kind, program, plan, bundle)
+
+    status = running.run(image.config.config, start)
     return FAILED if status is None else status
 
 

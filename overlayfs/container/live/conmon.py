@@ -66,7 +66,8 @@ def supervise(
 
 def _words(programs: Programs, plan: Launch, bundle: Path, log: Path) -> list[str]:
     words = [programs.conmon, "--api-version", "1", "--sync", "--full-attach", "--log-level", "error"]
-    words += ["--cid", plan.name, "--cuuid", plan.name, "--name", plan.name, "--log-path", f"k8s-file:{log}"]
+    words += ["--cid", plan.name, "--cuuid", plan.name, "--name", plan.name]
+    words += ["--log-path", f"k8s-file:{log}" if plan.settings.has_log else "none:"]
     words += ["--runtime", programs.runc, "--runtime-arg", "--root", "--runtime-arg", str(bundle / RUNC_STATE)]
     words += ["--bundle", str(bundle), "--container-pidfile", str(bundle / PID), "--exit-dir", str(bundle / _EXITS)]
     if plan.settings.keeps_stdin:

@@ -1,4 +1,4 @@
-"""What has a detached program written? conmon's log, in the format of Kubernetes' CRI.
+"""What has a program written? Its log, by conmon or `foreground_log`, in the format of Kubernetes' CRI.
 
 A line is `TIME STREAM TAG TEXT`: an RFC 3339 time with nanoseconds, stdout or stderr, and F for a whole line or P for a
 part without its newline (Kubernetes, design-proposals/node/kubelet-cri-logging.md).
@@ -7,11 +7,13 @@ part without its newline (Kubernetes, design-proposals/node/kubelet-cri-logging.
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
+
+from msgspec import Struct
 
 from ...image.oci.errors import InvalidError
 
@@ -19,8 +21,7 @@ _SPAN: Final = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", re.ASCI
 _SECONDS: Final = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One piece of output; `text` has the newline of a whole line."""
 
     time: bytes
@@ -38,6 +39,17 @@ def entry_of(line: bytes) -> Entry | None:
     if len(fields) != 4 or fields[1] not in (b"stdout", b"stderr") or fields[2] not in (b"F", b"P"):
         return None
     return Entry(fields[0], fields[1] == b"stderr", fields[3] + (b"\n" if fields[2] == b"F" else b""))
+
+
+def lines_of(data: bytes, *, is_error: bool) -> bytes:
+    """The lines of the log for what was written now."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    start = f"{moment}.{nanoseconds:09}+00:00 {'stderr' if is_error else 'stdout'} ".encode()
+    whole, newline, part = data.rpartition(b"\n")
+    # one pass without a loop over lines: they may be many
+    text = start + b"F " + whole.replace(b"\n", b"\n" + start + b"F ") + b"\n" if newline else b""
+    return text + start + b"P " + part + b"\n" if part else text
 
 
 def entries(lines: Iterable[bytes]) -> Iterator[Entry]:

@@ -58,11 +58,16 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     stop_timeout_s: int | None = None
     health: HealthConfig | None = None
     runtime: Literal["", "bwrap", "runc"] = ""
+    log_driver: Literal["", "k8s-file", "none"] = ""
 
     @property
     def network_kind(self) -> str:
         """The network; published ports without a network of their own mean a private one."""
         return self.network or (PRIVATE if self.ports or self.publishes_all else HOST)
+
+    @property
+    def has_log(self) -> bool:
+        return self.log_driver != NONE
 
 
 NO_SETTINGS: Final = Settings()

@@ -266,6 +266,12 @@ def test_logs_keep_streams_times_and_lines_without_end(live: Shop) -> None:
     assert "is no time" in live.refuses("logs", "--since", "now", "box")
 
 
+def test_program_without_a_log_can_be_attached_to(live: Shop) -> None:
+    live.run("create", "-i", "--name", "box", "--log-driver", "none", "small", "sh", "-c", "read x; echo got $x")
+    assert live.call("start", "-ai", "box", typed="x\n").out == "got x\n"
+    assert "--log-driver none" in live.refuses("logs", "box")
+
+
 def test_logs_are_followed_until_the_end(live: Shop) -> None:
     live.run("run", "-d", "--name", "box", "small", "sh", "-c", OBEDIENT)
     with live.start_command("logs", "--follow", "box") as process:

@@ -133,7 +133,8 @@ def test_images_other_users_are_there(home: Home, runtime: str) -> None:
 
 def test_owners_are_written_down_and_the_files_stay_the_users(home: Home) -> None:
     script = "touch /tmp/a; chown 33:44 /tmp/a; mkdir /tmp/d; chown 33 /tmp/d; ln -s a /tmp/l; touch /tmp/d/f"
-    home.run("run", "--name", "box", "small", "sh", "-c", script)
+    home.run("run", "--name", "box", "small", "sh", "-c", f"{script}; echo done")
+    assert home.run("logs", "box") == "done\n"
     upper = home.upper("box")
     assert {path.lstat().st_uid for path in (upper, *upper.rglob("*"))} == {USER}
     assert home.run("run", "--name", "box", "small", "stat", "-c", "%u:%g", "/tmp/a", "/tmp/d", "/tmp/l") == (

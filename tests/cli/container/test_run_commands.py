@@ -251,6 +251,56 @@ def test_prune_takes_those_that_the_filters_choose(clean: Shop) -> None:
     assert clean.names == []
 
 
+# -- the log
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_output_in_the_foreground_is_logged(clean: Shop, runtime: str) -> None:
+    words = ("run", "--name", "box", "--user", "bob", "--runtime", runtime, "small", "sh", "-c")
+    done = clean.call(*words, "read x; echo $x >/dev/stdout; echo err >&2; printf end; exit 3", typed="typed\n")
+    assert (done.status, done.out, done.err) == (3, "typed\nend", "err\n")
+    again = clean.call("logs", "box")
+    assert (again.out, again.err) == (done.out, done.err)
+    clean.run(*words, "echo; echo more")
+    assert clean.run("logs", "--tail", "1", "box") == "more\n"
+
+
+def test_streams_that_lead_to_one_place_keep_their_order(clean: Shop) -> None:
+    script = "for x in 1 2 3 4 5 6 7 8 9; do echo $x; echo -$x >&2; done"
+    words: list[str | Path] = [*COMMAND, "--store", clean.store, "run", "--name", "box", "small", "sh", "-c", script]
+    both = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    assert both == "".join(f"{number}\n-{number}\n" for number in range(1, 10))
+    assert clean.run("logs", "box") == both
+
+
+def test_output_that_nobody_takes_ends_the_program_and_output_that_is_lost_is_reported(clean: Shop) -> None:
+    with clean.start("--name", "box", "small", "sh", "-c", "while :; do echo y; done") as process:
+        assert first_line(process) == "y" and process.stdout is not None
+        process.stdout.close()
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGPIPE
+    words: list[str | Path] = [*COMMAND, "--store", clean.store, "run", "--name", "full", "small", "pwd"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 125 and "could not be passed on: No space left" in done.stderr
+    assert clean.run("logs", "full") == "/\n"
+
+
+def test_without_a_log_the_program_has_our_output_itself(clean: Shop, tmp_path: Path) -> None:
+    words = ("run", "--name", "box", "--log-driver", "none", "small", "sh", "-c", "stat -Lc %i /dev/stdout")
+    with (tmp_path / "out").open("w+b") as out:
+        subprocess.run([*COMMAND, "--store", clean.store, *words], stdout=out, check=True)
+        out.seek(0)
+        assert int(out.read()) == os.fstat(out.fileno()).st_ino
+    assert "--log-driver none" in clean.refuses("logs", "box")
+
+
+def test_passing_container_in_the_foreground_has_no_log(clean: Shop) -> None:
+    with clean.start("--rm", "--name", "box", "small", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE) as process:
+        assert first_line(process) == "up"
+        assert "with --rm" in clean.refuses("logs", "box")
+        process.communicate("\n", timeout=PATIENCE_S)
+
+
 # -- signals and ends
 
 
@@ -310,6 +360,7 @@ def test_only_the_programs_changes_count_also_while_it_runs_or_after_it_was_kill
         process.kill()
     await_that(lambda: not any(map(is_alive, family)))
     assert clean.run("diff", "box") == "A /new\n"
+    assert clean.run("logs", "box") == "up\n"
     clean.run("export", "box", "-o", tmp_path / "out.tar")
     with tarfile.open(tmp_path / "out.tar") as tar:
         assert "new" in tar.getnames() and "some" not in tar.getnames()

@@ -104,3 +104,15 @@ def test_attached_terminal_has_our_size_and_is_left_by_its_keys(live: Shop) -> N
         terminal.read_until(b"44 99\r\n")
         terminal.type(b"\x04")
         assert terminal.status() == 3
+
+
+def test_what_is_shown_on_runcs_terminal_is_logged(live: Shop) -> None:
+    words = ("--name", "box", "--runtime", "runc", "screen", "sh", "-c")
+    with on_terminal(live, "run", *words, "read x; test -t 1 && echo $x; exit 3") as terminal:
+        terminal.type(b"typed\n")
+        assert terminal.status() == 3
+        assert terminal.read_until(b"typed\r\ntyped\r\n")
+    assert live.run("logs", "box") == "typed\ntyped\n"
+    with on_terminal(live, "run", "--runtime", "bwrap", "--name", "direct", "screen", "pwd") as terminal:
+        terminal.status()
+    assert "under bwrap on a terminal" in live.refuses("logs", "direct")

@@ -1,4 +1,4 @@
-"""Conmon's log: whole lines and parts, the last lines, times."""
+"""Logs: whole lines and parts, the last lines, times."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def entry(text: bytes, *, is_error: bool = False, time: bytes = T1) -> logs.Entr
 )
 def test_line_of_the_log(line: bytes, wanted: logs.Entry | None) -> None:
     assert logs.entry_of(line) == wanted
+
+
+@pytest.mark.parametrize("data", [b"a\n", b"a\n\nb\n", b"a\nb", b"b", b"\n", b"\0\r\n\xff"])
+def test_what_is_logged_is_what_was_written(data: bytes) -> None:
+    lines = logs.lines_of(data, is_error=True)
+    found = list(logs.entries(lines.splitlines(keepends=True)))
+    assert b"".join(one.text for one in found) == data and all(one.is_error for one in found)
+    assert [one.is_whole for one in found[:-1]] == [True] * (len(found) - 1)
+    assert logs.is_since(found[0], datetime.now(UTC) - timedelta(minutes=1))
+    assert not logs.is_since(found[0], datetime.now(UTC) + timedelta(minutes=1))
 
 
 def test_pieces_of_a_line_count_once_and_streams_do_not_mix() -> None:

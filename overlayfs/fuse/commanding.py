@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from overlayfs._typing import TYPE_CHECKING, Final
@@ -26,7 +26,9 @@ ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
 UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
 RESET_XATTR: Final = b"user.overlayfs.reset"
-COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR)
+RESET_AROUND_XATTR: Final = b"user.overlayfs.reset_around"
+"""The value is paths from the root, with NUL between them."""
+COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR, RESET_AROUND_XATTR)
 SETTLED_XATTR: Final = b"user.overlayfs.settled"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
@@ -54,6 +56,22 @@ def reset(mountpoint: bytes) -> None:
     _go_back(mountpoint, RESET_XATTR, "")
 
 
+def reset_around_mounts(mountpoint: bytes) -> None:
+    """As `reset`, while programs run in the tree: what is mounted in it, in whatever namespace, stays mounted."""
+    entries = mount_entries()
+    device = next((entry.device for entry in reversed(entries) if entry.mountpoint == mountpoint), b"")
+    try:
+        os.getxattr(mountpoint, RESET_AROUND_XATTR)
+    except OSError as error:  # an older daemon would take the command for an xattr of a user
+        code = errno.EOPNOTSUPP if error.errno == errno.ENODATA else error.errno or errno.EIO
+        raise MountError(f"{os.fsdecode(mountpoint)}: {reason_of(OSError(code, os.strerror(code)), '')}") from None
+    places = set(_places_in(entries, device))
+    for _, others in _tables_elsewhere():
+        places.update(_places_in(others, device))
+    _command(mountpoint, RESET_AROUND_XATTR, b"\0".join(sorted(places)))
+    _await_end(mountpoint)
+
+
 def _go_back(mountpoint: bytes, command: bytes, name: str) -> None:
     _refuse_while_in_use(os.path.realpath(mountpoint))
     _command(mountpoint, command, name)
@@ -76,12 +94,13 @@ def _await_end(mountpoint: bytes) -> None:
         raise MountError(f"{os.fsdecode(mountpoint)}: {os.strerror(error.errno or errno.EIO)}") from None
 
 
-def _command(mountpoint: bytes, command: bytes, name: str) -> None:
+def _command(mountpoint: bytes, command: bytes, name: str | bytes) -> None:
+    value, name = (name, "") if isinstance(name, bytes) else (name.encode(), name)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             _write_back(mountpoint)
-            os.setxattr(mountpoint, command, name.encode())
+            os.setxattr(mountpoint, command, value)
             return
         except OSError as error:
             if error.errno != errno.EINPROGRESS:
@@ -120,17 +139,27 @@ def _refuse_while_in_use(mountpoint: bytes) -> None:
     inner = _mount_in(entries, device)
     if inner is not None:
         raise MountError(f"{where}: {os.fsdecode(inner)} is mounted in the tree; unmount it first")
-    seen = {os.readlink("/proc/self/ns/mnt")}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it ended, or is another user's
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            others = [] if namespace in seen else mount_entries(int(pid))
+    for pid, others in _tables_elsewhere():
+        with suppress(OSError):  # it ended
             if _is_rooted(pid, mountpoint, device, others):
                 raise MountError(f"{where}: {_said(pid)} runs in the tree; stop it first")
             inner = _mount_in(others, device)
             if inner is not None:
                 raise MountError(f"{where}: {_said(pid)} has {os.fsdecode(inner)} mounted in the tree; stop it first")
-            seen.add(namespace)
+
+
+def _tables_elsewhere() -> Iterator[tuple[str, list[MountEntry]]]:
+    """All processes that can be asked, by pid, each with the mounts of its mount namespace; none of a namespace that
+    is ours, or was among those before."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            others = [] if namespace in seen else mount_entries(int(pid))
+        except OSError:  # it ended, or is another user's
+            continue
+        seen.add(namespace)
+        yield pid, others
 
 
 def _said(pid: str) -> str:
@@ -144,6 +173,16 @@ def _mount_in(entries: Sequence[MountEntry], device: bytes) -> bytes | None:
     return next(
         (one.mountpoint for one in entries if places.get(one.parent_id, one.mountpoint) != one.mountpoint), None
     )
+
+
+def _places_in(entries: Sequence[MountEntry], device: bytes) -> Iterator[bytes]:
+    """The paths in the tree, from its root, on which something is mounted."""
+    parents = {entry.mount_id: entry for entry in entries if entry.device == device}
+    for entry in entries:
+        parent = parents.get(entry.parent_id)
+        if parent is not None and entry.mountpoint != parent.mountpoint:
+            inner = os.path.relpath(entry.mountpoint, parent.mountpoint)
+            yield os.path.join(parent.root, inner).strip(b"/")
 
 
 def _is_rooted(pid: str, mountpoint: bytes, device: bytes, entries: Sequence[MountEntry]) -> bool:
@@ -176,6 +215,7 @@ def reason_of(error: OSError, name: str) -> str:
         errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
         errno.EMLINK: "there are too many snapshots",
         errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
+        errno.EXDEV: "something is mounted on a file or in a directory that was moved there, and would be unmounted",
         errno.ETXTBSY: "a deleted file is open that has other names that nobody looked up: list the tree or close it",
         errno.EROFS: "it is a read-only mount",
         errno.EPERM: "only its user and root may do that, from the mount namespace of its daemon",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 import overlayfs
 from overlayfs.cli.mounts.umount import take_down
+from overlayfs.fuse import commanding
 from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import ChangeKind
 from overlayfs.overlay.check import check
@@ -447,6 +449,74 @@ def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overla
         assert (copy / "directory/kept").exists()
     finally:
         subprocess.run(["umount", copy / "directory", copy], check=True)
+
+
+@pytest.fixture
+def inner_mounts(mounted: overlayfs.Mount) -> Iterator[list[Path]]:
+    """A filesystem on each kind of place: of the lower layer, changed or not, and made since; each holds `kept`."""
+    root = mounted.path
+    (root / "made/deep").mkdir(parents=True)
+    (root / "made/deep").chmod(0o750)
+    (root / "directory/new").touch()
+    (root / "directory/inner").write_text("changed")
+    (root / "directory").chmod(0o711)
+    source = root.parent / "source"
+    source.write_text("kept")
+    places = [root / path for path in ("directory/inner", "directory/new", "file", "made/deep")]
+    try:
+        for place in places:
+            on = ["-t", "tmpfs", "none"] if place.is_dir() else ["--bind", source]
+            subprocess.run(["mount", *on, place], check=True)
+        (places[-1] / "kept").touch()
+        yield places
+    finally:
+        for left in reversed(mounts_beneath(root)[1:]):
+            unmount(Path(left.place))
+
+
+def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, inner_mounts: list[Path]) -> None:
+    root = mounted.path
+    before = [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts]
+    for _ in range(2):
+        (root / "made/gone").touch()
+        (root / "one").unlink()
+        (root / "two").write_text("changed")
+        (root / "new").mkdir()
+        assert not (root / "one").exists()
+        with (root / "made/gone").open("r+") as opened:
+            commanding.reset_around_mounts(bytes(root))
+            opened.write("still")
+        assert sorted(os.listdir(root)) == ["directory", "file", "made", "one", "two"]
+        assert (sorted(os.listdir(root / "directory")), os.listdir(root / "made")) == (["inner", "new"], ["deep"])
+        assert [(root / name).read_text() for name in ("one", "two")] == ["linked", "linked"]
+        assert stat.S_IMODE((root / "directory").stat().st_mode) == 0o755
+        assert [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts] == before
+        assert os.listdir(inner_mounts[-1]) == ["kept"]
+        assert len(mounts_beneath(root)) == 5
+    for place in inner_mounts:
+        unmount(place)
+    assert {change.path: change.kind for change in mounted.changes()} == dict.fromkeys(
+        (b"directory/new", b"made", b"made/deep"), ChangeKind.ADDED
+    )
+    assert ((root / "directory/inner").read_text(), (root / "directory/new").read_text()) == ("inner", "")
+    assert stat.S_IMODE((root / "made/deep").stat().st_mode) == 0o750
+    mounted.reset()
+    assert mounted.changes() == []
+
+
+def test_reset_around_a_mount_in_a_moved_directory_is_refused(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    (root / "directory/new").mkdir()
+    (root / "directory").rename(root / "moved")
+    subprocess.run(["mount", "-t", "tmpfs", "none", root / "moved/new"], check=True)
+    try:
+        with pytest.raises(overlayfs.MountError, match="in a directory that was moved there"):
+            commanding.reset_around_mounts(bytes(root))
+        assert os.path.ismount(root / "moved/new")
+    finally:
+        unmount(root / "moved/new")
+    commanding.reset_around_mounts(bytes(root))
+    assert mounted.changes() == []
 
 
 def test_nobody_else_may_command(mounted: overlayfs.Mount) -> None:

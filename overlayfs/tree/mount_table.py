@@ -8,8 +8,8 @@ from overlayfs._typing import NamedTuple
 class MountEntry(NamedTuple):
     """One line of mountinfo. `device` is MAJOR:MINOR of the filesystem, the same in all namespaces that have it.
 
-    `parent_id` is the `mount_id` of the mount that `mountpoint` lies in, 0 where that is not known. `root` is the path of
-    what is mounted in the filesystem.
+    `parent_id` is the `mount_id` of the mount that `mountpoint` lies in, 0 where that is not known. `root` is the path
+    of what is mounted in the filesystem.
     `filesystem_options` are those of the filesystem, `options` those of this mount of it; `follows` is whether what is
     unmounted elsewhere is unmounted here: the mount is shared, or a slave.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from overlayfs._typing import TYPE_CHECKING, Final
@@ -56,8 +56,11 @@ def reset(mountpoint: bytes) -> None:
     _go_back(mountpoint, RESET_XATTR, "")
 
 
-def reset_around_mounts(mountpoint: bytes) -> None:
-    """As `reset`, while programs run in the tree: what is mounted in it, in whatever namespace, stays mounted."""
+def reset_around_mounts(mountpoint: bytes, others: Iterable[bytes] = ()) -> None:
+    """As `reset`, while programs run in the tree: what is mounted in it, in whatever namespace, stays mounted.
+
+    `others` are more paths from the root that stay, as far as they are there. MountError where a mount cannot stay.
+    """
     entries = mount_entries()
     device = next((entry.device for entry in reversed(entries) if entry.mountpoint == mountpoint), b"")
     try:
@@ -65,9 +68,10 @@ def reset_around_mounts(mountpoint: bytes) -> None:
     except OSError as error:  # an older daemon would take the command for an xattr of a user
         code = errno.EOPNOTSUPP if error.errno == errno.ENODATA else error.errno or errno.EIO
         raise MountError(f"{os.fsdecode(mountpoint)}: {reason_of(OSError(code, os.strerror(code)), '')}") from None
-    places = set(_places_in(entries, device))
-    for _, others in _tables_elsewhere():
-        places.update(_places_in(others, device))
+    places = {path for path in others if _is_there(os.path.join(mountpoint, path))}
+    places.update(_places_in(entries, device))
+    for _, elsewhere in _tables_elsewhere():
+        places.update(_places_in(elsewhere, device))
     _command(mountpoint, RESET_AROUND_XATTR, b"\0".join(sorted(places)))
     _await_end(mountpoint)
 
@@ -183,6 +187,10 @@ def _places_in(entries: Sequence[MountEntry], device: bytes) -> Iterator[bytes]:
         if parent is not None and entry.mountpoint != parent.mountpoint:
             inner = os.path.relpath(entry.mountpoint, parent.mountpoint)
             yield os.path.join(parent.root, inner).strip(b"/")
+
+
+def _is_there(path: bytes) -> bool:
+    return os.path.exists(path) and os.path.realpath(path) == path
 
 
 def _is_rooted(pid: str, mountpoint: bytes, device: bytes, entries: Sequence[MountEntry]) -> bool:

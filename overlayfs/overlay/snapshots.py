@@ -138,6 +138,8 @@ def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
 
 def _keep(state: State, present: History, fresh: NextLayer, places: Sequence[bytes]) -> Collection[tuple[int, bytes]]:
     try:
+        if len(present.entries) == 1:  # a layer that holds something, without `stack`, would say that this is lost
+            present.publish(present.entries, durable=is_durable(state))
         return kept_places.keep(state, fresh, places)
     except OSError:
         next_layer.give_up(present, fresh)

@@ -5,6 +5,7 @@ how that lies on disk). Nothing that the mount shows changes by it. A rollback d
 snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`. A
 rollback that drops the snapshot too goes on in the layer of that snapshot, which is what was the upper then. A reset is
 a rollback to before the first layer, and drops all snapshots; the root of the tree keeps its owner, mode and xattrs.
+Where something is mounted in the tree, the places of that stay, too (see kept_places).
 
 The rule for files that are open at such a moment: a descriptor belongs to its file, and not to a version of it.
 

@@ -17,7 +17,6 @@ import pytest
 
 import overlayfs
 from overlayfs.cli.mounts.umount import take_down
-from overlayfs.fuse import commanding
 from overlayfs.fuse.status import read_facts
 from overlayfs.overlay.changes import ChangeKind
 from overlayfs.overlay.check import check
@@ -431,8 +430,13 @@ def holder(mounted: overlayfs.Mount) -> Iterator[int]:
 
 
 def test_what_is_mounted_in_the_tree_elsewhere_is_not_unmounted(mounted: overlayfs.Mount, holder: int) -> None:
+    mounted.snapshot()
     with pytest.raises(overlayfs.MountError, match=f"process {holder} .* has {mounted.path}/directory mounted"):
-        mounted.reset()
+        mounted.rollback()
+    (mounted.path / "directory").chmod(0o711)
+    mounted.reset()
+    place = mounted.path / "directory"
+    subprocess.run(["nsenter", "-m", "-t", str(holder), "mountpoint", place], check=True, capture_output=True)
 
 
 def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overlayfs.Mount, scratch: Path) -> None:
@@ -484,7 +488,7 @@ def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, i
         (root / "new").mkdir()
         assert not (root / "one").exists()
         with (root / "made/gone").open("r+") as opened:
-            commanding.reset_around_mounts(bytes(root))
+            mounted.reset()
             opened.write("still")
         # before a listing, which has the kernel take names for current
         assert [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts] == before
@@ -511,12 +515,12 @@ def test_reset_around_a_mount_in_a_moved_directory_is_refused(mounted: overlayfs
     (root / "directory").rename(root / "moved")
     subprocess.run(["mount", "-t", "tmpfs", "none", root / "moved/new"], check=True)
     try:
-        with pytest.raises(overlayfs.MountError, match="in a directory that was moved there"):
-            commanding.reset_around_mounts(bytes(root))
+        with pytest.raises(overlayfs.MountError, match="that was moved there"):
+            mounted.reset()
         assert os.path.ismount(root / "moved/new")
     finally:
         unmount(root / "moved/new")
-    commanding.reset_around_mounts(bytes(root))
+    mounted.reset()
     assert mounted.changes() == []
 
 

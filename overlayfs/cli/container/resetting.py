@@ -54,7 +54,7 @@ def _reset(container: Container, root: bytes, upper: bytes) -> str:
         if status.upper != upper:
             return "another mount covers that of the container"
         # the working directory may be among the scaffold, too
-        commanding.reset_around_mounts(entry.mountpoint, map(os.fsencode, container.scaffold))
+        commanding.reset(entry.mountpoint, map(os.fsencode, container.scaffold))
     except (CommandError, MountError) as error:
         return str(error).removeprefix(f"{os.fsdecode(root)}: ")
     except OSError as error:

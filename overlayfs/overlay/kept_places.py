@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from overlayfs._typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import stat_of
 from . import attributes, copyup_plan, drafts, lookup, redirects, xattrs
 from .inodes import Directory, Inode
-from .layer import Layer, Location
+from .layer import UPPER_INDEX, Layer, Location
 from .next_layer import NextLayer, is_durable
 from .ownership import Owner
 from .state import State
@@ -45,12 +45,16 @@ class _Place(NamedTuple):
     below: _Below | None
 
 
-def keep(state: State, fresh: NextLayer, paths: Iterable[bytes]) -> Collection[tuple[int, bytes]]:
+def keep(
+    state: State, fresh: NextLayer, layers_kept: Sequence[int], paths: Iterable[bytes]
+) -> Collection[tuple[int, bytes]]:
     """Have the layer that follows the upper keep these paths; all names on the way to them, each with its directory's
-    number. EXDEV where one cannot be kept; any error of the disk."""
+    number. `layers_kept` are the frozen layers that stay, top first. EXDEV where one cannot be kept; any error of the
+    disk."""
     places: dict[bytes, _Place] = {}  # directories before their entries
+    numbers = (*layers_kept, *range(state.data_start))
     for path in paths:
-        _follow(state, path, places)
+        _follow(state, numbers, path, places)
     new = [path for path, place in places.items() if place.below is None]
     needed = [path for path in places if any(path == one or one.startswith(path + b"/") for one in new)]
     if needed:
@@ -67,15 +71,15 @@ def _cannot_be_kept(path: bytes) -> OSError:
 # -- which places
 
 
-def _follow(state: State, path: bytes, places: dict[bytes, _Place]) -> None:
+def _follow(state: State, numbers: Sequence[int], path: bytes, places: dict[bytes, _Place]) -> None:
     here, way = state.root, b""
-    below: Directory | None = _roots_below(state)
+    below: Directory | None = _roots_below(state, numbers)
     for name in path.split(b"/"):
         way = redirects.join(way, name)
         if way not in places:
             inode = lookup.child(state, here, name)
             found = None if below is None else _in_lowers(state, below, name)
-            if inode is None or not _can_be_kept(state, inode, found):
+            if inode is None or not _can_be_kept(state, numbers, inode, found):
                 raise _cannot_be_kept(way)
             places[way] = _Place(here, inode, found)
         inode, found = places[way].inode, places[way].below
@@ -87,11 +91,11 @@ def _follow(state: State, path: bytes, places: dict[bytes, _Place]) -> None:
         here = inode
 
 
-def _roots_below(state: State) -> Directory:
-    """The root of the tree, without the writable side."""
+def _roots_below(state: State, numbers: Sequence[int]) -> Directory:
+    """The root of the tree of these layers."""
     root = Directory(state.root.number, None, b"")
     locations = []
-    for number in range(state.data_start):
+    for number in numbers:
         locations.append(Location(number, b""))
         if state.layers[number].hides_below:
             break
@@ -113,7 +117,9 @@ def _in_lowers(state: State, parent: Directory, name: bytes) -> _Below | None:
     st = access.stat_at(dir_fd, last)
     if not lowers and not st.st_size and marks.is_whiteout(dir_fd, last, st, layer.spelling):
         return None
-    number = layer.number(st)
+    was_upper = layer.index < UPPER_INDEX
+    marked = marks.read_marks(dir_fd, last, layer.spelling).number if was_upper else None
+    number = layer.number(st) if marked is None else marked
     directory = None
     if lowers:
         directory = Directory(number, parent, name)
@@ -121,13 +127,13 @@ def _in_lowers(state: State, parent: Directory, name: bytes) -> _Below | None:
     return _Below(number, directory)
 
 
-def _can_be_kept(state: State, inode: Inode, below: _Below | None) -> bool:
+def _can_be_kept(state: State, numbers: Sequence[int], inode: Inode, below: _Below | None) -> bool:
     if below is not None:
         return inode.number == below.number
     if isinstance(inode, Directory):
-        return all(place.layer < 0 for place in inode.lowers)
+        return all(place.layer not in numbers for place in inode.lowers)
     is_copy = state.prefix + marks.ORIGIN in xattrs.stored_names(state, inode)
-    return inode.kind in _KINDS and not is_copy and (inode.upper or inode.lower_layer < 0)
+    return inode.kind in _KINDS and not is_copy and (inode.upper or inode.lower_layer not in numbers)
 
 
 # -- in the layer that follows

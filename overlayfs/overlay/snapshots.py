@@ -114,19 +114,16 @@ def _roll_back(state: State, present: History, name: str) -> tuple[str, Changed]
 
 def reset(state: State, places: Sequence[bytes] = ()) -> Changed:
     """Go back to the lower layers alone, in a fork to the layers that it was made of; what the kernel has to forget.
-    `places` are paths from the root that stay as `kept_places` has it, which a fork cannot do (EOPNOTSUPP). Otherwise
-    as `take`."""
+    `places` are paths from the root that stay, as `kept_places` has it. Otherwise as `take`."""
     present = history_of(state)
     return with_room(present, lambda: _reset(state, present, places))
 
 
 def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
     kept = tuple(entry for entry in present.entries if entry.upper)
-    if kept and places:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     lost_links = lost_links_of(present.open_links(kept[-1])) if kept else {}
     fresh = next_layer.make(state, present, upper_of(state), lost_links)
-    known = _keep(state, present, fresh, places) if places else ()
+    known = _keep(state, present, fresh, len(kept), places) if places else ()
     dropped = [entry.directory for entry in present.entries[len(kept) :]]
     next_layer.publish(state, present, [*kept, fresh.entry], fresh)
     directories = [directory for directory in dropped if directory or not kept]
@@ -137,11 +134,13 @@ def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
         return changed.without(known)
 
 
-def _keep(state: State, present: History, fresh: NextLayer, places: Sequence[bytes]) -> Collection[tuple[int, bytes]]:
+def _keep(
+    state: State, present: History, fresh: NextLayer, kept: int, places: Sequence[bytes]
+) -> Collection[tuple[int, bytes]]:
     try:
         if len(present.entries) == 1:  # a layer that holds something, without `stack`, would say that this is lost
             present.publish(present.entries, durable=is_durable(state))
-        return kept_places.keep(state, fresh, places)
+        return kept_places.keep(state, fresh, state.frozen[len(state.frozen) - kept :], places)
     except OSError:
         next_layer.give_up(present, fresh)
         raise

@@ -509,6 +509,27 @@ def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, i
     assert mounted.changes() == []
 
 
+def test_reset_of_a_fork_around_mounts(mounted: overlayfs.Mount) -> None:
+    (mounted.path / "since").mkdir()
+    (mounted.path / "directory/new").write_text("of the original")
+    with mounted.fork() as fork:
+        places = [fork.path / name for name in ("since", "directory", "made")]
+        places[-1].mkdir()
+        places[0].chmod(0o700)
+        for place in places:
+            subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        try:
+            (fork.path / "file").unlink()
+            fork.reset()
+            assert [os.path.ismount(place) for place in places] == [True] * 3
+        finally:
+            for place in filter(os.path.ismount, places):
+                unmount(place)
+        assert sorted(os.listdir(fork.path)) == ["directory", "file", "made", "one", "since", "two"]
+        assert stat.S_IMODE((fork.path / "since").stat().st_mode) == 0o755
+        assert (fork.path / "directory/new").read_text() == "of the original"
+
+
 def test_reset_around_a_mount_in_a_moved_directory_is_refused(mounted: overlayfs.Mount) -> None:
     root = mounted.path
     (root / "directory/new").mkdir()

@@ -114,6 +114,25 @@ def in_user_namespace_of(pid: int) -> list[str]:
     return [nsenter, "--target", str(pid), "--user", "--preserve-credentials"]
 
 
+def enter_namespaces_of(pid: int) -> None:
+    """Enter the user and mount namespace of a process, and have its root directory. For a process with one thread.
+
+    Raises OSError, also FileNotFoundError where the process has ended.
+    """
+    kinds = {"user": syscalls.CLONE_NEWUSER, "mnt": syscalls.CLONE_NEWNS}
+    is_ours = os.path.samefile(f"/proc/{pid}/ns/user", "/proc/self/ns/user")
+    opened = {kind: os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds}
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for kind, fd in opened.items():
+        if kind != "user" or not is_ours:  # one's own cannot be entered again
+            syscalls.setns(fd, kinds[kind])
+        os.close(fd)
+    os.fchdir(root)
+    os.chroot(".")  # setns(2) leaves the root that the process may have been given
+    os.close(root)
+    syscalls.let_be_inspected()  # by the daemon of the mount, which asks where we are
+
+
 def user_namespace_of(uid: int, gid: int) -> int:
     """A descriptor of a user namespace that maps all ids to themselves and is owned by `uid`.
 

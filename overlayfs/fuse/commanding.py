@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from overlayfs._typing import TYPE_CHECKING, Final
@@ -26,7 +26,9 @@ ROLLBACK_XATTR: Final = b"user.overlayfs.rollback"
 UNDO_XATTR: Final = b"user.overlayfs.undo"
 DROP_XATTR: Final = b"user.overlayfs.drop"
 RESET_XATTR: Final = b"user.overlayfs.reset"
-COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR)
+RESET_AROUND_XATTR: Final = b"user.overlayfs.reset_around"
+"""The value is paths from the root, with NUL between them."""
+COMMANDS: Final = (SNAPSHOT_XATTR, ROLLBACK_XATTR, UNDO_XATTR, DROP_XATTR, RESET_XATTR, RESET_AROUND_XATTR)
 SETTLED_XATTR: Final = b"user.overlayfs.settled"
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.001
@@ -34,7 +36,7 @@ _PAUSE_S: Final = 0.001
 
 def take_snapshot(mountpoint: bytes, name: str = "") -> str:
     """Take a snapshot; its name, a number where none is given."""
-    _command(mountpoint, SNAPSHOT_XATTR, name)
+    _command(mountpoint, SNAPSHOT_XATTR, name.encode())
     try:
         return name or os.getxattr(mountpoint, SNAPSHOT_XATTR).decode()
     except OSError as error:  # ENODATA: there is none any more
@@ -46,23 +48,57 @@ def roll_back(mountpoint: bytes, name: str = "", *, drop: bool = False) -> None:
 
     With `drop` the snapshot is dropped, too, unless a fork uses it.
     """
-    _go_back(mountpoint, UNDO_XATTR if drop else ROLLBACK_XATTR, name)
-
-
-def reset(mountpoint: bytes) -> None:
-    """Drop all changes and snapshots; otherwise as `roll_back`."""
-    _go_back(mountpoint, RESET_XATTR, "")
-
-
-def _go_back(mountpoint: bytes, command: bytes, name: str) -> None:
     _refuse_while_in_use(os.path.realpath(mountpoint))
-    _command(mountpoint, command, name)
+    _command(mountpoint, UNDO_XATTR if drop else ROLLBACK_XATTR, name.encode())
     _await_end(mountpoint)
+
+
+def reset(mountpoint: bytes, others: Iterable[bytes] = ()) -> None:
+    """Drop all changes and snapshots; otherwise as `roll_back`.
+
+    Programs that run in the tree go on, and what is mounted in it, in whatever namespace, stays mounted: its places
+    stay, and those of `others`, paths from the root, that are there. MountError where a place cannot stay.
+    """
+    mountpoint = os.path.realpath(mountpoint)
+    kept = [path for path in others if _is_there(os.path.join(mountpoint, path))]
+    is_in_use = False
+    try:
+        _refuse_while_in_use(mountpoint)
+    except MountError:
+        if not _resets_around(mountpoint):
+            raise
+        is_in_use = True
+        kept += _places_in_use(mountpoint)
+    if is_in_use or (kept and _resets_around(mountpoint)):
+        _command(mountpoint, RESET_AROUND_XATTR, b"\0".join(sorted(set(kept))))
+    else:
+        _command(mountpoint, RESET_XATTR)
+    _await_end(mountpoint)
+
+
+def _resets_around(mountpoint: bytes) -> bool:
+    """Whether the daemon knows the command; an older one would take it for an xattr of a user."""
+    try:
+        return bool(os.getxattr(mountpoint, RESET_AROUND_XATTR))
+    except OSError:
+        return False
+
+
+def _places_in_use(mountpoint: bytes) -> list[bytes]:
+    """The paths from the root of the tree on which something is mounted, or that are the root of a program."""
+    entries = mount_entries()
+    device = _device_of(entries, mountpoint)
+    found = list(_places_in(entries, device))
+    for _, root, elsewhere in _processes():
+        found += _places_in(elsewhere, device)
+        if root.startswith(mountpoint + b"/") and _is_there(root):
+            found.append(root.removeprefix(mountpoint + b"/"))
+    return found
 
 
 def drop_snapshot(mountpoint: bytes, name: str) -> None:
     """Drop a snapshot; the tree stays as it is. Returns when its layer is merged, too; if that takes long, before."""
-    _command(mountpoint, DROP_XATTR, name)
+    _command(mountpoint, DROP_XATTR, name.encode())
     with suppress(MountError):
         _await_end(mountpoint)
 
@@ -76,12 +112,14 @@ def _await_end(mountpoint: bytes) -> None:
         raise MountError(f"{os.fsdecode(mountpoint)}: {os.strerror(error.errno or errno.EIO)}") from None
 
 
-def _command(mountpoint: bytes, command: bytes, name: str) -> None:
+def _command(mountpoint: bytes, command: bytes, value: bytes = b"") -> None:
+    """The value is the name of a snapshot, but for RESET_AROUND_XATTR."""
+    name = "" if command == RESET_AROUND_XATTR else value.decode()
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             _write_back(mountpoint)
-            os.setxattr(mountpoint, command, name.encode())
+            os.setxattr(mountpoint, command, value)
             return
         except OSError as error:
             if error.errno != errno.EINPROGRESS:
@@ -116,26 +154,43 @@ def _refuse_while_in_use(mountpoint: bytes) -> None:
     no mount in the tree, in whatever namespace and by whatever path, and nobody who has the tree for a root."""
     where = os.fsdecode(mountpoint)
     entries = mount_entries()
-    device = next((entry.device for entry in reversed(entries) if entry.mountpoint == mountpoint), b"")
+    device = _device_of(entries, mountpoint)
     inner = _mount_in(entries, device)
     if inner is not None:
         raise MountError(f"{where}: {os.fsdecode(inner)} is mounted in the tree; unmount it first")
+    for pid, root, others in _processes():
+        if _is_rooted(root, mountpoint, device, others):
+            raise MountError(f"{where}: {_said(pid)} runs in the tree; stop it first")
+        inner = _mount_in(others, device)
+        if inner is not None:
+            raise MountError(f"{where}: {_said(pid)} has {os.fsdecode(inner)} mounted in the tree; stop it first")
+
+
+def _device_of(entries: Sequence[MountEntry], mountpoint: bytes) -> bytes:
+    return next((entry.device for entry in reversed(entries) if entry.mountpoint == mountpoint), b"")
+
+
+def _processes() -> Iterator[tuple[str, bytes, list[MountEntry]]]:
+    """All processes that can be asked: pid, root directory, and the mounts of the mount namespace; none of a namespace
+    that is ours, or was among those before."""
     seen = {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it ended, or is another user's
+        try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             others = [] if namespace in seen else mount_entries(int(pid))
-            if _is_rooted(pid, mountpoint, device, others):
-                raise MountError(f"{where}: {_said(pid)} runs in the tree; stop it first")
-            inner = _mount_in(others, device)
-            if inner is not None:
-                raise MountError(f"{where}: {_said(pid)} has {os.fsdecode(inner)} mounted in the tree; stop it first")
-            seen.add(namespace)
+            root = os.fsencode(os.readlink(f"/proc/{pid}/root"))
+        except OSError:  # it ended, or is another user's
+            continue
+        seen.add(namespace)
+        yield pid, root, others
 
 
 def _said(pid: str) -> str:
-    with open(f"/proc/{pid}/comm") as name:
-        return f"process {pid} ({name.read().strip()})"
+    try:
+        with open(f"/proc/{pid}/comm") as name:
+            return f"process {pid} ({name.read().strip()})"
+    except OSError:  # it has just ended
+        return f"process {pid}"
 
 
 def _mount_in(entries: Sequence[MountEntry], device: bytes) -> bytes | None:
@@ -146,9 +201,22 @@ def _mount_in(entries: Sequence[MountEntry], device: bytes) -> bytes | None:
     )
 
 
-def _is_rooted(pid: str, mountpoint: bytes, device: bytes, entries: Sequence[MountEntry]) -> bool:
+def _places_in(entries: Sequence[MountEntry], device: bytes) -> Iterator[bytes]:
+    """The paths in the tree, from its root, on which something is mounted."""
+    parents = {entry.mount_id: entry for entry in entries if entry.device == device}
+    for entry in entries:
+        parent = parents.get(entry.parent_id)
+        if parent is not None and entry.mountpoint != parent.mountpoint:
+            inner = os.path.relpath(entry.mountpoint, parent.mountpoint)
+            yield os.path.join(parent.root, inner).strip(b"/")
+
+
+def _is_there(path: bytes) -> bool:
+    return os.path.exists(path) and os.path.realpath(path) == path
+
+
+def _is_rooted(root: bytes, mountpoint: bytes, device: bytes, entries: Sequence[MountEntry]) -> bool:
     """Whether a process has the tree for its root: by chroot, or as a container, whose mounts these are."""
-    root = os.fsencode(os.readlink(f"/proc/{pid}/root"))
     if root == mountpoint or root.startswith(mountpoint.rstrip(b"/") + b"/"):
         return True
     return any(entry.device == device and entry.mountpoint == b"/" for entry in entries)
@@ -176,6 +244,7 @@ def reason_of(error: OSError, name: str) -> str:
         errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
         errno.EMLINK: "there are too many snapshots",
         errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
+        errno.EXDEV: "something is mounted, or runs, in a directory or on a file that was moved there: stop it first",
         errno.ETXTBSY: "a deleted file is open that has other names that nobody looked up: list the tree or close it",
         errno.EROFS: "it is a read-only mount",
         errno.EPERM: "only its user and root may do that, from the mount namespace of its daemon",

@@ -13,6 +13,9 @@ Since Linux 6.16 one message has the kernel look every name up anew. It is not t
 cost it a FORGET at once, and 1,000 of them three quarters of a rollback's time; only names that nobody looks up again
 are told after some rollbacks. So the path of a working directory that is gone (getcwd) is shown until then. Where the
 disk is nearly full it is told of all, as what was dropped stays until the kernel has forgotten it.
+
+An epoch has it unmount what is mounted on any name. A reset around mounts begins none, and tells it of single names
+instead, but of none on the way to a mount: these lead to the same inodes as before.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ from ..overlay.inodes import ROOT
 from ..overlay.state import Changed
 from ..tree import syscalls
 from . import abi
-from .commanding import COMMANDS, DROP_XATTR, RESET_XATTR, SETTLED_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
+from .commanding import COMMANDS, DROP_XATTR, RESET_AROUND_XATTR, RESET_XATTR, SETTLED_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
 
 log = Log(__name__)
 
-_QUESTIONS: Final = (SNAPSHOT_XATTR, SETTLED_XATTR)
+_QUESTIONS: Final = (SNAPSHOT_XATTR, SETTLED_XATTR, RESET_AROUND_XATTR)
 _HAS_FORGOTTEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EPERM}  # it knows none, or is gone
 
 
@@ -61,9 +64,11 @@ class Control:
 
     def answer(self, name: bytes) -> bytes:
         """Whether all that was commanded is done, and the kernel told of it; the name of the newest snapshot, ENODATA
-        for none."""
+        for none; that this daemon knows RESET_AROUND_XATTR."""
         if name == SNAPSHOT_XATTR:
             return self._newest()
+        if name == RESET_AROUND_XATTR:
+            return b"1"
         self._go_on_merging()
         self.remove_waste()
         return b"0" if self._telling or self._merges is not None else b"1"
@@ -82,6 +87,10 @@ class Control:
             self._overlay.give_way()
         if self._telling or self._merges is not None or self._is_busy():
             raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+        if name == RESET_AROUND_XATTR:
+            changed = self._overlay.reset([path for path in value.split(b"\0") if path])
+            self._forget("reset around mounts", changed, by_name=True)
+            return
         try:
             snapshot = value.decode("ascii")
         except UnicodeDecodeError:
@@ -121,10 +130,11 @@ class Control:
         finally:
             self._is_preparing = False
 
-    def _forget(self, what: str, changed: Changed) -> None:
+    def _forget(self, what: str, changed: Changed, *, by_name: bool = False) -> None:
+        """Have the kernel forget what has changed; with `by_name` it keeps all other names."""
         log.info("%s: %d inodes and %d names changed", what, len(changed.inodes), len(changed.names))
         device_fd = self.device_fd()
-        is_enough = _begin_epoch(device_fd) and not self._overlay.is_nearly_full
+        is_enough = not by_name and _begin_epoch(device_fd) and not self._overlay.is_nearly_full
         names = [*changed.gone, *(() if is_enough else changed.names)]
         self._telling += 1
         try:

@@ -14,7 +14,7 @@ import errno
 import gc
 import os
 import stat
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 from overlayfs._typing import Final, NamedTuple
 
@@ -142,12 +142,12 @@ class Overlay:
         self._refuse_while_changing()
         return snapshots.undo(self.state, name) if drop else snapshots.roll_back(self.state, name)
 
-    def reset(self) -> Changed:
-        """Go back to the tree without changes, as `snapshots.reset`; otherwise as `snapshot`."""
+    def reset(self, places: Sequence[bytes] = ()) -> Changed:
+        """Go back to the tree without changes but for `places`, as `snapshots.reset`; otherwise as `snapshot`."""
         from . import snapshots
 
         self._refuse_while_changing()
-        return snapshots.reset(self.state)
+        return snapshots.reset(self.state, places)
 
     def drop_snapshot(self, name: str = "") -> str:
         """Drop a snapshot and merge its layer."""

@@ -126,8 +126,13 @@ def publish(state: State, present: History, entries: Sequence[Entry], fresh: Nex
     try:
         present.publish(entries, durable=is_durable(state))
     except OSError:
-        _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
+        give_up(present, fresh)
         raise
+
+
+def give_up(present: History, fresh: NextLayer) -> None:
+    """Remove a layer that was made last and that nothing refers to."""
+    _give_up(present, fresh.directory_fd, fresh.upper.root_fd)
 
 
 def reopen(state: State, present: History, entry: Entry, number: int, undoing: ExitStack) -> NextLayer:

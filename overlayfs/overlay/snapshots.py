@@ -5,6 +5,7 @@ how that lies on disk). Nothing that the mount shows changes by it. A rollback d
 snapshot, and goes on in an empty upper; what the kernel knows of the tree is then partly wrong, see `former`. A
 rollback that drops the snapshot too goes on in the layer of that snapshot, which is what was the upper then. A reset is
 a rollback to before the first layer, and drops all snapshots; the root of the tree keeps its owner, mode and xattrs.
+Where something is mounted in the tree, the places of that stay, too (see kept_places).
 
 The rule for files that are open at such a moment: a descriptor belongs to its file, and not to a version of it.
 
@@ -22,18 +23,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
 from ..tree.syscalls import stat_of
-from . import forks, freezing, history, next_layer
+from . import forks, freezing, history, kept_places, next_layer
 from .descriptors import close_quietly
 from .history import History
 from .inodes import ROOT, Directory
-from .next_layer import is_durable, lost_links_of, upper_of
+from .next_layer import NextLayer, is_durable, lost_links_of, upper_of
 from .stack import Entry
 from .state import Changed, State
 
@@ -111,22 +112,38 @@ def _roll_back(state: State, present: History, name: str) -> tuple[str, Changed]
         return kept[-1].snapshot or "", freezing.drop(state, fresh, at + 1, directories, lost_links)
 
 
-def reset(state: State) -> Changed:
+def reset(state: State, places: Sequence[bytes] = ()) -> Changed:
     """Go back to the lower layers alone, in a fork to the layers that it was made of; what the kernel has to forget.
-    Otherwise as `take`."""
+    `places` are paths from the root that stay, as `kept_places` has it. Otherwise as `take`."""
     present = history_of(state)
-    return with_room(present, lambda: _reset(state, present))
+    return with_room(present, lambda: _reset(state, present, places))
 
 
-def _reset(state: State, present: History) -> Changed:
+def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
     kept = tuple(entry for entry in present.entries if entry.upper)
     lost_links = lost_links_of(present.open_links(kept[-1])) if kept else {}
     fresh = next_layer.make(state, present, upper_of(state), lost_links)
+    known = _keep(state, present, fresh, len(kept), places) if places else ()
     dropped = [entry.directory for entry in present.entries[len(kept) :]]
     next_layer.publish(state, present, [*kept, fresh.entry], fresh)
     directories = [directory for directory in dropped if directory or not kept]
     with _after_publishing(state):
-        return freezing.drop(state, fresh, len(kept), directories, lost_links)
+        changed = freezing.drop(state, fresh, len(kept), directories, lost_links)
+        if places:
+            state.root.above = None  # the places are in it
+        return changed.without(known)
+
+
+def _keep(
+    state: State, present: History, fresh: NextLayer, kept: int, places: Sequence[bytes]
+) -> Collection[tuple[int, bytes]]:
+    try:
+        if len(present.entries) == 1:  # a layer that holds something, without `stack`, would say that this is lost
+            present.publish(present.entries, durable=is_durable(state))
+        return kept_places.keep(state, fresh, state.frozen[len(state.frozen) - kept :], places)
+    except OSError:
+        next_layer.give_up(present, fresh)
+        raise
 
 
 def undo(state: State, name: str) -> tuple[str, Changed]:

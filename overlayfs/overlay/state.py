@@ -67,6 +67,13 @@ class Changed(NamedTuple):
     names: list[tuple[int, bytes]]
     gone: Sequence[tuple[int, bytes]] = ()
 
+    def without(self, kept: Collection[tuple[int, bytes]]) -> Changed:
+        """The same, but the kernel keeps these names."""
+        if not kept:
+            return self
+        names, gone = ([name for name in some if name not in kept] for some in (self.names, self.gone))
+        return self._replace(names=names, gone=gone)
+
 
 class Known:
     """Inodes from before a rollback that the kernel knows: `former` has them."""

@@ -8,7 +8,8 @@ from overlayfs._typing import NamedTuple
 class MountEntry(NamedTuple):
     """One line of mountinfo. `device` is MAJOR:MINOR of the filesystem, the same in all namespaces that have it.
 
-    `parent_id` is the `mount_id` of the mount that `mountpoint` lies in, 0 where that is not known.
+    `parent_id` is the `mount_id` of the mount that `mountpoint` lies in, 0 where that is not known. `root` is the path
+    of what is mounted in the filesystem.
     `filesystem_options` are those of the filesystem, `options` those of this mount of it; `follows` is whether what is
     unmounted elsewhere is unmounted here: the mount is shared, or a slave.
     """
@@ -22,6 +23,7 @@ class MountEntry(NamedTuple):
     filesystem_options: bytes = b""
     follows: bool = False
     parent_id: int = 0
+    root: bytes = b"/"
 
 
 def mount_entries(process: int | str = "self") -> list[MountEntry]:
@@ -43,6 +45,7 @@ def _parse(line: bytes) -> MountEntry:
         filesystem_options=tail[2] if len(tail) > 2 else b"",
         follows=any(field.startswith((b"shared:", b"master:")) for field in fields[6:]),
         parent_id=int(fields[1]),
+        root=unescape(fields[3]),
     )
 
 

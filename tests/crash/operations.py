@@ -280,11 +280,18 @@ def roll_back(name: str, *, drop: bool = False) -> Step:
     return step
 
 
-def reset(overlay: Overlay) -> None:
-    """Drop all changes, and remove them."""
-    overlay.reset()
+def reset(overlay: Overlay, *places: bytes) -> None:
+    """Drop all changes, but for these places, and remove them."""
+    overlay.reset(places)
     if (remove := overlay.take_waste()) is not None:
         remove()
+
+
+def reset_around(*places: str) -> Step:
+    def step(overlay: Overlay) -> None:
+        reset(overlay, *map(os.fsencode, places))
+
+    return step
 
 
 def fork(name: str) -> Step:

@@ -23,6 +23,7 @@ from .operations import (
     mkdir,
     rename,
     reset,
+    reset_around,
     rmdir,
     roll_back,
     set_xattr,
@@ -122,6 +123,9 @@ ACTS: dict[str, Act] = {
         "", unlink("big"), snapshot("a"), chmod("one", 0o600), snapshot("b"), mkdir("gone"), roll_back("a")
     ),
     "reset": _names("", write("dir/file", b"new"), snapshot("a"), chmod("one", 0o600), reset, mkdir("fresh")),
+    "reset around a place": _names(
+        "", mkdir("dir/made"), write("dir/file", b"new"), reset_around("dir/made"), mkdir("fresh")
+    ),
     "fork": _names("dir", unlink("dir/file"), snapshot("a"), fork("a")),
 }
 COPYING = ("append to lower file", "overwrite lower file", "chmod lower file", "rename lower file")

@@ -18,6 +18,7 @@ from .operations import (
     mkdir,
     rename,
     reset,
+    reset_around,
     roll_back,
     snapshot,
     unlink,
@@ -63,6 +64,9 @@ OPERATIONS = {
     "reset that drops snapshots": _operation(
         *(unlink("one"), write("big", b"first"), snapshot("a"), mkdir("x"), snapshot("b"), unlink("big"), reset),
         *(unlink("big"), reset, chmod("two", 0o640)),
+    ),
+    "reset around places": _operation(
+        *(chmod("dir", 0o700), mkdir("lowtree/made"), reset_around("dir/file", "lowtree/made"), mkdir("lowtree/made/x"))
     ),
     "drop": _operation(
         *(

@@ -91,11 +91,11 @@ def test_transaction_goes_back_to_its_own_snapshot(mounted: overlayfs.Mount, mon
     """Although somebody else takes one, or drops all, at the same moment."""
     command = commanding._command
 
-    def and_others(mountpoint: bytes, name: bytes, value: str) -> None:
+    def and_others(mountpoint: bytes, name: bytes, value: bytes = b"") -> None:
         command(mountpoint, name, value)
         if name == commanding.SNAPSHOT_XATTR:
             (mounted.path / "between").touch()
-            command(mountpoint, commanding.SNAPSHOT_XATTR if value else commanding.RESET_XATTR, "others" * bool(value))
+            command(mountpoint, commanding.SNAPSHOT_XATTR if value else commanding.RESET_XATTR, b"others" * bool(value))
 
     monkeypatch.setattr(commanding, "_command", and_others)
     with mounted.transaction():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -429,8 +430,13 @@ def holder(mounted: overlayfs.Mount) -> Iterator[int]:
 
 
 def test_what_is_mounted_in_the_tree_elsewhere_is_not_unmounted(mounted: overlayfs.Mount, holder: int) -> None:
+    mounted.snapshot()
     with pytest.raises(overlayfs.MountError, match=f"process {holder} .* has {mounted.path}/directory mounted"):
-        mounted.reset()
+        mounted.rollback()
+    (mounted.path / "directory").chmod(0o711)
+    mounted.reset()
+    place = mounted.path / "directory"
+    subprocess.run(["nsenter", "-m", "-t", str(holder), "mountpoint", place], check=True, capture_output=True)
 
 
 def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overlayfs.Mount, scratch: Path) -> None:
@@ -447,6 +453,96 @@ def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overla
         assert (copy / "directory/kept").exists()
     finally:
         subprocess.run(["umount", copy / "directory", copy], check=True)
+
+
+@pytest.fixture
+def inner_mounts(mounted: overlayfs.Mount) -> Iterator[list[Path]]:
+    """A filesystem on each kind of place: of the lower layer, changed or not, and made since; each holds `kept`."""
+    root = mounted.path
+    (root / "made/deep").mkdir(parents=True)
+    (root / "made/deep").chmod(0o750)
+    (root / "directory/new").touch()
+    (root / "directory/inner").write_text("changed")
+    (root / "directory").chmod(0o711)
+    source = root.parent / "source"
+    source.write_text("kept")
+    places = [root / path for path in ("directory/inner", "directory/new", "file", "made/deep")]
+    try:
+        for place in places:
+            on = ["-t", "tmpfs", "none"] if place.is_dir() else ["--bind", source]
+            subprocess.run(["mount", *on, place], check=True)
+        (places[-1] / "kept").touch()
+        yield places
+    finally:
+        for left in reversed(mounts_beneath(root)[1:]):
+            unmount(Path(left.place))
+
+
+def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, inner_mounts: list[Path]) -> None:
+    root = mounted.path
+    before = [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts]
+    for _ in range(2):
+        (root / "made/gone").touch()
+        (root / "one").unlink()
+        (root / "two").write_text("changed")
+        (root / "new").mkdir()
+        assert not (root / "one").exists()
+        with (root / "made/gone").open("r+") as opened:
+            mounted.reset()
+            opened.write("still")
+        # before a listing, which has the kernel take names for current
+        assert [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts] == before
+        assert sorted(os.listdir(root)) == ["directory", "file", "made", "one", "two"]
+        assert (sorted(os.listdir(root / "directory")), os.listdir(root / "made")) == (["inner", "new"], ["deep"])
+        assert [(root / name).read_text() for name in ("one", "two")] == ["linked", "linked"]
+        assert stat.S_IMODE((root / "directory").stat().st_mode) == 0o755
+        assert os.listdir(inner_mounts[-1]) == ["kept"]
+        assert len(mounts_beneath(root)) == 5
+    for place in inner_mounts:
+        unmount(place)
+    assert {change.path: change.kind for change in mounted.changes()} == dict.fromkeys(
+        (b"directory/new", b"made", b"made/deep"), ChangeKind.ADDED
+    )
+    assert ((root / "directory/inner").read_text(), (root / "directory/new").read_text()) == ("inner", "")
+    assert stat.S_IMODE((root / "made/deep").stat().st_mode) == 0o750
+    mounted.reset()
+    assert mounted.changes() == []
+
+
+def test_reset_of_a_fork_around_mounts(mounted: overlayfs.Mount) -> None:
+    (mounted.path / "since").mkdir()
+    (mounted.path / "directory/new").write_text("of the original")
+    with mounted.fork() as fork:
+        places = [fork.path / name for name in ("since", "directory", "made")]
+        places[-1].mkdir()
+        places[0].chmod(0o700)
+        for place in places:
+            subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        try:
+            (fork.path / "file").unlink()
+            fork.reset()
+            assert [os.path.ismount(place) for place in places] == [True] * 3
+        finally:
+            for place in filter(os.path.ismount, places):
+                unmount(place)
+        assert sorted(os.listdir(fork.path)) == ["directory", "file", "made", "one", "since", "two"]
+        assert stat.S_IMODE((fork.path / "since").stat().st_mode) == 0o755
+        assert (fork.path / "directory/new").read_text() == "of the original"
+
+
+def test_reset_around_a_mount_in_a_moved_directory_is_refused(mounted: overlayfs.Mount) -> None:
+    root = mounted.path
+    (root / "directory/new").mkdir()
+    (root / "directory").rename(root / "moved")
+    subprocess.run(["mount", "-t", "tmpfs", "none", root / "moved/new"], check=True)
+    try:
+        with pytest.raises(overlayfs.MountError, match="that was moved there"):
+            mounted.reset()
+        assert os.path.ismount(root / "moved/new")
+    finally:
+        unmount(root / "moved/new")
+    mounted.reset()
+    assert mounted.changes() == []
 
 
 def test_nobody_else_may_command(mounted: overlayfs.Mount) -> None:

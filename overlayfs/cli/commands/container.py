@@ -142,10 +142,12 @@ def rm(
 def reset(names: Names) -> None:
     """Discard all changes of containers, at once; the files are deleted in the background.
 
-    NAME may be a mountpoint, too: a mount, also one of a container, stays mounted, and drops its snapshots. Who has a
-    file open there sees it as it was without changes; a new one behaves as a deleted one.
+    A container may be running: its program goes on, and its volumes and other mounts stay. NAME may be a mountpoint,
+    too: a mount, also one of a container, stays mounted, and drops its snapshots. Who has a file open there sees it as
+    it was without changes; a new one behaves as a deleted one.
 
-    Exit status: 0 done, 1 one is not there, or a program runs in its tree, and that one has not changed.
+    Exit status: 0 done, 1 one is not there, or has something mounted in a directory that was moved, and that one has
+    not changed.
     """
     from overlayfs.cli.container.containers import reset as start_anew
 

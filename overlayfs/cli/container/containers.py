@@ -225,16 +225,22 @@ def rename(store_directory: Path | None, name: str, new: str) -> None:
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
-    """Discard the changes of containers and live mounts; whether all were reset."""
+    """Discard the changes of containers, running ones too, and of live mounts; whether all were reset."""
     left: list[Path] = []
 
     def one(store: Store, name: str) -> None:
         containers = Containers(store)
         mountpoint, upper = _mountpoint_of(containers, name)
-        if mountpoint is None:
-            left.append(containers.reset(find(store, name).name))
-        else:
+        if mountpoint is not None:
             _reset_mount(mountpoint, upper)
+            return
+        container = find(store, name)
+        if container.is_in_use:
+            from overlayfs.cli.container.resetting import reset_running  # most resets are of others
+
+            reset_running(container, containers.root(container.name), containers.upper(container.name))
+        else:
+            left.append(containers.reset(container.name))
 
     paths = [name for name in names if "/" in name]  # which need no store
     others = [name for name in names if "/" not in name]

@@ -18,6 +18,7 @@ from overlayfs.container.containers import Containers
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
+from overlayfs.overlay.history import uppers
 from tests.cli.container.shop import Shop, await_that, descendants, is_alive
 from tests.cli.people import COMMAND
 from tests.container.small import image_of, small_image
@@ -54,6 +55,44 @@ def status_of(shop: Shop, name: str) -> str:
 def keeper_of(shop: Shop, name: str) -> int:
     (row,) = [row for row in shop.answer("ps", "-a") if row["name"] == name]
     return int(row["pid"])
+
+
+# -- reset while it runs
+
+CHANGES = "echo changed >/etc/passwd; rm /etc/group; mkdir -p /new/deep; rm -rf /tmp;"
+OTHERS = """
+exec 3>/etc/open; echo before >&3; echo again >>/volume/file; touch /scratch/file
+"""
+LOOK = """
+cat /etc/group; ls -d /new /etc/open /tmp 2>/dev/null
+cat /proc/self/comm /etc/hostname; test -c /dev/null && test -d /sys/fs && test -s /etc/hosts && echo all
+cat /volume/file /some/where/file; ls /scratch; pwd; cat /proc/self/mountinfo
+"""
+
+
+def test_running_container_is_reset_and_goes_on(live: Shop, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of the host\n")
+    passwd, group = live.run("run", "--rm", "small", "sh", "-c", "cat /etc/passwd; echo; cat /etc/group").split("\n\n")
+    go_on = "echo after >&3; cat /etc/passwd; echo more >/tmp/more"
+    script = f"cat /proc/self/mountinfo; {OTHERS} {CHANGES} echo up; trap '{go_on}' USR1; {ENDLESS}"
+    volumes = ("-v", f"{tmp_path}:/some/where", "-v", "named:/volume", "--tmpfs", "/scratch", "-w", "/work/dir")
+    live.run("run", "-d", "--name", "box", *volumes, "small", "sh", "-c", script)
+    log_of(live, "box", "up")
+    mounts = live.run("logs", "box").removesuffix("up\n")
+    seen = f"{group}/tmp\ncat\nbox\nall\nagain\nof the host\nfile\n/work/dir\n{mounts}"
+    for changes in (CHANGES, ""):
+        live.run("reset", "box")
+        assert live.run("diff", "box") == ""
+        assert live.run("exec", "box", "sh", "-c", f"{LOOK} {changes}") == seen
+    live.run("reset", "box")
+    live.run("kill", "-s", "USR1", "box")
+    await_that(lambda: live.run("logs", "box") == f"{mounts}up\n{passwd}\n")
+    live.run("stop", "-t", "0", "box")
+    assert live.run("diff", "box") == "A /tmp/more\n"
+    *_, (_, layer) = uppers(bytes(live.store / "containers/box/upper"), bytes(live.store / "containers/box/work"))
+    assert sorted(os.listdir(layer)) == [b"etc", b"tmp"] and os.listdir(layer + b"/etc") == []
+    live.run("rm", "box")
+    live.run("volume", "rm", "named")
 
 
 # -- the story

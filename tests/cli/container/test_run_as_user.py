@@ -10,6 +10,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -146,6 +147,24 @@ def test_owners_are_written_down_and_the_files_stay_the_users(home: Home) -> Non
     home.run("rm", "box")
 
 
+def test_container_of_a_user_in_the_foreground_is_reset(poor: Home, machine: Path) -> None:
+    look = "cat /etc/group /proc/self/mountinfo; ls -d /new /tmp 2>/dev/null; stat -c %a:%u /etc /tmp /work"
+    wait = "touch /volume/up; until test -e /volume/go; do sleep 0.05; done"
+    script = f"({look}) >/volume/before; rm -r /etc/group /tmp; mkdir /new; {wait}; {look}; mkdir /since"
+    volume = poor.path / "volume"
+    volume.mkdir()
+    os.chown(volume, USER, USER)
+    words = ("run", "--name", "box", "--runtime", "bwrap", "-v", f"{volume}:/volume", "-w", "/work", "small")
+    with Prepared(USER, {"HOME": str(machine / "home")}) as other, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(other.call, "--store", poor.path / "store", *words, "sh", "-c", script)
+        await_that((volume / "up").exists)
+        reset = poor.call("reset", "box")
+        (volume / "go").touch()
+        assert (running.result(), reset) == (Done(0, (volume / "before").read_text(), ""), Done(0, "", ""))
+    assert poor.run("diff", "box") == "A /since/\n"
+    poor.run("rm", "box")
+
+
 def test_without_subordinate_ids_there_is_root_alone(poor: Home) -> None:
     assert poor.sh("id -u; touch /new; stat -c %u:%g /new") == "0\n0:0\n"
     done = poor.call("run", "--rm", "-u", "bob", "small")
@@ -247,6 +266,11 @@ def test_detached_container_of_a_user(home: Home) -> None:
         assert "cgroup" in home.call("run", "--rm", "--memory", "64m", "small").err
         home.run("cp", "web:/tmp/file", home.path / "copied")
         assert (home.path / "copied").read_text() == "more\n"
+        home.run("reset", "web")
+        look = (
+            "test ! -e /tmp/file && test -s /etc/hosts && stat -c %u /tmp && cat /proc/self/comm; echo new >/tmp/file"
+        )
+        assert home.run("exec", "-u", "0", "web", "sh", "-c", look) == "0\ncat\n"
         home.run("stop", "-t", "0", "web")
         assert home.run("wait", "web") == "137\n"
         assert home.run("diff", "web") == "A /tmp/file\n"

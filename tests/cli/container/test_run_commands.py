@@ -406,11 +406,26 @@ def test_running_container_holds_no_other_mount_of_the_host(clean: Shop, runtime
             unmount(os.fsencode(volume))
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_container_that_runs_in_the_foreground_is_reset_and_goes_on(clean: Shop, runtime: str) -> None:
+    look = "cat /etc/group /proc/self/mountinfo; ls -d /new /tmp 2>/dev/null"
+    script = f"{look}; rm -r /etc/group /tmp; mkdir /new; echo up; read line; {look}; mkdir /since"
+    words = ("--name", "box", "--runtime", runtime, "-i", "-w", "/work", "small", "sh", "-c", script)
+    with clean.start(*words, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        before = "".join(iter(process.stdout.readline, "up\n"))
+        clean.run("reset", "box")
+        out, err = process.communicate("go on\n", timeout=PATIENCE_S)
+    assert (out, err, process.returncode) == (before, "", 0)
+    assert clean.run("diff", "box") == "A /since/\n"
+    clean.run("reset", "box")
+    assert clean.run("diff", "box") == ""
+
+
 def test_running_container_is_removed_by_force_only(clean: Shop) -> None:
     with clean.start("--name", "box", "small", "sh", "-c", "echo up; sleep 3333") as process:
         assert first_line(process) == "up"
         assert "box is running" in clean.refuses("rm", "box")
-        assert "box is running" in clean.refuses("reset", "box")
         assert "box is running" in clean.refuses("run", "--name", "box", "small", status=125)
         clean.run("rm", "-f", "box")
         assert process.wait(PATIENCE_S) == 143

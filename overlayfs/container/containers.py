@@ -185,10 +185,11 @@ class Containers:
         if name is not None:
             _check_name(name)
         with self._naming() as taken:
+            name = name or free_name(taken)
             if name in taken:
                 raise _is_taken(name)
             container = Container(
-                name=name or free_name(taken),
+                name=name,
                 id=os.urandom(32).hex(),
                 image=image.name,
                 manifest=image.descriptor.digest,
@@ -398,7 +399,7 @@ def _check_name(name: str) -> None:
         raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
 
 
-def _is_taken(name: str | None) -> InUseError:
+def _is_taken(name: str) -> InUseError:
     return InUseError(f"the name {name} is taken: choose another, or remove that container")
 
 

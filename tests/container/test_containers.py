@@ -186,6 +186,15 @@ def test_name_is_taken_by_one_of_many_at_once(containers: Containers, image: Ima
     assert [one.name for one in containers.listed()].count("new") == 1
 
 
+def test_remains_of_a_removed_container_keep_no_name_taken(
+    containers: Containers, image: Image, keys: list[Digest], box: Container
+) -> None:
+    remove_tree(containers.take_away(box))
+    (containers.directory(box) / BUNDLE / "state").mkdir(parents=True)  # by runc, which had just begun
+    made = containers.create("box", image, keys)
+    assert containers.find("box") == made and containers.directory(made).name == made.id
+
+
 def test_names_in_records_are_checked(containers: Containers, box: Container) -> None:
     path = containers.directory(box) / RECORD
     path.write_bytes(path.read_bytes().replace(b'"box"', b'"../box"'))

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -177,13 +176,24 @@ def test_renamed_container_is_reset_and_removed(
     assert [one.name for one in containers.listed()] == ["box"]
 
 
-def test_name_is_taken_by_one_of_many_at_once(containers: Containers, image: Image, keys: list[Digest]) -> None:
-    made = [containers.create(f"old{number}", image, keys) for number in range(3)]
-    with ThreadPoolExecutor(4) as pool:
-        done: list[Future[Any]] = [pool.submit(containers.rename, one, "new") for one in made]
-        done.append(pool.submit(containers.create, "new", image, keys))
-    assert sum(one.exception() is None for one in done) == 1
-    assert [one.name for one in containers.listed()].count("new") == 1
+def test_nobody_takes_a_name_while_a_container_is_made(
+    containers: Containers, image: Image, keys: list[Digest], box: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = containers._make
+    with ThreadPoolExecutor(1) as pool:
+        renamed: list[Future[None]] = []
+
+        def make_meanwhile(container: Container) -> Path:
+            renamed.append(pool.submit(containers.rename, box, "new"))
+            with pytest.raises(TimeoutError):
+                renamed[0].result(0.1)
+            return make(container)
+
+        monkeypatch.setattr(containers, "_make", make_meanwhile)
+        made = containers.create("new", image, keys)
+        with pytest.raises(InUseError, match="the name new is taken"):
+            renamed[0].result()
+    assert containers.find("new") == made and containers.find("box") == box
 
 
 def test_remains_of_a_removed_container_keep_no_name_taken(

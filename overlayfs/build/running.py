@@ -72,7 +72,7 @@ def run_command(store: Store, sandbox: Sandbox, config: RunConfig, command: Comm
         process = replace(process, user=root_alone(process.user))
     places.directory(process.directory)
     _note(store, sandbox, places)
-    start = Launch(sandbox.root, sandbox.container.name, _HOSTNAME, process, binds, command.network)
+    start = Launch(sandbox.root, sandbox.container.place, _HOSTNAME, process, binds, command.network)
     if command.process_limit is not None:
         join_limit(sandbox.container.id, command.process_limit)
     with _streams(output):
@@ -88,7 +88,7 @@ def _name_files(sandbox: Sandbox, places: Mountpoints, command: Command) -> Iter
 def _note(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:
     """Keep in the record which paths were made to mount on, as they are no changes of the step."""
     scaffold = [os.fsdecode(path.lstrip(b"/")) for path in places.made]
-    Containers(store).change(sandbox.container.name, scaffold=scaffold)
+    Containers(store).change(sandbox.container, scaffold=scaffold)
 
 
 def _remove(store: Store, sandbox: Sandbox, places: Mountpoints) -> None:

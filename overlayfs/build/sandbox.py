@@ -88,11 +88,11 @@ def in_container(store: Store, container: Container, trees: Sequence[Path], work
 @contextmanager
 def _sandbox(store: Store, container: Container, trees: Sequence[Path], parent: int) -> Iterator[Sandbox]:
     containers = Containers(store)
-    directory, root = containers.directory(container.name), containers.root(container.name)
+    directory, root = containers.directory(container), containers.root(container)
     has_users = enter_namespaces(Needed.of([store.path, "/etc/resolv.conf", "/etc/hosts"], trees), parent)
     with ExitStack() as stack:
         lowers = containers.lowers(container)
-        stack.enter_context(_mounted(lowers, root, containers.upper(container.name), containers.work(container.name)))
+        stack.enter_context(_mounted(lowers, root, containers.upper(container), containers.work(container)))
         inside = stack.enter_context(Inside(os.fsencode(root)))
         yield Sandbox(container, directory, root, inside, has_users, stack)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ..container.containers import Containers
+from ..container.containers import Container, Containers
 from ..container.users import find_user
 from ..image.layer.lower_layers import Below
 from ..image.make.commit import Making, new_layer
@@ -214,22 +214,22 @@ class Building:
             except ChildError as error:
                 raise BuildError(f"{_at(instruction.place)}: {instruction.name}: {error}") from None
             if status:
-                raise self._failed(instruction, container.name, status.decode())
-            with containers.compare(containers.find(container.name)) as comparison:
+                raise self._failed(instruction, container, status.decode())
+            with containers.compare(containers.find(container.id)) as comparison:
                 layer, summary = new_layer(store, comparison, self._making())
             if summary.sockets_left_out:
                 report.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")
         finally:
             remove_limit(container.id)
-            containers.release(container.name)
+            containers.release(container)
         self.draft.add(self._history(instruction), layer)
         self.image = None
 
-    def _failed(self, instruction: Instruction, name: str, status: str) -> BuildError:
+    def _failed(self, instruction: Instruction, container: Container, status: str) -> BuildError:
         message = f"{_at(instruction.place)}: the command ended with status {status}"
         if not self.around.request.keeps_failed:
             return BuildError(message)
-        Containers(self.around.store).change(name, is_ephemeral=False)
+        name = Containers(self.around.store).change(container, is_ephemeral=False).name
         return BuildError(f"{message}; its container is kept: overlayfs commit {name} NAME, then run NAME")
 
     def _making(self) -> Making:

@@ -79,9 +79,9 @@ def remove(store: Store, container: Container) -> None:
             volumes.remove(name, container)
 
 
-def release(store: Store, name: str, exit_status: int | None = None) -> None:
+def release(store: Store, container: Container, exit_status: int | None = None) -> None:
     """Free a container; an ephemeral one is removed with its anonymous volumes."""
-    Containers(store).release(name, exit_status, partial(remove, store))
+    Containers(store).release(container, exit_status, partial(remove, store))
 
 
 def sweep(store: Store, among: Sequence[Container] | None = None) -> None:

@@ -4,6 +4,10 @@ A container is one directory: `container.json`, the `upper` that takes all chang
 run mounts the tree. It appears and disappears by one rename, and `reset` replaces its content by one rename. One
 process at a time uses a container and is named in its record; when that process has ended, the container is free again.
 Records are changed under a lock on the container's directory.
+
+The record alone says what a container is called. Its directory, the `place`, stays where it was made, as programs that
+run know it by its path: `rename` writes the record, and works while the container runs. Names are given under a lock on
+`containers`, taken after that of a container.
 """
 
 from __future__ import annotations
@@ -46,17 +50,19 @@ BUNDLE: Final = "bundle"
 _PATIENCE_S: Final = 1.0
 ROOT: Final = "root"
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
+_PLACE: Final = re.compile(rf"{_NAME.pattern}|[0-9a-f]{{64}}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
 
 
 class Container(Struct, frozen=True, omit_defaults=True):
     """One container as its record has it; `layers` are keys, bottom first.
 
-    `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral container is
-    removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made in it and
-    have not removed (yet). `settings` are its options, of which `ports` are published now; a detached container is
-    supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0. `health` is what
-    the checks of this run have found.
+    `place` is the name of its directory: its first name, or its ID where that directory was taken. The record does not
+    have it. `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral
+    container is removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made
+    in it and have not removed (yet). `settings` are its options, of which `ports` are published now; a detached
+    container is supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0.
+    `health` is what the checks of this run have found.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Container(Struct, frozen=True, omit_defaults=True):
     ports: list[str] = []
     is_detached: bool = False
     health: Health | None = None
+    place: str = ""
 
     @property
     def is_in_use(self) -> bool:
@@ -93,18 +100,18 @@ class Containers:
         self._store = store
         self._directory = store.path / "containers"
 
-    def directory(self, name: str) -> Path:
-        return self._directory / name
+    def directory(self, container: Container) -> Path:
+        return self._directory / container.place
 
-    def upper(self, name: str) -> Path:
-        return self._directory / name / UPPER
+    def upper(self, container: Container) -> Path:
+        return self.directory(container) / UPPER
 
-    def work(self, name: str) -> Path:
-        return self._directory / name / WORK
+    def work(self, container: Container) -> Path:
+        return self.directory(container) / WORK
 
-    def root(self, name: str) -> Path:
+    def root(self, container: Container) -> Path:
         """The directory on which a run mounts the tree."""
-        return self._directory / name / ROOT
+        return self.directory(container) / ROOT
 
     def lowers(self, container: Container) -> list[Path]:
         """The directories of its image's layers, top first. Raises NotFoundError if one is not unpacked any more."""
@@ -120,7 +127,7 @@ class Containers:
         from ..overlay.changes import Comparison  # a mount need not wait for it
 
         lowers = [os.fsencode(path) for path in self.lowers(container)]
-        upper, work = os.fsencode(self.upper(container.name)), os.fsencode(self.work(container.name))
+        upper, work = os.fsencode(self.upper(container)), os.fsencode(self.work(container))
         scaffold = [os.fsencode(path) for path in container.scaffold]
         return Comparison.open(upper, lowers, work=work, scaffold=scaffold, since=since, until=until)
 
@@ -128,14 +135,14 @@ class Containers:
 
     def listed(self) -> list[Container]:
         """All containers, oldest first. Raises InvalidError for a damaged record."""
-        names = (name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
-        found = [container for name in names if (container := self._read_if_there(name)) is not None]
+        places = (place for place in os.listdir(self._directory) if _PLACE.fullmatch(place))
+        found = [container for place in places if (container := self._read_if_there(place)) is not None]
         return sorted(found, key=lambda container: (container.created, container.name))
 
     def find(self, text: str) -> Container:
         """Find by name or by the start of an ID. Raises NotFoundError; InvalidError if several IDs start so."""
-        if _NAME.fullmatch(text) and (container := self._read_if_there(text)) is not None:
-            return container
+        if (named := self.named(text)) is not None:
+            return named
         by_id = [container for container in self.listed() if _ID.fullmatch(text) and container.id.startswith(text)]
         if len(by_id) > 1:
             raise InvalidError(f"{text} matches the IDs of several containers: {', '.join(c.name for c in by_id)}")
@@ -143,14 +150,24 @@ class Containers:
             raise NotFoundError(f"no container {text!r}: see overlayfs containers")
         return by_id[0]
 
-    def _read_if_there(self, name: str) -> Container | None:
-        path = self.directory(name) / RECORD
+    def named(self, name: str) -> Container | None:
+        """The container of this name. Raises InvalidError for a damaged record."""
+        if not _NAME.fullmatch(name):
+            return None
+        container = self._read_if_there(name)  # where it is unless it was renamed
+        if container is not None and container.name == name:
+            return container
+        return next((one for one in self.listed() if one.name == name), None)
+
+    def _read_if_there(self, place: str) -> Container | None:
+        path = self._directory / place / RECORD
         try:
-            # the directory's name counts: a rename may have been cut off before the record was written
-            return replace(records.load(path.read_bytes(), Container), name=name)
+            container = replace(records.load(path.read_bytes(), Container), place=place)
+            _check_name(container.name)
+            return container
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except records.DAMAGED as error:
+        except (*records.DAMAGED, InvalidError) as error:
             raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
 
     # made
@@ -167,25 +184,28 @@ class Containers:
         """Make a container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
         if name is not None:
             _check_name(name)
-        container = Container(
-            name=name or free_name(os.listdir(self._directory)),
-            id=os.urandom(32).hex(),
-            image=image.name,
-            manifest=image.descriptor.digest,
-            layers=layers,
-            created=datetime.now(UTC).isoformat(timespec="microseconds"),
-            is_ephemeral=is_ephemeral,
-            settings=settings,
-            process=Process.of(os.getpid()),
-            started=time.time(),
-        )
-        try:
-            self._make(container).rename(self.directory(container.name))
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise InUseError(f"the name {container.name} is taken: choose another, or remove that container") from None
-        return container
+        with self._naming() as taken:
+            name = name or free_name(taken)
+            if name in taken:
+                raise _is_taken(name)
+            container = Container(
+                name=name,
+                id=os.urandom(32).hex(),
+                image=image.name,
+                manifest=image.descriptor.digest,
+                layers=layers,
+                created=datetime.now(UTC).isoformat(timespec="microseconds"),
+                is_ephemeral=is_ephemeral,
+                settings=settings,
+                process=Process.of(os.getpid()),
+                started=time.time(),
+            )
+            staged = self._make(container)
+            try:
+                place = _put(staged, self._directory, container.name)
+            except FileExistsError:
+                place = _put(staged, self._directory, container.id)
+        return replace(container, place=place)
 
     def _make(self, container: Container) -> Path:
         """Stage the directory of a container without changes; its root has the metadata of the image's root."""
@@ -197,25 +217,25 @@ class Containers:
             (path / name).mkdir()
             (path / name).chmod(0o755)  # whatever the umask
         be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
-        (path / RECORD).write_bytes(records.dump(container))
+        (path / RECORD).write_bytes(_record(container))
         return path
 
     # used
 
-    def claim(self, name: str, image: Image | None, settings: Settings | None = None) -> Container:
+    def claim(self, container: Container, image: Image | None, settings: Settings | None = None) -> Container:
         """Make this process the user of a container, which must be on this image (None for any), with new options.
 
         Raises InUseError, NotFoundError.
         """
-        with self._locked(name) as container:
-            _check_is_free(container)
-            is_other = image is not None and container.manifest != image.descriptor.digest
-            if image is not None and is_other and not self.is_on(container, image):
+        with self._locked(container) as found:
+            _check_is_free(found)
+            is_other = image is not None and found.manifest != image.descriptor.digest
+            if image is not None and is_other and not self.is_on(found, image):
                 raise InUseError(
-                    f"the container {name} is on another image, {container.image}: remove it, or use another name"
+                    f"the container {found.name} is on another image, {found.image}: remove it, or use another name"
                 )
             claimed = replace(
-                container,
+                found,
                 process=Process.of(os.getpid()),
                 started=time.time(),
                 ended=0.0,
@@ -224,7 +244,7 @@ class Containers:
                 ports=[],
                 is_detached=False,
                 health=None,
-                settings=settings or container.settings,
+                settings=settings or found.settings,
             )
             self._write(claimed)
         return claimed
@@ -236,77 +256,75 @@ class Containers:
         except ImageError:
             return False
 
-    def change(self, name: str, **members: object) -> Container:
+    def change(self, container: Container, **members: object) -> Container:
         """Change members of the record; only for the process that uses the container."""
-        with self._locked(name) as container:
-            changed = replace(container, **members)
+        with self._locked(container) as found:
+            changed = replace(found, **members)
             self._write(changed)
         return changed
 
     def note_probe(self, container: Container, probe: Probe, check: HealthConfig) -> Health:
         """Add a check to the health of this run of a container. Raises InvalidError if the run has ended."""
-        with self._locked(container.name) as found:
+        with self._locked(container) as found:
             if found.process != container.process:
                 raise InvalidError(f"the container {container.name} has ended")
             health = (found.health or Health()).after(probe, check, found.started)
             self._write(replace(found, health=health))
         return health
 
-    def release(self, name: str, exit_status: int | None = None, first: Step | None = None) -> None:
+    def release(self, container: Container, exit_status: int | None = None, first: Step | None = None) -> None:
         """Free the container; an ephemeral one is removed, as by `take_away`."""
         with suppress(NotFoundError):
             released = self.change(
-                name, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
+                container, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )
             if released.is_ephemeral:
                 with suppress(InUseError):  # it has forks: `sweep` removes it after them
-                    remove_tree(self.take_away(name, released, first))
+                    remove_tree(self.take_away(released, first))
 
     @contextmanager
     def left(self, container: Container) -> Iterator[bool]:
         """A block to clean up after a process that was killed, before anybody uses or removes the container; False
         where somebody has done so since. The container is free at its end. Raises NotFoundError."""
-        with self._locked(container.name) as found:
-            is_left = (found.id, found.process) == (container.id, container.process)
+        with self._locked(container) as found:
+            is_left = found.process == container.process
             yield is_left
             if is_left:
                 self._write(replace(found, process=None, ended=found.ended or time.time(), ports=[]))
 
-    def reset(self, name: str) -> Path:
+    def reset(self, container: Container) -> Path:
         """Discard its changes atomically; the directory with them, for the caller to remove. Raises InUseError."""
-        with self._locked(name) as container, self._without_forks(name):
-            _check_is_free(container)
+        with self._locked(container) as found, self._without_forks(found):
+            _check_is_free(found)
             anew = replace(
-                container, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[], health=None
+                found, process=None, exit_status=None, started=0.0, ended=0.0, command=[], scaffold=[], health=None
             )
             fresh = self._make(anew)
-            _exchange(fresh, self.directory(name))
+            _exchange(fresh, self.directory(container))
         return fresh
 
-    def take_away(self, name: str, wanted: Container | None = None, first: Step | None = None) -> Path:
-        """Remove a container atomically, if it is the `wanted` one; its renamed directory, for the caller to remove.
+    def take_away(self, container: Container, first: Step | None = None) -> Path:
+        """Remove a container atomically; its renamed directory, for the caller to remove.
 
         `first` is done before it goes, once nobody can use it. Raises InUseError, NotFoundError.
         """
-        with self._locked(name) as container, self._without_forks(name):
-            _check_is_free(container)
-            if wanted is not None and container.id != wanted.id:
-                raise NotFoundError(f"the container {name} is another one now")
+        with self._locked(container) as found, self._without_forks(found):
+            _check_is_free(found)
             if first is not None:
-                first(container)
+                first(found)
             away = self._store.stage.new_name()
-            self.directory(name).rename(away)
+            self.directory(container).rename(away)
         return away
 
-    def rename(self, name: str, new: str) -> None:
-        """Give a container that is not in use another name. Raises InUseError, InvalidError."""
+    def rename(self, container: Container, new: str) -> None:
+        """Give a container another name, even if it is in use. It keeps its host name, as in docker. Raises InUseError
+        for a taken name, InvalidError for a bad one."""
         _check_name(new)
-        with self._locked(name) as container, self._without_forks(name):
-            _check_is_free(container)
-            if self.directory(new).exists():
-                raise InUseError(f"the name {new} is taken: choose another, or remove that container")
-            self.directory(name).rename(self.directory(new))
-            self._write(replace(container, name=new))
+        with self._locked(container) as found, self._naming() as taken:
+            if new in taken:
+                raise _is_taken(new)
+            settings = replace(found.settings, hostname=found.settings.hostname or found.name)
+            self._write(replace(found, name=new, settings=settings))
 
     def sweep(self, among: Sequence[Container] | None = None, first: Step | None = None) -> list[Container]:
         """Remove the ephemeral containers whose process was killed, as by `take_away`, and return them; those with a
@@ -314,51 +332,64 @@ class Containers:
         removed = []
         for container in self.listed() if among is None else among:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
-            if is_over and not (self.directory(container.name) / BUNDLE).exists():
+            if is_over and not (self.directory(container) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container.name, container, first))
+                    remove_tree(self.take_away(container, first))
                     removed.append(container)
         return removed
 
     def _write(self, container: Container) -> None:
         staged = self._store.stage.new_name()
-        staged.write_bytes(records.dump(container))
-        staged.rename(self.directory(container.name) / RECORD)
+        staged.write_bytes(_record(container))
+        staged.rename(self.directory(container) / RECORD)
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[Container]:
-        """The record, locked against changes by others. Raises NotFoundError."""
-        fd = self._lock(name)
+    def _naming(self) -> Iterator[set[str]]:
+        """A block in which nobody else gives names; those that are taken."""
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            container = None if fd is None else self._read_if_there(name)
-            if container is None:
-                raise NotFoundError(f"no container {name!r}: see overlayfs containers")
-            yield container
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield {one.name for one in self.listed()}
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _locked(self, container: Container) -> Iterator[Container]:
+        """What the record has now, locked against changes by others. Raises NotFoundError."""
+        fd = self._lock(container)
+        try:
+            found = None if fd is None else self._read_if_there(container.place)
+            if found is None:
+                raise NotFoundError(f"no container {container.name!r}: see overlayfs containers")
+            if found.id != container.id:
+                raise NotFoundError(f"the container {container.name} is another one now")
+            yield found
         finally:
             if fd is not None:
                 os.close(fd)
 
     @contextmanager
-    def _without_forks(self, name: str) -> Iterator[None]:
+    def _without_forks(self, container: Container) -> Iterator[None]:
         """A block in which nobody forks the container's tree. Raises InUseError where somebody has."""
         from ..overlay import forks
 
         with ExitStack() as stack:
-            lock = forks.alone(bytes(self.work(name)), patience_s=_PATIENCE_S)  # one that has ended is being removed
-            if self.work(name).is_dir() and not stack.enter_context(lock):
-                raise InUseError(f"forks of the container {name} are mounted: unmount them first")
+            work = self.work(container)
+            lock = forks.alone(bytes(work), patience_s=_PATIENCE_S)  # one that has ended is being removed
+            if work.is_dir() and not stack.enter_context(lock):
+                raise InUseError(f"forks of the container {container.name} are mounted: unmount them first")
             yield
 
-    def _lock(self, name: str) -> int | None:
+    def _lock(self, container: Container) -> int | None:
         """A descriptor of the container's directory, locked; None where there is none."""
         while True:
             try:
-                fd = os.open(self.directory(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = os.open(self.directory(container), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except (FileNotFoundError, NotADirectoryError):
                 return None
             fcntl.flock(fd, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(self.directory(name))):
+                if os.path.samestat(os.fstat(fd), os.stat(self.directory(container))):
                     return fd
             os.close(fd)  # it was removed or reset meanwhile
 
@@ -366,6 +397,25 @@ class Containers:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
+
+
+def _is_taken(name: str) -> InUseError:
+    return InUseError(f"the name {name} is taken: choose another, or remove that container")
+
+
+def _put(staged: Path, directory: Path, place: str) -> str:
+    """Move a new container to its place. Raises FileExistsError if something is there."""
+    try:
+        staged.rename(directory / place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from None
+    return place
+
+
+def _record(container: Container) -> bytes:
+    return records.dump(replace(container, place=""))
 
 
 def _check_is_free(container: Container) -> None:

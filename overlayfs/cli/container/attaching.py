@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs.cli.container.running import LOG, STATUS
+from overlayfs.cli.container.under_runc import bundle_of
 from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live import logs
 from overlayfs.container.live.attach import Ended, connect, pass_through
@@ -31,7 +32,7 @@ class Attachment:
         self._container = container
         self._store = store
         self._with_input = with_input and container.settings.keeps_stdin
-        self._directory = store / "containers" / container.name
+        self._directory = store / "containers" / container.place
         self._socket: socket.socket | None = None
 
     def open(self, bundle: Path) -> None:
@@ -39,7 +40,7 @@ class Attachment:
         self._socket = connect(bundle)
         self._status = (self._directory / STATUS).open("rb", buffering=0)
         with Store.open(self._store) as store:
-            self._ends = Ends([Containers(store).find(self._container.name)])
+            self._ends = Ends([Containers(store).find(self._container.id)])
 
     def follow(self) -> int:
         """Pass everything on until the program ends; its exit status. 0 if the user detaches."""
@@ -54,7 +55,7 @@ class Attachment:
             )
             if ended is Ended.DETACHED:
                 return 0
-            self._ends.wait(self._container.name, None)
+            self._ends.wait(self._container, None)
             self._status.seek(0)
             return int(self._status.read() or b"137")
 
@@ -63,7 +64,7 @@ class Attachment:
 
         def forward(number: int, _: object) -> None:
             with suppress(ImageError), Store.open(self._store) as store:
-                send(Containers(store).find(self._container.name), self._directory / BUNDLE, number)
+                send(Containers(store).find(self._container.id), self._directory / BUNDLE, number)
 
         for number in FORWARDED:
             if number != signal.SIGWINCH:
@@ -79,7 +80,7 @@ def attach(store_directory: Path | None, name: str, *, without_input: bool) -> i
     if not container.is_detached:
         raise InvalidError(f"the container {container.name} does not run detached, so nothing can attach to it")
     attachment = Attachment(container, path, with_input=not without_input)
-    attachment.open(path / "containers" / container.name / BUNDLE)
+    attachment.open(bundle_of(path, container))
     return attachment.follow()
 
 
@@ -99,7 +100,7 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
     since = logs.since_of(request.since) if request.since else None
     with Store.open(store_directory) as store:
         container = Containers(store).find(request.name)
-        path = Containers(store).directory(container.name) / LOG
+        path = Containers(store).directory(container) / LOG
     try:
         log = path.open("rb")
     except FileNotFoundError:
@@ -143,5 +144,5 @@ def _lines(container: Container, fd: int, *, follows: bool) -> Iterator[bytes]:
             continue
         if has_ended:
             break
-        has_ended = ends.wait(container.name, time.monotonic() + _LOOK_AGAIN_S)
+        has_ended = ends.wait(container, time.monotonic() + _LOOK_AGAIN_S)
     ends.close()

@@ -48,7 +48,7 @@ def check(store_directory: Path | None, name: str) -> Health:
     found = check_of(container.settings.health, config.healthcheck)
     if found is None:
         raise InvalidError(f"the container {container.name} has no health check: see run --health-cmd")
-    request = ExecRequest(container.name, command_of_check(found, config.shell))
+    request = ExecRequest(container.id, command_of_check(found, config.shell))
     probe = _probe(bundle_of(path, container), request, found.timeout / 1e9)
     with Store.open(store_directory) as store:
         return Containers(store).note_probe(container, probe, found)
@@ -108,15 +108,15 @@ def _kill(process: subprocess.Popen[bytes], pid_file: Path) -> None:
     process.kill()
 
 
-def keep_checking(store: Path, name: str, interval_s: float) -> None:
+def keep_checking(store: Path, container_id: str, interval_s: float) -> None:
     """Leave a process behind that checks a container of this process at intervals, until this process has ended."""
     keeper = os.getpid()
-    leave_behind(lambda: _check_until_ended(store, name, interval_s, keeper))
+    leave_behind(lambda: _check_until_ended(store, container_id, interval_s, keeper))
 
 
-def _check_until_ended(store: Path, name: str, interval_s: float, keeper: int) -> None:
+def _check_until_ended(store: Path, container_id: str, interval_s: float, keeper: int) -> None:
     with suppress(ProcessLookupError):
         keeper_fd = os.pidfd_open(keeper)
         while not wait_until_ended(keeper_fd, interval_s):
             with suppress(ImageError, MountError, OSError):  # it is paused, or ends
-                check(store, name)
+                check(store, container_id)

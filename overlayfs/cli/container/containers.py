@@ -113,7 +113,7 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "command": container.command,
         "ports": container.ports if container.is_in_use else [],
         "labels": container.settings.labels,
-        "upper": str(containers.upper(container.name)),
+        "upper": str(containers.upper(container)),
         "layers": container.layers,
     }
 
@@ -141,7 +141,7 @@ def _row(containers: Containers, container: Container) -> list[Cell]:
 
 
 def _status(containers: Containers, container: Container) -> str:
-    return status_of(container, containers.directory(container.name) / BUNDLE)
+    return status_of(container, containers.directory(container) / BUNDLE)
 
 
 def _style(status: str, container: Container) -> str:
@@ -177,13 +177,13 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
             if force:
                 return
             raise
-        name, first = container.name, partial(anonymous.remove, store) if with_volumes else None
+        first = partial(anonymous.remove, store) if with_volumes else None
         if container.is_in_use and force:
-            _end_use(container, containers.directory(name))
+            _end_use(container, containers.directory(container))
             with suppress(NotFoundError):  # it went with its process
-                find(store, name)  # which may have been killed
+                find(store, container.id)  # which may have been killed
         try:
-            remove_tree(containers.take_away(name, container, first))
+            remove_tree(containers.take_away(container, first))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
@@ -218,10 +218,9 @@ def _end_use(container: Container, directory: Path) -> None:
 
 
 def rename(store_directory: Path | None, name: str, new: str) -> None:
-    """Give a container another name. Raises InUseError, InvalidError, NotFoundError."""
+    """Give a container another name, even if it runs. Raises InUseError, InvalidError, NotFoundError."""
     with Store.open(store_directory) as store:
-        containers = Containers(store)
-        containers.rename(find(store, name).name, new)
+        Containers(store).rename(find(store, name), new)
 
 
 def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
@@ -238,9 +237,9 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
         if container.is_in_use:
             from overlayfs.cli.container.resetting import reset_running  # most resets are of others
 
-            reset_running(container, containers.root(container.name), containers.upper(container.name))
+            reset_running(container, containers.root(container), containers.upper(container))
         else:
-            left.append(containers.reset(container.name))
+            left.append(containers.reset(container))
 
     paths = [name for name in names if "/" in name]  # which need no store
     others = [name for name in names if "/" not in name]
@@ -260,7 +259,7 @@ def _mountpoint_of(containers: Containers, name: str) -> tuple[str | None, Path 
         if mount_at(resolve(os.fsencode(name))) is None:
             raise
         return name, None
-    return container.mountpoint or None if container.is_in_use else None, containers.upper(container.name)
+    return container.mountpoint or None if container.is_in_use else None, containers.upper(container)
 
 
 def _reset_mount(mountpoint: str, upper: Path | None = None) -> None:

@@ -77,7 +77,7 @@ def copy(wanted: Copy) -> None:
     if not container.is_in_use:
         host = [os.path.abspath(wanted.outer)] if wanted.outer != "-" else []
         with Store.open(wanted.store) as store:
-            claimed = Containers(store).claim(find(store, container.name).name, None)
+            claimed = Containers(store).claim(find(store, container.id), None)
         Running(claimed, wanted.store, Kind.BWRAP, sys.executable).show(
             container, host, lambda root: _copy(wanted, root)
         )

@@ -48,7 +48,7 @@ def inspect(store_directory: Path | None, names: Sequence[str], template: str = 
 
 
 def _document(store: Store, containers: Containers, container: Container) -> dict[str, Any]:
-    settings, directory = container.settings, containers.directory(container.name)
+    settings, directory = container.settings, containers.directory(container)
     image = store.load_by_manifest(container.manifest)
     config = image.config.config
     return {
@@ -78,7 +78,7 @@ def _document(store: Store, containers: Containers, container: Container) -> dic
         },
         "GraphDriver": {
             "Name": "overlayfs",
-            "Data": {"UpperDir": str(containers.upper(container.name)), "Layers": list(container.layers)},
+            "Data": {"UpperDir": str(containers.upper(container)), "Layers": list(container.layers)},
         },
         "Mounts": list(_mounts(store, container)),
         "Config": {

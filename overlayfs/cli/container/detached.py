@@ -45,7 +45,7 @@ def start_detached(
         programs = Programs(find_conmon(), find_runtime(Kind.RUNC, has_terminal=False)[1])
     except BaseException:
         with Store.open(store) as opened:
-            anonymous.release(opened, container.name)
+            anonymous.release(opened, container)
         raise
     running = Running(container, store, Kind.RUNC, programs.runc)
     with start_behind(lambda other: _keep(_Gate(other), running, programs, config)) as keeper:
@@ -93,7 +93,7 @@ def _keep(gate: _Gate, running: Running, programs: Programs, config: RunConfig) 
         health = None if check is None else Health()
         with Store.open(running.store) as store:
             claimed = Containers(store).change(
-                running.container.name, process=Process.of(os.getpid()), is_detached=True, health=health
+                running.container, process=Process.of(os.getpid()), is_detached=True, health=health
             )
         kept = Running(claimed, running.store, running.kind, running.program)
 
@@ -102,7 +102,7 @@ def _keep(gate: _Gate, running: Running, programs: Programs, config: RunConfig) 
             if check is not None:
                 from overlayfs.cli.container.checking import keep_checking  # few containers have one
 
-                keep_checking(kept.store, claimed.name, check.interval / 1e9)
+                keep_checking(kept.store, claimed.id, check.interval / 1e9)
 
         kept.run(
             config,

@@ -58,7 +58,7 @@ def exec_words(store_directory: Path | None, request: ExecRequest, options: Sequ
     fd = os.memfd_create("process")
     os.write(fd, json.dumps(_specification(request, own, process), ensure_ascii=False).encode())
     os.lseek(fd, 0, os.SEEK_SET)
-    words = [*runc_words(container, store), "exec", "--process", f"/proc/self/fd/{fd}", *options, container.name]
+    words = [*runc_words(container, store), "exec", "--process", f"/proc/self/fd/{fd}", *options, container.place]
     return words, fd
 
 

@@ -90,11 +90,11 @@ def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> No
     """Remove the containers that nobody uses, those never started included, as docker does. Raises InvalidError."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
-        tests = tests_of(store, filters, lambda one: status_of(one, containers.directory(one.name) / BUNDLE))
+        tests = tests_of(store, filters, lambda one: status_of(one, containers.directory(one) / BUNDLE))
         sweep(store)
         for container in (one for one in containers.listed() if are_passed(tests, one)):
             try:
-                away = containers.take_away(container.name, container)
+                away = containers.take_away(container)
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)

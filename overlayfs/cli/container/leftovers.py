@@ -22,30 +22,24 @@ from overlayfs.image.store.store import Store
 def sweep(store: Store) -> None:
     """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
     containers = Containers(store)
-    names = os.listdir(store.path / "containers")
+    places = list((store.path / "containers").iterdir())
     for container in containers.listed():
         _clean_up(store, container)
-    for name in names:
-        _remove_remains(containers.directory(name))
+    for place in places:
+        _remove_remains(place)
     anonymous.sweep(store)
 
 
 def find(store: Store, text: str) -> Container:
     """A container that is to be used or removed, without the program of a killed run. Raises as `Containers.find`."""
-    containers = Containers(store)
-    try:
-        container = containers.find(text)
-    except NotFoundError:
-        if text in os.listdir(store.path / "containers"):
-            _remove_remains(containers.directory(text))
-        raise
+    container = Containers(store).find(text)
     _clean_up(store, container)
     return container
 
 
 def _remove_remains(directory: Path) -> None:
     """Remove the empty directories that runc makes for its state, also when it begins just after its container was
-    removed; they would keep its name taken."""
+    removed."""
     if (directory / RECORD).exists():
         return
     bundle = directory / BUNDLE
@@ -57,14 +51,14 @@ def _remove_remains(directory: Path) -> None:
 
 def _clean_up(store: Store, container: Container) -> None:
     containers = Containers(store)
-    bundle = containers.directory(container.name) / BUNDLE
+    bundle = containers.directory(container) / BUNDLE
     if container.process is None or container.is_in_use or not bundle.exists():
         return
     with suppress(NotFoundError, InUseError), containers.left(container) as is_left:
         if is_left:  # else somebody has done it
             with suppress(NotFoundError):  # without runc, no program of it is there
                 _, runc = find_runtime(Kind.RUNC, has_terminal=False)
-                stop_runc(runc, bundle, container.name, before=_inside(bundle))
+                stop_runc(runc, bundle, container.place, before=_inside(bundle))
             remove_tree(bundle)
 
 

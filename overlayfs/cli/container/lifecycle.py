@@ -54,7 +54,7 @@ def _start(store_directory: Path | None, name: str) -> None:
         found = find(store, name)
         if found.is_in_use and not found.mountpoint:
             return  # as docker
-        container = Containers(store).claim(found.name, None)
+        container = Containers(store).claim(found, None)
         config = store.load_by_manifest(container.manifest).config.config
     start_detached(container, path, config)
 
@@ -62,7 +62,7 @@ def _start(store_directory: Path | None, name: str) -> None:
 def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
     with Store.open(store_directory) as store:
         path = store.path
-        container = Containers(store).claim(find(store, name).name, None)
+        container = Containers(store).claim(find(store, name), None)
         config = store.load_by_manifest(container.manifest).config.config
     attachment = Attachment(container, path, with_input=interactive)
     start_detached(container, path, config, attachment.open)
@@ -80,17 +80,17 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
             except ImageError as error:
                 print(f"overlayfs: {error}", file=sys.stderr)
                 done = False
-        deadlines = {one.name: time.monotonic() + _patience_s(one, timeout_s) for one in known}
-        signals = {one.name: stop_signal_of(one, store) for one in known if one.is_in_use}
+        deadlines = {one.id: time.monotonic() + _patience_s(one, timeout_s) for one in known}
+        signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
     ends = Ends(known)
     for one in known:
         with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
-            send(one, bundle_of(store.path, one), signals.get(one.name, signal.SIGTERM))
+            send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
     for one in known:
-        if not ends.wait(one.name, deadlines[one.name]):
+        if not ends.wait(one, deadlines[one.id]):
             with suppress(InvalidError):
                 send(one, bundle_of(store.path, one), signal.SIGKILL)
-            done = ends.wait(one.name, after_kill()) and done
+            done = ends.wait(one, after_kill()) and done
         if not is_quiet:
             print(one.name, flush=True)
     ends.close()
@@ -107,7 +107,7 @@ def restart(store_directory: Path | None, names: Sequence[str], timeout_s: int |
         with Store.open(store_directory) as store:
             container = Containers(store).find(name)
         if container.is_in_use:
-            stop(store_directory, [container.name], timeout_s, is_quiet=True)
+            stop(store_directory, [container.id], timeout_s, is_quiet=True)
         _start(store_directory, name)
 
     return each(names, one)
@@ -123,7 +123,7 @@ def kill(store_directory: Path | None, names: Sequence[str], text: str) -> bool:
         ends = Ends([container])
         send(container, bundle_of(store.path, container), number)
         if number == signal.SIGKILL:
-            ends.wait(container.name, after_kill())
+            ends.wait(container, after_kill())
         ends.close()
 
     return each(names, one)
@@ -145,7 +145,7 @@ def wait_for(store_directory: Path | None, name: str) -> int:
     """The exit status of a container, whose last run is awaited; 137 if it was killed with its keeper."""
     with Store.open(store_directory) as store:
         container = Containers(store).find(name)
-        status_file = Containers(store).directory(container.name) / STATUS
+        status_file = Containers(store).directory(container) / STATUS
         if not container.is_in_use:
             container = Containers(store).find(container.id)  # it may have ended since it was read, with a status
             return 137 if container.exit_status is None and container.started else container.exit_status or 0
@@ -153,7 +153,7 @@ def wait_for(store_directory: Path | None, name: str) -> int:
         kept = status_file.open("rb", buffering=0)
     with kept:
         ends = Ends([container])
-        ends.wait(container.name, None)
+        ends.wait(container, None)
         ends.close()
         kept.seek(0)
         return int(kept.read() or b"137")

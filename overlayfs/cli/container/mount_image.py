@@ -74,13 +74,14 @@ def _plan(store: Store, request: Request, writable: bool, name: str | None) -> _
         containers = Containers(store)
         container = _make_or_claim(containers, image, keys, name)
         request = _on_container(request, containers, container)
-        use = structs.replace(use, container=container.name)
+        use = structs.replace(use, container=container.id)
     return _Plan(request, use, store.path, container, store.record_mount(use))
 
 
 def _make_or_claim(containers: Containers, image: Image, keys: list[Digest], name: str | None) -> Container:
-    if name is not None and containers.directory(name).exists():
-        return containers.claim(name, image)
+    found = None if name is None else containers.named(name)
+    if found is not None:
+        return containers.claim(found, image)
     return containers.create(name, image, keys, is_ephemeral=name is None)
 
 
@@ -92,7 +93,7 @@ def _on_container(request: Request, containers: Containers, container: Container
             f"gidmapping={_exchanged_with_root(os.getegid())}",
         )
         options += request.options  # explicit options of the user take precedence
-    upper, work = containers.upper(container.name), containers.work(container.name)
+    upper, work = containers.upper(container), containers.work(container)
     return request._replace(upper=str(upper), work=str(work), ephemeral=False, options=options)
 
 
@@ -107,17 +108,17 @@ def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:
         process = Process.of(daemon)
         store.record_mount(structs.replace(plan.use, process=process))
         if container is not None:
-            containers.change(container.name, process=process, mountpoint=plan.use.mountpoint)
+            containers.change(container, process=process, mountpoint=plan.use.mountpoint)
             if container.is_ephemeral:
-                leave_behind(lambda: _give_up(plan.store, container.name), after=os.pidfd_open(daemon))
+                leave_behind(lambda: _give_up(plan.store, container), after=os.pidfd_open(daemon))
     elif container is not None:
-        containers.release(container.name)
+        containers.release(container)
     store.forget_mount(plan.record)
 
 
-def _give_up(store: Path, name: str) -> None:
+def _give_up(store: Path, container: Container) -> None:
     with Store.open(store) as opened:
-        Containers(opened).release(name)
+        Containers(opened).release(container)
 
 
 def _becomes_of(container: Container | None) -> str:

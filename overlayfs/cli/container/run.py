@@ -80,11 +80,11 @@ def _create(request: RunRequest, store_directory: Path | None) -> int:
         path = store.path
     _pull(request, path)
     with Store.open(path) as store:
-        if request.name is not None and Containers(store).directory(request.name).exists():
+        if request.name is not None and Containers(store).named(request.name) is not None:
             raise InUseError(f"the name {request.name} is taken: choose another, or remove that container")
         container, _ = _make_or_claim(store, request)
         made_mounts(container.settings, Volumes(store))
-        Containers(store).change(container.name, process=None, started=0.0)
+        Containers(store).change(container, process=None, started=0.0)
     print(container.id)
     return 0
 
@@ -175,14 +175,13 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
     sweep(store)
     image = store.find(request.image)
     layers = lower_keys(store, image)
-    is_there = request.name is not None and containers.directory(request.name).exists()
-    before = containers.find(request.name).settings if request.name is not None and is_there else NO_SETTINGS
-    settings = _kept(request.settings, containers, image, before)
+    found = None if request.name is None else containers.named(request.name)
+    settings = _kept(request.settings, containers, image, found.settings if found else NO_SETTINGS)
     mounts_of(settings, Volumes(store))  # refused before a container is made
-    if request.name is not None and is_there:
+    if found is not None:
         if request.removes:
-            raise InUseError(f"the container {request.name} exists already: leave out --rm to run in it again")
-        return containers.claim(request.name, image, settings), image
+            raise InUseError(f"the container {found.name} exists already: leave out --rm to run in it again")
+        return containers.claim(found, image, settings), image
     made = containers.create(request.name, image, layers, is_ephemeral=request.removes, settings=settings)
     return made, image
 

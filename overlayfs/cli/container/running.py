@@ -58,7 +58,7 @@ class Running(Struct, frozen=True):
 
     @property
     def root(self) -> Path:
-        return self.store / "containers" / self.container.name / ROOT
+        return self.store / "containers" / self.container.place / ROOT
 
     @property
     def bundle(self) -> Path:
@@ -104,7 +104,7 @@ class Running(Struct, frozen=True):
             process = self._process(config, inside, mounts, has_users=has_users)
             plan = Launch(
                 self.root,
-                self.container.name,
+                self.container.place,
                 self._hostname,
                 process,
                 (),
@@ -129,8 +129,8 @@ class Running(Struct, frozen=True):
             containers = Containers(store)
             return OverlayOptions(
                 lowers=tuple(os.fsencode(path) for path in containers.lowers(self.container)),
-                upper=os.fsencode(containers.upper(self.container.name)),
-                work=os.fsencode(containers.work(self.container.name)),
+                upper=os.fsencode(containers.upper(self.container)),
+                work=os.fsencode(containers.work(self.container)),
                 # a throw-away container need not survive a power cut
                 fsync=FsyncPolicy.VOLATILE if self.container.is_ephemeral else FsyncPolicy.AUTO,
             )
@@ -179,7 +179,7 @@ class Running(Struct, frozen=True):
 
         with Store.open(self.store) as store:
             other = Containers(store).find(kind.removeprefix(OF_CONTAINER))
-            pid = program_of(other, Containers(store).directory(other.name) / BUNDLE)
+            pid = program_of(other, Containers(store).directory(other) / BUNDLE)
         if pid is None:
             raise InvalidError(f"the container {other.name} does not run under runc, so its network cannot be shared")
         return f"/proc/{pid}/ns/net"
@@ -238,7 +238,7 @@ class Running(Struct, frozen=True):
 
     def _note(self, **members: object) -> None:
         with Store.open(self.store) as store:
-            Containers(store).change(self.container.name, **members)
+            Containers(store).change(self.container, **members)
 
     def _leave_janitor(self) -> None:
         """Leave a process behind that cleans up after this one has ended, in case it is killed."""
@@ -250,7 +250,7 @@ class Running(Struct, frozen=True):
         with suppress(NotFoundError), Store.open(self.store) as store:
             with Containers(store).left(self.container) as is_left:
                 if is_left:  # otherwise it ended normally
-                    stop(self.kind, self.program, self.bundle, self.container.name)
+                    stop(self.kind, self.program, self.bundle, self.container.place)
                     self._forget(None)
             anonymous.sweep(store, [self.container])
 
@@ -263,7 +263,7 @@ class Running(Struct, frozen=True):
         """Give the container up."""
         self._forget(status)
         with Store.open(self.store) as store:
-            anonymous.release(store, self.container.name, status)
+            anonymous.release(store, self.container, status)
 
 
 def overrides_of(settings: Settings) -> Overrides:

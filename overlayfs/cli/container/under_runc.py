@@ -17,7 +17,7 @@ from overlayfs.image.store.store import Store
 
 
 def bundle_of(store: Path, container: Container) -> Path:
-    return store / "containers" / container.name / BUNDLE
+    return store / "containers" / container.place / BUNDLE
 
 
 def running_under_runc(store_directory: Path | None, name: str) -> tuple[Container, Path]:
@@ -49,7 +49,7 @@ def runc_words(container: Container, store: Path) -> list[str]:
 
 def call_runc(container: Container, store: Path, *words: str) -> str:
     """What runc says. Raises ImageError with its reason."""
-    command = [*runc_words(container, store), *words, container.name]
+    command = [*runc_words(container, store), *words, container.place]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ImageError(f"runc {words[0]} {container.name}: {' '.join(done.stderr.split())[:300]}")

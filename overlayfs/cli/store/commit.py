@@ -184,7 +184,7 @@ def _split(source: str) -> tuple[str, str | None]:
 def _container(store: Store, name: str, base: Image | None, snapshot: str | None) -> Source:
     containers = Containers(store)
     container = containers.find(name)
-    for mountpoint in (container.mountpoint, os.fspath(containers.root(container.name))):
+    for mountpoint in (container.mountpoint, os.fspath(containers.root(container))):
         write_back(os.fsencode(mountpoint))
     return Source(containers.compare(container, until=snapshot), base or store.load_by_manifest(container.manifest))
 

@@ -50,4 +50,4 @@ def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[
         container = containers.find(name)
     except NotFoundError:
         return lower_directories(store, store.find(name), progress), None
-    return [containers.upper(container.name), *containers.lowers(container)], container
+    return [containers.upper(container), *containers.lowers(container)], container

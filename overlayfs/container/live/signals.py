@@ -73,11 +73,11 @@ class Ends:
         for container in containers:
             if container.is_in_use and container.process is not None:
                 with suppress(ProcessLookupError):
-                    self._open[container.name] = os.pidfd_open(container.process.pid)
+                    self._open[container.id] = os.pidfd_open(container.process.pid)
 
-    def wait(self, name: str, until: float | None) -> bool:
+    def wait(self, container: Container, until: float | None) -> bool:
         """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""
-        fd = self._open.get(name)
+        fd = self._open.get(container.id)
         if fd is None:
             return True
         poller = select.poll()
@@ -85,7 +85,7 @@ class Ends:
         left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
         if not poller.poll(left_ms):
             return False
-        os.close(self._open.pop(name))
+        os.close(self._open.pop(container.id))
         return True
 
     def close(self) -> None:

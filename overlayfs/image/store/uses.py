@@ -47,7 +47,7 @@ class Process(Struct, frozen=True):
 
 
 class Use(Struct, frozen=True, omit_defaults=True):
-    """What a process uses of the store: keys of layers, an image, a mountpoint, the name of a container."""
+    """What a process uses of the store: keys of layers, an image, a mountpoint, the ID of a container."""
 
     process: Process
     layers: list[Digest]

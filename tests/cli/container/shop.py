@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from overlayfs.container.containers import Containers
+from overlayfs.image.store.store import Store
 from tests.cli.people import COMMAND
 from tests.prepared import PATIENCE_S, Done, Prepared
 
@@ -55,7 +56,8 @@ class Shop:
 
     @property
     def names(self) -> list[str]:
-        return sorted(os.listdir(self.store / "containers"))
+        with Store.open(self.store) as store:
+            return sorted(one.name for one in Containers(store).listed())
 
 
 def first_line(process: subprocess.Popen[str]) -> str:

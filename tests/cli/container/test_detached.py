@@ -248,10 +248,10 @@ def is_janitor_of(pid: int, keeper: int) -> bool:
 def test_container_of_an_earlier_boot_has_exited(live: Shop) -> None:
     live.run("create", "--name", "box", "small", "sh", "-c", ENDLESS)
     with Store.open(live.store) as store:
-        claimed = Containers(store).claim("box", None)
+        claimed = Containers(store).claim(Containers(store).find("box"), None)
         assert claimed.process is not None
         before = replace(claimed.process, boot="another")
-        Containers(store).change("box", process=before, is_detached=True)
+        Containers(store).change(claimed, process=before, is_detached=True)
         (live.store / "containers/box/bundle").mkdir()
     assert live.run("ps") == ""
     assert status_of(live, "box") == "exited"
@@ -351,8 +351,41 @@ def test_renamed_container_keeps_its_changes(live: Shop) -> None:
     live.run("rename", "old", "new")
     assert live.names == ["new", "taken"]
     assert live.run("diff", "new") == "A /tmp/x\n"
-    live.run("run", "-d", "--name", "busy", "small", "sh", "-c", ENDLESS)
-    assert "is running" in live.refuses("rename", "busy", "idle")
+
+
+def test_running_container_is_renamed_and_used_by_its_new_name(live: Shop) -> None:
+    live.run("run", "-d", "-i", "--name", "old", "small", "sh", "-c", f"read x; {OBEDIENT}")
+    with live.start_command("attach", "old", stdin=subprocess.PIPE) as attached:
+        assert attached.stdin is not None and attached.stdout is not None
+        attached.stdin.write("go\n")
+        attached.stdin.flush()
+        assert attached.stdout.readline() == "ready\n"
+        live.run("rename", "old", "new")
+        assert "no container 'old'" in live.refuses("logs", "old")
+        live.run("run", "-d", "--name", "old", "small", "sh", "-c", ENDLESS)  # the name is free at once
+        assert live.run("exec", "new", "cat", "/etc/hostname") == "old\n"
+        assert live.run("logs", "new") == "ready\n"
+        assert live.run("stop", "new") == "new\n"
+        assert attached.wait(PATIENCE_S) == 5
+    assert status_of(live, "old") == "running"
+    assert live.run("start", "new") == "new\n"
+    assert live.run("exec", "new", "cat", "/etc/hostname") == "old\n"
+    live.run("rm", "-f", "new")
+    assert live.names == ["old"] and status_of(live, "old") == "running"
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["ended", "keeper killed"])
+def test_renamed_ephemeral_container_goes_with_its_program(live: Shop, is_killed: bool) -> None:
+    live.run("run", "-d", "--rm", "--name", "old", "small", "sh", "-c", ENDLESS)
+    live.run("rename", "old", "new")
+    keeper = keeper_of(live, "new")
+    family = {*descendants(keeper), keeper}
+    if is_killed:
+        os.kill(keeper, signal.SIGKILL)
+    else:
+        live.run("kill", "new")
+    await_that(lambda: not any(map(is_alive, family)))
+    await_that(lambda: live.names == [])
 
 
 def test_paused_program_stands_still(live: Shop) -> None:

@@ -27,7 +27,7 @@ def test_status_is_known_of_a_container_that_ends_after_its_record_was_read(
         child = os.fork() or os._exit(0)
         read = replace(made, process=Process.of(child))  # before it is waited for it has a start time
         os.waitpid(child, 0)
-        Containers(store).release("box", 2)
+        Containers(store).release(made, 2)
     find, reads = Containers.find, [read]
 
     def find_late(self: Containers, text: str) -> Container:

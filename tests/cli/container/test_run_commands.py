@@ -61,8 +61,8 @@ def clean(shop: Shop) -> Iterator[Shop]:
     """No test leaves a container behind for the next."""
     yield shop
     with Store.open(shop.store) as store:
-        for name in os.listdir(shop.store / "containers"):
-            Containers(store).take_away(name)
+        for container in Containers(store).listed():
+            Containers(store).take_away(container)
 
 
 # -- what runs

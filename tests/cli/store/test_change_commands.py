@@ -134,7 +134,7 @@ def test_commit_of_a_container(shop: Shop) -> None:
         image = store.find("base:1")
         containers = Containers(store)
         made = containers.create("box", image, unpack_image(store, image))
-        (containers.upper("box") / "new").write_bytes(b"new")
+        (containers.upper(made) / "new").write_bytes(b"new")
     assert shop.commit(made.id[:6], base=None)["added"] == 1
     assert shop.commit("box", None, None)["name"] is None
 

@@ -270,9 +270,9 @@ def test_container_is_exported_with_what_it_changed(kept: Kept) -> None:
     with Store.open(kept.path) as store:
         image = store.find("x:1")
         containers = Containers(store)
-        containers.create("c", image, unpack_image(store, image))
-        (containers.upper("c") / "etc").mkdir()
-        (containers.upper("c") / "etc" / "new").write_text("new")
+        made = containers.create("c", image, unpack_image(store, image))
+        (containers.upper(made) / "etc").mkdir()
+        (containers.upper(made) / "etc" / "new").write_text("new")
     kept.run("export", "c", "-o", kept.top / "out.tar")
     with tarfile.open(kept.top / "out.tar") as archive:
         assert {"etc/a", "etc/new"} <= set(archive.getnames())

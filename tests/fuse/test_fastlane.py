@@ -187,6 +187,7 @@ async def _play(
         assert channel.in_flight == 0
         nursery.cancel_scope.cancel()
     syncs.close()
+    copy_ups.close()
 
 
 Play = Callable[..., None]

@@ -105,7 +105,8 @@ def test_copy_up_that_does_not_fit_leaves_nothing_and_the_next_works(stack: Stac
         stack.mount(f"upperdir={small}/upper,workdir={small}/work")
         pids = [fork(lambda name=name: _append(stack.place / name)) for name in ("large", "fits")]  # type: ignore[misc]
         assert os.waitpid(pids[0], 0)[1] != 0
-        assert os.waitpid(pids[1], 0)[1] == 0 or _append(stack.place / "fits") is None
+        if os.waitpid(pids[1], 0)[1] != 0:  # the other had the room
+            _append(stack.place / "fits")
         assert [entry.name for entry in (small / "upper").iterdir()] == ["fits"]
         assert (stack.place / "large").stat().st_size == 8 * MIB
         assert os.statvfs(small).f_bfree * os.statvfs(small).f_frsize > 3 * MIB

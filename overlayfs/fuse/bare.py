@@ -89,7 +89,7 @@ class BareLoop:
         self._lifeline_fd = lifeline_fd
         self._asked_fd: int | None = None  # the socket on which others ask for the upper
         self._poller = select.poll()
-        for fd in (channel.device_fd, syncs.event_fd, copy_ups.event_fd, lifeline_fd):
+        for fd in (channel.device_fd, syncs.event_fd, lifeline_fd):
             if fd is not None:
                 self._poller.register(fd, select.POLLIN)
 
@@ -141,11 +141,14 @@ class BareLoop:
         if is_failing:  # the descriptor may be readable all the while
             time.sleep(RETRY_S)
             wait_ms = 0
+        transfers_fd = self._copy_ups.event_fd
+        if transfers_fd is not None:  # since the first transfer
+            self._poller.register(transfers_fd, select.POLLIN)
         ready = {fd for fd, _ in self._poller.poll(wait_ms)}
         self._channel.retry()
         if self._syncs.event_fd in ready:
             self._syncs.take_ended()
-        if self._copy_ups.event_fd in ready:
+        if transfers_fd in ready:
             self._copy_ups.take_transferred()
         if signals.fd in ready:
             numbers = signals.take()

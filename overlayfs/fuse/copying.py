@@ -70,7 +70,7 @@ class CopyUps:
         self._running: dict[int, _Running] = {}
         self._threads = 0  # of `begin`, whose copy-ups have not ended
         self._transferred: deque[_Transferred] = deque()  # filled by those threads
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC)  # readable when something is in there
+        self.event_fd: int | None = None  # readable when something is in there; None before the first of the threads
 
     @property
     def are_running(self) -> bool:
@@ -118,6 +118,11 @@ class CopyUps:
         if self._overlay.bytes_to_copy(inode, need, size) <= INLINE_BYTES:
             return False
         try:
+            if self.event_fd is None:
+                self.event_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        except OSError:  # there are too few descriptors
+            return False
+        try:
             work = self._overlay.begin_copy_up(inode, need, size)
             if work is not None:
                 work.begin()
@@ -145,11 +150,13 @@ class CopyUps:
             work.transfer()
         except Exception as error:  # noqa: BLE001 - it is raised where the copy-up ends
             failure = error
+        assert self.event_fd is not None
         self._transferred.append(_Transferred(inode, work, failure, done))
         os.eventfd_write(self.event_fd, 1)
 
     def take_transferred(self) -> None:
         """Publish what the threads have copied; waits where nothing is."""
+        assert self.event_fd is not None
         os.eventfd_read(self.event_fd)
         while self._transferred:
             self._end(self._transferred.popleft())
@@ -175,7 +182,7 @@ class CopyUps:
         import trio
 
         with trio.CancelScope(shield=True):  # as trio's own threads, which are awaited too
-            while self._threads:
+            while self._threads and self.event_fd is not None:
                 await trio.lowlevel.wait_readable(self.event_fd)
                 self.take_transferred()
 
@@ -186,4 +193,5 @@ class CopyUps:
 
     def close(self) -> None:
         """Nothing runs any more."""
-        os.close(self.event_fd)
+        if self.event_fd is not None:
+            os.close(self.event_fd)

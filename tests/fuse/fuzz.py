@@ -174,7 +174,6 @@ async def _serve(seed: int, overlay: Overlay, device: socket.socket, lane_end: s
             await _send_all(seed, Kernel(lane, channel, device, behind))
             nursery.cancel_scope.cancel()
     syncs.close()
-    copy_ups.close()
 
 
 async def _send_all(seed: int, kernel: Kernel) -> None:

@@ -187,7 +187,6 @@ async def _play(
         assert channel.in_flight == 0
         nursery.cancel_scope.cancel()
     syncs.close()
-    copy_ups.close()
 
 
 Play = Callable[..., None]

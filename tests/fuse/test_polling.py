@@ -33,9 +33,7 @@ def lane(tmp_path: Path) -> Iterator[Lane]:
     tasks = Tasks()
     syncs = Syncs(tasks, queues=False)
     with kernel, device:
-        copy_ups = CopyUps(overlay, syncs)
-        yield Lane(overlay, copy_ups, tasks, Channel(device.fileno()), POLL_US, None)
-        copy_ups.close()
+        yield Lane(overlay, CopyUps(overlay, syncs), tasks, Channel(device.fileno()), POLL_US, None)
     overlay.close()
 
 

@@ -475,7 +475,6 @@ def test_others_are_served_between_the_steps_of_a_whole_copy(place: Make) -> Non
                 turns += 1
 
     trio.run(main)
-    copy_ups.close()
     assert turns > 50
     assert len(mount.names("E")) == 50
 

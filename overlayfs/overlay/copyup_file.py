@@ -19,10 +19,12 @@ from .copyup_plan import Source
 from .descriptors import OpenFile, unpooled
 from .drafts import Draft
 from .inodes import Inode
+from .options import FsyncPolicy
 from .ownership import Owner
 from .state import State
 
 _SMALL = 64 << 10  # bytes; holes in so much are not worth asking for where the blocks say that there are none
+_VOLATILE = FsyncPolicy.VOLATILE
 
 
 class CopyUp:
@@ -104,7 +106,7 @@ class CopyUp:
         return self._target if self._must_sync() else None
 
     def _must_sync(self) -> bool:
-        return self._data_fd >= 0 and not self._state.writes_at_once
+        return self._data_fd >= 0 and self._state.options.fsync is not _VOLATILE
 
     def has_at_hand(self, size: int) -> bool:
         """True where the first `size` bytes, which are few, need not be read from a disk."""

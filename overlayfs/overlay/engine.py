@@ -81,7 +81,11 @@ class Overlay:
         self._forgotten = 0
         self._ahead = ReadAhead(state)
         self._changing = 0
-        self.writes_at_once = state.writes_at_once
+        upper = state.upper
+        # True where no change waits for a disk, and nothing need be synced.
+        self.writes_at_once = (
+            upper is None or self.options.fsync is FsyncPolicy.VOLATILE or syscalls.is_in_memory(upper.root_fd)
+        )
 
     @classmethod
     def open(cls, options: OverlayOptions) -> Overlay:

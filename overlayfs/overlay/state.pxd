@@ -18,7 +18,6 @@ cdef class State:
     cdef readonly Py_ssize_t data_end
     cdef public object history
     cdef public object former
-    cdef readonly bint writes_at_once
     cdef readonly object ownership
     cdef readonly Descriptors descriptors
     cdef public InodeTable inodes

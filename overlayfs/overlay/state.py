@@ -20,7 +20,7 @@ from .claim import Claim
 from .descriptors import Descriptors, OpenFile, borrowed, close_quietly, unpooled
 from .inodes import ROOT, Directory, Inode, InodeTable
 from .layer import Layer, Location, filesystem_uuid
-from .options import FsyncPolicy, OverlayOptions, RedirectDir, WhiteoutFormat
+from .options import OverlayOptions, RedirectDir, WhiteoutFormat
 from .ownership import Ownership
 
 
@@ -136,10 +136,6 @@ class State:
         self.copied_from: dict[Location, Location] = {}
         self.history: Held | None = None
         self.former: Known | None = None
-        # True where no change waits for a disk, and nothing need be synced.
-        self.writes_at_once = (
-            upper is None or options.fsync is FsyncPolicy.VOLATILE or syscalls.is_in_memory(upper.root_fd)
-        )
         self.ownership = Ownership(options)
         self.descriptors = Descriptors(descriptor_limit)
         self.inodes = InodeTable()

@@ -19,6 +19,7 @@ from overlayfs._typing import Final, Self
 
 from ..overlay.claim import Claim
 from .channel import Channel
+from .copying import CopyUps
 from .lane import FAILED, NOTHING, RETRY_S, UNMOUNTED, Lane
 from .mounting import ENDING_SIGNALS, HANDLED_SIGNALS
 from .syncing import Syncs
@@ -76,11 +77,13 @@ class BareLoop:
         tasks: Tasks,
         channel: Channel,
         syncs: Syncs,
+        copy_ups: CopyUps,
         claim: Claim | None,
         on_facts: Callable[[], None],
         lifeline_fd: int | None,
     ) -> None:
         self._lane, self._tasks, self._channel, self._syncs = lane, tasks, channel, syncs
+        self._copy_ups = copy_ups
         self._claim = claim
         self._on_facts = on_facts
         self._lifeline_fd = lifeline_fd
@@ -133,15 +136,20 @@ class BareLoop:
                 return end
 
     def _wait(self, signals: _Signals, wait_ms: int | None, *, is_failing: bool) -> int | None:
-        """Poll for requests, signals and sync completions, and handle all but requests; returns how the loop ends, if
-        it does."""
+        """Poll for requests, signals and the ends of syncs and transfers, and handle all but requests; returns how the
+        loop ends, if it does."""
         if is_failing:  # the descriptor may be readable all the while
             time.sleep(RETRY_S)
             wait_ms = 0
+        transfers_fd = self._copy_ups.event_fd
+        if transfers_fd is not None:  # since the first transfer
+            self._poller.register(transfers_fd, select.POLLIN)
         ready = {fd for fd, _ in self._poller.poll(wait_ms)}
         self._channel.retry()
         if self._syncs.event_fd in ready:
             self._syncs.take_ended()
+        if transfers_fd in ready:
+            self._copy_ups.take_transferred()
         if signals.fd in ready:
             numbers = signals.take()
             ending = [number for number in numbers if number in ENDING_SIGNALS]

@@ -97,11 +97,10 @@ class FastLane(Lane):
     def _setattr_after_copy_up(
         self, node: int, changes: AttributeChanges, need: Need, valid: int, asker: Asker
     ) -> None:
-        async def work() -> bytes:
-            await self._copy_ups.finish(node, need, changes.size)
+        def change() -> bytes:
             return self._attr(node, self._change_attributes(node, changes, valid, asker))
 
-        self._later(work)
+        self._change_later(node, change, need, changes.size)
 
     def _without_privileges(
         self, changes: AttributeChanges, before: Attributes, valid: int, asker: Asker
@@ -229,7 +228,8 @@ class FastLane(Lane):
         if not self._copy_ups.must_wait(node, Need.DATA):
             return self._write_now(node, offset, data, write_flags, asker)
         kept = bytes(data)  # the buffer is another request's by then
-        return self._after_copy_up(node, lambda: self._write_now(node, offset, kept, write_flags, asker))
+        self._change_later(node, lambda: self._write_now(node, offset, kept, write_flags, asker), Need.DATA)
+        return None
 
     def _drop_pages(self, node: int) -> None:
         """Drop the pages that a mapping changed in an immutable or append-only file, so nobody reads them.
@@ -249,16 +249,43 @@ class FastLane(Lane):
         return abi.WRITE_OUT.pack(self._overlay.write(node, offset, data), 0)
 
     def _after_copy_up(self, node: int, change: Callable[[], bytes], need: Need = Need.DATA) -> bytes | None:
-        """Change a file at once, or in a task if the file must first be copied up."""
+        """Change a file at once, or later if the file must first be copied up."""
         if not self._copy_ups.must_wait(node, need):
             return change()
+        self._change_later(node, change, need)
+        return None
+
+    def _change_later(self, node: int, change: Callable[[], bytes], need: Need, size: int | None = None) -> None:
+        """Change a file that must first be copied up, in a task if the copy-up needs one."""
+        if not self._tasks.has_loop and self._is_begun(node, change, need, size):
+            return
 
         async def work() -> bytes:
-            await self._copy_ups.finish(node, need)
+            await self._copy_ups.finish(node, need, size)
             return change()
 
         self._later(work)
-        return None
+
+    def _is_begun(self, node: int, change: Callable[[], bytes], need: Need, size: int | None) -> bool:
+        """Copy a file up without a task, and then change it; False where that cannot be."""
+        unique = self.unique
+
+        def done(failure: Exception | None) -> None:
+            self.pending -= 1
+            try:
+                if failure is not None:
+                    raise failure
+                reply = change()
+            except Exception as found:  # noqa: BLE001 - whoever waits is answered
+                self._refuse(unique, found)
+            else:
+                self._channel.answer(unique, reply)
+
+        self.pending += 1
+        begun = self._copy_ups.begin(node, need, size, done)
+        if not begun:
+            self.pending -= 1
+        return begun
 
     def _fallocate(self, node: int, body: memoryview, _: Asker) -> bytes | None:
         _fh, offset, length, mode, _padding = abi.FALLOCATE_IN.unpack_from(body)

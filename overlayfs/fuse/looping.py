@@ -59,7 +59,7 @@ class Loop:
         _take_over_logging()
         self._handlers = Handlers(overlay, status, control, copy_ups, syncs)
         self._overlay, self._claim = overlay, overlay.claim
-        self._syncs, self._tasks, self._status = syncs, tasks, status
+        self._copy_ups, self._syncs, self._tasks, self._status = copy_ups, syncs, tasks, status
         self._device_fd = live.fd
         control.device_fd = lambda: self._device_fd
         self._live = live
@@ -103,6 +103,7 @@ class Loop:
                 trio.run(self._serve, serve)
             finally:
                 if self.has_started:
+                    self._copy_ups.finish_all()
                     self._overlay.give_up_upper()  # first thing: others may wait for the upper
                     self._live.unmount()  # before its descriptor is closed: nobody is to see a dead mount
                 pyfuse3.close(unmount=False)
@@ -117,6 +118,7 @@ class Loop:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope)
             nursery.start_soon(self._log_facts_on_signal)
             self._tasks.run_in(nursery)
+            nursery.start_soon(self._copy_ups.serve)
             nursery.start_soon(self._syncs.serve)
             if self._lifeline_fd is not None:
                 nursery.start_soon(_end_with_parent, self._lifeline_fd, nursery.cancel_scope)

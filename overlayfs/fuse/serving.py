@@ -64,10 +64,12 @@ def serve(
     try:
         service.serve(on_live)
     finally:
+        service.copy_ups.finish_all()
         overlay.give_up_upper()  # first thing: others may wait for the upper
         live.unmount()  # before its descriptor is closed: nobody is to see a dead mount
         live.close()
         service.syncs.close()
+        service.copy_ups.close()
 
 
 class _Service:
@@ -78,9 +80,9 @@ class _Service:
         self._tasks = Tasks()
         waits, queues = mount.lane and mount.poll_us > 0, not overlay.writes_at_once
         self.syncs = Syncs(self._tasks, waits=waits, queues=queues)
-        self._copy_ups = CopyUps(overlay, self.syncs)
+        self.copy_ups = CopyUps(overlay, self.syncs)
         self._status = Status(overlay, mount.source)
-        self._control = Control(overlay, self._copy_ups, lambda: live.fd)
+        self._control = Control(overlay, self.copy_ups, lambda: live.fd)
         self._lifeline_fd = lifeline_fd
 
     def serve(self, on_live: Callable[[], None]) -> None:
@@ -97,7 +99,7 @@ class _Service:
         channel = Channel(self._live.fd)
         lane = FastLane(
             self._overlay,
-            self._copy_ups,
+            self.copy_ups,
             self.syncs,
             self._tasks,
             channel,
@@ -108,7 +110,16 @@ class _Service:
         )
         self._status.transport_facts = lane.facts
         _collect_seldom()
-        bare = BareLoop(lane, self._tasks, channel, self.syncs, self._overlay.claim, self._log_facts, self._lifeline_fd)
+        bare = BareLoop(
+            lane,
+            self._tasks,
+            channel,
+            self.syncs,
+            self.copy_ups,
+            self._overlay.claim,
+            self._log_facts,
+            self._lifeline_fd,
+        )
         on_live()
         if not self._mount.bare:
             self._loop(init_request).serve_with_lane(lane, channel)
@@ -145,7 +156,7 @@ class _Service:
         _collect_seldom()
         return Loop(
             self._overlay,
-            self._copy_ups,
+            self.copy_ups,
             self.syncs,
             self._tasks,
             self._status,

@@ -28,6 +28,11 @@ class Tasks:
         self._nursery: trio.Nursery | None = None
 
     @property
+    def has_loop(self) -> bool:
+        """True where a task would run at once."""
+        return self._nursery is not None
+
+    @property
     def are_postponed(self) -> bool:
         """True where a task waits for a loop."""
         return bool(self._postponed)

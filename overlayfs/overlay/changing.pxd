@@ -2,6 +2,7 @@ cimport cython
 
 from overlayfs.overlay cimport content, copyup, protection, xattrs
 from overlayfs.tree cimport c_stat as stat, metadata, syscalls
+from overlayfs.overlay.attributes cimport attributes_of
 from overlayfs.overlay.descriptors cimport OpenFile
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

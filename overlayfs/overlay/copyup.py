@@ -85,7 +85,10 @@ def bytes_to_copy(state: State, inode: Inode, need: Need, size: int | None = Non
     if need is _METADATA and (inode.upper or _metadata_only(state, need)):
         return 0
     total = attributes.attributes_of(state, inode).size
-    if protection.flags_of(state, inode) & fileflags.IMMUTABLE:  # nearly all that would need it is going to be refused
+    flags = protection.flags_of(state, inode)
+    if flags & fileflags.IMMUTABLE:  # nearly all that would need it is going to be refused
+        return 0
+    if flags and size is not None:  # is going to be refused, too: a truncated copy must not be published first
         return 0
     return total if size is None else min(size, total)
 

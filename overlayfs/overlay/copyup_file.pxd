@@ -1,10 +1,11 @@
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from overlayfs.overlay cimport attributes, content, copyup_plan, drafts, indexing, inheritance, publishing
 from overlayfs.tree cimport c_stat as stat, filedata, fileflags, metadata, syscalls, xattrs
 from overlayfs.overlay.copyup_plan cimport Source
 from overlayfs.overlay.descriptors cimport OpenFile
+from overlayfs.overlay.drafts cimport Draft
 from overlayfs.overlay.inodes cimport Inode
 from overlayfs.overlay.state cimport State
 from overlayfs.tree.syscalls cimport Stat
@@ -18,9 +19,11 @@ cdef class CopyUp:
     cdef Stat _data
     cdef int _target
     cdef list _pinned
-    cdef object _draft
+    cdef Draft _draft
+    cdef _set_up(self, State state, Inode inode, bint truncates)
+    cdef bint _must_sync(self) except -1
     cpdef begin(self)
-    @cython.locals(opened=OpenFile)
+    @cython.locals(opened=OpenFile, draft=Draft, pinned=list)
     cpdef end(self)
     cdef int _pin(self, OpenFile opened) except -1
     cpdef _prepare(self)
@@ -46,7 +49,7 @@ cdef class Copy(CopyUp):
     cpdef fill(self)
     @cython.locals(size=int64_t)
     cdef _fill_data(self, int fd)
-    @cython.locals(state=State, inode=Inode, dir_fd=int, opened=OpenFile)
+    @cython.locals(state=State, inode=Inode, dir_fd=int, opened=OpenFile, draft=Draft, number=uint64_t)
     cpdef publish(self)
 
 

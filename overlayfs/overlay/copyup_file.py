@@ -35,6 +35,10 @@ class CopyUp:
     """
 
     def __init__(self, state: State, inode: Inode, truncates: bool) -> None:
+        self._set_up(state, inode, truncates)
+
+    def _set_up(self, state: State, inode: Inode, truncates: bool) -> None:
+        """`__init__`, callable from C."""
         self._state = state
         self._inode = inode
         self.truncates = truncates
@@ -61,12 +65,15 @@ class CopyUp:
 
     def end(self) -> None:
         """`__exit__`, callable from C."""
-        with drafts.afterwards():
-            if self._draft is not None:
-                self._draft.close()
-        while self._pinned:
-            with drafts.afterwards():
-                self._pinned.pop().unpin()
+        draft, pinned = self._draft, self._pinned
+        if draft is not None:
+            try:
+                draft.close()
+            except OSError as error:
+                drafts.note_left_over(error)
+        while pinned:
+            opened: OpenFile = pinned.pop()
+            opened.unpin()
 
     def _pin(self, opened: OpenFile) -> int:
         """The descriptor, good until the block ends."""
@@ -85,9 +92,8 @@ class CopyUp:
     def transfer(self) -> None:
         """Fill what is not seen yet. May block for long; touches nothing but its descriptors."""
         self.fill()
-        fd = self.fd_to_sync
-        if fd is not None:
-            os.fsync(fd)
+        if self._must_sync():
+            os.fsync(self._target)
 
     def fill(self) -> None:
         """As `transfer`, but for the fsync."""
@@ -97,9 +103,10 @@ class CopyUp:
     def fd_to_sync(self) -> int | None:
         """What must be on the disk before it is published, or a crash could leave an empty file in place of the lower
         one; None where nothing must."""
-        if self._data_fd < 0 or self._state.options.fsync is _VOLATILE:
-            return None
-        return self._target
+        return self._target if self._must_sync() else None
+
+    def _must_sync(self) -> bool:
+        return self._data_fd >= 0 and self._state.options.fsync is not _VOLATILE
 
     def has_at_hand(self, size: int) -> bool:
         """True where the first `size` bytes, which are few, need not be read from a disk."""
@@ -118,7 +125,7 @@ class Copy(CopyUp):
     """
 
     def __init__(self, state: State, inode: Inode, metacopy: bool, size: int | None) -> None:
-        super().__init__(state, inode, True)
+        self._set_up(state, inode, True)
         self._new_size = -1 if size is None else size
         self._was_upper = inode.upper
         self._was_metacopy = inode.metacopy
@@ -179,13 +186,14 @@ class Copy(CopyUp):
         else:
             indexing.publish(state, inode, draft, self._source.st)
         # no step that can fail from here on: upper and inode must agree
-        state.synced_names.discard(inode.number)
+        number = inode.number
+        state.synced_names.discard(number)
         inode.upper = True
         inode.metacopy = self._metacopy
         _note_copied(state, inode)
         if inode.kind == stat.S_IFREG and not self._metacopy and draft.fd >= 0:  # what is to be changed next
-            opened = state.descriptors.add_file(inode.number, draft.keep_descriptor(), True)
-            state.pin_created(inode.number, opened)
+            opened = state.descriptors.add_file(number, draft.keep_descriptor(), True)
+            state.pin_created(number, opened)
 
 
 class Completion(CopyUp):

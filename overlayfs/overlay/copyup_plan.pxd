@@ -2,7 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from overlayfs.overlay cimport attributes, content, protection
-from overlayfs.tree cimport c_stat as stat, syscalls, xattrs
+from overlayfs.tree cimport c_stat as stat, marks, syscalls, xattrs
 from overlayfs.overlay.descriptors cimport OpenFile
 from overlayfs.overlay.inodes cimport Directory, Inode
 from overlayfs.overlay.state cimport State

@@ -24,6 +24,7 @@ cdef class Unseen:
     cdef Stat _before
 
 
+cpdef restore_times(int dir_fd, Stat before)
 cpdef Unseen unseen(int dir_fd)
 
 

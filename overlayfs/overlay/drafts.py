@@ -35,6 +35,7 @@ _EXCLUSIVE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CL
 _UNNAMED: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 _FORMAT, _DIRECTORY, _LINK, _REGULAR = 0o170000, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFREG
 _PERMISSIONS = 0o7777
+_STRICT = FsyncPolicy.STRICT
 
 
 def note_left_over(error: OSError) -> None:
@@ -76,10 +77,15 @@ class Unseen:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
-            try:
-                syscalls.copy_times(self._dir_fd, self._before)
-            except OSError as failure:
-                note_left_over(failure)
+            restore_times(self._dir_fd, self._before)
+
+
+def restore_times(dir_fd: int, before: Stat) -> None:
+    """The end of such a block: the change has been made."""
+    try:
+        syscalls.copy_times(dir_fd, before)
+    except OSError as failure:
+        note_left_over(failure)
 
 
 def unseen(dir_fd: int) -> Unseen:
@@ -298,7 +304,7 @@ def _move_up(below: int, entry: bytes, fd: int, serial: int) -> int:
 
 def note_changed(state: State, directory: Directory) -> None:
     """The operation changed an upper directory and is to sync it before it ends."""
-    if state.options.fsync is FsyncPolicy.STRICT and directory not in state.unsynced:
+    if state.options.fsync is _STRICT and directory not in state.unsynced:
         directory.nlookup += 1
         state.unsynced.append(directory)
 

@@ -21,6 +21,7 @@ from .inodes import Directory
 from .state import DraftPlace, State
 
 log = Log(__name__)
+_NOTHING = fileflags.NOTHING_INHERITED
 
 
 def place_of_new(state: State, parent: Directory) -> int:
@@ -31,7 +32,10 @@ def place_of_new(state: State, parent: Directory) -> int:
 def place_of_copy(state: State, parent: Directory | None) -> int:
     """The directory for the draft of a file that is copied up into `parent`."""
     work_fd = drafts.work_fd_of(state)
-    return work_fd if parent is None else _place(state, of(state, parent).of_copy())
+    if parent is None:
+        return work_fd
+    found = of(state, parent)
+    return _place(state, found if found is _NOTHING else found.of_copy())
 
 
 def place_for(state: State, dir_fd: int) -> int:

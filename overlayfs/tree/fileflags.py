@@ -122,6 +122,8 @@ class Inheritance(NamedTuple):
 
     def of_copy(self) -> Inheritance:
         """What a file gets that is not new, and has flags of its own: the project whose quota it counts for."""
+        if self is NOTHING_INHERITED:
+            return self
         return Inheritance(0, self.xflags & _X_PROJECT, 0, self.project)
 
 
@@ -129,13 +131,15 @@ NOTHING_INHERITED: Final = Inheritance()
 
 
 def inheritance_of(fd: int) -> Inheritance:
-    """What the directory hands on; nothing where its filesystem knows no flags. `fd` is open for reading."""
+    """What the directory hands on; NOTHING_INHERITED itself where that is nothing, as where its filesystem knows no
+    flags. `fd` is open for reading."""
     try:
-        return _inheritance(fd)
+        found = _inheritance(fd)
     except OSError as error:
         if error.errno not in _NO_FLAGS_HERE:
             raise
         return NOTHING_INHERITED
+    return NOTHING_INHERITED if found == NOTHING_INHERITED else found
 
 
 def _inheritance(fd: int) -> Inheritance:

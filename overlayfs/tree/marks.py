@@ -1,8 +1,9 @@
+# cython: language_level=3, annotation_typing=False
 """How does a layer say "deleted", "opaque", "renamed from", "data is elsewhere"?
 
 The one place that knows every spelling (formats: Linux Documentation/filesystems/overlayfs.rst, the OCI image
 specification's layer.md, and fuse-overlayfs for its xattrs). Only classifies and writes; what a mark means for the
-merged tree is the business of overlay/.
+merged tree is the business of overlay/. Compiled; C types are in marks.pxd.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def _marks(names: tuple[bytes, ...], read: Callable[[bytes], bytes | None], spel
 
 def integer_value(number: int) -> bytes:
     """An integer as our own marks hold it."""
-    return struct.pack("<Q", number)
+    return number.to_bytes(8, "little")
 
 
 def _integer(value: bytes | None) -> int | None:
@@ -299,15 +300,14 @@ def origin_value(handle: FileHandle | None, filesystem_uuid: bytes) -> bytes:
     unknown"."""
     if handle is None or handle.type < 0 or handle.type > 0xFF:
         return b""
-    flags = int(sys.byteorder == "big")
     length = 21 + len(handle.bytes)
     if length > 0xFF:
         return b""
-    head = struct.pack("BBBBB16s", 0, 0xFB, length, flags, handle.type, filesystem_uuid)
-    return head + handle.bytes
+    return bytes((0, 0xFB, length, _ENDIAN, handle.type)) + filesystem_uuid + handle.bytes
 
 
 _UUID: Final = slice(5, 21)
+_ENDIAN: Final = int(sys.byteorder == "big")
 
 
 def is_same_origin(one: bytes, other: bytes) -> bool:

@@ -1,6 +1,6 @@
 cimport cython
 
-from overlayfs.tree cimport c_stat as stat, syscalls, xattrs
+from overlayfs.tree cimport c_stat as stat, marks, syscalls, xattrs
 from overlayfs.tree.syscalls cimport Stat
 
 

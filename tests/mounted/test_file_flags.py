@@ -76,6 +76,15 @@ def test_shell_changes_nothing_of_immutable_file(flagged: Stack, way: str) -> No
     assert not (flagged.upper / "i").exists()
 
 
+def test_refused_truncation_of_a_large_append_only_file_leaves_its_content(flagged: Stack) -> None:
+    large = flagged.lowers[0] / "large"
+    large.write_bytes(bytes(1 << 20))
+    run("chattr", "+a", large)
+    flagged.mount()
+    assert outcome(lambda: os.truncate(flagged.place / "large", 1 << 19)) == "EPERM"
+    assert not (flagged.upper / "large").exists()
+
+
 @pytest.mark.parametrize("way", ASKED)
 @pytest.mark.parametrize(("name", "flags"), [("i", os.O_RDWR), ("i", os.O_WRONLY | os.O_APPEND), ("a", os.O_WRONLY)])
 def test_open_is_refused_where_the_kernel_asks(flagged: Stack, way: str, name: str, flags: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.mounted.actors import Who, as_actor, fork
 from tests.mounted.held_file import held_file
 from tests.mounted.program import has_ended, mounts_beneath, wait_for_mounts
-from tests.mounted.stack import Stack, make_tree
+from tests.mounted.stack import Stack, make_tree, run
 from tests.mounted.test_limits import until
 
 MIB = 1 << 20
@@ -90,6 +90,31 @@ def test_those_who_need_the_copy_wait_and_the_others_do_not(stack: Stack) -> Non
     assert 200 * MIB <= large.stat().st_size <= 200 * MIB + 4
     with open(large, "rb") as file:
         assert file.read(MIB) == random.Random(7).randbytes(MIB)
+
+
+@pytest.mark.parametrize("stack", ["memory"], indirect=True)
+def test_copy_up_that_does_not_fit_leaves_nothing_and_the_next_works(stack: Stack) -> None:
+    _put_large(stack.lowers[0] / "large", 8 * MIB)
+    _put_large(stack.lowers[0] / "fits", 2 * MIB)
+    small = stack.base / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small)
+    try:
+        (small / "upper").mkdir()
+        (small / "work").mkdir()
+        stack.mount(f"upperdir={small}/upper,workdir={small}/work")
+        pids = [fork(lambda name=name: _append(stack.place / name)) for name in ("large", "fits")]  # type: ignore[misc]
+        assert os.waitpid(pids[0], 0)[1] != 0
+        if os.waitpid(pids[1], 0)[1] != 0:  # the other had the room
+            _append(stack.place / "fits")
+        assert [entry.name for entry in (small / "upper").iterdir()] == ["fits"]
+        assert (stack.place / "large").stat().st_size == 8 * MIB
+        assert os.statvfs(small).f_bfree * os.statvfs(small).f_frsize > 3 * MIB
+        with pytest.raises(OSError, match="No space"):
+            _append(stack.place / "large")
+    finally:
+        stack.unmount()
+        run("umount", small)
 
 
 def test_sigterm_ends_it_in_the_middle_of_a_copy_up(stack: Stack) -> None:

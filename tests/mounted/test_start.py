@@ -54,6 +54,7 @@ def walk(place: Place) -> None:
 
 @pytest.mark.parametrize("options", ["fsync=volatile", "ro"])
 def test_served_mount_has_imported_nothing_slow(options: str, place: Place) -> None:
+    (place.base / "bottom/large").write_bytes(bytes(1 << 20))
     command = [sys.executable, "-c", PROGRAM, "-f", "-o", f"{place.options},{options}", str(place.target)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as program:
         wait_for_mounts(place.is_mounted)
@@ -61,6 +62,8 @@ def test_served_mount_has_imported_nothing_slow(options: str, place: Place) -> N
             assert (place.target / "below").read_text() == "only below\n"
         else:
             walk(place)
+            with (place.target / "large").open("ab") as large:
+                large.write(b"copied up in a thread")
         subprocess.run(["umount", place.target], check=True)
         printed, _ = program.communicate(timeout=PATIENCE_S)
     imported = set(printed.split())

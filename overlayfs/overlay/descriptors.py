@@ -14,6 +14,7 @@ from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
 from ..tree import access, syscalls
+from .layer import Location
 
 log = Log(__name__)
 
@@ -246,10 +247,13 @@ class Descriptors:
         for key in [key for key in self._directories if isinstance(key, int)]:
             self.drop_directory(key)
 
-    def close(self) -> None:
-        """Empty the pools."""
+    def close(self, unchanged: Container[int] = ()) -> None:
+        """Empty the pools, but for the directories of layers that have not changed."""
         files, directories = self._files, self._directories
         self._files, self._directories = {}, {}
+        for key in list(directories):
+            if isinstance(key, Location) and key.layer in unchanged:
+                self._directories[key] = directories.pop(key)
         unused = [opened.fd for opened in files.values() if not opened.pins]
         for opened in files.values():
             opened.stale = True

@@ -51,7 +51,10 @@ cdef class Descriptors:
     @cython.locals(opened=OpenFile)
     cpdef freeze(self, object unnamed)
     @cython.locals(found=HeldDirectory, opened=OpenFile)
-    cpdef close(self, object unchanged=*)
+    cpdef drop(self, object unchanged)
+    cpdef close_dropped(self)
+    @cython.locals(found=HeldDirectory, opened=OpenFile)
+    cpdef close(self)
     cpdef int open_at(self, int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1
     cpdef int open_beneath(self, int root_fd, bytes path) except -1
     cpdef int reopen(self, int fd, int flags, bint quietly=*) except -1

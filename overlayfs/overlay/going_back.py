@@ -158,7 +158,7 @@ def _drop(
     for opened in state.created.values():
         opened.unpin()
     state.created.clear()
-    state.descriptors.close({*range(state.data_end), *state.frozen})
+    state.descriptors.drop({*range(state.data_end), *state.frozen})
     freezing.use(state, fresh)
     redirects.show_roots(state)  # a layer that is gone may have hidden others
     state.lost_links = lost_links
@@ -173,6 +173,7 @@ def _remover(state: State, numbers: Sequence[int], directories: Sequence[str]) -
     def remove() -> None:
         if state.work_fd is None:  # going back failed, and what is shown may be in these
             return
+        state.descriptors.close_dropped()
         for number in numbers:
             layer = state.layers[number]
             if layer.path == state.options.upper:  # its descriptor has the lock

@@ -36,6 +36,7 @@ from ..tree import syscalls
 from . import abi
 from .commanding import COMMANDS, DROP_XATTR, RESET_AROUND_XATTR, RESET_XATTR, SETTLED_XATTR, SNAPSHOT_XATTR, UNDO_XATTR
 from .copying import CopyUps
+from .lane import invalidate_each
 
 log = Log(__name__)
 
@@ -132,7 +133,7 @@ class Control:
 
     def _forget(self, what: str, changed: Changed, *, by_name: bool = False) -> None:
         """Have the kernel forget what has changed; with `by_name` it keeps all other names."""
-        log.info("%s: %d inodes and %d names changed", what, len(changed.inodes), len(changed.names))
+        log.info("%s: %d inodes changed", what, len(changed.inodes))
         device_fd = self.device_fd()
         is_enough = not by_name and _begin_epoch(device_fd) and not self._overlay.is_nearly_full
         names = [*changed.gone, *(() if is_enough else changed.names)]
@@ -143,11 +144,11 @@ class Control:
             self._telling -= 1
             log.error("no thread: files that are open may show what they held before the rollback")
 
-    def _tell(self, device_fd: int, names: Sequence[tuple[int, bytes]], inodes: Sequence[int]) -> None:
+    def _tell(self, device_fd: int, names: Sequence[tuple[int, bytes]], inodes: list[int]) -> None:
         try:
             messages = [abi.entry_invalidation(parent, name) for parent, name in names]
-            messages += [abi.invalidation(number) for number in inodes]
-            for code in set(syscalls.write_each(device_fd, messages)) - _HAS_FORGOTTEN:
+            failed = {*syscalls.write_each(device_fd, messages), *invalidate_each(device_fd, inodes)}
+            for code in failed - _HAS_FORGOTTEN:
                 log.warning("the kernel was not told of a change: %s", os.strerror(code))
         finally:
             self._telling -= 1

@@ -17,6 +17,8 @@ FAILED: Final[int]
 
 class Forwarded(Exception): ...
 
+def invalidate_each(device_fd: int, numbers: list[int]) -> list[int]: ...
+
 class Lane:
     _overlay: Overlay
     _copy_ups: CopyUps

@@ -15,6 +15,7 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENODEV, ENOENT, ENOSYS, ERANGE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memset
 from posix.fcntl cimport O_APPEND
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
@@ -97,6 +98,33 @@ cdef char *_pages() except NULL:
     if found == MAP_FAILED:
         raise MemoryError
     return <char *>found
+
+
+cdef struct _Invalidation:
+    fuse_out_header header
+    fuse_notify_inval_inode_out body
+
+
+def invalidate_each(int device_fd, list numbers not None):
+    """Send FUSE_NOTIFY_INVAL_INODE for each inode: the kernel drops what it keeps of its attributes and its data. That
+    waits for requests, which another thread has to answer. Returns the errnos of those that failed."""
+    cdef Py_ssize_t at, count = len(numbers)
+    cdef uint64_t *results = <uint64_t *>malloc((count + 1) * sizeof(uint64_t))
+    cdef _Invalidation message
+    if results is NULL:
+        raise MemoryError
+    try:
+        for at in range(count):
+            results[at] = numbers[at]
+        memset(&message, 0, sizeof(message))  # from the start of the file to its end
+        message.header.len, message.header.error = sizeof(message), FUSE_NOTIFY_INVAL_INODE
+        with nogil:
+            for at in range(count):
+                message.body.ino = results[at]
+                results[at] = errno if write(device_fd, &message, sizeof(message)) < 0 else 0
+        return [results[at] for at in range(count) if results[at]]
+    finally:
+        free(results)
 
 
 cdef class _Listing(Sink)

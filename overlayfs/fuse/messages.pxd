@@ -11,6 +11,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         FUSE_READ, FUSE_WRITE, FUSE_GETXATTR, FUSE_LISTXATTR, FUSE_READDIR, FUSE_READDIRPLUS, FUSE_CREATE
         FUSE_SYMLINK, FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_CTIME
         FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_NOTIFY_REPLY, FUSE_WRITE_KILL_SUIDGID, FUSE_WRITE_CACHE
+        FUSE_NOTIFY_INVAL_INODE
 
     struct fuse_entry_out:
         uint64_t nodeid
@@ -40,6 +41,11 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint32_t len
         int32_t error
         uint64_t unique
+
+    struct fuse_notify_inval_inode_out:
+        uint64_t ino
+        int64_t off
+        int64_t len
 
     struct fuse_forget_in:
         uint64_t nlookup

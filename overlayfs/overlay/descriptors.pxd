@@ -51,6 +51,9 @@ cdef class Descriptors:
     @cython.locals(opened=OpenFile)
     cpdef freeze(self, object unnamed)
     @cython.locals(found=HeldDirectory, opened=OpenFile)
+    cpdef drop(self, object unchanged)
+    cpdef close_dropped(self)
+    @cython.locals(found=HeldDirectory, opened=OpenFile)
     cpdef close(self)
     cpdef int open_at(self, int dir_fd, bytes name, int flags, int mode=*, bint quietly=*) except -1
     cpdef int open_beneath(self, int root_fd, bytes path) except -1

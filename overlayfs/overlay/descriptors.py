@@ -14,12 +14,14 @@ from overlayfs._log import Log
 from overlayfs._typing import TypeVar
 
 from ..tree import access, syscalls
+from .layer import Location
 
 log = Log(__name__)
 
 _DIRECTORY_DESCRIPTORS = 512
 _FILE_DESCRIPTORS = 1024
 _FEWEST = 8  # of each
+_DROPPED = -1  # in the place of an inode number, and below it
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _Result = TypeVar("_Result")
@@ -246,6 +248,31 @@ class Descriptors:
         for key in [key for key in self._directories if isinstance(key, int)]:
             self.drop_directory(key)
 
+    def drop(self, unchanged: Container[int]) -> None:
+        """No file of the pool is that of an inode any more, and of the directories only those of layers that have not
+        changed. The files are evicted before all others, at the latest by `close_dropped`: closing a thousand of them
+        takes longer than all else that a rollback does while requests wait."""
+        self.close_dropped()
+        files, directories = self._files, self._directories
+        self._files, self._directories = {}, {}
+        for opened in files.values():
+            if opened.pins:
+                opened.stale = True
+            else:
+                self._files[_DROPPED - len(self._files)] = opened
+        unused = []
+        for key, found in directories.items():
+            if isinstance(key, Location) and key.layer in unchanged:
+                self._directories[key] = found
+            else:
+                unused.append(found.fd)
+        _close_all(unused)
+
+    def close_dropped(self) -> None:
+        """Close the files that `drop` has left, before their layer is removed. Nobody uses them."""
+        numbers = [number for number in self._files if number <= _DROPPED]
+        _close_all([self._files.pop(number).fd for number in numbers])
+
     def close(self) -> None:
         """Empty the pools."""
         files, directories = self._files, self._directories
@@ -254,6 +281,10 @@ class Descriptors:
         for opened in files.values():
             opened.stale = True
         unused += [found.fd for found in directories.values()]
-        failed = syscalls.close_all(unused)  # there may be more than a thousand
-        if failed:
-            log.warning("a descriptor was closed with an error: %s", os.strerror(failed))
+        _close_all(unused)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    failed = syscalls.close_all(descriptors)  # there may be more than a thousand
+    if failed:
+        log.warning("a descriptor was closed with an error: %s", os.strerror(failed))

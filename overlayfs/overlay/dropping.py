@@ -29,7 +29,7 @@ from overlayfs._typing import Final
 
 from ..tree import access, marks, syscalls
 from ..tree.marks import Opacity
-from . import drafts, forks, snapshots, stack
+from . import drafts, forks, going_back, snapshots, stack
 from .descriptors import close_quietly
 from .former import Former
 from .history import History
@@ -56,7 +56,7 @@ def drop(state: State, name: str) -> str:
     entries = list(present.entries)
     found = entries[at].snapshot or ""
     entries[at] = entries[at]._replace(snapshot=None, taken_at=0.0)
-    snapshots.with_room(present, lambda: present.publish(entries, durable=is_durable(state)))
+    going_back.with_room(present, lambda: present.publish(entries, durable=is_durable(state)))
     present.gives_way = False
     return found
 
@@ -98,7 +98,7 @@ class _Merge:
         if self._present.has_stopped or self._present.gives_way:
             return False
         has_index = any(index.layer in (self._number, self._target) for index in state.frozen_indexes)
-        return not (has_index or snapshots.holds_unnamed(state, self._number))
+        return not (has_index or going_back.holds_unnamed(state, self._number))
 
     def prepare(self) -> None:
         """Find out whether the layers can be merged, and mark the files. Not done where the mount has ended."""
@@ -136,7 +136,7 @@ class _Merge:
                 if is_safe:
                     syscalls.sync_filesystem(self._layers[1].root_fd)
                 left = [one for one in present.entries if one != entry]
-                snapshots.with_room(present, lambda: present.publish(left, durable=is_safe))
+                going_back.with_room(present, lambda: present.publish(left, durable=is_safe))
                 state.frozen = tuple(frozen for frozen in state.frozen if frozen != self._number)
             finally:  # names may have moved in any case
                 is_gone = self._number not in state.frozen

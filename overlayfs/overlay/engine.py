@@ -135,19 +135,19 @@ class Overlay:
         return snapshots.take(self.state, name)
 
     def roll_back(self, name: str = "", *, drop: bool = False) -> tuple[str, Changed]:
-        """Go back to a snapshot, which is dropped if told so, as `snapshots.roll_back` and `undo`; otherwise as
+        """Go back to a snapshot, which is dropped if told so, as `going_back.roll_back` and `undo`; otherwise as
         `snapshot`."""
-        from . import snapshots
+        from . import going_back
 
         self._refuse_while_changing()
-        return snapshots.undo(self.state, name) if drop else snapshots.roll_back(self.state, name)
+        return going_back.undo(self.state, name) if drop else going_back.roll_back(self.state, name)
 
     def reset(self, places: Sequence[bytes] = ()) -> Changed:
-        """Go back to the tree without changes but for `places`, as `snapshots.reset`; otherwise as `snapshot`."""
-        from . import snapshots
+        """Go back to the tree without changes but for `places`, as `going_back.reset`; otherwise as `snapshot`."""
+        from . import going_back
 
         self._refuse_while_changing()
-        return snapshots.reset(self.state, places)
+        return going_back.reset(self.state, places)
 
     def drop_snapshot(self, name: str = "") -> str:
         """Drop a snapshot and merge its layer."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from overlayfs._typing import Final, NamedTuple
+from overlayfs._typing import Final
 
 from . import lookup
-from .inodes import ROOT, Directory, Inode, InodeTable
+from .inodes import ROOT, Directory, Inode, InodeTable, path_of
 from .layer import Location
 from .state import Changed, Known, State
 
@@ -26,11 +26,13 @@ NO_NAMES: Final = 1 << 40  # more links than any file has: none of them is a nam
 _MOST_DROPS: Final = 16  # rollbacks whose layers are kept before the kernel is told of the names that are gone
 
 
-class _Drop(NamedTuple):
+class _Drop:  # a NamedTuple takes longer to make
     """The layers that one rollback dropped: the inodes that need them, and what removes them."""
 
-    needed_by: set[int]
-    remove: Callable[[], object]
+    __slots__ = ("needed_by", "remove")
+
+    def __init__(self, needed_by: set[int], remove: Callable[[], object]) -> None:
+        self.needed_by, self.remove = needed_by, remove
 
 
 class Former(Known):
@@ -54,30 +56,25 @@ class Former(Known):
         """Take all inodes but the root over from the state; those without a name stay there. `upper_number` is what the
         upper has become as a layer, `layers` and `indexes` are the numbers of all that count no more, which `remove` is
         called for when none of them is needed any more: by `sweep`, or later."""
-        changed = Changed([ROOT], _names_in(state.root), self._names_gone())
-        differing, unnamed = state.inodes.give_known(self.inodes)
+        in_root, gone = _names_in(state.root), self._names_gone()
+        differing, numbers, unnamed = state.inodes.give_known(self.inodes)
         unnamed = [inode for inode in unnamed if not self._absorb_linked(state, inode)]
-        needed = {inode.number for inode in differing}
-        self._layer_of.update(dict.fromkeys(needed, upper_number))
+        needed = set(numbers)
+        self._layer_of |= dict.fromkeys(numbers, upper_number)
         is_deep, dropped = len(layers) > 1, (*layers, *indexes)
         if is_deep:
             below = [one for one in self.inodes.values() if one.number not in needed and _is_in(one, dropped)]
             differing += below
             needed.update(inode.number for inode in below)
-        changed.inodes.extend(needed)
-        for inode in differing:  # the names of those in the upper are among those that it had in their directories
-            if is_deep:
-                changed.names.extend((parent.number, name) for parent, name in inode.names())
-            if isinstance(inode, Directory):
-                changed.names.extend(_names_in(inode))
+        numbers = [ROOT, *needed]  # before those without a name, which stay as they are
         for inode in unnamed:
             is_in_upper = inode.upper and inode.number not in state.orphans  # which have a descriptor
             if is_in_upper or (is_deep and _is_in(inode, dropped)):
                 needed.add(inode.number)
-        changed.inodes.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
+        numbers.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
         _keep_only(state, unnamed)
         self._drops.append(_Drop(needed, remove))
-        return changed
+        return Changed(numbers, chain(in_root, _names_of(differing, is_deep)), gone)
 
     def _absorb_linked(self, state: State, inode: Inode) -> bool:
         """Take a lower hard-linked file over of which all known names are deleted, if it has others; whether it has."""
@@ -201,6 +198,16 @@ def _names_in(directory: Directory) -> list[tuple[int, bytes]]:
     return [(directory.number, name) for name in directory.above or ()]
 
 
+def _names_of(inodes: Iterable[Inode], is_deep: bool) -> Iterator[tuple[int, bytes]]:
+    """The names of inodes and those in directories; of one in the upper the name is among those that this had in its
+    directory, so that it is said only where there are others."""
+    for inode in inodes:
+        if is_deep:
+            yield from ((parent.number, name) for parent, name in inode.names())
+        if isinstance(inode, Directory):
+            yield from _names_in(inode)
+
+
 def _keep_only(state: State, unnamed: Iterable[Inode]) -> None:
     state.inodes, state.by_real = InodeTable(), {}
     state.inodes.add(state.root)
@@ -241,13 +248,3 @@ def _follow(state: State, parent: Directory, name: bytes) -> Inode | None:
         state.descriptors.begin()
         found = lookup.child(state, found, names.pop())
     return None if names else found
-
-
-def path_of(directory: Directory, name: bytes) -> bytes:
-    """The path of a name from the root of the tree."""
-    parts = [name]
-    here: Directory | None = directory
-    while here is not None and here.number != ROOT:
-        parts.append(here.name)
-        here = here.parent
-    return b"/".join(reversed(parts))

@@ -21,6 +21,7 @@ cdef class Inode:
     cdef public unsigned char metacopy  # bool
     cdef Rare _rare(self)
     cpdef show_as_on_disk(self, Stat found, uint32_t links, uint64_t blocks)
+    cpdef provided_by(self, int32_t position)
 
 
 cdef class Rare:
@@ -42,6 +43,7 @@ cdef class Directory(Inode):
     cdef public bint impure
     cdef public Listing listing
     cdef public object seen
+    cpdef forget_upper(self)
 
 
 cdef class Listing:

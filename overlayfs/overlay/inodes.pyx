@@ -61,6 +61,29 @@ cpdef Inode lower_file(uint64_t number, Directory parent, bytes name, int32_t po
     return inode
 
 
+def path_of(Directory directory, bytes name not None):
+    """The path of a name from the root of the tree."""
+    parts = [name]
+    while directory is not None and directory.attr.ino != _ROOT:
+        parts.append(directory.name)
+        directory = directory.parent
+    parts.reverse()
+    return b"/".join(parts)
+
+
+def freeze_files(list files not None):
+    """What lay in the upper under its own name is in the topmost of its parent's lowers from now on. Returns those that
+    `State.by_real` knows."""
+    cdef Inode inode
+    shared = []
+    for inode in files:
+        inode.upper = inode.metacopy = False
+        inode.provided_by(0)
+        if inode.rare is not None and inode.rare.shared_as is not None:
+            shared.append(inode)
+    return shared
+
+
 @cython.no_gc
 cdef class Inode:
     """A file of the merged tree that is not a directory, or the part that directories share.
@@ -210,7 +233,7 @@ cdef class Inode:
             return self.parent.lowers[self.position].layer
         return self.rare.lower.layer
 
-    def provided_by(self, int32_t position):
+    cpdef provided_by(self, int32_t position):
         """It is the file of its name in one of its parent's lowers: said in a few bytes, as most files are that."""
         self.position = position
 
@@ -291,6 +314,23 @@ cdef class Directory(Inode):
     def __init__(self, uint64_t number, Directory parent, bytes name not None):
         Inode.__init__(self, number, S_IFDIR, parent, name)
 
+    def freeze(self, place not None):
+        """The upper has become the topmost lower layer, which has the directory at a place; the new upper has none but
+        the root."""
+        cdef Inode child
+        self.upper = self.attr.ino == _ROOT
+        for name, child in self.children.items():
+            if child.position >= 0 and child.parent is self and not child.upper and child.name == name:
+                child.provided_by(child.position + 1)
+        self.lowers = (place, *self.lowers)
+        self.below = None
+        self.forget_upper()
+
+    cpdef forget_upper(self):
+        """What its part in the upper holds and hands on is gone."""
+        self.above = {}
+        self.impure, self.inheritance = False, None
+
 
 @cython.final
 cdef class InodeTable:
@@ -325,23 +365,34 @@ cdef class InodeTable:
         """All of them, in no order."""
         return [<object>self._slots[i] for i in range(self._capacity) if self._slots[i] is not NULL]
 
-    def of_upper(self):
-        """Those that are in the upper, in no order."""
+    def of_upper(self, unnamed):
+        """Those that are in the upper and have a name, in no order: directories, files in the index, other files.
+        `unnamed` are the numbers of those that are not meant."""
         cdef Py_ssize_t i
-        found = []
+        cdef Inode inode
+        directories, indexed, files = [], [], []
         for i in range(self._capacity):
-            if self._slots[i] is not NULL and (<Inode>self._slots[i]).upper:
-                found.append(<Inode>self._slots[i])
-        return found
+            if self._slots[i] is NULL or not (<Inode>self._slots[i]).upper:
+                continue
+            inode = <Inode>self._slots[i]
+            if unnamed and inode.attr.ino in unnamed:
+                continue
+            if is_directory(inode):
+                directories.append(inode)
+            elif inode.rare is not None and inode.rare.index_name is not None:
+                indexed.append(inode)
+            elif inode.parent is not None:
+                files.append(inode)
+        return directories, indexed, files
 
     def give_known(self, InodeTable other):
-        """Give what the kernel uses and has a name to another table. Returns those of them that are in the upper, and
-        all without a name but the root. No directory knows its children any more, and what says its place as a position
-        in the lowers of the root, which is going to lose some, says it as a path.
+        """Give what the kernel uses and has a name to another table. Returns those of them that are in the upper,
+        their numbers, and all without a name but the root. No directory knows its children any more, and what says its
+        place as a position in the lowers of the root, which is going to lose some, says it as a path.
         """
         cdef Py_ssize_t i
         cdef Inode inode
-        in_upper, unnamed = [], []
+        in_upper, numbers, unnamed = [], [], []
         for i in range(self._capacity):
             if self._slots[i] is NULL:
                 continue
@@ -358,7 +409,8 @@ cdef class InodeTable:
                 other.add(inode)
                 if inode.upper:
                     in_upper.append(inode)
-        return in_upper, unnamed
+                    numbers.append(inode.attr.ino)
+        return in_upper, numbers, unnamed
 
     def clear(self):
         for inode in self.values():

@@ -10,8 +10,6 @@ import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 
-from overlayfs._typing import NamedTuple
-
 from ..tree import access, fileflags, marks, metadata, syscalls, xattrs
 from . import history, indexing
 from .history import History
@@ -21,14 +19,21 @@ from .stack import Entry
 from .state import State
 
 
-class NextLayer(NamedTuple):
+class NextLayer:  # a NamedTuple takes longer to make
     """The layer that is to take changes: an empty one that nothing refers to yet, or one that was the upper before."""
 
-    entry: Entry
-    directory_fd: int
-    upper: Layer
-    index_fd: int | None = None
-    index_names: Collection[bytes] = ()
+    __slots__ = ("directory_fd", "entry", "index_fd", "index_names", "upper")
+
+    def __init__(
+        self,
+        entry: Entry,
+        directory_fd: int,
+        upper: Layer,
+        index_fd: int | None = None,
+        index_names: Collection[bytes] = (),
+    ) -> None:
+        self.entry, self.directory_fd, self.upper = entry, directory_fd, upper
+        self.index_fd, self.index_names = index_fd, index_names
 
 
 def upper_of(state: State) -> Layer:

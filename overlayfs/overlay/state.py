@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from overlayfs._typing import NamedTuple
 
@@ -59,12 +59,13 @@ class FrozenIndex(NamedTuple):
 
 class Changed(NamedTuple):
     """What the kernel has to be told of after a rollback: inodes by number, and names with their directory's number.
+    The names are to be taken before anything else happens: most kernels need not be told, and it takes a while.
 
     `gone` are names of earlier rollbacks that the kernel has not looked up since, so that it keeps their inodes.
     """
 
     inodes: list[int]
-    names: list[tuple[int, bytes]]
+    names: Iterable[tuple[int, bytes]]
     gone: Sequence[tuple[int, bytes]] = ()
 
     def without(self, kept: Collection[tuple[int, bytes]]) -> Changed:

@@ -78,7 +78,7 @@ def test_failure_after_publishing_lets_nothing_be_written_to_a_layer_that_is_no_
     tree.write(b"f", 0, b"IF")
     tree.hold(1, b"f", os.O_RDWR)
     with monkeypatch.context() as patch:
-        patch.delattr(freezing, "_use")
+        patch.delattr(freezing, "use")
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             act(tree)
     for change in (

@@ -8,19 +8,24 @@ subordinate ids (subuid(5)), if there are any. For processes with one thread.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from ..image.layer.subordinate_ids import subordinate_ids
 from ..image.oci.errors import ImageError
+from ..image.store.uses import Process
 from ..tree import syscalls
 from .foreign_mounts import Needed, detach_foreign_mounts
 
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # <sys/mount.h>
+_NS_GET_OWNER_UID: Final = 0xB704  # <linux/nsfs.h>: ioctl_ns(2)
+_FOREIGN: Final = "is in a user namespace of another user: be that user"
 _NOT_ALLOWED: Final = "user namespaces are not allowed here (sysctl user.max_user_namespaces, or a security module)"
 
 
@@ -108,21 +113,30 @@ def in_user_namespace_of(pid: int) -> list[str]:
     """The words that run a program in the user namespace of a process; none if that is ours. Raises ImageError."""
     if os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino:
         return []
+    with open(f"/proc/{pid}/ns/user", "rb") as namespace:
+        if _owner_of(namespace.fileno()) != os.geteuid():
+            raise ImageError(f"process {pid} {_FOREIGN}")
     nsenter = shutil.which("nsenter")
     if nsenter is None:
         raise ImageError("nsenter is not installed: install the package util-linux")
     return [nsenter, "--target", str(pid), "--user", "--preserve-credentials"]
 
 
-def enter_namespaces_of(pid: int) -> None:
-    """Enter the user and mount namespace of a process, and have its root directory. For a process with one thread.
+def enter_namespaces_of(process: Process) -> None:
+    """Enter the user and mount namespace of a process of our user, and have its root directory. For a process with one
+    thread.
 
-    Raises OSError, also FileNotFoundError where the process has ended.
+    Raises OSError, also where the process has ended, or the user namespace is that of another user.
     """
     kinds = {"user": syscalls.CLONE_NEWUSER, "mnt": syscalls.CLONE_NEWNS}
+    pid = process.pid
     is_ours = os.path.samefile(f"/proc/{pid}/ns/user", "/proc/self/ns/user")
     opened = {kind: os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds}
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if Process.of(pid) != process:  # after all were opened, so that they are this one's
+        raise ProcessLookupError(errno.ESRCH, "its process has ended, or is of another pid namespace")
+    if not is_ours and _owner_of(opened["user"]) != os.geteuid():
+        raise PermissionError(errno.EPERM, f"its process {_FOREIGN}")
     for kind, fd in opened.items():
         if kind != "user" or not is_ours:  # one's own cannot be entered again
             syscalls.setns(fd, kinds[kind])
@@ -131,6 +145,13 @@ def enter_namespaces_of(pid: int) -> None:
     os.chroot(".")  # setns(2) leaves the root that the process may have been given
     os.close(root)
     syscalls.let_be_inspected()  # by the daemon of the mount, which asks where we are
+
+
+def _owner_of(user_namespace_fd: int) -> int:
+    """Whose user namespace it is. Its owner can trace those who enter it, also root of ours."""
+    answer = bytearray(4)
+    fcntl.ioctl(user_namespace_fd, _NS_GET_OWNER_UID, answer)
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def user_namespace_of(uid: int, gid: int) -> int:

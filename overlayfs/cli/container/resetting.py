@@ -49,7 +49,7 @@ def _reset(container: Container, root: bytes, upper: bytes) -> str:
     """The reset itself, in a process of its own: why it failed, or `_DONE`."""
     try:
         assert container.process is not None
-        enter_namespaces_of(container.process.pid)
+        enter_namespaces_of(container.process)
         entry, status = status_of(os.fsdecode(root))
         if status.upper != upper:
             return "another mount covers that of the container"

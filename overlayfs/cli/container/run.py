@@ -22,7 +22,7 @@ from overlayfs.container.containers import Container, Containers
 from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
 from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
-from overlayfs.container.spec.settings import NO_SETTINGS, Settings
+from overlayfs.container.spec.settings import NO_SETTINGS, OF_CONTAINER, Settings
 from overlayfs.container.supervise import launch
 from overlayfs.container.volumes import Volumes, inherited, made_mounts, mounts_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
@@ -194,8 +194,12 @@ def _kept(settings: Settings, containers: Containers, image: Image, before: Sett
         for text in settings.environment
         if "=" in text or text in os.environ
     ]
+    network = settings.network
+    if network.startswith(OF_CONTAINER):  # by its ID: it may be renamed
+        network = OF_CONTAINER + containers.find(network.removeprefix(OF_CONTAINER)).id
     return replace(
         with_names(inherited(settings, containers), image.config.config.volumes, before),
+        network=network,
         environment=environment,
         labels={**image.config.config.labels, **settings.labels},
     )

@@ -139,8 +139,11 @@ def test_network_of_another_container_is_shared(live: Shop) -> None:
     assert shared == live.run("exec", "one", "sh", "-c", script)
     assert shared.strip() != str(os.stat("/proc/self/ns/net").st_ino)
     assert "no container 'two'" in live.refuses("run", "--rm", "--network", "container:two", "small", status=125)
-    live.run("stop", "-t", "0", "one")
-    assert "does not run" in live.refuses("run", "--rm", "--network", "container:one", "small", status=125)
+    live.run("create", "--name", "guest", "--network", "container:one", "small", "sh", "-c", script)
+    live.run("rename", "one", "host")
+    assert live.run("start", "--attach", "guest") == shared
+    live.run("stop", "-t", "0", "host")
+    assert "does not run" in live.refuses("run", "--rm", "--network", "container:host", "small", status=125)
 
 
 def test_what_cannot_be_is_refused_in_one_line(live: Shop) -> None:

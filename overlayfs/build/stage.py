@@ -215,7 +215,7 @@ class Building:
                 raise BuildError(f"{_at(instruction.place)}: {instruction.name}: {error}") from None
             if status:
                 raise self._failed(instruction, container, status.decode())
-            with containers.compare(containers.find(container.id)) as comparison:
+            with containers.compare(containers.again(container)) as comparison:
                 layer, summary = new_layer(store, comparison, self._making())
             if summary.sockets_left_out:
                 report.say(f"{summary.sockets_left_out} sockets were left out: no image can hold one")

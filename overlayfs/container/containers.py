@@ -159,6 +159,15 @@ class Containers:
             return container
         return next((one for one in self.listed() if one.name == name), None)
 
+    def again(self, container: Container) -> Container:
+        """The same one as its record has it now, whatever others there are. Raises InvalidError, NotFoundError."""
+        found = self._read_if_there(container.place)
+        if found is None:
+            raise _is_gone(container)
+        if found.id != container.id:
+            raise NotFoundError(f"the container {container.name} is another one now")
+        return found
+
     def _read_if_there(self, place: str) -> Container | None:
         path = self._directory / place / RECORD
         try:
@@ -358,12 +367,9 @@ class Containers:
         """What the record has now, locked against changes by others. Raises NotFoundError."""
         fd = self._lock(container)
         try:
-            found = None if fd is None else self._read_if_there(container.place)
-            if found is None:
-                raise NotFoundError(f"no container {container.name!r}: see overlayfs containers")
-            if found.id != container.id:
-                raise NotFoundError(f"the container {container.name} is another one now")
-            yield found
+            if fd is None:
+                raise _is_gone(container)
+            yield self.again(container)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -397,6 +403,10 @@ class Containers:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidError(f"{name[:100]!r} is no name for a container: at most 63 letters, digits, _ . and -")
+
+
+def _is_gone(container: Container) -> NotFoundError:
+    return NotFoundError(f"no container {container.name!r}: see overlayfs containers")
 
 
 def _is_taken(name: str) -> InUseError:

@@ -129,6 +129,17 @@ def test_damaged_record_is_named(containers: Containers, box: Container) -> None
             question()
 
 
+def test_container_is_read_again_whatever_became_of_others(
+    containers: Containers, image: Image, keys: list[Digest], box: Container
+) -> None:
+    (containers.directory(containers.create("broken", image, keys)) / RECORD).write_text("{}")
+    containers.change(box, exit_status=3)
+    assert containers.again(box).exit_status == 3
+    remove_tree(containers.take_away(box))
+    with pytest.raises(NotFoundError, match="no container 'box'"):
+        containers.again(box)
+
+
 def test_changes_are_told(containers: Containers, box: Container) -> None:
     (containers.upper(box) / "new").touch()
     with containers.compare(box) as comparison:

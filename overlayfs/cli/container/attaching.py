@@ -40,7 +40,7 @@ class Attachment:
         self._socket = connect(bundle)
         self._status = (self._directory / STATUS).open("rb", buffering=0)
         with Store.open(self._store) as store:
-            self._ends = Ends([Containers(store).find(self._container.id)])
+            self._ends = Ends([Containers(store).again(self._container)])
 
     def follow(self) -> int:
         """Pass everything on until the program ends; its exit status. 0 if the user detaches."""
@@ -64,7 +64,7 @@ class Attachment:
 
         def forward(number: int, _: object) -> None:
             with suppress(ImageError), Store.open(self._store) as store:
-                send(Containers(store).find(self._container.id), self._directory / BUNDLE, number)
+                send(Containers(store).again(self._container), self._directory / BUNDLE, number)
 
         for number in FORWARDED:
             if number != signal.SIGWINCH:

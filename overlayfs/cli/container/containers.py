@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlayfs.cli.background import leave_behind, wait_until_ended
-from overlayfs.cli.container.leftovers import find, sweep
+from overlayfs.cli.container.leftovers import clean_up, find, sweep
 from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.mounts.listing import status_of as mounted
 from overlayfs.cli.mounts.live import CommandError, mount_at, resolve
@@ -181,7 +181,7 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
         if container.is_in_use and force:
             _end_use(container, containers.directory(container))
             with suppress(NotFoundError):  # it went with its process
-                find(store, container.id)  # which may have been killed
+                clean_up(store, containers.again(container))  # which may have been killed
         try:
             remove_tree(containers.take_away(container, first))
         except InUseError as error:

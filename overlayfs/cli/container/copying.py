@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from overlayfs.cli.container.leftovers import find
+from overlayfs.cli.container.leftovers import clean_up
 from overlayfs.cli.container.running import Running
 from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
 from overlayfs.cli.mounts.live import CommandError
@@ -77,7 +77,8 @@ def copy(wanted: Copy) -> None:
     if not container.is_in_use:
         host = [os.path.abspath(wanted.outer)] if wanted.outer != "-" else []
         with Store.open(wanted.store) as store:
-            claimed = Containers(store).claim(find(store, container.id), None)
+            clean_up(store, container)
+            claimed = Containers(store).claim(container, None)
         Running(claimed, wanted.store, Kind.BWRAP, sys.executable).show(
             container, host, lambda root: _copy(wanted, root)
         )

@@ -24,7 +24,7 @@ def sweep(store: Store) -> None:
     containers = Containers(store)
     places = list((store.path / "containers").iterdir())
     for container in containers.listed():
-        _clean_up(store, container)
+        clean_up(store, container)
     for place in places:
         _remove_remains(place)
     anonymous.sweep(store)
@@ -33,7 +33,7 @@ def sweep(store: Store) -> None:
 def find(store: Store, text: str) -> Container:
     """A container that is to be used or removed, without the program of a killed run. Raises as `Containers.find`."""
     container = Containers(store).find(text)
-    _clean_up(store, container)
+    clean_up(store, container)
     return container
 
 
@@ -49,7 +49,8 @@ def _remove_remains(directory: Path) -> None:
                 path.rmdir()
 
 
-def _clean_up(store: Store, container: Container) -> None:
+def clean_up(store: Store, container: Container) -> None:
+    """End the program of a killed run of a container, and remove its bundle."""
     containers = Containers(store)
     bundle = containers.directory(container) / BUNDLE
     if container.process is None or container.is_in_use or not bundle.exists():

@@ -147,7 +147,7 @@ def wait_for(store_directory: Path | None, name: str) -> int:
         container = Containers(store).find(name)
         status_file = Containers(store).directory(container) / STATUS
         if not container.is_in_use:
-            container = Containers(store).find(container.id)  # it may have ended since it was read, with a status
+            container = Containers(store).again(container)  # it may have ended since it was read, with a status
             return 137 if container.exit_status is None and container.started else container.exit_status or 0
         # held open, as an ephemeral container disappears at its end
         kept = status_file.open("rb", buffering=0)

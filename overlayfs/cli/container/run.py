@@ -111,15 +111,22 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     is_direct = kind is Kind.BWRAP and has_terminal
     is_logged = container.settings.has_log and not request.removes and not is_direct
 
+    problem = ""
+
     def start(plan: Launch, bundle: Path) -> int:
+        nonlocal problem
         if not is_logged:
             return launch(kind, program, plan, bundle)
         from overlayfs.container.live.foreground_log import logged
 
-        with logged(running.log):
-            return launch(kind, program, plan, bundle)
+        with logged(running.log) as passing:
+            status = launch(kind, program, plan, bundle)
+        problem = passing.problem
+        return status
 
     status = running.run(image.config.config, start)
+    if problem:  # the container has the program's status all the same
+        raise ImageError(f"the program's output could not be passed on: {problem}")
     return FAILED if status is None else status
 
 

@@ -19,7 +19,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...image.oci.errors import ImageError
 from ..supervise import FORWARDED
 from .logs import lines_of
 
@@ -40,13 +39,19 @@ class _Stream(Struct, frozen=True):
     pid: int
 
 
+class Passing(Struct):
+    """How output was passed on: at the end, why it could not be, or nothing."""
+
+    problem: str = ""
+
+
 @contextmanager
-def logged(log: Path) -> Iterator[None]:
+def logged(log: Path) -> Iterator[Passing]:
     """What is written to our standard output and error meanwhile is added to the log as well.
 
-    For a process with one thread. Raises ImageError at the end if output could not be passed on; a reader who went
-    away is the program's affair, whose writes fail then.
+    For a process with one thread. A reader who went away is no problem of ours, but the program's, whose writes fail.
     """
+    passing = Passing()
     log_fd = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     streams = []
     try:
@@ -56,16 +61,14 @@ def logged(log: Path) -> Iterator[None]:
             for number in stream.numbers:
                 os.dup2(stream.pipe_fd, number)
             os.close(stream.pipe_fd)
-        yield
+        yield passing
     finally:
         os.close(log_fd)
         for stream in streams:
             for number in stream.numbers:
                 os.dup2(stream.kept_fd, number)
             os.close(stream.kept_fd)
-        problem = _wait([stream.pid for stream in streams])
-    if problem:
-        raise ImageError(f"the program's output could not be passed on: {problem}")
+        passing.problem = _wait([stream.pid for stream in streams])
 
 
 def _numbers() -> list[tuple[int, ...]]:

@@ -282,7 +282,7 @@ def test_output_that_nobody_takes_ends_the_program_and_output_that_is_lost_is_re
     with open("/dev/full", "wb") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 125 and "could not be passed on: No space left" in done.stderr
-    assert clean.run("logs", "full") == "/\n"
+    assert (clean.run("logs", "full"), clean.run("wait", "full")) == ("/\n", "0\n")
 
 
 def test_without_a_log_the_program_has_our_output_itself(clean: Shop, tmp_path: Path) -> None:

@@ -87,13 +87,13 @@ def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
 def _keep(
     state: State, present: History, fresh: NextLayer, kept: int, places: Sequence[bytes]
 ) -> Collection[tuple[int, bytes]]:
-    from . import kept_places  # few resets have any
-
     try:
+        from . import kept_places  # few resets have any
+
         if len(present.entries) == 1:  # a layer that holds something, without `stack`, would say that this is lost
             present.publish(present.entries, durable=is_durable(state))
         return kept_places.keep(state, fresh, state.frozen[len(state.frozen) - kept :], places)
-    except OSError:
+    except BaseException:  # an import may fail in many ways
         next_layer.give_up(present, fresh)
         raise
 

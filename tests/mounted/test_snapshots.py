@@ -439,6 +439,32 @@ def test_what_is_mounted_in_the_tree_elsewhere_is_not_unmounted(mounted: overlay
     subprocess.run(["nsenter", "-m", "-t", str(holder), "mountpoint", place], check=True, capture_output=True)
 
 
+CHROOTED = """
+import os, subprocess, sys
+place, root = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+device, above = os.stat(place).st_dev, os.open(os.path.dirname(place), os.O_PATH)
+os.chroot(root)
+print(flush=True)
+sys.stdin.read()
+sys.exit(os.stat("deep", dir_fd=above).st_dev != device)
+"""
+
+
+@pytest.mark.parametrize("mounted", ["bare"], indirect=True)
+def test_reset_leaves_what_a_program_has_mounted_that_called_chroot(mounted: overlayfs.Mount) -> None:
+    """In a mount namespace of its own, of which it is shown only what is beneath its root."""
+    place = mounted.path / "made/deep"
+    place.mkdir(parents=True)
+    command = ["unshare", "--mount", sys.executable, "-c", CHROOTED, str(place), str(place.parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        mounted.reset()
+        process.stdin.close()
+    assert process.returncode == 0
+
+
 def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overlayfs.Mount, scratch: Path) -> None:
     copy = scratch / "copy"
     copy.mkdir()

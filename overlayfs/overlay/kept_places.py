@@ -55,12 +55,15 @@ def keep(
     numbers = (*layers_kept, *range(state.data_start))
     for path in paths:
         _follow(state, numbers, path, places)
-    new = [path for path, place in places.items() if place.below is None]
-    needed = [path for path in places if any(path == one or one.startswith(path + b"/") for one in new)]
+    needed: set[bytes] = set()  # those without a part in the lower layers, and all on the way to them
+    for path in [path for path, place in places.items() if place.below is None]:
+        while path and path not in needed:
+            needed.add(path)
+            path = path.rpartition(b"/")[0]
     if needed:
         if not state.xattrs_work:
-            raise _cannot_be_kept(needed[0])
-        _make(state, fresh, {path: places[path] for path in needed})
+            raise _cannot_be_kept(min(needed))
+        _make(state, fresh, {path: place for path, place in places.items() if path in needed})
     return {(place.parent.number, path.rpartition(b"/")[2]) for path, place in places.items()}
 
 

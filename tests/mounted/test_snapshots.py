@@ -535,6 +535,29 @@ def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, i
     assert mounted.changes() == []
 
 
+def test_what_was_deleted_before_a_snapshot_is_there_again_at_once(mounted: overlayfs.Mount) -> None:
+    """The kernel knew the names for absent; nothing lists the directories."""
+    root = mounted.path
+    deleted = [root / name for name in ("file", "directory/inner")]
+    for name in ("first", "second"):
+        mounted.snapshot(name)
+        for path in deleted:
+            path.unlink()
+        mounted.snapshot()
+        assert not any(path.exists() for path in deleted)
+        if name == "first":
+            mounted.rollback(name)
+            assert all(path.exists() for path in deleted)
+    place = root / "directory/place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        mounted.reset()
+        assert all(path.exists() for path in deleted)
+    finally:
+        unmount(place)
+
+
 def test_reset_of_a_fork_around_mounts(mounted: overlayfs.Mount) -> None:
     (mounted.path / "since").mkdir()
     (mounted.path / "directory/new").write_text("of the original")

@@ -89,10 +89,12 @@ def _places_in_use(mountpoint: bytes) -> list[bytes]:
     entries = mount_entries()
     device = _device_of(entries, mountpoint)
     found = list(_places_in(entries, device))
+    prefix = mountpoint.rstrip(b"/") + b"/"
     for _, root, elsewhere in _processes():
         found += _places_in(elsewhere, device)
-        if root.startswith(mountpoint + b"/") and _is_there(root):
-            found.append(root.removeprefix(mountpoint + b"/"))
+        if root != prefix and root.startswith(prefix):
+            inner = [*_without_parent(elsewhere, root), *([root] if _is_there(root) else [])]
+            found += [path.removeprefix(prefix) for path in inner]
     return found
 
 
@@ -172,7 +174,7 @@ def _device_of(entries: Sequence[MountEntry], mountpoint: bytes) -> bytes:
 
 def _processes() -> Iterator[tuple[str, bytes, list[MountEntry]]]:
     """All processes that can be asked: pid, root directory, and the mounts of the mount namespace; none of a namespace
-    that is ours, or was among those before."""
+    that is ours, or was among those before. One that called chroot(2) is only shown those beneath its root."""
     seen = {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -181,7 +183,11 @@ def _processes() -> Iterator[tuple[str, bytes, list[MountEntry]]]:
             root = os.fsencode(os.readlink(f"/proc/{pid}/root"))
         except OSError:  # it ended, or is another user's
             continue
-        seen.add(namespace)
+        if root == b"/":
+            seen.add(namespace)
+        else:  # paths are from its root
+            above = root.rstrip(b"/")
+            others = [one._replace(mountpoint=above + one.mountpoint.rstrip(b"/")) for one in others]
         yield pid, root, others
 
 
@@ -211,6 +217,12 @@ def _places_in(entries: Sequence[MountEntry], device: bytes) -> Iterator[bytes]:
             yield os.path.join(parent.root, inner).strip(b"/")
 
 
+def _without_parent(entries: Sequence[MountEntry], root: bytes) -> list[bytes]:
+    """The mountpoints in the mount that the root of a process lies in, which it is not shown itself."""
+    known = {entry.mount_id for entry in entries}
+    return [one.mountpoint for one in entries if one.parent_id not in known and one.mountpoint != root]
+
+
 def _is_there(path: bytes) -> bool:
     return os.path.exists(path) and os.path.realpath(path) == path
 
@@ -219,7 +231,7 @@ def _is_rooted(root: bytes, mountpoint: bytes, device: bytes, entries: Sequence[
     """Whether a process has the tree for its root: by chroot, or as a container, whose mounts these are."""
     if root == mountpoint or root.startswith(mountpoint.rstrip(b"/") + b"/"):
         return True
-    return any(entry.device == device and entry.mountpoint == b"/" for entry in entries)
+    return any(entry.device == device and entry.mountpoint == root for entry in entries)
 
 
 def _write_back(mountpoint: bytes) -> None:

@@ -157,8 +157,7 @@ class CopyUps:
     def take_transferred(self) -> None:
         """Publish what the threads have copied; waits where nothing is."""
         assert self.event_fd is not None
-        os.eventfd_read(self.event_fd)
-        while self._transferred:
+        for _ in range(os.eventfd_read(self.event_fd)):  # no more: a thread may be about to write for its own
             self._end(self._transferred.popleft())
 
     def _end(self, transferred: _Transferred) -> None:

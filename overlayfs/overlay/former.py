@@ -13,6 +13,7 @@ of those names once many rollbacks have left layers. A file that stays open keep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 
 from overlayfs._typing import Final
@@ -74,7 +75,8 @@ class Former(Known):
         numbers.extend(number for number in state.lost_links if self.inodes.get(number) is not None)
         _keep_only(state, unnamed)
         self._drops.append(_Drop(needed, remove))
-        return Changed(numbers, chain(in_root, _names_of(differing, is_deep)), gone)
+        shown = _names_shown_again(state) if is_deep else ()
+        return Changed(numbers, chain(in_root, _names_of(differing, is_deep), shown), gone)
 
     def _absorb_linked(self, state: State, inode: Inode) -> bool:
         """Take a lower hard-linked file over of which all known names are deleted, if it has others; whether it has."""
@@ -206,6 +208,13 @@ def _names_of(inodes: Iterable[Inode], is_deep: bool) -> Iterator[tuple[int, byt
             yield from ((parent.number, name) for parent, name in inode.names())
         if isinstance(inode, Directory):
             yield from _names_in(inode)
+
+
+def _names_shown_again(state: State) -> Iterator[tuple[int, bytes]]:
+    """The names in the root of which one may have been deleted in a layer that is dropped: to be asked for once it is.
+    The kernel knows such a name for absent. Other directories of these layers are told of by their own name."""
+    with suppress(OSError):  # it shows those as absent until it lists the directory
+        yield from [(ROOT, name) for name in lookup.names(state, state.root)]
 
 
 def _keep_only(state: State, unnamed: Iterable[Inode]) -> None:

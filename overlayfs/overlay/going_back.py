@@ -13,10 +13,11 @@ Neighbours: snapshots, which has the rule for open files, and freezing.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 
-from overlayfs._typing import TypeVar
+from overlayfs._typing import TYPE_CHECKING, TypeVar
 
 from . import forks, freezing, next_layer, redirects
 from .descriptors import close_quietly
@@ -27,6 +28,9 @@ from .next_layer import NextLayer, is_durable, lost_links_of, upper_of
 from .snapshots import after_publishing, history_of
 from .stack import Entry
 from .state import Changed, State
+
+if TYPE_CHECKING:
+    from .kept_places import Kept
 
 _Result = TypeVar("_Result")
 
@@ -73,20 +77,19 @@ def _reset(state: State, present: History, places: Sequence[bytes]) -> Changed:
     kept = tuple(entry for entry in present.entries if entry.upper)
     lost_links = lost_links_of(present.open_links(kept[-1])) if kept else {}
     fresh = next_layer.make(state, present, upper_of(state), lost_links)
-    known = _keep(state, present, fresh, len(kept), places) if places else ()
+    known = _keep(state, present, fresh, len(kept), places) if places else None
     dropped = [entry.directory for entry in present.entries[len(kept) :]]
     next_layer.publish(state, present, [*kept, fresh.entry], fresh)
     directories = [directory for directory in dropped if directory or not kept]
     with after_publishing(state):
         changed = _drop(state, fresh, len(kept), directories, lost_links)
-        if places:
-            state.root.above = None  # the places are in it
-        return changed.without(known)
+        if known is None:
+            return changed
+        state.root.above = None  # the places are in it
+        return changed._replace(names=chain(changed.names, known.shown)).without(known.names)
 
 
-def _keep(
-    state: State, present: History, fresh: NextLayer, kept: int, places: Sequence[bytes]
-) -> Collection[tuple[int, bytes]]:
+def _keep(state: State, present: History, fresh: NextLayer, kept: int, places: Sequence[bytes]) -> Kept:
     try:
         from . import kept_places  # few resets have any
 

@@ -45,23 +45,40 @@ class _Place(NamedTuple):
     below: _Below | None
 
 
-def keep(
-    state: State, fresh: NextLayer, layers_kept: Sequence[int], paths: Iterable[bytes]
-) -> Collection[tuple[int, bytes]]:
-    """Have the layer that follows the upper keep these paths; all names on the way to them, each with its directory's
-    number. `layers_kept` are the frozen layers that stay, top first. EXDEV where one cannot be kept; any error of the
-    disk."""
+class Kept(NamedTuple):
+    """Names, each with its directory's number: all on the way to the places; and those in directories on the way that
+    were deleted in a layer that is dropped, which the kernel knows for absent."""
+
+    names: Collection[tuple[int, bytes]]
+    shown: Sequence[tuple[int, bytes]]
+
+
+def keep(state: State, fresh: NextLayer, layers_kept: Sequence[int], paths: Iterable[bytes]) -> Kept:
+    """Have the layer that follows the upper keep these paths. `layers_kept` are the frozen layers that stay, top first.
+    EXDEV where one cannot be kept; any error of the disk."""
     places: dict[bytes, _Place] = {}  # directories before their entries
     numbers = (*layers_kept, *range(state.data_start))
     for path in paths:
         _follow(state, numbers, path, places)
-    new = [path for path, place in places.items() if place.below is None]
-    needed = [path for path in places if any(path == one or one.startswith(path + b"/") for one in new)]
+    needed: set[bytes] = set()  # those without a part in the lower layers, and all on the way to them
+    for path in [path for path, place in places.items() if place.below is None]:
+        while path and path not in needed:
+            needed.add(path)
+            path = path.rpartition(b"/")[0]
     if needed:
         if not state.xattrs_work:
-            raise _cannot_be_kept(needed[0])
-        _make(state, fresh, {path: places[path] for path in needed})
-    return {(place.parent.number, path.rpartition(b"/")[2]) for path, place in places.items()}
+            raise _cannot_be_kept(min(needed))
+        _make(state, fresh, {path: place for path, place in places.items() if path in needed})
+    names = {(place.parent.number, path.rpartition(b"/")[2]) for path, place in places.items()}
+    return Kept(names, [name for place in places.values() for name in _shown_again(state, place)])
+
+
+def _shown_again(state: State, place: _Place) -> Iterable[tuple[int, bytes]]:
+    inode, below = place.inode, None if place.below is None else place.below.directory
+    if below is None or not isinstance(inode, Directory):
+        return ()
+    before = lookup.below(state, inode)
+    return [(inode.number, name) for name in lookup.below(state, below) if name not in before]
 
 
 def _cannot_be_kept(path: bytes) -> OSError:

@@ -439,6 +439,32 @@ def test_what_is_mounted_in_the_tree_elsewhere_is_not_unmounted(mounted: overlay
     subprocess.run(["nsenter", "-m", "-t", str(holder), "mountpoint", place], check=True, capture_output=True)
 
 
+CHROOTED = """
+import os, subprocess, sys
+place, root = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+device, above = os.stat(place).st_dev, os.open(os.path.dirname(place), os.O_PATH)
+os.chroot(root)
+print(flush=True)
+sys.stdin.read()
+sys.exit(os.stat("deep", dir_fd=above).st_dev != device)
+"""
+
+
+@pytest.mark.parametrize("mounted", ["bare"], indirect=True)
+def test_reset_leaves_what_a_program_has_mounted_that_called_chroot(mounted: overlayfs.Mount) -> None:
+    """In a mount namespace of its own, of which it is shown only what is beneath its root."""
+    place = mounted.path / "made/deep"
+    place.mkdir(parents=True)
+    command = ["unshare", "--mount", sys.executable, "-c", CHROOTED, str(place), str(place.parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        mounted.reset()
+        process.stdin.close()
+    assert process.returncode == 0
+
+
 def test_what_is_mounted_in_a_copy_of_the_mount_is_not_unmounted(mounted: overlayfs.Mount, scratch: Path) -> None:
     copy = scratch / "copy"
     copy.mkdir()
@@ -507,6 +533,29 @@ def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, i
     assert stat.S_IMODE((root / "made/deep").stat().st_mode) == 0o750
     mounted.reset()
     assert mounted.changes() == []
+
+
+def test_what_was_deleted_before_a_snapshot_is_there_again_at_once(mounted: overlayfs.Mount) -> None:
+    """The kernel knew the names for absent; nothing lists the directories."""
+    root = mounted.path
+    deleted = [root / name for name in ("file", "directory/inner")]
+    for name in ("first", "second"):
+        mounted.snapshot(name)
+        for path in deleted:
+            path.unlink()
+        mounted.snapshot()
+        assert not any(path.exists() for path in deleted)
+        if name == "first":
+            mounted.rollback(name)
+            assert all(path.exists() for path in deleted)
+    place = root / "directory/place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        mounted.reset()
+        assert all(path.exists() for path in deleted)
+    finally:
+        unmount(place)
 
 
 def test_reset_of_a_fork_around_mounts(mounted: overlayfs.Mount) -> None:

@@ -256,6 +256,7 @@ def reason_of(error: OSError, name: str) -> str:
         errno.EINVAL: f"{name!r} is no name for a snapshot: letters, digits, '.', '_' and '-', at most 64",
         errno.EMLINK: "there are too many snapshots",
         errno.EBUSY: "files are open that the kernel writes to by itself (passthrough=on)",
+        errno.E2BIG: "filesystems are mounted on too many places in it: unmount some first",
         errno.EXDEV: "something is mounted, or runs, in a directory or on a file that was moved there: stop it first",
         errno.ETXTBSY: "a deleted file is open that has other names that nobody looked up: list the tree or close it",
         errno.EROFS: "it is a read-only mount",

@@ -19,7 +19,7 @@ from overlayfs._typing import Final, NamedTuple
 
 from ..tree import access, fileflags, marks, metadata, syscalls
 from ..tree.syscalls import stat_of
-from . import attributes, copyup_plan, drafts, lookup, redirects, xattrs
+from . import attributes, copyup_plan, drafts, lookup, protection, redirects, xattrs
 from .inodes import Directory, Inode
 from .layer import UPPER_INDEX, Layer, Location
 from .next_layer import NextLayer, is_durable
@@ -200,6 +200,9 @@ def _dress(state: State, place: _Place, fd: int) -> None:
         with copyup_plan.readable(state, place.inode) as source:
             owner = copyup_plan.owner_on_disk(state, place.inode, stat_of(source))
             _copy_metadata(state, attributes.layer_of(state, place.inode), source, owner, fd)
+        protecting = protection.flags_of(state, place.inode)
+        if protecting:
+            access.setxattr(fd, state.prefix + marks.PROTECTION, marks.protection_value(protecting))
         return
     layer, source = state.layers[directory.lowers[0].layer], state.lower_fd(directory.lowers[0])
     st = stat_of(source)

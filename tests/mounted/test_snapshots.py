@@ -504,6 +504,21 @@ def inner_mounts(mounted: overlayfs.Mount) -> Iterator[list[Path]]:
             unmount(Path(left.place))
 
 
+@pytest.mark.parametrize("mounted", ["bare"], indirect=True)  # pyfuse3 has no ioctl
+def test_reset_around_a_mount_keeps_the_flags_of_its_place(mounted: overlayfs.Mount) -> None:
+    place = mounted.path / "guarded"
+    place.mkdir()
+    subprocess.run(["chattr", "+i", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        mounted.reset()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    with pytest.raises(PermissionError):
+        (place / "made").touch()
+    subprocess.run(["chattr", "-i", place], check=True)
+
+
 def test_reset_around_mounts_leaves_them_in_the_tree(mounted: overlayfs.Mount, inner_mounts: list[Path]) -> None:
     root = mounted.path
     before = [(path.stat().st_dev, path.stat().st_ino) for path in inner_mounts]

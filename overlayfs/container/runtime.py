@@ -183,6 +183,7 @@ def runc_specification(launch: Launch) -> dict[str, Any]:
         "root": {"path": str(launch.root), "readonly": launch.is_read_only},
         "process": {
             "terminal": launch.keeps_terminal or launch.settings.has_terminal,
+            **console_size(),
             "args": list(process.arguments),
             "env": [f"{name}={value}" for name, value in process.environment.items()],
             "cwd": process.directory,
@@ -202,6 +203,16 @@ def runc_specification(launch: Launch) -> dict[str, Any]:
         document["linux"]["cgroupsPath"] = launch.cgroup
     fields.apply(document, launch.settings)
     return document
+
+
+def console_size() -> dict[str, Any]:
+    """The size of the caller's terminal for a process of runc, which otherwise gives it to a program that runs already;
+    nothing where the caller has none."""
+    try:
+        columns, rows = os.get_terminal_size(0)
+    except OSError:
+        return {}
+    return {"consoleSize": {"height": rows, "width": columns}}
 
 
 def _runc_namespaces(launch: Launch) -> list[dict[str, str]]:

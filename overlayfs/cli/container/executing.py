@@ -14,6 +14,7 @@ from overlayfs.container.live.signals import program_of
 from overlayfs.container.live.status import status_of
 from overlayfs.container.process import Overrides, Process, process_of
 from overlayfs.container.root_paths import Inside
+from overlayfs.container.runtime import console_size
 from overlayfs.image.oci.documents import RunConfig
 from overlayfs.image.oci.errors import InvalidError
 
@@ -83,6 +84,7 @@ def _specification(request: ExecRequest, own: dict[str, Any], process: Process) 
     return {
         **own,
         "terminal": request.has_terminal,
+        **console_size(),
         "args": list(process.arguments),
         "env": [f"{name}={value}" for name, value in process.environment.items()],
         "cwd": process.directory,

@@ -36,7 +36,10 @@ class Terminal:
         while text not in seen:
             ready, _, _ = select.select([self.fd], [], [], PATIENCE_S)
             assert ready, seen
-            seen += os.read(self.fd, 4096)
+            try:
+                seen += os.read(self.fd, 4096)
+            except OSError as error:  # nobody has the terminal any more
+                raise AssertionError(f"{error} after {seen!r}") from None
         return seen
 
     def type(self, text: bytes) -> None:

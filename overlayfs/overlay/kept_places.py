@@ -5,7 +5,7 @@ layers leads to the same one after the reset, whatever was changed in it. A plac
 again in the layer that follows, empty, with its number as a mark and its metadata; so are the directories that it is
 in. All others are refused: a file or directory of the lower layers at another path, or something else in its place.
 
-Nothing refers to that layer yet (see next_layer), so all this may fail. Neighbour: snapshots, which calls it.
+Nothing refers to that layer yet (see next_layer), so all this may fail. Neighbour: going_back, which calls it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def build(store: Store, context: Context, request: Request, references: list[Ref
 def clean_up(store: Store) -> None:
     """Remove what killed builds left behind; before anything of this build is staged, a context too."""
     containers = Containers(store)
-    for container in containers.listed():
+    for container in containers.readable().containers:
         if container.is_ephemeral and not container.is_in_use:
             remove_limit(container.id)
     anonymous.sweep(store)

@@ -71,11 +71,11 @@ def _plain(place: str) -> str:
 
 
 def remove(store: Store, container: Container) -> None:
-    """Remove the anonymous volumes of a container, unless another one has them. The container goes after them: nobody
-    would find them after a kill in between."""
+    """Remove the anonymous volumes of a container, unless another one has them, or may: a record is damaged. The
+    container goes after them: nobody would find them after a kill in between."""
     volumes = Volumes(store)
     for name in container.settings.anonymous:
-        with suppress(InUseError, NotFoundError):
+        with suppress(InUseError, NotFoundError, InvalidError):
             volumes.remove(name, container)
 
 

@@ -17,7 +17,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..image.oci.documents import HealthConfig
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
 from ..image.store.layers import LayerStore, topmost_of_equals
-from ..image.store.staging import remove_tree
+from ..image.store.staging import remove_tree, write_synced
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
@@ -93,6 +93,18 @@ class Container(Struct, frozen=True, omit_defaults=True):
 Step = Callable[[Container], None]
 
 
+class Readable(Struct, frozen=True):
+    """The containers that can be read, and by place what is wrong with the records of the others."""
+
+    containers: list[Container]
+    damaged: Mapping[str, InvalidError]
+
+    def check(self) -> None:
+        """Raises InvalidError for the first of the damaged records."""
+        for place in sorted(self.damaged):
+            raise self.damaged[place]
+
+
 class Containers:
     """The containers of one open store."""
 
@@ -135,15 +147,34 @@ class Containers:
 
     def listed(self) -> list[Container]:
         """All containers, oldest first. Raises InvalidError for a damaged record."""
-        places = (place for place in os.listdir(self._directory) if _PLACE.fullmatch(place))
-        found = [container for place in places if (container := self._read_if_there(place)) is not None]
-        return sorted(found, key=lambda container: (container.created, container.name))
+        readable = self.readable()
+        readable.check()
+        return readable.containers
+
+    def readable(self) -> Readable:
+        """The containers whose records are not damaged, oldest first: a damaged one holds no other up."""
+        found, damaged = [], {}
+        for place in filter(_PLACE.fullmatch, os.listdir(self._directory)):
+            try:
+                container = self._read_if_there(place)
+            except InvalidError as error:
+                damaged[place] = error
+                continue
+            if container is not None:
+                found.append(container)
+        return Readable(sorted(found, key=lambda container: (container.created, container.name)), damaged)
 
     def find(self, text: str) -> Container:
-        """Find by name or by the start of an ID. Raises NotFoundError; InvalidError if several IDs start so."""
+        """Find by name or by the start of an ID. Raises NotFoundError; InvalidError if several IDs start so, or where
+        none does and a damaged record may have it."""
         if (named := self.named(text)) is not None:
             return named
-        by_id = [container for container in self.listed() if _ID.fullmatch(text) and container.id.startswith(text)]
+        by_id = []
+        if _ID.fullmatch(text):
+            readable = self.readable()
+            by_id = [container for container in readable.containers if container.id.startswith(text)]
+            if not by_id:
+                readable.check()
         if len(by_id) > 1:
             raise InvalidError(f"{text} matches the IDs of several containers: {', '.join(c.name for c in by_id)}")
         if not by_id:
@@ -151,13 +182,18 @@ class Containers:
         return by_id[0]
 
     def named(self, name: str) -> Container | None:
-        """The container of this name. Raises InvalidError for a damaged record."""
+        """The container of this name. Raises InvalidError for a damaged record at the place of that name."""
         if not _NAME.fullmatch(name):
             return None
-        container = self._read_if_there(name)  # where it is unless it was renamed
-        if container is not None and container.name == name:
-            return container
-        return next((one for one in self.listed() if one.name == name), None)
+        with suppress(InvalidError):
+            container = self._read_if_there(name)  # where it is unless it was renamed
+            if container is not None and container.name == name:
+                return container
+        readable = self.readable()
+        found = next((one for one in readable.containers if one.name == name), None)
+        if found is None and name in readable.damaged:
+            raise readable.damaged[name]
+        return found
 
     def again(self, container: Container) -> Container:
         """The same one as its record has it now, whatever others there are. Raises InvalidError, NotFoundError."""
@@ -226,7 +262,7 @@ class Containers:
             (path / name).mkdir()
             (path / name).chmod(0o755)  # whatever the umask
         be_like(os.fsencode(self.lowers(container)[0]), os.fsencode(path / UPPER))
-        (path / RECORD).write_bytes(_record(container))
+        write_synced(path / RECORD, _record(container))
         return path
 
     # used
@@ -339,7 +375,7 @@ class Containers:
         """Remove the ephemeral containers whose process was killed, as by `take_away`, and return them; those with a
         program that may still run stay, see `left`."""
         removed = []
-        for container in self.listed() if among is None else among:
+        for container in self.readable().containers if among is None else among:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
             if is_over and not (self.directory(container) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
@@ -349,16 +385,17 @@ class Containers:
 
     def _write(self, container: Container) -> None:
         staged = self._store.stage.new_name()
-        staged.write_bytes(_record(container))
+        write_synced(staged, _record(container))
         staged.rename(self.directory(container) / RECORD)
 
     @contextmanager
     def _naming(self) -> Iterator[set[str]]:
-        """A block in which nobody else gives names; those that are taken."""
+        """A block in which nobody else gives names; those that are taken. A damaged record keeps that of its place."""
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield {one.name for one in self.listed()}
+            readable = self.readable()
+            yield {one.name for one in readable.containers} | readable.damaged.keys()
         finally:
             os.close(fd)
 

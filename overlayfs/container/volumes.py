@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
-from ..image.store.staging import remove_tree
+from ..image.store.staging import remove_tree, write_synced
 from ..image.store.store import Store
 from .containers import Container, Containers
 from .mountpoints import Volume, check_distinct
@@ -80,7 +80,7 @@ class Volumes:
         (staged / _DATA).mkdir(parents=True)
         (staged / _DATA).chmod(0o755)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        (staged / _RECORD).write_bytes(records.dump(NamedVolume(name, created, dict(labels))))
+        write_synced(staged / _RECORD, records.dump(NamedVolume(name, created, dict(labels))))
         try:
             staged.rename(self._directory / name)
         except OSError:

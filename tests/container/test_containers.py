@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from overlayfs.container.containers import BUNDLE, RECORD, Container, Containers
 from overlayfs.container.health import Probe
+from overlayfs.container.volumes import Volumes
 from overlayfs.image.oci.digest import Digest
 from overlayfs.image.oci.documents import HealthConfig, RunConfig
 from overlayfs.image.oci.errors import InUseError, InvalidError, NotFoundError
@@ -26,6 +27,7 @@ from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.uses import Process
 from overlayfs.overlay.changes import ChangeKind
 from tests.container.small import image_of
+from tests.crash.forgetful import ForgetfulDisk
 
 
 @pytest.fixture
@@ -127,6 +129,47 @@ def test_damaged_record_is_named(containers: Containers, box: Container) -> None
     for question in (lambda: containers.find("box"), containers.listed):
         with pytest.raises(InvalidError, match=f"{path} is damaged"):
             question()
+
+
+def test_damaged_record_holds_no_other_container_up(
+    containers: Containers, image: Image, keys: list[Digest], box: Container
+) -> None:
+    broken = containers.create("broken", image, keys)
+    (containers.directory(broken) / RECORD).write_bytes(b"")
+    containers.rename(box, "renamed")
+    assert containers.find("renamed") == containers.find(box.id) and containers.named("other") is None
+    made = containers.create("box", image, keys, is_ephemeral=True)  # its place is that of the renamed one
+    containers.release(made)
+    assert containers.sweep() == []
+    assert [one.name for one in containers.readable().containers] == ["renamed"]
+    with pytest.raises(InUseError, match="the name broken is taken"):
+        containers.create("broken", image, keys)
+    with pytest.raises(InvalidError, match="is damaged"):
+        containers.listed()
+
+
+def test_records_outlive_a_power_loss(
+    store: Store, image: Image, keys: list[Digest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, sync = ForgetfulDisk(store.path), os.fsync
+
+    def kept(fd: int) -> None:
+        sync(fd)
+        disk.keep(fd)
+
+    monkeypatch.setattr(os, "fsync", kept)
+    containers = Containers(store)
+    Volumes(store).create("data", {"kind": "test"})
+    made = containers.create("box", image, keys)
+    disk.lose_power()
+    assert containers.find("box") == made and Volumes(store).find("data").labels == {"kind": "test"}
+    containers.rename(made, "renamed")
+    containers.release(containers.find("renamed"), 3)
+    disk.lose_power()
+    assert containers.find("renamed").exit_status == 3
+    remove_tree(containers.reset(containers.find("renamed")))
+    disk.lose_power()
+    assert containers.find("renamed").exit_status is None
 
 
 def test_container_is_read_again_whatever_became_of_others(

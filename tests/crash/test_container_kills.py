@@ -51,6 +51,8 @@ SCENES = {
     "bwrap, all": Scene(box("run", "--rm", "--runtime", "bwrap"), kills_all=True),
     "runc": Scene(box("run", "--rm", "--runtime", "runc")),
     "runc, all": Scene(box("run", "--rm", "--runtime", "runc"), kills_all=True),
+    "logged": Scene(box("run", "--runtime", "bwrap")),
+    "logged, all": Scene(box("run", "--runtime", "runc"), kills_all=True),
     "detached": Scene(box("run", "-d", "-p", "127.0.0.1::80")),
     "detached, all": Scene(box("run", "-d", "-p", "127.0.0.1::80"), kills_all=True),
     "start": Scene(("start", "box"), before=box("create")),

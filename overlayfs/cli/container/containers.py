@@ -46,16 +46,19 @@ def show_containers(
     filters: Sequence[str] = (),
     template: str = "",
 ) -> None:
-    """List the containers in use, or all, newest first. Raises InvalidError, NotFoundError."""
+    """List the containers in use, or all, newest first. Raises NotFoundError; at the end InvalidError for a container
+    whose record is damaged."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         sweep(store)
         tests = tests_of(store, filters, lambda one: _status(containers, one))
         everything = everything or "status" in tests
-        listed = [one for one in reversed(containers.listed()) if everything or one.is_in_use]
+        readable = containers.readable()
+        listed = [one for one in reversed(readable.containers) if everything or one.is_in_use]
         found = [one for one in listed if are_passed(tests, one)]
         if as_json or template == "json":
             print_json([_document(containers, one) for one in found])
+            readable.check()
             return
         rows = [_row(containers, one) for one in found]
     if quiet:
@@ -66,6 +69,7 @@ def show_containers(
             print(filled(template, _fields(one, row)))
     elif found:
         _print_table(found, rows)
+    readable.check()
 
 
 def _print_table(found: Sequence[Container], rows: list[list[Cell]]) -> None:

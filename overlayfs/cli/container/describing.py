@@ -204,7 +204,8 @@ def show_usage(store_directory: Path | None, names: Sequence[str], *, as_json: b
     """What running containers use now, as their cgroups count it."""
     if not names:
         with Store.open(store_directory) as store:
-            listed = [one for one in Containers(store).listed() if one.is_in_use and not one.mountpoint]
+            everyone = Containers(store).readable().containers
+            listed = [one for one in everyone if one.is_in_use and not one.mountpoint]
             names = [one.name for one in listed if program_of(one, bundle_of(store.path, one))]
     usages = [_usage(store_directory, name) for name in names]
     if as_json:

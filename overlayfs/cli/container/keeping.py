@@ -92,11 +92,13 @@ def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> No
         containers = Containers(store)
         tests = tests_of(store, filters, lambda one: status_of(one, containers.directory(one) / BUNDLE))
         sweep(store)
-        for container in (one for one in containers.listed() if are_passed(tests, one)):
+        readable = containers.readable()
+        for container in (one for one in readable.containers if are_passed(tests, one)):
             try:
                 away = containers.take_away(container)
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)
             remove_tree(away)
+    readable.check()
     sys.stdout.flush()

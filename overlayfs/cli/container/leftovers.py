@@ -23,7 +23,7 @@ def sweep(store: Store) -> None:
     """End programs whose keeper was killed, and remove ephemeral containers that nobody uses."""
     containers = Containers(store)
     places = list((store.path / "containers").iterdir())
-    for container in containers.listed():
+    for container in containers.readable().containers:
         clean_up(store, container)
     for place in places:
         _remove_remains(place)

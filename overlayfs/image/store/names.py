@@ -8,7 +8,6 @@ under `index.lock`: readers see it before or after a change, and no change is lo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..oci.documents import MAX_DOCUMENT, OCI_INDEX, REF_NAME, Descriptor, Index
 from ..oci.errors import InvalidError, LimitError, NotFoundError
 from ..oci.reference import Reference
 from .locking import locked
-from .staging import Staging, sync_directory
+from .staging import Staging, sync_directory, write_synced
 
 _SHORTEST: Final = 4
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
@@ -82,10 +81,7 @@ class Layout:
     def _write(self, name: str, data: bytes) -> None:
         staged = self._staging.new_name()
         try:
-            with open(staged, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(staged, data)
             staged.rename(self._directory / name)
         finally:
             staged.unlink(missing_ok=True)

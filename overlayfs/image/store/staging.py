@@ -40,6 +40,14 @@ class Staging:
             remove_tree(path)
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Make a file whose content a crash leaves whole, wherever the file is moved after this. FileExistsError."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Sync the directory: names made and removed in it survive a crash."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -332,6 +332,22 @@ def test_killed_run_leaves_nothing_behind(clean: Shop, runtime: str) -> None:
     await_that(lambda: clean.names == [])
 
 
+def test_container_with_a_damaged_record_holds_no_other_up(clean: Shop) -> None:
+    clean.run("create", "--name", "broken", "small", "true")
+    clean.run("create", "--name", "box", "small", "sh", "-c", "exit 3")
+    record = clean.store / "containers" / "broken" / "container.json"
+    record.write_bytes(b"")
+    clean.sh("true")
+    clean.run("start", "box")
+    assert clean.run("wait", "box") == "3\n"
+    for words in (("ps", "-a", "-q"), ("ps", "-a", "--json"), ("container", "prune")):
+        done = clean.call(*words)
+        assert done.status == 1 and done.out and f"{record} is damaged" in done.err and done.err.count("\n") == 1
+    assert "is damaged" in clean.refuses("rm", "broken")
+    shutil.rmtree(record.parent)
+    assert clean.run("ps", "-a", "-q") == ""
+
+
 def test_path_that_runc_makes_after_its_container_was_removed_takes_no_name(clean: Shop) -> None:
     containers = clean.store / "containers"
     (containers / "box/bundle/state").mkdir(parents=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MORE_ROUNDS: Final = 20
 PARTIAL: Final = "partial-"
 """The prefix of the names of downloads that another process may continue; they stay until `prune`."""
 
@@ -110,11 +111,24 @@ def remove_tree(path: Path) -> int:
         path.unlink()
         return size
     try:
-        size = _Removal(fd).run()
+        return _removed(path, fd)
     finally:
         os.close(fd)
-    path.rmdir()
-    return size
+
+
+def _removed(path: Path, fd: int) -> int:
+    """Remove a directory, even while somebody adds and removes files: a runtime that ends. The bytes it occupied."""
+    removal = _Removal(fd)
+    for is_last in (*(False,) * _MORE_ROUNDS, True):
+        try:
+            removal.run()
+            path.rmdir()
+        except OSError as error:
+            if is_last or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+        else:
+            break
+    return removal.size
 
 
 class _Removal:

@@ -452,6 +452,30 @@ def test_trees_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["canary"]
 
 
+def test_tree_that_somebody_changes_meanwhile_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "top"
+    (top / "inner").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (top / name).touch()
+    listdir, rmdir, is_used = os.listdir, Path.rmdir, [True]
+
+    def list_and_lose(directory: int) -> list[str]:
+        names = listdir(directory)
+        (top / "a").unlink(missing_ok=True)
+        return names
+
+    def find_new_file(path: Path) -> None:
+        if is_used:
+            (path / "new").touch()
+            is_used.pop()
+        rmdir(path)
+
+    monkeypatch.setattr(os, "listdir", list_and_lose)
+    monkeypatch.setattr(Path, "rmdir", find_new_file)
+    remove_tree(top)
+    assert not top.exists() and not is_used
+
+
 # the same image by another manifest
 
 

@@ -206,14 +206,14 @@ class Containers:
 
     def _read_if_there(self, place: str) -> Container | None:
         path = self._directory / place / RECORD
-        try:
-            container = replace(records.load(path.read_bytes(), Container), place=place)
-            _check_name(container.name)
-            return container
-        except (FileNotFoundError, NotADirectoryError):
+        container = records.read(path, Container)
+        if container is None:
             return None
-        except (*records.DAMAGED, InvalidError) as error:
-            raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
+        try:
+            _check_name(container.name)
+        except InvalidError as error:
+            raise records.damaged(path, error) from None
+        return replace(container, place=place)
 
     # made
 

@@ -7,6 +7,7 @@ does not depend on their layout.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import Final
 from ..oci.digest import ALGORITHM, Digest, chain_ids
 from ..oci.documents import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
 from ..oci.errors import ImageError, InUseError, InvalidError
+from . import records
 from .names import Entry, matching
 from .podman import publish_held
 from .podman_records import no_new_uses
@@ -135,8 +137,8 @@ def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
     """
     held = store.uses() | {use.image for use in store.mounts().values() if use.image}
     for container in _listed(store.path / "containers"):
-        with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
-            held |= digests_in((container / "container.json").read_bytes())
+        record = records.read(container / "container.json", dict)  # without one it can be neither mounted nor run
+        held |= digests_in(json.dumps(record).encode())
     needed = held.union(*(_needs_of_unknown(store, digest) for digest in held))
     roots = {
         entry.descriptor.digest

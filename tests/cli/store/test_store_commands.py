@@ -374,6 +374,15 @@ def test_rmi_of_several_removes_those_that_can_be(kept: Kept) -> None:
     assert kept.names() == []
 
 
+def test_rmi_says_what_it_removed_and_why_nothing_was_freed(kept: Kept) -> None:
+    kept.put("x:1", A)
+    broken = kept.put("y:1", B)
+    (kept.path / "blobs" / "sha256" / hex_of(broken.descriptor.digest)).write_bytes(b"")
+    (line,) = kept.run("rmi", "x:1", status=1)
+    assert line.startswith("overlayfs: no space was freed: y:1 is damaged") and "overlayfs rmi y:1" in line
+    assert kept.names() == ["y:1"]
+
+
 def test_rmi_does_not_wait_for_others(kept: Kept) -> None:
     kept.put("x:1", A)
     with Store.open(kept.path):

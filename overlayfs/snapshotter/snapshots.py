@@ -37,7 +37,8 @@ class Snapshots:
     def __init__(self, root: Path, program: str, own: Program | None = None) -> None:
         self._directory = root / "snapshots"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._metadata = Metadata(root / _DATABASE)
+        has_some = any(path.name.isdecimal() for path in self._directory.iterdir())
+        self._metadata = Metadata(root / _DATABASE, may_be_new=not has_some)  # else `cleanup` would delete all of them
         self._deleting = threading.Lock()  # taken before a transaction: two must not delete the same tree
         for made_in in (root, root.parent):
             sync_directory(made_in)

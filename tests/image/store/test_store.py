@@ -352,6 +352,19 @@ def test_record_of_a_process_that_ended_keeps_nothing(store: Store) -> None:
     assert os.listdir(store.path / "mounts") == []
 
 
+def test_record_that_a_crash_left_incomplete_holds_nothing_up(store: Store) -> None:
+    image = put(store, "x", A)
+    empty, torn = (store.path / "mounts" / name for name in ("empty.json", "torn.json"))
+    empty.touch()
+    torn.write_bytes(bytes(300))
+    with pytest.raises(InvalidError, match=r"torn\.json is damaged: .*; remove it if nothing is mounted"):
+        store.mounts()
+    os.utime(torn, (0, 0))  # before this boot
+    assert store.mounts() == {} and remove_image(store, "x") == ["x:latest"]
+    prune(store)
+    assert os.listdir(store.path / "mounts") == [] and not store.has_blob(image.digest)
+
+
 def test_record_of_another_pid_namespace_or_boot() -> None:
     here = Process.of(os.getpid())
     assert here.is_alive()
@@ -400,6 +413,22 @@ def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> 
     assert len(blobs(store)) == 6
     assert remove_image(store, "x") == ["x:latest"]
     assert prune(store).blobs == 6
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_no_image_is_lost_with_the_list_of_images(store: Store, *, is_missing: bool) -> None:
+    image = put(store, "x", A)
+    listed = store.path / "index.json"
+    before = listed.read_bytes()
+    listed.unlink() if is_missing else listed.write_bytes(b"")
+    Store.open(store.path).close()
+    for ask in (store.entries, lambda: prune(store), lambda: put(store, "y", B), lambda: store.find("x")):
+        with pytest.raises(InvalidError, match=r"index\.json is (missing|not valid).*: put a copy of it back, or"):
+            ask()
+    assert store.load_by_manifest(image.descriptor.digest).id == image.id
+    listed.write_bytes(before)
+    prune(store)
+    assert store.find("x") == image
 
 
 def test_damaged_record_of_use_stops_pruning(store: Store) -> None:

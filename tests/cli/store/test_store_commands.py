@@ -332,6 +332,26 @@ def test_history_is_newest_first(kept: Kept) -> None:
     assert kept.run("history", "x")[0].split() == ["CREATED", "CREATED", "BY", "SIZE", "COMMENT"]
 
 
+@pytest.mark.parametrize("what", ["manifest", "description"])
+def test_images_are_listed_beside_one_that_cannot_be_read(kept: Kept, what: str) -> None:
+    broken = kept.put("broken", A)
+    kept.put("whole", B)
+    with Store.open(kept.path) as store:
+        (key,) = unpack_image(store, broken)
+    if what == "manifest":
+        path = kept.path / "blobs" / "sha256" / hex_of(broken.descriptor.digest)
+        path.unlink()
+        path.mkdir()  # a stand-in for a bad sector
+    else:
+        path = kept.path / "layers" / hex_of(key) / "layer.json"
+        path.write_bytes(b"")
+    _, first, second = kept.run("images")
+    assert "damaged" in first and "damaged" not in second
+    assert any("(see overlayfs verify)" in line for line in kept.run("inspect", "broken", status=1))
+    assert kept.run("verify", status=3)
+    assert kept.run("inspect", "whole")
+
+
 def test_damaged_image_is_listed_and_can_be_removed(kept: Kept) -> None:
     image = kept.put("x", A)
     (kept.path / "blobs" / "sha256" / hex_of(image.id)).write_text("{}")

@@ -25,6 +25,7 @@ from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundErr
 from ..image.store import records
 from ..image.store.staging import remove_tree, write_synced
 from ..image.store.store import Store
+from ..tree.syscalls import sync_filesystem
 from .containers import Container, Containers
 from .mountpoints import Volume, check_distinct
 from .root_paths import Inside
@@ -283,6 +284,8 @@ def fill(data: Path, inside: Inside, target: str) -> None:
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]
             raise ImageError(f"the volume for {target} could not be filled: {said[-1]}")
+        if any(staged.iterdir()):
+            sync_filesystem(lock_fd)  # no later run fills it again
         staged.rename(whole)
         _pour(whole, data)
     finally:

@@ -217,11 +217,7 @@ def _do(store: Store, plan: _Plan) -> int:
     freed = sum(remove_tree(path) for path in (*plan.leftovers, *plan.blobs))
     sync_directory(store.path / "blobs" / ALGORITHM)
     publish_held(store)  # podman needs no blobs; on a full disk its new records need their space
-    for layer in plan.layers:
-        moved = store.stage.new_name()
-        layer.rename(moved)  # a layer is there whole or not at all
-        freed += remove_tree(moved)
-    return freed
+    return freed + store.stage.remove_whole(plan.layers)
 
 
 def _listed(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,15 @@ class Staging:
             yield path
         finally:
             remove_tree(path)
+
+    def remove_whole(self, paths: Collection[Path]) -> int:
+        """Remove published trees; the bytes that they occupied. A crash leaves each one whole, or without its name."""
+        moved = {path: self.new_name() for path in paths}
+        for path, away in moved.items():
+            path.rename(away)
+        for directory in {path.parent for path in paths}:
+            sync_directory(directory)  # otherwise a name might come back after its files have gone
+        return sum(map(remove_tree, moved.values()))
 
 
 def write_synced(path: Path, data: bytes) -> None:

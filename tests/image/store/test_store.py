@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from overlayfs.image.oci.documents import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, De
 from overlayfs.image.oci.errors import DigestError, InUseError, InvalidError, LimitError, NotFoundError
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store import names as layout
+from overlayfs.image.store import pruning, staging
 from overlayfs.image.store.blobs import verified
+from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.staging import occupied, remove_tree
 from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.uses import Process, Use
+from overlayfs.image.store.verify import mend, verify
 from tests.image.making import packed, put, tar
 
 A, B = tar({"a": b"a"}), tar({"b": b"b"})
@@ -413,6 +417,31 @@ def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> 
     assert len(blobs(store)) == 6
     assert remove_image(store, "x") == ["x:latest"]
     assert prune(store).blobs == 6
+
+
+@pytest.mark.parametrize("remove", [lambda store: prune(store, named=True), lambda store: mend(store, verify(store))])
+def test_no_layer_comes_back_without_its_files_after_a_power_loss(
+    remove: Callable[[Store], object], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = unpack_image(store, put(store, "x", A))
+    layer, on_disk, sync = store.path / "layers" / hex_of(key), list[list[str]](), os.fsync
+    (layer / "diff/a").write_text("changed")
+
+    def synced(fd: int) -> None:
+        sync(fd)
+        if os.path.samestat(os.fstat(fd), layer.parent.stat()):
+            on_disk.append(os.listdir(fd))
+
+    def removed(path: Path) -> int:
+        if (path / "diff").exists():
+            assert on_disk == [[]]
+        return remove_tree(path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for module in (staging, pruning):
+        monkeypatch.setattr(module, "remove_tree", removed)
+    remove(store)
+    assert on_disk == [[]] and not layer.exists() and not os.listdir(store.path / "tmp")
 
 
 @pytest.mark.parametrize("is_missing", [True, False])

@@ -23,7 +23,7 @@ from . import records
 from .names import Entry, matching
 from .podman import publish_held
 from .podman_records import no_new_uses
-from .staging import occupied, remove_tree, sync_directory
+from .staging import occupied, remove_leftovers, remove_tree, sync_directory
 from .store import Store
 from .uses import digests_in
 
@@ -214,7 +214,7 @@ def _do(store: Store, plan: _Plan) -> int:
     for record in plan.steps:
         record.unlink(missing_ok=True)
     store.sweep_uses()
-    freed = sum(remove_tree(path) for path in (*plan.leftovers, *plan.blobs))
+    freed = remove_leftovers(plan.leftovers) + sum(map(remove_tree, plan.blobs))
     sync_directory(store.path / "blobs" / ALGORITHM)
     publish_held(store)  # podman needs no blobs; on a full disk its new records need their space
     return freed + store.stage.remove_whole(plan.layers)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from ..._log import Log
+
+_log = Log(__name__)
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL: Final = "partial-"
 """The prefix of the names of downloads that another process may continue; they stay until `prune`."""
@@ -46,7 +49,19 @@ class Staging:
             path.rename(away)
         for directory in {path.parent for path in paths}:
             sync_directory(directory)  # otherwise a name might come back after its files have gone
-        return sum(map(remove_tree, moved.values()))
+        return remove_leftovers(moved.values())
+
+
+def remove_leftovers(paths: Iterable[Path]) -> int:
+    """Remove what nobody needs; the bytes that it occupied. What cannot be removed holds nothing up: it is logged and
+    left to the next `prune`."""
+    freed = 0
+    for path in paths:
+        try:
+            freed += remove_tree(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed and is left to the next prune: %s", path, error)
+    return freed
 
 
 def write_synced(path: Path, data: bytes) -> None:

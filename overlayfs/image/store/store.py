@@ -40,7 +40,7 @@ from .blobs import Blobs
 from .locking import StoreLock
 from .names import Entry, Layout, bare, is_start_of, matching, no_such_image
 from .published import is_shared
-from .staging import PARTIAL, Staging, remove_tree
+from .staging import PARTIAL, Staging, remove_leftovers
 from .uses import Use, Uses
 
 _DIRECTORIES: Final = ("blobs", "layers", "containers", "mounts", "tmp")
@@ -324,8 +324,7 @@ class Store(Blobs):
         left = [path for path in (self.path / "tmp").iterdir() if not path.name.startswith(PARTIAL)]
         if left:
             with suppress(InUseError), self.alone(patience_s=0):
-                for path in left:
-                    remove_tree(path)
+                remove_leftovers(left)
 
 
 def _member_of(root: Descriptor, image: Image) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -417,6 +418,25 @@ def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> 
     assert len(blobs(store)) == 6
     assert remove_image(store, "x") == ["x:latest"]
     assert prune(store).blobs == 6
+
+
+@pytest.mark.parametrize("clean", [Store.sweep, prune])
+def test_leftover_that_cannot_be_removed_holds_nothing_up(
+    clean: Callable[[Store], object], store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left, later = store.path / "tmp/1-a", store.path / "tmp/1-b"
+    for path in (left, later):
+        path.mkdir()
+
+    def removed(path: Path) -> int:
+        if path == left:
+            raise OSError(errno.EUCLEAN, "Structure needs cleaning", "x")
+        return remove_tree(path)
+
+    monkeypatch.setattr(staging, "remove_tree", removed)
+    clean(store)
+    assert left.exists() and not later.exists()
+    assert f"{left} cannot be removed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("remove", [lambda store: prune(store, named=True), lambda store: mend(store, verify(store))])

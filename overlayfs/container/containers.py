@@ -31,7 +31,7 @@ from ..image.oci.documents import HealthConfig
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
 from ..image.store.layers import LayerStore, topmost_of_equals
-from ..image.store.staging import remove_tree, write_synced
+from ..image.store.staging import remove_leftovers, remove_tree, write_synced
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
@@ -379,7 +379,7 @@ class Containers:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
             if is_over and not (self.directory(container) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container, first))
+                    remove_leftovers([self.take_away(container, first)])
                     removed.append(container)
         return removed
 

@@ -17,7 +17,7 @@ from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import label_of
 from overlayfs.container.volumes import NamedVolume, Volumes, users_of
 from overlayfs.image.oci.errors import InUseError, NotFoundError
-from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.staging import remove_leftovers
 from overlayfs.image.store.store import Store
 
 
@@ -105,6 +105,6 @@ def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> No
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)
-            remove_tree(away)
+            remove_leftovers([away])
     readable.check()
     sys.stdout.flush()

@@ -53,14 +53,14 @@ class Staging:
 
 
 def remove_leftovers(paths: Iterable[Path]) -> int:
-    """Remove what nobody needs; the bytes that it occupied. What cannot be removed holds nothing up: it is logged and
-    left to the next `prune`."""
+    """Remove what nobody needs; the bytes that it occupied. What cannot be removed holds nothing up: it is logged, and
+    what is in `tmp` is left to the next `prune`."""
     freed = 0
     for path in paths:
         try:
             freed += remove_tree(path)
         except OSError as error:
-            _log.warning("%s cannot be removed and is left to the next prune: %s", path, error)
+            _log.warning("%s cannot be removed: %s", path, error)
     return freed
 
 

@@ -23,9 +23,8 @@ from msgspec.structs import replace
 
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
-from ..image.store.staging import remove_tree, write_synced
+from ..image.store.staging import remove_tree, sync_all, write_synced
 from ..image.store.store import Store
-from ..tree.syscalls import sync_filesystem
 from .containers import Container, Containers
 from .mountpoints import Volume, check_distinct
 from .root_paths import Inside
@@ -285,7 +284,7 @@ def fill(data: Path, inside: Inside, target: str) -> None:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]
             raise ImageError(f"the volume for {target} could not be filled: {said[-1]}")
         if any(staged.iterdir()):
-            sync_filesystem(lock_fd)  # no later run fills it again
+            sync_all(staged)  # no later run fills it again
         staged.rename(whole)
         _pour(whole, data)
     finally:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .._log import Log
-from ..image.store.staging import remove_tree, sync_directory
+from ..image.store.staging import remove_tree, sync_all, sync_directory
 from .filters import parse
 from .metadata import Info, InvalidArgument, Kind, Metadata, NotFound, Snapshot, Usage
 from .mounts import Mount, Mounts
-from .own_mounts import MountFailed, OwnMounts, Program, sync
+from .own_mounts import MountFailed, OwnMounts, Program
 from .usage import usage_of
 
 _DATABASE = "metadata.db"
@@ -67,7 +67,7 @@ class Snapshots:
         number = self._metadata.committable(key, name).id
         upper = self._mounts.upper(number)
         self._own_mounts.sync(number)
-        sync(upper)
+        sync_all(upper)
         self._metadata.commit(key, name, labels, usage_of(upper))
         self._take_down(number)
 

@@ -19,7 +19,7 @@ def test_filled_volume_outlives_a_power_loss(tmp_path: Path, monkeypatch: pytest
     (root / "db/deep/file").write_text("of the image")
     data.mkdir(parents=True)
     disk = ForgetfulDisk(tmp_path)
-    monkeypatch.setattr(volumes, "sync_filesystem", lambda _fd: disk.keep_all())
+    monkeypatch.setattr(volumes, "sync_all", lambda _directory: disk.keep_all())
     with Inside(os.fsencode(root)) as inside:
         fill(data, inside, "/db")
         disk.lose_power()

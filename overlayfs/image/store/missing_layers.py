@@ -17,7 +17,6 @@ from typing import Final
 
 import msgspec
 
-from ...tree.syscalls import sync_filesystem
 from ..layer.disk_format import choose_format
 from ..layer.file_index import VERSION, LayerIndex, dump_index
 from ..layer.hashed_chunks import HashedChunks
@@ -32,7 +31,7 @@ from ..tar.compression import open_decompressed
 from ..tar.reader import TarReader
 from ..tar.writer import END
 from .layers import Layer, LayerInfo, LayerStore, layers_of
-from .staging import sync_directory
+from .staging import sync_all, sync_directory
 from .store import Image, Store
 
 _AT_ONCE: Final = 4
@@ -166,11 +165,7 @@ class _Unpacking:
     def _publish(self, staged: Path, key: Digest) -> None:
         """Sync the files of the layer, then rename it to its place."""
         layers = self._store.path / "layers"
-        fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_filesystem(fd)
-        finally:
-            os.close(fd)
+        sync_all(staged)
         try:
             staged.rename(layers / hex_of(key))
         except OSError as error:

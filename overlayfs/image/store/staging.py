@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..._log import Log
+from ...tree.syscalls import sync_filesystem
 
 _log = Log(__name__)
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,6 +78,15 @@ def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_all(directory: Path) -> None:
+    """Sync the file system that the directory is on: a whole tree survives a crash."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
     finally:
         os.close(fd)
 

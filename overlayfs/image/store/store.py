@@ -339,7 +339,8 @@ def _check_is_ours(path: Path) -> None:
             f"{path} belongs to user {found.st_uid}: a store is for its owner only; name another by --store"
         )
     names = os.listdir(path)
-    if not _OWN.issuperset(names) and "oci-layout" not in names:
+    is_store = "oci-layout" in names or {"index.json", "blobs"}.issubset(names)  # one of them may be lost
+    if not is_store and not _OWN.issuperset(names):
         raise InvalidError(f"{path} is no store, and not empty: name another by --store")
     if found.st_mode & 0o077:
         path.chmod(0o700)

@@ -67,6 +67,14 @@ def test_directory_with_other_things_is_no_store(tmp_path: Path) -> None:
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.parametrize("lost", ["oci-layout", "index.json"])
+def test_store_that_has_lost_a_file_is_one(store: Store, lost: str) -> None:
+    (store.path / "volumes").mkdir()
+    (store.path / lost).unlink()
+    Store.open(store.path).close()
+    assert (store.path / lost).exists()
+
+
 def test_store_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path / "s"):
         pass

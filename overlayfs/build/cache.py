@@ -1,7 +1,7 @@
 """Which image did a step make before? Records in the store's `build`, by a key of everything that the step depends on.
 
 A record names a manifest, and nothing else refers to that: `prune` (image/store/pruning.py) decides which steps stay.
-A record that is lost, torn, or names an image that is gone, is a miss.
+A record that is lost, torn or unreadable, or names an image that is gone, is a miss.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cache:
             self._store.check_complete(image.descriptor)
         except FileNotFoundError:
             return None
-        except (ImageError, UnicodeDecodeError):
+        except (ImageError, OSError, UnicodeDecodeError):
             path.unlink(missing_ok=True)
             return None
         return image

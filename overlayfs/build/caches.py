@@ -18,7 +18,7 @@ from typing import Final
 
 from ..container.foreign_mounts import Needed
 from ..container.root_paths import Inside
-from ..image.store.staging import occupied, remove_tree
+from ..image.store.staging import occupied, remove_tree, sync_all
 from ..image.store.store import Store
 from ..tree.syscalls import RENAME_NOREPLACE, renameat2
 from .cache import key_of
@@ -86,6 +86,7 @@ def _make(sandbox: Sandbox, path: Path, plan: MountPlan) -> None:
     staged = top / _STAGED
     if plan.lowers:
         _fill(sandbox, top, plan)
+        sync_all(staged)  # no later step fills it again
     else:
         staged.mkdir()
         give_away(staged, plan, 0o755)

@@ -23,8 +23,8 @@ def remove_cgroups(specification: Path) -> None:
     """Kill all processes in the cgroups that a config.json names, and remove these, in each hierarchy (cgroups(7))."""
     try:
         name = json.loads(specification.read_bytes())["linux"]["cgroupsPath"].lstrip("/")
-    except (OSError, ValueError, KeyError):
-        return  # none was asked for
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # none was asked for, or it is damaged
     if _NAME.fullmatch(name) is None:
         return  # everything in it would be killed
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):

@@ -31,7 +31,7 @@ from ..image.oci.documents import HealthConfig
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
 from ..image.store.layers import LayerStore, topmost_of_equals
-from ..image.store.staging import remove_tree, write_synced
+from ..image.store.staging import remove_leftovers, remove_tree, write_synced
 from ..image.store.store import Image, Store
 from ..image.store.uses import Process
 from ..tree import syscalls
@@ -206,14 +206,14 @@ class Containers:
 
     def _read_if_there(self, place: str) -> Container | None:
         path = self._directory / place / RECORD
-        try:
-            container = replace(records.load(path.read_bytes(), Container), place=place)
-            _check_name(container.name)
-            return container
-        except (FileNotFoundError, NotADirectoryError):
+        container = records.read(path, Container)
+        if container is None:
             return None
-        except (*records.DAMAGED, InvalidError) as error:
-            raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
+        try:
+            _check_name(container.name)
+        except InvalidError as error:
+            raise records.damaged(path, error) from None
+        return replace(container, place=place)
 
     # made
 
@@ -379,7 +379,7 @@ class Containers:
             is_over = container.is_ephemeral and container.started and not container.is_in_use
             if is_over and not (self.directory(container) / BUNDLE).exists():
                 with suppress(NotFoundError, InUseError):  # somebody else does it
-                    remove_tree(self.take_away(container, first))
+                    remove_leftovers([self.take_away(container, first)])
                     removed.append(container)
         return removed
 

@@ -13,7 +13,7 @@ import posixpath
 import re
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from ..image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from ..image.store import records
-from ..image.store.staging import remove_tree, write_synced
+from ..image.store.staging import remove_tree, sync_all, write_synced
 from ..image.store.store import Store
 from .containers import Container, Containers
 from .mountpoints import Volume, check_distinct
@@ -45,6 +45,18 @@ class NamedVolume(Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
 
 
+class ReadableVolumes(Struct, frozen=True):
+    """The volumes that can be read, and what is wrong with the records of the others."""
+
+    volumes: list[NamedVolume]
+    damaged: list[InvalidError]
+
+    def check(self) -> None:
+        """Raises InvalidError for the first of the damaged records."""
+        for error in self.damaged:
+            raise error
+
+
 class Volumes:
     """The named volumes of one open store."""
 
@@ -55,13 +67,24 @@ class Volumes:
     def data(self, name: str) -> Path:
         return self._directory / name / _DATA
 
-    def listed(self) -> list[NamedVolume]:
-        """All volumes by name. Raises InvalidError for a damaged record."""
+    def readable(self) -> ReadableVolumes:
+        """The volumes whose records are not damaged, by name: a damaged one holds no other up."""
+        found, damaged = [], []
+        for name in sorted(filter(_NAME.fullmatch, self._names())):
+            try:
+                volume = self._read(name)
+            except InvalidError as error:
+                damaged.append(error)
+                continue
+            if volume is not None:
+                found.append(volume)
+        return ReadableVolumes(found, damaged)
+
+    def _names(self) -> list[str]:
         try:
-            names = sorted(filter(_NAME.fullmatch, os.listdir(self._directory)))
+            return os.listdir(self._directory)
         except FileNotFoundError:
             return []
-        return [found for name in names if (found := self._read(name)) is not None]
 
     def find(self, name: str) -> NamedVolume:
         """Raises NotFoundError."""
@@ -71,45 +94,45 @@ class Volumes:
         return found
 
     def create(self, name: str, labels: Mapping[str, str]) -> None:
-        """Make a volume, unless it is there. Raises InvalidError for a bad name."""
+        """Make a volume, unless it is there; one that has lost its record gets a new one. Raises InvalidError for a
+        bad name."""
         _check_name(name)
         if self._read(name) is not None:
             return
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        staged = self._store.stage.new_name()
-        (staged / _DATA).mkdir(parents=True)
-        (staged / _DATA).chmod(0o755)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        write_synced(staged / _RECORD, records.dump(NamedVolume(name, created, dict(labels))))
-        try:
-            staged.rename(self._directory / name)
-        except OSError:
-            remove_tree(staged)
-            if self._read(name) is None:  # otherwise somebody else made it just now
-                raise
+        record = records.dump(NamedVolume(name, created, dict(labels)))
+        with self._store.staging() as staged:
+            write_synced(staged / _RECORD, record)
+            if self.data(name).is_dir():
+                (staged / _RECORD).rename(self._directory / name / _RECORD)
+                return
+            (staged / _DATA).mkdir()
+            (staged / _DATA).chmod(0o755)
+            try:
+                staged.rename(self._directory / name)
+            except OSError:
+                if self._read(name) is None:  # otherwise somebody else made it just now
+                    raise
 
     def remove(self, name: str, besides: Container | None = None) -> None:
         """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it, but for one."""
         self.find(name)
-        users = [one.name for one in self.users(name) if besides is None or one.id != besides.id]
-        if users:
+        others = [one for one in Containers(self._store).listed() if besides is None or one.id != besides.id]
+        if users := users_of(name, others):
             raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
         away = self._store.stage.new_name()
         (self._directory / name).rename(away)
         remove_tree(away)
 
-    def users(self, name: str) -> list[Container]:
-        """The containers with this volume."""
-        return [one for one in Containers(self._store).listed() if name in places_in(one.settings).values()]
-
     def _read(self, name: str) -> NamedVolume | None:
-        path = self._directory / name / _RECORD
-        try:
-            return records.load(path.read_bytes(), NamedVolume)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except records.DAMAGED as error:
-            raise InvalidError(f"{path} is damaged: {error}; remove {path.parent} if nothing of it is needed") from None
+        remedy = f"remove this file, and `overlayfs volume create {name}` makes another for what the volume holds"
+        return records.read(self._directory / name / _RECORD, NamedVolume, remedy)
+
+
+def users_of(volume: str, containers: Sequence[Container]) -> list[str]:
+    """The names of those of the containers that have this volume."""
+    return [one.name for one in containers if volume in places_in(one.settings).values()]
 
 
 class Mounts(Struct, frozen=True):
@@ -260,6 +283,8 @@ def fill(data: Path, inside: Inside, target: str) -> None:
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["cp does not say why"]
             raise ImageError(f"the volume for {target} could not be filled: {said[-1]}")
+        if any(staged.iterdir()):
+            sync_all(staged)  # no later run fills it again
         staged.rename(whole)
         _pour(whole, data)
     finally:

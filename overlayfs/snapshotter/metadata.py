@@ -106,22 +106,33 @@ class Snapshot:
 
 
 class Metadata:
-    """The database in a file, made where there is none."""
+    """The database in a file, made where there is none if it `may_be_new`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_be_new: bool) -> None:
         self._turn = threading.RLock()
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._open(path, may_be_new)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _open(self, path: Path, may_be_new: bool) -> None:
+        try:
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise SnapshotError(f"{path}: {error}: put a copy of it back") from None
+        if version not in (0, _VERSION):
+            raise SnapshotError(f"{path} has version {version}, and this program knows version {_VERSION}")
+        if version == 0 and not may_be_new:
+            raise SnapshotError(f"{path} is empty or missing, but there are snapshots: put a copy back, or remove them")
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("PRAGMA foreign_keys = ON")
-        self._make_tables(path)
-
-    def _make_tables(self, path: Path) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version == 0:
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        elif version != _VERSION:
-            raise SnapshotError(f"{path} has version {version}, and this program knows version {_VERSION}")
 
     def close(self) -> None:
         """Close the file; SQLite then folds its log into it."""

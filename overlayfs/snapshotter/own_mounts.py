@@ -18,7 +18,8 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..tree.syscalls import sync_filesystem, unmount
+from ..image.store.staging import sync_all
+from ..tree.syscalls import unmount
 from .mounts import Mount, bound
 
 _LOCKS = 16  # a snapshot's lock is that of its number: one is enough for a thread each
@@ -123,7 +124,7 @@ class OwnMounts:
         with self._lock(number):
             if not _is_alive(point):
                 return
-            sync(point)
+            sync_all(point)
 
     def take_down(self, number: int) -> None:
         """Unmount, even where a container still has its root there; does nothing where nothing is mounted."""
@@ -153,15 +154,6 @@ class OwnMounts:
 
     def _lock(self, number: int) -> threading.Lock:
         return self._locks[number % _LOCKS]
-
-
-def sync(directory: Path) -> None:
-    """Put everything on the directory's filesystem on disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_filesystem(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_alive(point: Path) -> bool:

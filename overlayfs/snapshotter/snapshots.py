@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .._log import Log
-from ..image.store.staging import remove_tree, sync_directory
+from ..image.store.staging import remove_tree, sync_all, sync_directory
 from .filters import parse
 from .metadata import Info, InvalidArgument, Kind, Metadata, NotFound, Snapshot, Usage
 from .mounts import Mount, Mounts
-from .own_mounts import MountFailed, OwnMounts, Program, sync
+from .own_mounts import MountFailed, OwnMounts, Program
 from .usage import usage_of
 
 _DATABASE = "metadata.db"
@@ -37,7 +37,8 @@ class Snapshots:
     def __init__(self, root: Path, program: str, own: Program | None = None) -> None:
         self._directory = root / "snapshots"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._metadata = Metadata(root / _DATABASE)
+        has_some = any(path.name.isdecimal() for path in self._directory.iterdir())
+        self._metadata = Metadata(root / _DATABASE, may_be_new=not has_some)  # else `cleanup` would delete all of them
         self._deleting = threading.Lock()  # taken before a transaction: two must not delete the same tree
         for made_in in (root, root.parent):
             sync_directory(made_in)
@@ -66,7 +67,7 @@ class Snapshots:
         number = self._metadata.committable(key, name).id
         upper = self._mounts.upper(number)
         self._own_mounts.sync(number)
-        sync(upper)
+        sync_all(upper)
         self._metadata.commit(key, name, labels, usage_of(upper))
         self._take_down(number)
 

@@ -10,8 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs.build import caches
+from overlayfs.build.run_mounts import MountPlan
 from tests.build.test_build import ON, Site
 from tests.container.small import programs
+from tests.crash.forgetful import ForgetfulDisk
+
+
+def test_cache_that_begins_with_files_outlives_a_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled(_sandbox: object, top: Path, _plan: object) -> None:
+        (top / "cache").mkdir()
+        (top / "cache/file").write_text("of the stage")
+
+    disk, path = ForgetfulDisk(tmp_path), tmp_path / "mounts/key"
+    monkeypatch.setattr(caches, "_fill", filled)
+    monkeypatch.setattr(caches, "sync_all", lambda _directory: disk.keep_all())
+    caches._make(NotImplemented, path, MountPlan("cache", {}, lowers=[tmp_path]))
+    disk.lose_power()
+    assert (path / "file").read_text() == "of the stage"
+
 
 # -- agents
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 from typing import Final
 
-from overlayfs.image.store.pruning import Steps, prune_held
+import pytest
+
+from overlayfs.build.cache import Cache
+from overlayfs.image.store.pruning import Steps, prune, prune_held
 from overlayfs.image.store.store import Store
 from tests.build.test_build import ON, Site
+from tests.image.making import put, tar
 
 TWO_STAGES: Final = f"{ON[:-1]} AS one\nRUN echo 1 > /1\n{ON}COPY --from=one /1 /2\nRUN echo 3 > /3\n"
 
@@ -45,6 +51,24 @@ def test_prune_build_removes_steps_and_caches(site: Site) -> None:
     assert os.listdir(site.store / "build") == []
     assert "(cached)" not in site.build(text)
     assert site.text("/x") == "1\n"
+
+
+def test_record_that_the_disk_cannot_read_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes = Path.read_bytes
+
+    def refused(path: Path, *_: object) -> bytes:
+        if path.name == "key":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_bytes(path)
+
+    with Store.open(tmp_path / "store") as store:
+        image, cache = put(store, "x", tar({"a": b"a"})), Cache(store)
+        for read, ask in (("read_text", lambda: cache.find("key")), ("read_bytes", lambda: prune(store))):
+            cache.keep("key", image.descriptor.digest)
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, read, refused)
+                ask()
+            assert os.listdir(store.path / "build") == []
 
 
 def test_records_without_an_image_are_removed(site: Site) -> None:

@@ -21,7 +21,7 @@ from overlayfs.image.oci.documents import HealthConfig, RunConfig
 from overlayfs.image.oci.errors import InUseError, InvalidError, NotFoundError
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.missing_layers import unpack_image
-from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.uses import Process
@@ -146,6 +146,24 @@ def test_damaged_record_holds_no_other_container_up(
         containers.create("broken", image, keys)
     with pytest.raises(InvalidError, match="is damaged"):
         containers.listed()
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_damaged_record_may_need_anything_in_the_store(
+    store: Store, containers: Containers, image: Image, box: Container, *, is_readable: bool
+) -> None:
+    record = containers.directory(box) / RECORD
+    record.unlink()
+    record.touch() if is_readable else record.mkdir()  # a stand-in for a bad sector
+    with pytest.raises(InvalidError, match=f"{record} is damaged: .*; remove {record.parent} if nothing"):
+        prune(store, named=True)
+    with pytest.raises(InvalidError, match="is damaged"):
+        remove_image(store, "few")
+    assert containers.lowers(box) and store.find("few") == image
+    assert [one.name for one in containers.readable().containers] == []
+    remove_tree(record.parent)
+    (store.path / "containers" / "README").touch()
+    assert prune(store, named=True).images == ("few:latest",)
 
 
 def test_records_outlive_a_power_loss(

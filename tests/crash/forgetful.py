@@ -16,6 +16,10 @@ class ForgetfulDisk:
     def __init__(self, root: Path) -> None:
         """All that is there now is on the disk."""
         self._root = root
+        self.keep_all()
+
+    def keep_all(self) -> None:
+        """The file system is synced."""
         self._kept = {path.stat().st_ino: path.read_bytes() for path in self._files()}
 
     def keep(self, descriptor: int) -> None:

@@ -116,8 +116,28 @@ def test_mount_program_is_taken_from_path(service: Service) -> None:
 def test_database_that_is_none_is_named(service: Service) -> None:
     service.root.mkdir()
     (service.root / "metadata.db").write_bytes(b"not a database" * 1000)
-    assert "database" in refusal(service)
+    assert f"{service.root}/metadata.db: file is not a database" in refusal(service)
     assert (service.root / "metadata.db").read_bytes() == b"not a database" * 1000
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_no_snapshot_is_deleted_for_a_lost_database(service: Service, client: Client, *, is_missing: bool) -> None:
+    client.add("base")
+    client("Prepare", key="active", parent="base")
+    (service.layers / "2/fs/file").touch()
+    service.end()
+    database = service.root / "metadata.db"
+    kept = database.read_bytes()
+    database.unlink()
+    if not is_missing:
+        database.touch()
+    for _ in range(2):
+        assert f"{database} is empty or missing, but there are snapshots" in refusal(service)
+    assert (service.layers / "2/fs/file").exists()
+    database.write_bytes(kept)
+    again = service.start()
+    assert again.names() == ["active", "base"]
+    again.close()
 
 
 def test_database_of_a_later_version_is_refused(service: Service, client: Client) -> None:

@@ -12,12 +12,12 @@ from overlayfs.cli.container.lifecycle import each
 from overlayfs.cli.container.selecting import are_passed, tests_of
 from overlayfs.cli.output import Cell, print_json, print_table
 from overlayfs.cli.template import print_documents
-from overlayfs.container.containers import BUNDLE, Containers
+from overlayfs.container.containers import BUNDLE, Containers, Readable
 from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import label_of
-from overlayfs.container.volumes import NamedVolume, Volumes
+from overlayfs.container.volumes import NamedVolume, Volumes, users_of
 from overlayfs.image.oci.errors import InUseError, NotFoundError
-from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.staging import remove_leftovers
 from overlayfs.image.store.store import Store
 
 
@@ -29,8 +29,9 @@ def create_volume(store_directory: Path | None, name: str, labels: Sequence[str]
 
 def list_volumes(store_directory: Path | None, *, quiet: bool, as_json: bool) -> None:
     with Store.open(store_directory) as store:
-        volumes = Volumes(store)
-        documents = [_document(volumes, volume) for volume in volumes.listed()]
+        volumes, containers = Volumes(store), Containers(store).readable()
+        readable = volumes.readable()
+        documents = [_document(volumes, volume, containers) for volume in readable.volumes]
     if as_json:
         print_json(documents)
     elif quiet:
@@ -41,16 +42,19 @@ def list_volumes(store_directory: Path | None, *, quiet: bool, as_json: bool) ->
             [Cell(one["Name"], "bold"), Cell(one["CreatedAt"]), Cell(", ".join(one["UsedBy"]))] for one in documents
         ]
         print_table(("NAME", "CREATED", "CONTAINERS"), rows)
+    readable.check()
+    containers.check()
 
 
 def inspect_volumes(store_directory: Path | None, names: Sequence[str], template: str) -> None:
     with Store.open(store_directory) as store:
-        volumes = Volumes(store)
-        documents = [_document(volumes, volumes.find(name)) for name in names]
+        volumes, containers = Volumes(store), Containers(store).readable()
+        documents = [_document(volumes, volumes.find(name), containers) for name in names]
     print_documents(documents, template)
+    containers.check()
 
 
-def _document(volumes: Volumes, volume: NamedVolume) -> dict[str, Any]:
+def _document(volumes: Volumes, volume: NamedVolume, among: Readable) -> dict[str, Any]:
     """With the names of `docker volume inspect`."""
     return {
         "Name": volume.name,
@@ -59,7 +63,7 @@ def _document(volumes: Volumes, volume: NamedVolume) -> dict[str, Any]:
         "Mountpoint": str(volumes.data(volume.name)),
         "CreatedAt": volume.created,
         "Labels": volume.labels,
-        "UsedBy": [container.name for container in volumes.users(volume.name)],
+        "UsedBy": users_of(volume.name, among.containers),
     }
 
 
@@ -74,16 +78,18 @@ def remove_volumes(store_directory: Path | None, names: Sequence[str]) -> bool:
 
 
 def prune_volumes(store_directory: Path | None) -> None:
-    """Remove the volumes that no container has."""
+    """Remove the volumes that no container has. Raises InvalidError for a damaged record of a container, at the end
+    for one of a volume."""
     with Store.open(store_directory) as store:
         volumes = Volumes(store)
-        for volume in volumes.listed():
-            if not volumes.users(volume.name):
-                try:
-                    volumes.remove(volume.name)
-                except (InUseError, NotFoundError):  # somebody was faster
-                    continue
-                print(volume.name)
+        readable = volumes.readable()
+        for volume in readable.volumes:
+            try:
+                volumes.remove(volume.name)
+            except (InUseError, NotFoundError):  # or somebody was faster
+                continue
+            print(volume.name)
+    readable.check()
 
 
 def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> None:
@@ -99,6 +105,6 @@ def prune_containers(store_directory: Path | None, filters: Sequence[str]) -> No
             except (InUseError, NotFoundError):
                 continue
             print(container.id, flush=True)
-            remove_tree(away)
+            remove_leftovers([away])
     readable.check()
     sys.stdout.flush()

@@ -15,7 +15,7 @@ from overlayfs.container.namespaces import in_user_namespace_of
 from overlayfs.container.runtime import Kind, find_runtime
 from overlayfs.container.supervise import PID, RUNC_STATE, stop_runc
 from overlayfs.image.oci.errors import ImageError, InUseError, NotFoundError
-from overlayfs.image.store.staging import remove_tree
+from overlayfs.image.store.staging import remove_leftovers
 from overlayfs.image.store.store import Store
 
 
@@ -60,7 +60,7 @@ def clean_up(store: Store, container: Container) -> None:
             with suppress(NotFoundError):  # without runc, no program of it is there
                 _, runc = find_runtime(Kind.RUNC, has_terminal=False)
                 stop_runc(runc, bundle, container.place, before=_inside(bundle))
-            remove_tree(bundle)
+            remove_leftovers([bundle])
 
 
 def _inside(bundle: Path) -> list[str]:

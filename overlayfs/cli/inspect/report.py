@@ -40,6 +40,8 @@ def _replace(path: Path, data: bytes) -> None:
             umask = os.umask(0)
             os.umask(umask)
             os.fchmod(file.fileno(), 0o666 & ~umask)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
         with suppress(FileNotFoundError):

@@ -16,7 +16,7 @@ from overlayfs.cli.progress import shown_progress
 from overlayfs.container.containers import Containers
 from overlayfs.image.make import commit as mutate
 from overlayfs.image.make.commit import Made, Making
-from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.oci.progress import Progress
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.layers import LayerStore
@@ -201,8 +201,12 @@ def _image_below(store: Store, mountpoint: bytes, lowers: Sequence[bytes]) -> Im
         if use.image is not None and os.fsencode(use.mountpoint) == mountpoint:
             return store.load_by_manifest(use.image)
     layers = LayerStore(store)
-    for image in store.images():
-        keys = layers.keys(image)
+    for entry in store.entries():
+        try:
+            image = store.load_image(entry.descriptor, entry.reference)
+            keys = layers.keys(image)
+        except ImageError:  # it is not needed
+            continue
         if keys is not None and [os.path.realpath(os.fsencode(layers.path(key))) for key in reversed(keys)] == list(
             map(os.path.realpath, lowers)
         ):

@@ -35,9 +35,9 @@ class _Listed:
     def read(cls, store: Store, entry: Entry) -> Self:
         try:
             image = store.load_image(entry.descriptor, entry.reference)
+            return cls(entry, image, unpacked=unpacked_size(store, image))
         except ImageError as error:
             return cls(entry, None, str(error))
-        return cls(entry, image, unpacked=unpacked_size(store, image))
 
     @property
     def id(self) -> Digest:

@@ -41,7 +41,11 @@ def remove_images(names: Sequence[str], force: bool, as_json: bool) -> bool:
             except ImageError as error:
                 print(f"overlayfs: {safe(str(error))}", file=sys.stderr)
                 is_done = False
-        report = _prune_after(store) if gone else PruneReport()
+        try:
+            report = _prune_after(store) if gone else PruneReport()
+        except ImageError as error:  # of something else in the store
+            print(f"overlayfs: no space was freed: {safe(str(error))}", file=sys.stderr)
+            report, is_done = PruneReport(), False
     if as_json:
         print_json({"Untagged": gone, "SpaceReclaimed": report.freed})
         return is_done

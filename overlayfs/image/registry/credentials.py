@@ -172,9 +172,9 @@ def _load(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:
-        raise InvalidError(f"{path} is not valid JSON: {error}") from None
+        raise InvalidError(f"{path} is not valid JSON: {error}; mend or remove it") from None
     if not isinstance(document, dict):
-        raise InvalidError(f"{path} is not a JSON object")
+        raise InvalidError(f"{path} is not a JSON object: mend or remove it")
     return document
 
 

@@ -23,6 +23,7 @@ from ..oci.digest import digest_from, hex_of
 from ..oci.documents import Descriptor
 from ..oci.errors import DigestError, ImageError, RegistryError
 from ..oci.progress import Task
+from ..store.records import UNREADABLE
 from ..store.store import Store
 from .messages import receive
 from .repository import Repository
@@ -69,12 +70,18 @@ class Partial:
         self._buffer = bytearray()
 
     def recall(self) -> None:
-        """Hash the bytes that an earlier attempt left; a file longer than the blob is discarded."""
+        """Hash the bytes that an earlier attempt left. They are discarded if there are too many for the blob, or some
+        that the disk cannot read."""
         if os.fstat(self._fd).st_size > self.descriptor.size:
             os.ftruncate(self._fd, 0)
-        while part := os.pread(self._fd, _BUFFER, self.size):
-            self.hashed.update(part)
-            self.size += len(part)
+        try:
+            while part := os.pread(self._fd, _BUFFER, self.size):
+                self.hashed.update(part)
+                self.size += len(part)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            self.clear()
 
     async def take(self, part: bytes) -> None:
         """Take the next bytes. DigestError as soon as there are too many."""

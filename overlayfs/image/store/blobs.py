@@ -17,6 +17,7 @@ from typing import BinaryIO, Self, cast
 from ..oci.digest import ALGORITHM, Digest, digest_from, digest_of, hex_of
 from ..oci.documents import MAX_DOCUMENT, Descriptor
 from ..oci.errors import DigestError, LimitError, NotFoundError
+from .records import UNREADABLE
 from .staging import Staging, sync_directory
 
 OCTETS = "application/octet-stream"
@@ -40,8 +41,13 @@ class Blobs:
         """The bytes of a small document, verified. Raises NotFoundError, DigestError, LimitError."""
         if descriptor.size > MAX_DOCUMENT:
             raise LimitError(f"{descriptor.digest} has {descriptor.size} bytes; a document has at most {MAX_DOCUMENT}")
-        with self.open_blob(descriptor) as blob:
-            return blob.read()
+        try:
+            with self.open_blob(descriptor) as blob:
+                return blob.read()
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise DigestError(f"{descriptor.digest} cannot be read: {error.strerror} (see overlayfs verify)") from None
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """Open a blob, with the checks of `verified`; the caller closes it. Raises NotFoundError, DigestError."""

@@ -18,6 +18,7 @@ from ..layer.file_index import LayerIndex, parse_index
 from ..oci.digest import Digest, chain_ids, hex_of
 from ..oci.documents import Descriptor
 from ..oci.errors import InvalidError, NotFoundError
+from .records import UNREADABLE
 from .store import Image, Store
 
 
@@ -65,17 +66,24 @@ class LayerStore:
         try:
             return msgspec.json.decode(data, type=LayerInfo)
         except msgspec.MsgspecError as error:
-            raise InvalidError(f"layer {key}: its description is damaged: {error}") from None
+            raise InvalidError(f"layer {key}: its description is damaged: {error} (see overlayfs verify)") from None
 
     def index(self, key: Digest) -> LayerIndex:
         """Raises NotFoundError, InvalidError."""
-        return parse_index(self._read(key, "index"), f"layer {key}")
+        try:
+            return parse_index(self._read(key, "index"), f"layer {key}")
+        except InvalidError as error:
+            raise InvalidError(f"{error} (see overlayfs verify)") from None
 
     def _read(self, key: Digest, name: str) -> bytes:
         try:
             return (self._layers / hex_of(key) / name).read_bytes()
         except FileNotFoundError:
             raise NotFoundError(f"layer {key} is not unpacked") from None
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise InvalidError(f"layer {key}: its {name} cannot be read: {error.strerror}") from None
 
     def keys(self, image: Image) -> list[Digest] | None:
         """The keys of an image's layers, bottom first; None if not all of them are unpacked."""

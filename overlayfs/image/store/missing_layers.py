@@ -12,12 +12,12 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ...tree.syscalls import sync_filesystem
 from ..layer.disk_format import choose_format
 from ..layer.file_index import VERSION, LayerIndex, dump_index
 from ..layer.hashed_chunks import HashedChunks
@@ -28,11 +28,12 @@ from ..oci.documents import LAYER_TYPES, OCI_LAYER
 from ..oci.errors import DigestError, ImageError, InvalidError, NotFoundError
 from ..oci.limits import Limits
 from ..oci.progress import NO_PROGRESS, Progress, Task
-from ..tar.compression import open_decompressed
+from ..tar.compression import CHUNK, open_decompressed
 from ..tar.reader import TarReader
 from ..tar.writer import END
 from .layers import Layer, LayerInfo, LayerStore, layers_of
-from .staging import sync_directory
+from .records import UNREADABLE
+from .staging import sync_all, sync_directory
 from .store import Image, Store
 
 _AT_ONCE: Final = 4
@@ -116,7 +117,12 @@ class _Unpacking:
     def run(self, key: Digest, below: Below | None) -> None:
         task = self._progress.begin(self._layer.name, self._layer.blob.size)
         with self._store.staging() as staged:
-            unpacked = self._unpack(staged / "diff", below, task)
+            try:
+                unpacked = self._unpack(staged / "diff", below, task)
+            except (InvalidError, OSError) as error:
+                if isinstance(error, InvalidError) or error.errno in UNREADABLE:
+                    self._check_blob()
+                raise
             self._describe(staged, unpacked)
             self._publish(staged, key)
         lost = sum(unpacked.warnings.values())
@@ -156,6 +162,17 @@ class _Unpacking:
             )
         return self._store.blob_path(blob.digest)
 
+    def _check_blob(self) -> None:
+        """Raises DigestError, which says what to do, where the store has not the bytes of the blob any more."""
+        with suppress(NotFoundError):
+            try:
+                with self._store.open_blob(self._layer.blob) as blob:
+                    while blob.read(CHUNK):
+                        pass
+            except (DigestError, OSError):
+                remedy = "run overlayfs verify --repair, then load or pull the image again"
+                raise DigestError(f"{self._layer.name}: its blob is damaged in the store: {remedy}") from None
+
     def _describe(self, staged: Path, unpacked: Unpacked) -> None:
         diff_id = self._layer.diff_id
         index = LayerIndex(VERSION, diff_id, unpacked.size, unpacked.records)
@@ -166,11 +183,7 @@ class _Unpacking:
     def _publish(self, staged: Path, key: Digest) -> None:
         """Sync the files of the layer, then rename it to its place."""
         layers = self._store.path / "layers"
-        fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_filesystem(fd)
-        finally:
-            os.close(fd)
+        sync_all(staged)
         try:
             staged.rename(layers / hex_of(key))
         except OSError as error:

@@ -8,6 +8,7 @@ under `index.lock`: readers see it before or after a change, and no change is lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,13 +44,14 @@ class Layout:
         self._staging = staging
 
     def create(self) -> None:
-        """Make the files that are missing."""
-        (self._directory / "blobs" / ALGORITHM).mkdir(parents=True, exist_ok=True)
+        """Make the files that are missing; but no list of images where there are blobs, which `prune` would remove."""
+        blobs = self._directory / "blobs" / ALGORITHM
+        blobs.mkdir(parents=True, exist_ok=True)
         if not (self._directory / "oci-layout").exists():
             self._write("oci-layout", MARKER)
         if not (self._directory / "index.json").exists():
             with locked(self._directory / "index.lock"):
-                if not (self._directory / "index.json").exists():
+                if not (self._directory / "index.json").exists() and not os.listdir(blobs):
                     self._write("index.json", dump(EMPTY))
 
     def entries(self) -> list[Entry]:
@@ -75,8 +77,15 @@ class Layout:
 
     def _read(self) -> Index:
         path = self._directory / "index.json"
-        with open(path, "rb") as file:
-            return parse(file.read(MAX_DOCUMENT + 1), Index, str(path))
+        try:
+            with open(path, "rb") as file:
+                return parse(file.read(MAX_DOCUMENT + 1), Index, str(path))
+        except FileNotFoundError:
+            why = f"{path} is missing"
+        except InvalidError as error:
+            why = str(error)
+        blobs = self._directory / "blobs"
+        raise InvalidError(f"{why}: put a copy of it back, or remove it and {blobs}, and load or pull the images again")
 
     def _write(self, name: str, data: bytes) -> None:
         staged = self._staging.new_name()

@@ -28,7 +28,7 @@ from ...tree.syscalls import RENAME_EXCHANGE, renameat2
 from ..layer.file_index import Record
 from ..layer.hashed_chunks import HashedChunks
 from ..oci.digest import Digest, digest_of, hex_of
-from ..oci.errors import DigestError, ImageError, InUseError
+from ..oci.errors import DigestError, ImageError, InUseError, InvalidError
 from ..tar.compression import open_decompressed
 from ..tar.split import Split, write_split
 from .layers import Layer, LayerStore, layers_of
@@ -37,6 +37,8 @@ from .podman_documents import check_readable
 from .podman_records import (
     ImageRecord,
     LayerRecord,
+    known_roots,
+    layer_records,
     layers_file,
     layers_in_use,
     no_new_uses,
@@ -62,7 +64,7 @@ def share(store: Store, graph_root: Path) -> Path:
         (place / name).mkdir(0o755, exist_ok=True)
     with locked(place / "lock"):
         _exchange_layers(store, is_shared=True)
-        roots = sorted({*read_records(roots_file(store.path), str), str(graph_root)})
+        roots = sorted({*known_roots(store.path), str(graph_root)})
         _replace(store, roots_file(store.path), msgspec.json.encode(roots))
         if not is_shared(store.path):
             _replace(store, images_file(store.path), b"[]")
@@ -106,7 +108,7 @@ def publish_held(store: Store) -> None:
 
 def _publish(store: Store, holding: AbstractContextManager[None]) -> None:
     place = store.path / DIRECTORY
-    before = {record.id: record for record in read_records(layers_file(store.path), LayerRecord)}
+    before = {record.id: record for record in layer_records(store.path)}
     stamp = stamp_of(store.path)
     images, layers = _records(store, before)
     with holding:
@@ -136,7 +138,9 @@ def _exchange_layers(store: Store, *, is_shared: bool) -> None:
 
 def _records(store: Store, before: dict[str, LayerRecord]) -> tuple[dict[str, ImageRecord], dict[str, LayerRecord]]:
     """The images by ID, and their layers. An image that is damaged is left out, and said to be."""
-    written = {record.id: record for record in read_records(images_file(store.path), ImageRecord)}
+    written: dict[str, ImageRecord] = {}
+    with suppress(InvalidError):  # they are made again
+        written = {record.id: record for record in read_records(images_file(store.path), ImageRecord)}
     images: dict[str, ImageRecord] = {}
     layers: dict[str, LayerRecord] = {}
     for entry in store.entries():

@@ -29,6 +29,8 @@ Record = TypeVar("Record")
 _ROOTS: Final = "graph-roots.json"
 _RETRY_S: Final = 0.05
 _PATIENCE_S: Final = 10.0
+_LAYERS_REMEDY: Final = "remove it if podman has no container on an image that was removed here"
+_ROOTS_REMEDY: Final = "remove it and run overlayfs share podman"
 _LINK_BYTES: Final = 16  # 26 characters, as podman's own
 
 
@@ -77,14 +79,32 @@ def split_file(store: Path, layer: str) -> Path:
     return layers_file(store).with_name(f"{layer}.tar-split.gz")
 
 
-def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """The records in a file; none where there is no file."""
+def layer_records(store: Path) -> list[LayerRecord]:
+    """The layers that podman sees. Raises InvalidError."""
+    return read_records(layers_file(store), LayerRecord, _LAYERS_REMEDY)
+
+
+def graph_roots(store: Path) -> list[Path]:
+    """The directories of podmans that may use layers; none unless the store is shared. Raises InvalidError."""
+    roots = known_roots(store)
+    if not roots and is_shared(store):  # anything may be in use
+        raise InvalidError(f"{roots_file(store)} is missing or lists nothing: {_ROOTS_REMEDY}")
+    return list(map(Path, roots))
+
+
+def known_roots(store: Path) -> list[str]:
+    """As `graph_roots`, but none where their list is missing."""
+    return read_records(roots_file(store), str, _ROOTS_REMEDY)
+
+
+def read_records(path: Path, kind: type[Record], remedy: str = "mend it first") -> list[Record]:
+    """The records in a file; none where there is no file. Raises InvalidError for a damaged file, with the remedy."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[kind])  # type: ignore[valid-type]
     except FileNotFoundError:
         return []
     except msgspec.MsgspecError as error:
-        raise InvalidError(f"{path} is damaged: {error}") from None
+        raise InvalidError(f"{path} is damaged: {error}; {remedy}") from None
 
 
 @contextmanager
@@ -111,7 +131,7 @@ def no_new_uses(store: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """
     deadline = time.monotonic() + patience_s
     with ExitStack() as stack:
-        for root in map(Path, read_records(roots_file(store), str)):
+        for root in graph_roots(store):
             with suppress(FileNotFoundError):  # a podman without a graph root has nothing
                 (root / "overlay-layers").mkdir(0o700, exist_ok=True)
                 _locked(stack, root / "overlay-layers/layers.lock", deadline)
@@ -142,9 +162,9 @@ def layers_in_use(store: Path) -> list[LayerRecord]:
     """The layers that containers and images of podman stand on, or that it has mounted."""
     if not is_shared(store):
         return []
-    records = {record.id: record for record in read_records(layers_file(store), LayerRecord)}
+    records = {record.id: record for record in layer_records(store)}
     links, tops = set[str](), set[str]()
-    for root in map(Path, read_records(roots_file(store), str)):
+    for root in graph_roots(store):
         try:
             links |= set(_links(root))
         except PermissionError:  # a container with ids of its own: it may stand on any

@@ -7,6 +7,7 @@ does not depend on their layout.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,10 +19,11 @@ from typing import Final
 from ..oci.digest import ALGORITHM, Digest, chain_ids
 from ..oci.documents import INDEX_TYPES, OCI_MANIFEST, Descriptor, ImageConfig, parse
 from ..oci.errors import ImageError, InUseError, InvalidError
+from . import records
 from .names import Entry, matching
 from .podman import publish_held
 from .podman_records import no_new_uses
-from .staging import occupied, remove_tree, sync_directory
+from .staging import occupied, remove_leftovers, remove_tree, sync_directory
 from .store import Store
 from .uses import digests_in
 
@@ -135,8 +137,8 @@ def _with_roots(store: Store, entries: Iterable[Entry]) -> set[Digest]:
     """
     held = store.uses() | {use.image for use in store.mounts().values() if use.image}
     for container in _listed(store.path / "containers"):
-        with suppress(FileNotFoundError):  # without its record it can be neither mounted nor run
-            held |= digests_in((container / "container.json").read_bytes())
+        record = records.read(container / "container.json", dict)  # without one it can be neither mounted nor run
+        held |= digests_in(json.dumps(record).encode())
     needed = held.union(*(_needs_of_unknown(store, digest) for digest in held))
     roots = {
         entry.descriptor.digest
@@ -158,10 +160,11 @@ def _cached_steps(store: Store, steps: Steps, kept: set[Digest]) -> dict[Path, s
         return {}
     found: dict[Path, set[Digest]] = {}
     for record in _records(store):
-        for digest in digests_in(record.read_bytes()):
-            needed = _needs_of_unknown(store, digest)
-            if needed and (steps is Steps.ALL or _top(store, digest) in kept):
-                found[record] = needed
+        with suppress(OSError):  # no build finds it either
+            for digest in digests_in(record.read_bytes()):
+                needed = _needs_of_unknown(store, digest)
+                if needed and (steps is Steps.ALL or _top(store, digest) in kept):
+                    found[record] = needed
     return found
 
 
@@ -212,14 +215,10 @@ def _do(store: Store, plan: _Plan) -> int:
     for record in plan.steps:
         record.unlink(missing_ok=True)
     store.sweep_uses()
-    freed = sum(remove_tree(path) for path in (*plan.leftovers, *plan.blobs))
+    freed = remove_leftovers(plan.leftovers) + sum(map(remove_tree, plan.blobs))
     sync_directory(store.path / "blobs" / ALGORITHM)
     publish_held(store)  # podman needs no blobs; on a full disk its new records need their space
-    for layer in plan.layers:
-        moved = store.stage.new_name()
-        layer.rename(moved)  # a layer is there whole or not at all
-        freed += remove_tree(moved)
-    return freed
+    return freed + store.stage.remove_whole(plan.layers)
 
 
 def _listed(directory: Path) -> list[Path]:

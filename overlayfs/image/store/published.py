@@ -36,6 +36,6 @@ def stamp_file(store: Path) -> Path:
 def is_outdated(store: Path) -> bool:
     """Whether podman sees other images than there are now."""
     try:
-        return is_shared(store) and stamp_file(store).read_text() != stamp_of(store)
+        return is_shared(store) and stamp_file(store).read_bytes() != stamp_of(store).encode()
     except FileNotFoundError:
         return True

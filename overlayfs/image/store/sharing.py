@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,12 +21,13 @@ from typing import Final, NamedTuple
 from ...overlay.changes import same_bytes
 from ...tree.syscalls import open_beneath
 from ..layer.file_index import Record
-from ..oci.digest import Digest, parse_digest
+from ..oci.digest import ALGORITHM, Digest
 from .layers import LayerStore
 from .store import Store
 
 SMALLEST: Final = 4096
 """Bytes: a smaller file has no block to share."""
+_HEX: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FIDEDUPERANGE: Final = 0xC0189436  # ioctl_fideduperange(2)
@@ -80,8 +82,8 @@ def deduplicate(store: Store, sharing: Sharing = Sharing.REFLINK) -> Shared:
 def _equal(layers: LayerStore, store: Store, sharing: Sharing) -> Iterator[list[_File]]:
     """Groups of files that are equal according to the indexes."""
     groups: dict[object, list[_File]] = {}
-    for path in sorted((store.path / "layers").iterdir()):
-        layer = parse_digest(f"sha256:{path.name}")
+    for name in sorted(filter(_HEX.fullmatch, os.listdir(store.path / "layers"))):
+        layer = Digest(f"{ALGORITHM}:{name}")
         for record in layers.index(layer).records:
             if record.kind == "f" and record.size >= SMALLEST:
                 groups.setdefault(_identity(record, sharing), []).append(_File(layer, record))

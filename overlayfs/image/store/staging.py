@@ -9,11 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from ..._log import Log
+from ...tree.syscalls import sync_filesystem
+
+_log = Log(__name__)
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MORE_ROUNDS: Final = 20
 PARTIAL: Final = "partial-"
@@ -40,6 +44,27 @@ class Staging:
         finally:
             remove_tree(path)
 
+    def remove_whole(self, paths: Collection[Path]) -> int:
+        """Remove published trees; the bytes that they occupied. A crash leaves each one whole, or without its name."""
+        moved = {path: self.new_name() for path in paths}
+        for path, away in moved.items():
+            path.rename(away)
+        for directory in {path.parent for path in paths}:
+            sync_directory(directory)  # otherwise a name might come back after its files have gone
+        return remove_leftovers(moved.values())
+
+
+def remove_leftovers(paths: Iterable[Path]) -> int:
+    """Remove what nobody needs; the bytes that it occupied. What cannot be removed holds nothing up: it is logged, and
+    what is in `tmp` is left to the next `prune`."""
+    freed = 0
+    for path in paths:
+        try:
+            freed += remove_tree(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", path, error)
+    return freed
+
 
 def write_synced(path: Path, data: bytes) -> None:
     """Make a file whose content a crash leaves whole, wherever the file is moved after this. FileExistsError."""
@@ -54,6 +79,15 @@ def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_all(directory: Path) -> None:
+    """Sync the file system that the directory is on: a whole tree survives a crash."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
     finally:
         os.close(fd)
 

@@ -40,7 +40,7 @@ from .blobs import Blobs
 from .locking import StoreLock
 from .names import Entry, Layout, bare, is_start_of, matching, no_such_image
 from .published import is_shared
-from .staging import PARTIAL, Staging, remove_tree
+from .staging import PARTIAL, Staging, remove_leftovers
 from .uses import Use, Uses
 
 _DIRECTORIES: Final = ("blobs", "layers", "containers", "mounts", "tmp")
@@ -324,8 +324,7 @@ class Store(Blobs):
         left = [path for path in (self.path / "tmp").iterdir() if not path.name.startswith(PARTIAL)]
         if left:
             with suppress(InUseError), self.alone(patience_s=0):
-                for path in left:
-                    remove_tree(path)
+                remove_leftovers(left)
 
 
 def _member_of(root: Descriptor, image: Image) -> Image:
@@ -340,7 +339,8 @@ def _check_is_ours(path: Path) -> None:
             f"{path} belongs to user {found.st_uid}: a store is for its owner only; name another by --store"
         )
     names = os.listdir(path)
-    if not _OWN.issuperset(names) and "oci-layout" not in names:
+    is_store = "oci-layout" in names or {"index.json", "blobs"}.issubset(names)  # one of them may be lost
+    if not is_store and not _OWN.issuperset(names):
         raise InvalidError(f"{path} is no store, and not empty: name another by --store")
     if found.st_mode & 0o077:
         path.chmod(0o700)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Final, Self
 
@@ -89,14 +90,14 @@ class Uses:
 
 
 def _read(path: Path) -> Use | None:
-    """None for a record that is gone, or empty because the machine crashed before it was written to disk."""
+    """None for a record that is gone, and for one that a power loss left incomplete, as its process has ended."""
     try:
-        data = path.read_bytes()
-        return records.load(data, Use) if data else None
-    except FileNotFoundError:
+        return records.read(path, Use, "remove it if nothing is mounted from the store")
+    except InvalidError:
+        found, booted = path.stat(), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        if found.st_size and found.st_mtime > booted:
+            raise
         return None
-    except records.DAMAGED as error:
-        raise InvalidError(f"{path} is damaged: {error}; remove it if nothing is mounted from the store") from None
 
 
 def digests_in(document: bytes) -> set[Digest]:

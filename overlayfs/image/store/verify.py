@@ -20,7 +20,6 @@ from ..tar.compression import CHUNK
 from .layers import LayerStore
 from .names import Entry
 from .published import stamp_file
-from .staging import remove_tree
 from .store import Image, Store
 
 _OCTETS: Final = "application/octet-stream"
@@ -57,10 +56,7 @@ def mend(store: Store, findings: Iterable[Finding]) -> list[Finding]:
     """
     in_use = {LayerStore(store).path(key).parent for key in store.uses()}
     mended = [finding for finding in findings if finding.path is not None and finding.path not in in_use]
-    for path in {finding.path for finding in mended if finding.path}:
-        moved = store.stage.new_name()
-        path.rename(moved)
-        remove_tree(moved)
+    store.stage.remove_whole({finding.path for finding in mended if finding.path})
     stamp_file(store.path).unlink(missing_ok=True)  # podman's view of the layers is to be made again
     return mended
 

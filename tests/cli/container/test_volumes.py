@@ -48,6 +48,36 @@ def clean(shop: Shop) -> Iterator[Shop]:
     shop.run("volume", "prune", "-f")
 
 
+def test_volume_with_a_damaged_record_holds_no_other_up_and_keeps_its_files(clean: Shop) -> None:
+    clean.run("run", "--rm", "-v", "broken:/v", "small", "touch", "/v/kept")
+    clean.run("volume", "create", "whole")
+    clean.run("create", "--name", "box", "-v", "broken:/v", "small", "ls", "/v")
+    record = clean.store / "volumes/broken/volume.json"
+    record.write_bytes(b"")
+    done = clean.call("volume", "ls", "-q")
+    assert (done.status, done.out) == (1, "whole\n") and done.err.startswith(f"overlayfs: {record} is damaged")
+    done = clean.call("volume", "prune")
+    assert (done.status, done.out) == (1, "whole\n") and done.err.count("\n") == 1
+    assert "remove this file" in clean.refuses("start", "-a", "box", status=125)
+    record.unlink()
+    assert clean.run("start", "-a", "box") == "kept\n"
+    assert clean.run("volume", "ls", "-q") == "broken\n"
+
+
+def test_volumes_are_listed_whatever_became_of_a_container(clean: Shop) -> None:
+    clean.run("volume", "create", "whole")
+    clean.run("create", "--name", "box", "-v", "used:/v", "small", "true")
+    record = clean.store / "containers/box/container.json"
+    before = record.read_bytes()
+    record.write_bytes(b"")
+    for words in (("volume", "ls", "-q"), ("volume", "inspect", "whole")):
+        done = clean.call(*words)
+        assert done.status == 1 and "whole" in done.out and done.err.startswith(f"overlayfs: {record} is damaged")
+    for command in (("volume", "rm", "whole"), ("volume", "prune")):
+        assert f"{record} is damaged" in clean.refuses(*command)
+    record.write_bytes(before)
+
+
 @pytest.mark.parametrize("runtime", ["bwrap", "runc"])
 def test_new_volume_is_filled_from_the_image_once(clean: Shop, runtime: str) -> None:
     def run(image: str, script: str) -> str:

@@ -121,6 +121,19 @@ def test_commit_of_a_mount_knows_its_image(shop: Shop, site: Site) -> None:
     site.unmount()
 
 
+def test_commit_of_a_mount_needs_no_other_image(shop: Shop, site: Site) -> None:
+    other = site.lower("other", {"x": file(b"1")})
+    with Store.open(shop.directory) as store:
+        made = mutate.append(store, None, other, Reference.parse("a:1"), Making(created_by="a test"))
+        store.forget(store.find("base:1").descriptor.digest)
+        mutate.append(store, None, shop.top / "base", Reference.parse("base:1"), Making(created_by="a test"))
+        store.blob_path(made.image.descriptor.digest).write_bytes(b"")
+        lowers = lower_directories(store, store.find("base:1"))
+    site.mount(*lowers)
+    assert shop.commit(str(site.mountpoint), base=None)["added"] == 0
+    site.unmount()
+
+
 def test_commit_of_a_mount_of_other_layers_asks_for_the_image(shop: Shop, site: Site) -> None:
     site.mount(site.lower("low", {"etc/a": file(b"1")}))
     with pytest.raises(CommandError, match="name its image with --base"):

@@ -332,6 +332,26 @@ def test_history_is_newest_first(kept: Kept) -> None:
     assert kept.run("history", "x")[0].split() == ["CREATED", "CREATED", "BY", "SIZE", "COMMENT"]
 
 
+@pytest.mark.parametrize("what", ["manifest", "description"])
+def test_images_are_listed_beside_one_that_cannot_be_read(kept: Kept, what: str) -> None:
+    broken = kept.put("broken", A)
+    kept.put("whole", B)
+    with Store.open(kept.path) as store:
+        (key,) = unpack_image(store, broken)
+    if what == "manifest":
+        path = kept.path / "blobs" / "sha256" / hex_of(broken.descriptor.digest)
+        path.unlink()
+        path.mkdir()  # a stand-in for a bad sector
+    else:
+        path = kept.path / "layers" / hex_of(key) / "layer.json"
+        path.write_bytes(b"")
+    _, first, second = kept.run("images")
+    assert "damaged" in first and "damaged" not in second
+    assert any("(see overlayfs verify)" in line for line in kept.run("inspect", "broken", status=1))
+    assert kept.run("verify", status=3)
+    assert kept.run("inspect", "whole")
+
+
 def test_damaged_image_is_listed_and_can_be_removed(kept: Kept) -> None:
     image = kept.put("x", A)
     (kept.path / "blobs" / "sha256" / hex_of(image.id)).write_text("{}")
@@ -372,6 +392,15 @@ def test_rmi_of_several_removes_those_that_can_be(kept: Kept) -> None:
     (line,) = kept.run("rmi", "x:1", "nosuch", "y:1", status=1)
     assert "no image 'nosuch'" in line
     assert kept.names() == []
+
+
+def test_rmi_says_what_it_removed_and_why_nothing_was_freed(kept: Kept) -> None:
+    kept.put("x:1", A)
+    broken = kept.put("y:1", B)
+    (kept.path / "blobs" / "sha256" / hex_of(broken.descriptor.digest)).write_bytes(b"")
+    (line,) = kept.run("rmi", "x:1", status=1)
+    assert line.startswith("overlayfs: no space was freed: y:1 is damaged") and "overlayfs rmi y:1" in line
+    assert kept.names() == ["y:1"]
 
 
 def test_rmi_does_not_wait_for_others(kept: Kept) -> None:

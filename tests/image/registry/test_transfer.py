@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from dataclasses import replace
@@ -175,6 +176,22 @@ def test_wrong_bytes_of_an_earlier_process_are_replaced(
     layer = image.manifest.layers[0]
     (store.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(left[: layer.size + 1])
     assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
+
+
+def test_part_of_an_earlier_process_that_cannot_be_read_is_replaced(
+    store: Store, theirs: Store, fake: FakeRegistry, access: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = put(theirs, None, LAYERS[0])
+    fake.publish(theirs, image, "app", "1")
+    layer = image.manifest.layers[0]
+    (store.path / "tmp" / f"partial-{hex_of(layer.digest)}").write_bytes(fake.blobs[layer.digest][:77_777])
+
+    def refused(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refused)
+        assert whole(store, pulled(store, name(fake), access)) == whole(theirs, image)
 
 
 def test_registry_without_ranges_sends_all_again(

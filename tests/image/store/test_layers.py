@@ -21,6 +21,7 @@ from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Image, Store
+from overlayfs.image.store.verify import mend, verify
 from overlayfs.overlay.layer import open_layer
 from overlayfs.overlay.view import View
 from tests.image import tars
@@ -68,6 +69,20 @@ def is_empty(store: Store) -> bool:
 
 
 @pytest.mark.parametrize("kind", [None, "gzip", "zstd"])
+@pytest.mark.parametrize("length", [0, 40, None])
+def test_blob_that_was_damaged_in_the_store_is_told_from_a_bad_layer(
+    store: Store, kind: str | None, length: int | None
+) -> None:
+    image = put(store, "a", BASE, kind=kind)
+    blob = store.blob_path(image.manifest.layers[0].digest)
+    blob.write_bytes(bytes(blob.stat().st_size) if length is None else blob.read_bytes()[:length])
+    with pytest.raises(DigestError, match="its blob is damaged in the store: run overlayfs verify --repair, then load"):
+        unpack_image(store, image)
+    assert mend(store, verify(store, ["a"]))
+    assert unpack_image(store, put(store, "a", BASE, kind=kind))
+
+
+@pytest.mark.parametrize("kind", [None, "gzip", "zstd"])
 def test_layers_are_unpacked_under_their_diff_ids(store: Store, kind: str | None) -> None:
     image = put(store, "a", BASE, tar(file(b"etc/.wh.passwd"), file(b"new", b"1")), kind=kind)
     layers = LayerStore(store)
@@ -104,10 +119,8 @@ def test_same_layer_twice_in_an_image(store: Store) -> None:
 
 
 def test_wrong_diff_id_is_not_published(store: Store) -> None:
-    image = put(store, "a", BASE)
-    blob = image.manifest.layers[0]
-    other = put(store, "b", tar(file(b"evil")))
-    os.replace(store.blob_path(other.manifest.layers[0].digest), store.blob_path(blob.digest))
+    blob = put(store, "a", tar(file(b"evil"))).manifest.layers[0]
+    image = store.put_image(Manifest(2, blob, [blob]), config_of([digest_of(BASE)]), None)
     with pytest.raises(DigestError, match="another digest"):
         unpack_image(store, image)
     assert is_empty(store)

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from overlayfs.image.oci.digest import digest_of, hex_of
-from overlayfs.image.oci.errors import ImageError, InUseError
+from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store import podman
 from overlayfs.image.store.layers import LayerStore
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.podman import publish, share, unshare
-from overlayfs.image.store.podman_records import layers_in_use, no_new_uses, split_file
+from overlayfs.image.store.podman_records import layers_in_use, no_new_uses, roots_file, split_file
 from overlayfs.image.store.pruning import prune, remove_image
-from overlayfs.image.store.published import is_outdated
+from overlayfs.image.store.published import is_outdated, stamp_file
 from overlayfs.image.store.store import Store
 from overlayfs.image.store.verify import mend, verify
 from tests.image import tars
@@ -312,6 +312,45 @@ def test_nothing_is_removed_while_it_is_unknown_what_podman_uses(text: str, stor
     with pytest.raises(ImageError, match="damaged"):
         prune(store, named=True)
     assert os.listdir(store.path / "layers")
+
+
+@pytest.mark.parametrize("data", [None, b"", b"[]"])
+def test_nothing_is_removed_without_the_list_of_podmans(data: bytes | None, store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW)
+    share(store, graph_root)
+    use(graph_root, store, records(store, "layers")[0]["id"])
+    roots_file(store.path).unlink()
+    if data is not None:
+        roots_file(store.path).write_bytes(data)
+    with pytest.raises(InvalidError, match=r"graph-roots\.json is .*remove it and run overlayfs share podman"):
+        prune(store, named=True)
+    roots_file(store.path).unlink(missing_ok=True)
+    share(store, graph_root)
+    prune(store, named=True)
+    assert store.uses() == {digest_of(LOW)} and os.listdir(store.path / "layers")
+
+
+def test_damaged_records_of_images_are_made_again(store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW)
+    share(store, graph_root)
+    before = records(store, "images")
+    (store.path / "podman/overlay-images/images.json").write_bytes(b"")
+    stamp_file(store.path).write_bytes(b"\xff")
+    assert is_outdated(store.path)
+    prune(store)
+    assert records(store, "images") == before and not is_outdated(store.path)
+
+
+def test_damaged_records_of_layers_are_made_again_once_they_are_removed(store: Store, graph_root: Path) -> None:
+    put(store, "a", LOW)
+    share(store, graph_root)
+    path, before = store.path / "podman/overlay-layers/layers.json", records(store, "layers")
+    path.write_bytes(b"")
+    with pytest.raises(InvalidError, match=r"damaged: .*; remove it if podman has no container on an image that was"):
+        prune(store)
+    path.unlink()
+    prune(store)
+    assert records(store, "layers") == before
 
 
 def test_repaired_layer_is_linked_again(store: Store, graph_root: Path) -> None:

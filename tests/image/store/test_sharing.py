@@ -60,6 +60,13 @@ def test_files_equal_in_everything_become_links(store: Store) -> None:
     assert deduplicate(store, Sharing.HARD_LINK).files == 0
 
 
+def test_what_is_no_layer_is_left_alone(store: Store) -> None:
+    layers_of(store)
+    (store.path / "layers/README").touch()
+    (store.path / "layers/lost+found").mkdir()
+    assert deduplicate(store, Sharing.HARD_LINK).files == 1
+
+
 def test_link_that_cannot_be_put_in_place_leaves_the_layer_as_it_is(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,14 @@ from overlayfs.image.oci.documents import MAX_DOCUMENT, OCI_INDEX, OCI_LAYER, De
 from overlayfs.image.oci.errors import DigestError, InUseError, InvalidError, LimitError, NotFoundError
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store import names as layout
+from overlayfs.image.store import pruning, staging
 from overlayfs.image.store.blobs import verified
+from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.pruning import prune, remove_image
 from overlayfs.image.store.staging import occupied, remove_tree
 from overlayfs.image.store.store import Image, Store
 from overlayfs.image.store.uses import Process, Use
+from overlayfs.image.store.verify import mend, verify
 from tests.image.making import packed, put, tar
 
 A, B = tar({"a": b"a"}), tar({"b": b"b"})
@@ -60,6 +65,14 @@ def test_directory_with_other_things_is_no_store(tmp_path: Path) -> None:
         Store.open(tmp_path)
     assert os.listdir(tmp_path) == ["precious"]
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("lost", ["oci-layout", "index.json"])
+def test_store_that_has_lost_a_file_is_one(store: Store, lost: str) -> None:
+    (store.path / "volumes").mkdir()
+    (store.path / lost).unlink()
+    Store.open(store.path).close()
+    assert (store.path / lost).exists()
 
 
 def test_store_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +365,19 @@ def test_record_of_a_process_that_ended_keeps_nothing(store: Store) -> None:
     assert os.listdir(store.path / "mounts") == []
 
 
+def test_record_that_a_crash_left_incomplete_holds_nothing_up(store: Store) -> None:
+    image = put(store, "x", A)
+    empty, torn = (store.path / "mounts" / name for name in ("empty.json", "torn.json"))
+    empty.touch()
+    torn.write_bytes(bytes(300))
+    with pytest.raises(InvalidError, match=r"torn\.json is damaged: .*; remove it if nothing is mounted"):
+        store.mounts()
+    os.utime(torn, (0, 0))  # before this boot
+    assert store.mounts() == {} and remove_image(store, "x") == ["x:latest"]
+    prune(store)
+    assert os.listdir(store.path / "mounts") == [] and not store.has_blob(image.digest)
+
+
 def test_record_of_another_pid_namespace_or_boot() -> None:
     here = Process.of(os.getpid())
     assert here.is_alive()
@@ -400,6 +426,66 @@ def test_prune_of_a_store_with_a_damaged_image_removes_nothing(store: Store) -> 
     assert len(blobs(store)) == 6
     assert remove_image(store, "x") == ["x:latest"]
     assert prune(store).blobs == 6
+
+
+@pytest.mark.parametrize("clean", [Store.sweep, prune])
+def test_leftover_that_cannot_be_removed_holds_nothing_up(
+    clean: Callable[[Store], object], store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left, later = store.path / "tmp/1-a", store.path / "tmp/1-b"
+    for path in (left, later):
+        path.mkdir()
+
+    def removed(path: Path) -> int:
+        if path == left:
+            raise OSError(errno.EUCLEAN, "Structure needs cleaning", "x")
+        return remove_tree(path)
+
+    monkeypatch.setattr(staging, "remove_tree", removed)
+    clean(store)
+    assert left.exists() and not later.exists()
+    assert f"{left} cannot be removed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("remove", [lambda store: prune(store, named=True), lambda store: mend(store, verify(store))])
+def test_no_layer_comes_back_without_its_files_after_a_power_loss(
+    remove: Callable[[Store], object], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = unpack_image(store, put(store, "x", A))
+    layer, on_disk, sync = store.path / "layers" / hex_of(key), list[list[str]](), os.fsync
+    (layer / "diff/a").write_text("changed")
+
+    def synced(fd: int) -> None:
+        sync(fd)
+        if os.path.samestat(os.fstat(fd), layer.parent.stat()):
+            on_disk.append(os.listdir(fd))
+
+    def removed(path: Path) -> int:
+        if (path / "diff").exists():
+            assert on_disk == [[]]
+        return remove_tree(path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for module in (staging, pruning):
+        monkeypatch.setattr(module, "remove_tree", removed)
+    remove(store)
+    assert on_disk == [[]] and not layer.exists() and not os.listdir(store.path / "tmp")
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_no_image_is_lost_with_the_list_of_images(store: Store, *, is_missing: bool) -> None:
+    image = put(store, "x", A)
+    listed = store.path / "index.json"
+    before = listed.read_bytes()
+    listed.unlink() if is_missing else listed.write_bytes(b"")
+    Store.open(store.path).close()
+    for ask in (store.entries, lambda: prune(store), lambda: put(store, "y", B), lambda: store.find("x")):
+        with pytest.raises(InvalidError, match=r"index\.json is (missing|not valid).*: put a copy of it back, or"):
+            ask()
+    assert store.load_by_manifest(image.descriptor.digest).id == image.id
+    listed.write_bytes(before)
+    prune(store)
+    assert store.find("x") == image
 
 
 def test_damaged_record_of_use_stops_pruning(store: Store) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -276,6 +276,23 @@ def test_exec_has_the_containers_user_and_other_options(live: Shop) -> None:
     await_that(lambda: live.run("exec", "box", "sh", "-c", "cat /tmp/done 2>/dev/null; :") == "done\n")
     status = live.run("exec", "box", "cat", "/proc/self/status")
     assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+
+
+@pytest.mark.parametrize(("option", "home"), [((), "/root"), (("-e", "HOME=/tmp"), "/tmp")])
+def test_exec_as_another_user_has_that_users_home(live: Shop, option: Sequence[str], home: str) -> None:
+    live.run("run", "-d", "--name", "box", "-u", "bob", *option, "small", "sh", "-c", ENDLESS)
+    own = live.run("exec", "box", "sh", "-c", "echo $HOME")
+    assert live.run("exec", "-u", "bob", "box", "sh", "-c", "echo $HOME") == own
+    assert live.run("exec", "-u", "0", "box", "sh", "-c", "echo $HOME") == f"{home}\n"
+
+
+def test_exec_needs_a_directory_to_work_in(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "-v", "/new", "small", "sh", "-c", ENDLESS)
+    assert live.run("exec", "-w", "/new", "box", "pwd") == "/new\n"
+    for directory in ("/absent", "/etc/passwd"):
+        assert f"{directory} in the container is no directory" in live.refuses(
+            "exec", "-w", directory, "box", "pwd", status=125
+        )
 
 
 def test_exec_needs_a_live_container_of_runc(live: Shop) -> None:

@@ -15,11 +15,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from overlayfs.cli.container.leftovers import sweep
-from overlayfs.cli.container.running import Running
+from overlayfs.cli.container.running import Running, overrides_of
 from overlayfs.cli.output import explain
 from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
+from overlayfs.container.process import CannotRunError, NotThereError, check_hostname, command_of
 from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
 from overlayfs.container.spec.settings import NO_SETTINGS, OF_CONTAINER, Settings
@@ -189,7 +189,10 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
         if request.removes:
             raise InUseError(f"the container {found.name} exists already: leave out --rm to run in it again")
         return containers.claim(found, image, settings), image
-    made = containers.create(request.name, image, layers, is_ephemeral=request.removes, settings=settings)
+    command = command_of(image.config.config, overrides_of(settings))
+    made = containers.create(
+        request.name, image, layers, is_ephemeral=request.removes, settings=settings, command=command
+    )
     return made, image
 
 

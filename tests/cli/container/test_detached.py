@@ -39,6 +39,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         base = small.config.config
         config = RunConfig(env=base.env, cmd=["sh", "-c", OBEDIENT], labels={"a": "image"}, stop_signal="SIGUSR1")
         image_of(store, "labelled", config, {}, base=small)
+        image_of(store, "empty", RunConfig(), {}, base=small)
     with Prepared() as prepared:
         yield Shop(path, prepared)
 
@@ -258,6 +259,25 @@ def test_container_of_an_earlier_boot_has_exited(live: Shop) -> None:
     assert live.run("start", "box") == "box\n"
 
 
+def test_container_that_never_ran_shows_what_it_is_to_run(live: Shop) -> None:
+    live.run("create", "--name", "box", "--entrypoint", "sleep", "small", "5")
+    assert live.run("ps", "-a", "--format", "{{.Status}}: {{.Command}}") == "created: sleep 5\n"
+    assert live.run("inspect", "--format", "{{.Path}} {{.Args}}", "box") == "sleep [5]\n"
+
+
+def test_container_of_nothing_to_run_is_not_made(live: Shop) -> None:
+    assert "no command of its own" in live.refuses("create", "empty", status=125)
+    assert live.names == []
+
+
+def test_containers_and_images_are_inspected_together(live: Shop) -> None:
+    identity = live.run("create", "--name", "box", "small")
+    image = live.run("inspect", "--format", "{{.Id}}", "small")
+    assert live.run("inspect", "--format", "{{.Id}}", "small", "box") == f"{image}{identity}"
+    assert [one["Id"] for one in live.answer("inspect", "box", "small")] == [identity.strip(), image.strip()]
+    assert "no image 'absent'" in live.refuses("inspect", "box", "absent")
+
+
 # -- exec
 
 
@@ -357,8 +377,11 @@ def test_detached_program_may_have_a_terminal(live: Shop) -> None:
 
 def test_top_shows_its_processes_only(live: Shop) -> None:
     live.run("run", "-d", "--name", "box", "small", "sleep", "4321")
-    lines = live.run("top", "box", "-o", "pid,args").splitlines()
-    assert len(lines) == 2 and lines[1].endswith("sleep 4321")
+    for options in ((), ("-o", "pid,args"), ("-ef",), ("aux",)):
+        lines = live.run("top", "box", *options).splitlines()
+        assert len(lines) == 2 and lines[1].endswith("sleep 4321")
+    assert "the column PID" in live.refuses("top", "box", "-o", "args")
+    assert "overlayfs: ps: " in live.refuses("top", "box", "-zz")
 
 
 def test_renamed_container_keeps_its_changes(live: Shop) -> None:

@@ -38,13 +38,21 @@ class ExecRequest:
 
 def execute(store_directory: Path | None, request: ExecRequest) -> int:
     """Become runc, which runs the program. Raises ImageError; NotThereError or CannotRunError for the program."""
-    if request.has_terminal and not request.is_detached and not (os.isatty(0) and os.isatty(1)):
-        raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere")
+    if request.has_terminal and not request.is_detached:
+        _check_terminal(with_input=request.keeps_stdin)
     words, specification_fd = exec_words(store_directory, request, ["--detach"] if request.is_detached else [])
     os.set_inheritable(specification_fd, True)
     if not request.keeps_stdin or request.is_detached:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.execv(words[0], words)
+
+
+def _check_terminal(*, with_input: bool) -> None:
+    """Refuse what docker refuses, and what runc cannot, which needs a terminal of ours for that of the program."""
+    if with_input and not os.isatty(0):
+        raise InvalidError("-it needs a terminal: standard input leads elsewhere (leave out -t)")
+    if not any(map(os.isatty, (0, 1, 2))):
+        raise InvalidError("--tty needs a terminal: standard input, output and error lead elsewhere")
 
 
 def exec_words(store_directory: Path | None, request: ExecRequest, options: Sequence[str]) -> tuple[list[str], int]:

@@ -75,7 +75,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _create(request: RunRequest, store_directory: Path | None) -> int:
-    _check(request, has_terminal=True)
+    _check(request, has_input=True)
     with Store.open(store_directory) as store:
         path = store.path
     _pull(request, path)
@@ -91,8 +91,11 @@ def _create(request: RunRequest, store_directory: Path | None) -> int:
 
 def _run(request: RunRequest, store_directory: Path | None) -> int:
     has_terminal = os.isatty(0) and os.isatty(1)
-    _check(request, has_terminal=has_terminal or request.is_detached)
+    _check(request, has_input=os.isatty(0) or request.is_detached)
+    # a terminal of the program that is not ours is conmon's, as of one that is detached
+    is_attached = request.settings.has_terminal and not has_terminal and not request.is_detached
     needed = fields.needs_runc(request.settings)
+    needed = ["--detach"] * request.is_detached + ["--tty without a terminal"] * is_attached + needed
     kind, program = _runtime(request, needed, has_terminal=has_terminal)
     with Store.open(store_directory) as store:
         path = store.path
@@ -105,6 +108,8 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
         start_detached(container, path, image.config.config)
         print(container.id)
         return 0
+    if is_attached:
+        return _run_attached(container, path, image)
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = Running(container, path, kind, program, keeps_terminal=has_terminal)
     # bubblewrap gives the program our terminal itself, and runc one of its own
@@ -130,21 +135,30 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     return FAILED if status is None else status
 
 
-def _check(request: RunRequest, *, has_terminal: bool) -> None:
+def _run_attached(container: Container, path: Path, image: Image) -> int:
+    """Run detached, pass everything on, and return the exit status of the program."""
+    from overlayfs.cli.container.attaching import Attachment
+    from overlayfs.cli.container.detached import start_detached
+
+    attachment = Attachment(container, path, with_input=True)
+    start_detached(container, path, image.config.config, attachment.open)
+    return attachment.follow()
+
+
+def _check(request: RunRequest, *, has_input: bool) -> None:
     """Refuse what cannot be, before a container is made."""
     settings = request.settings
     if settings.hostname:
         check_hostname(settings.hostname)
     parts.check(settings)
     fields.check(settings)
-    if settings.has_terminal and not has_terminal:
-        raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere (or use --detach)")
+    if settings.has_terminal and settings.keeps_stdin and not has_input:
+        raise InvalidError("-it needs a terminal: standard input leads elsewhere (leave out -t, or use --detach)")
 
 
 def _runtime(request: RunRequest, needed: list[str], *, has_terminal: bool) -> tuple[Kind, str]:
     """Bubblewrap for what it can do; runc for the rest."""
     given = request.settings.runtime
-    needed = ["--detach"] * request.is_detached + needed
     if given == Kind.BWRAP.value and needed:
         raise InvalidError(f"{needed[0]} needs runc: leave out --runtime bwrap")
     wanted = Kind.RUNC if needed else (Kind(given) if given else None)

@@ -54,7 +54,7 @@ class Volume(Struct, frozen=True):
         """The volume that the option `text` describes. Raises InvalidError; NotFoundError if the source is missing and
         not `is_to_be_made`."""
         place = posixpath.normpath("/" + target.lstrip("/"))
-        if not target.startswith("/") or _is_kept(place):
+        if not target.startswith("/") or is_kept(place):
             raise _is_no_volume(text)
         if not is_to_be_made and not source.exists():
             raise NotFoundError(f"the volume's source {source} does not exist")
@@ -65,7 +65,8 @@ def _is_no_volume(text: str) -> InvalidError:
     return InvalidError(f"{text!r} is no volume: SOURCE:/TARGET or SOURCE:/TARGET:ro, and not over / or /dev")
 
 
-def _is_kept(target: str) -> bool:
+def is_kept(target: str) -> bool:
+    """Whether nothing can be mounted at this plain path."""
     return target in _OWN_PLACES or target.startswith("/proc/")  # where nothing can be made
 
 

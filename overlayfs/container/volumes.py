@@ -26,7 +26,7 @@ from ..image.store import records
 from ..image.store.staging import remove_tree
 from ..image.store.store import Store
 from .containers import Container, Containers
-from .mountpoints import Volume, check_distinct
+from .mountpoints import Volume, check_distinct, is_kept
 from .root_paths import Inside
 from .spec.parts import Tmpfs, tmpfs_of
 from .spec.settings import Settings
@@ -169,6 +169,9 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
         found.append(Volume.at(source, options["target"], text, is_read_only=is_read_only, is_to_be_made=is_volume))
         if is_volume:
             named[found[-1].target] = options["source"]
+    for one in tmpfs:
+        if is_kept(posixpath.normpath("/" + one.target.lstrip("/"))):
+            raise InvalidError(f"no tmpfs can be at {one.target}, which every container has")
     check_distinct([*(volume.target for volume in found), *(one.target for one in tmpfs)])
     for name in named.values():
         _check_name(name)

@@ -102,6 +102,7 @@ def run_healthcheck(
 def stats(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All that run by default.")] = None,
     as_json: AsJson = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Once, as always here.")] = False,  # noqa: ARG001
 ) -> None:
     """Show the processor time, memory and processes of running containers, once; it takes root, as cgroups count."""
     from overlayfs.cli.container.describing import show_usage

@@ -215,5 +215,5 @@ def check(settings: Settings) -> None:
         raise InvalidError(f"--network {kind[:60]!r} is unknown: host, none, private or container:NAME")
     if (settings.ports or settings.publishes_all) and kind != "private":
         raise InvalidError(f"-p and -P need a private network, not --network {kind}")
-    if settings.pids_limit < 0 or (settings.stop_timeout_s or 0) < -1:
-        raise InvalidError("--pids-limit and --stop-timeout are no negative numbers")
+    if settings.pids_limit < -1 or (settings.stop_timeout_s or 0) < -1:
+        raise InvalidError("--pids-limit and --stop-timeout are no negative numbers but -1, for no limit")

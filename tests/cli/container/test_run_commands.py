@@ -554,3 +554,10 @@ def test_format_of_a_table_has_headings(clean: Shop) -> None:
     assert clean.run("ps", "--format", wanted).split() == ["NAMES", "STATE", "CREATED", "AT"]
     assert clean.run("images", "small", "--format", "table {{.Repository}}") == "REPOSITORY\nsmall\n"
     assert clean.refuses("ps", "--format", "table {{if}}")
+
+
+def test_lines_of_a_file_of_variables_end_as_docker_has_it(clean: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "variables"
+    file.write_bytes("\ufeffFIRST=1\r\n  # none\n\tSECOND=2\x0c\u2028end\nUNSET-HERE\n".encode())
+    script = "echo $FIRST; echo $SECOND"
+    assert clean.sh(script, "--env-file", file) == "1\n2\x0c\u2028end\n"

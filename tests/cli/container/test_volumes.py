@@ -157,6 +157,8 @@ def test_paths_with_colons_are_mounted_in_words(clean: Shop, tmp_path: Path, run
         (("--mount", "type=bind,source=x,target=/x"), "absolute path"),
         (("--mount", "type=bind,source=/a,target=x"), "is no mount"),
         (("--tmpfs", "/a", "-v", "kept:/a"), "cannot both be at /a"),
+        (("--tmpfs", "/dev/"), "no tmpfs can be at /dev/"),
+        (("--mount", "type=tmpfs,target=/a/.."), "no tmpfs can be at /a/.."),
         (("--volumes-from", "nobody"), "no container 'nobody'"),
         (("-v", "a"), "is no volume"),
         (("-v", "/proc"), "is no volume"),

@@ -20,7 +20,7 @@ from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.signals import program_of
-from overlayfs.container.live.status import status_of
+from overlayfs.container.live.status import exit_code_of, status_of
 from overlayfs.container.spec.parts import ports_of
 from overlayfs.container.volumes import Volumes, mounts_of
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
@@ -124,7 +124,7 @@ def _state(container: Container, store: Path) -> dict[str, Any]:
         "Running": status in ("running", "paused"),
         "Paused": status == "paused",
         "Pid": program or 0,
-        "ExitCode": container.exit_status,
+        "ExitCode": exit_code_of(container),
         "StartedAt": _time(container.started),
         "FinishedAt": _time(container.ended),
         **({"Health": _health(container.health)} if container.health else {}),

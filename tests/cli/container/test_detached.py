@@ -265,6 +265,21 @@ def test_container_that_never_ran_shows_what_it_is_to_run(live: Shop) -> None:
     assert live.run("inspect", "--format", "{{.Path}} {{.Args}}", "box") == "sleep [5]\n"
 
 
+def test_exit_code_is_always_a_number(live: Shop) -> None:
+    def code() -> str:
+        return live.run("inspect", "--format", "{{.State.ExitCode}}", "box")
+
+    live.run("create", "--name", "box", "small", "sh", "-c", OBEDIENT)
+    assert code() == "0\n"
+    live.run("start", "box")
+    await_that(lambda: live.run("logs", "box") == "ready\n")
+    assert code() == "0\n"
+    live.run("stop", "box")
+    assert code() == "5\n"
+    live.run("start", "box")
+    assert code() == "0\n"
+
+
 def test_container_of_nothing_to_run_is_not_made(live: Shop) -> None:
     assert "no command of its own" in live.refuses("create", "empty", status=125)
     assert live.names == []

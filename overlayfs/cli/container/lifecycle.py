@@ -19,8 +19,8 @@ from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, after_kill, send
 from overlayfs.container.live.status import exit_code_of, status_of
-from overlayfs.container.spec.parts import signal_of
 from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.store import Store
 
 _PATIENCE_S = 10

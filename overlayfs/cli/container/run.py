@@ -26,6 +26,7 @@ from overlayfs.container.spec.settings import NO_SETTINGS, OF_CONTAINER, Setting
 from overlayfs.container.supervise import launch
 from overlayfs.container.volumes import Volumes, inherited, made_mounts, mounts_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
+from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.options import MountError
@@ -238,6 +239,6 @@ def stop_signal_of(container: Container, store: Store) -> int:
     if not text:
         text = store.load_by_manifest(container.manifest).config.config.stop_signal
     try:
-        return parts.signal_of(text or _DEFAULT_STOP)
+        return signal_of(text or _DEFAULT_STOP)
     except InvalidError:  # the image's
-        return parts.signal_of(_DEFAULT_STOP)
+        return signal_of(_DEFAULT_STOP)

@@ -1,7 +1,7 @@
 """What does `--format` print? The part of Go's templates that people give to docker: members of a document.
 
-`{{.Names}}`, `{{.State.Status}}`, `{{json .Config}}`, `{{index .RepoDigests 0}}` and `{{index .Labels "a.b"}}`. Values
-are printed as Go does, `true`, `[a b]`, `map[a:b]`, `<nil>`, but without control characters.
+`{{.Names}}`, `{{.State.Status}}`, `{{json .Config}}`, `{{index .RepoDigests 0}}` and `{{index .Labels "a.b"}}`; `table`
+before them. Values are printed as Go does, `true`, `[a b]`, `map[a:b]`, `<nil>`, but without control characters.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from overlayfs.cli.output import print_json, safe
+from overlayfs.cli.output import Cell, print_json, print_table, safe
 from overlayfs.image.oci.errors import InvalidError
 
 _JSON: Final = "json"
+_TABLE: Final = "table "
+_WORDS: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 _KEY: Final = re.compile(r"[0-9]+|\"[^\"]*\"")
 _ACTION: Final = re.compile(rf"{{{{\s*(?:(json|index)\s+)?(\.|(?:\.\w+)+)((?:\s+(?:{_KEY.pattern}))*)\s*}}}}")
 _ESCAPES: Final = {r"\t": "\t", r"\n": "\n"}
@@ -24,9 +26,25 @@ def print_documents(documents: Sequence[Mapping[str, Any]], template: str) -> No
     """All as one JSON document; or one line for each, if a template is given."""
     if template in ("", _JSON):
         print_json(documents)
+    else:
+        print_filled(template, documents)
+
+
+def print_filled(template: str, documents: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each document; after `table ` tabs part the columns, which have headings."""
+    if not template.startswith(_TABLE):
+        for document in documents:
+            print(filled(template, document))
         return
-    for document in documents:
-        print(filled(template, document))
+    template = template.removeprefix(_TABLE)
+    rows = [[Cell(text) for text in filled(template, document).split("\t")] for document in documents]
+    headings = _text(template, _ACTION.sub(lambda found: _heading(found[2]), template)).split("\t")
+    print_table(headings, rows)
+
+
+def _heading(path: str) -> str:
+    """`RUNNING FOR` for `.RunningFor`."""
+    return _WORDS.sub(" ", path.rpartition(".")[2]).upper()
 
 
 def filled(template: str, document: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ it, unless another container has it by then; a volume that was given by its name
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from ..image.oci.errors import InUseError, InvalidError, NotFoundError
 from ..image.store.store import Store
 from .containers import Container, Containers
 from .spec.settings import NO_SETTINGS, Settings
-from .volumes import Volumes, options_of, places_in
+from .volumes import Volumes, options_of, places_in, random_name
 
 _MOST: Final = 1000
 """Volumes of one image."""
@@ -36,7 +35,7 @@ def with_names(settings: Settings, of_image: Collection[str], before: Settings =
     anonymous = list(settings.anonymous)
 
     def named(place: str) -> str:
-        anonymous.append(known.get(_plain(place)) or os.urandom(32).hex())
+        anonymous.append(known.get(_plain(place)) or random_name())
         return anonymous[-1]
 
     volumes = [f"{named(text)}:{text}" if _is_place(text) else text for text in settings.volumes]

@@ -58,11 +58,11 @@ class Container(Struct, frozen=True, omit_defaults=True):
     """One container as its record has it; `layers` are keys, bottom first.
 
     `place` is the name of its directory: its first name, or its ID where that directory was taken. The record does not
-    have it. `process` uses it, or used it last. `mountpoint` is where it is mounted, unless for a run. An ephemeral
-    container is removed when its process has ended. `scaffold` are the mountpoints for files of the host that runs made
-    in it and have not removed (yet). `settings` are its options, of which `ports` are published now; a detached
-    container is supervised by conmon, and `process` is its keeper. A container that never ran was `started` at 0.
-    `health` is what the checks of this run have found.
+    have it. `command` is what it runs, or is to run first. `process` uses it, or used it last. `mountpoint` is
+    where it is mounted, unless for a run. An ephemeral container is removed when its process has ended. `scaffold`
+    are the mountpoints for files of the host that runs made in it and have not removed (yet). `settings` are its
+    options, of which `ports` are published now; a detached container is supervised by conmon, and `process` is its
+    keeper. A container that never ran was `started` at 0. `health` is what the checks of this run have found.
     """
 
     name: str
@@ -225,6 +225,7 @@ class Containers:
         *,
         is_ephemeral: bool = False,
         settings: Settings = NO_SETTINGS,
+        command: Sequence[str] = (),
     ) -> Container:
         """Make a container, used by this process. Raises InvalidError for a bad name, InUseError for a taken one."""
         if name is not None:
@@ -240,6 +241,7 @@ class Containers:
                 manifest=image.descriptor.digest,
                 layers=layers,
                 created=datetime.now(UTC).isoformat(timespec="microseconds"),
+                command=list(command),
                 is_ephemeral=is_ephemeral,
                 settings=settings,
                 process=Process.of(os.getpid()),

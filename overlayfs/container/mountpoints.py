@@ -33,26 +33,40 @@ class Volume(Struct, frozen=True):
     is_read_only: bool = False
 
     @classmethod
-    def parse(cls, text: str, *, is_to_be_made: bool = False) -> Volume:
-        """`SOURCE:TARGET[:ro|rw]`, as docker's -v. Raises InvalidError; NotFoundError if the source is missing and not
-        `is_to_be_made`."""
+    def parse(cls, text: str, *, data: Path | None = None) -> Volume:
+        """`SOURCE:TARGET[:ro|rw]`, as docker's -v; a source that is a name is that of the volume at `data`, which may
+        be missing. Raises InvalidError; NotFoundError if another source is missing."""
         source, _, rest = text.partition(":")
         target, _, words = rest.partition(":")
-        if not source or not target.startswith("/") or _is_kept(posixpath.normpath("/" + target.lstrip("/"))):
-            raise InvalidError(f"{text!r} is no volume: SOURCE:/TARGET or SOURCE:/TARGET:ro, and not over / or /dev")
-        if "/" not in source and source != ".":
+        if not source or not target:
+            raise _is_no_volume(text)
+        if data is None and "/" not in source and source != ".":
             raise InvalidError(f"{text!r}: named volumes are not there: give a directory, as in ./{source}:{target}")
         options = [word for word in words.split(",") if word]
         unknown = [word for word in options if word not in _OPTIONS]
         if unknown:
             raise InvalidError(f"{text!r}: unknown volume option {unknown[0]!r}: ro or rw")
-        path = Path(source).absolute()
-        if not is_to_be_made and not path.exists():
-            raise NotFoundError(f"the volume's source {path} does not exist")
-        return cls(path, posixpath.normpath("/" + target.lstrip("/")), "ro" in options)
+        path = data or Path(source).absolute()
+        return cls.at(path, target, text, is_read_only="ro" in options, is_to_be_made=data is not None)
+
+    @classmethod
+    def at(cls, source: Path, target: str, text: str, *, is_read_only: bool, is_to_be_made: bool) -> Volume:
+        """The volume that the option `text` describes. Raises InvalidError; NotFoundError if the source is missing and
+        not `is_to_be_made`."""
+        place = posixpath.normpath("/" + target.lstrip("/"))
+        if not target.startswith("/") or is_kept(place):
+            raise _is_no_volume(text)
+        if not is_to_be_made and not source.exists():
+            raise NotFoundError(f"the volume's source {source} does not exist")
+        return cls(source, place, is_read_only)
 
 
-def _is_kept(target: str) -> bool:
+def _is_no_volume(text: str) -> InvalidError:
+    return InvalidError(f"{text!r} is no volume: SOURCE:/TARGET or SOURCE:/TARGET:ro, and not over / or /dev")
+
+
+def is_kept(target: str) -> bool:
+    """Whether nothing can be mounted at this plain path."""
     return target in _OWN_PLACES or target.startswith("/proc/")  # where nothing can be made
 
 

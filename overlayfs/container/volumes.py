@@ -26,7 +26,7 @@ from ..image.store import records
 from ..image.store.staging import remove_tree, sync_all, write_synced
 from ..image.store.store import Store
 from .containers import Container, Containers
-from .mountpoints import Volume, check_distinct
+from .mountpoints import Volume, check_distinct, is_kept
 from .root_paths import Inside
 from .spec.parts import Tmpfs, tmpfs_of
 from .spec.settings import Settings
@@ -154,6 +154,11 @@ def places_in(settings: Settings) -> dict[str, str]:
     return {posixpath.normpath("/" + place.lstrip("/")): name for place, name in found.items()}
 
 
+def random_name() -> str:
+    """The name of a volume that nobody has named."""
+    return os.urandom(32).hex()
+
+
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidError(f"{name[:128]!r} is no name for a volume: letters, digits, _ . and -")
@@ -171,8 +176,8 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
     tmpfs = [tmpfs_of(text) for text in settings.tmpfs]
     for text in settings.volumes:
         if _is_named(text):
-            name, _, rest = text.partition(":")
-            found.append(Volume.parse(f"{volumes.data(name)}:{rest}", is_to_be_made=True))
+            name = text.partition(":")[0]
+            found.append(Volume.parse(text, data=volumes.data(name)))
             named[found[-1].target] = name
         else:
             found.append(Volume.parse(text))
@@ -182,11 +187,14 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
             tmpfs.append(_tmpfs_of(options))
             continue
         is_volume = options["type"] == "volume"
-        source = volumes.data(options["source"]) if is_volume else options["source"]
-        mode = ":ro" if "readonly" in options else ""
-        found.append(Volume.parse(f"{source}:{options['target']}{mode}", is_to_be_made=is_volume))
+        source = volumes.data(options["source"]) if is_volume else Path(options["source"])
+        is_read_only = "readonly" in options
+        found.append(Volume.at(source, options["target"], text, is_read_only=is_read_only, is_to_be_made=is_volume))
         if is_volume:
             named[found[-1].target] = options["source"]
+    for one in tmpfs:
+        if is_kept(posixpath.normpath("/" + one.target.lstrip("/"))):
+            raise InvalidError(f"no tmpfs can be at {one.target}, which every container has")
     check_distinct([*(volume.target for volume in found), *(one.target for one in tmpfs)])
     for name in named.values():
         _check_name(name)
@@ -221,8 +229,6 @@ def options_of(text: str) -> dict[str, str]:
         raise InvalidError(f"{text[:120]!r} is no mount: type=bind|volume|tmpfs, source=, target=/PATH, readonly")
     if kind == "bind" and not options["source"].startswith("/"):
         raise InvalidError(f"{text[:120]!r}: the source of a bind mount is an absolute path")
-    if ":" in options.get("source", "") + options["target"]:
-        raise InvalidError(f"{text[:120]!r}: paths with a colon cannot be mounted")
     return options
 
 
@@ -234,19 +240,29 @@ def _tmpfs_of(options: Mapping[str, str]) -> Tmpfs:
 
 
 def inherited(settings: Settings, containers: Containers) -> Settings:
-    """The options with the mounts of the containers of --volumes-from in them. Raises ImageError."""
+    """The options with the mounts of the containers of --volumes-from in them. At one place the options' own mount
+    counts, then that of the last container, as with docker. Raises ImageError."""
+    if not settings.volumes_from:
+        return settings
     volumes, mounts, anonymous = list(settings.volumes), list(settings.mounts), list(settings.anonymous)
-    for text in settings.volumes_from:
+    taken = set(places_in(settings))
+    for text in reversed(settings.volumes_from):
         name, _, mode = text.partition(":")
         if mode not in ("", "rw", "ro"):
             raise InvalidError(f"--volumes-from {text[:80]!r}: NAME, NAME:ro or NAME:rw")
         other = containers.find(name).settings
-        volumes += [_made_read_only(one) if mode == "ro" else one for one in other.volumes]
-        mounts += [f"{one},readonly" if mode == "ro" else one for one in other.mounts]
-        anonymous += [name for name in other.anonymous if name in places_in(other).values()]
-    if not settings.volumes_from:
-        return settings
+        free = {place: name for place, name in places_in(other).items() if place not in taken}
+        own_volumes = [one for one in other.volumes if _is_at(Settings(volumes=[one]), free)]
+        own_mounts = [one for one in other.mounts if _is_at(Settings(mounts=[one]), free)]
+        volumes += [_made_read_only(one) if mode == "ro" else one for one in own_volumes]
+        mounts += [f"{one},readonly" if mode == "ro" else one for one in own_mounts]
+        anonymous += [name for name in other.anonymous if name in free.values()]
+        taken |= set(free)
     return replace(settings, volumes=volumes, mounts=mounts, anonymous=anonymous, volumes_from=[])
+
+
+def _is_at(settings: Settings, places: Mapping[str, str]) -> bool:
+    return all(place in places for place in places_in(settings))
 
 
 def _made_read_only(text: str) -> str:

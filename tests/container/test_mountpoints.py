@@ -91,6 +91,7 @@ def test_volume_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert Volume.parse(f"{tmp_path}:/x") == Volume(tmp_path, "/x", False)
     assert Volume.parse("./d:/x//y/../z:ro") == Volume(tmp_path / "d", "/x/z", True)
     assert Volume.parse(".:/x:rw,z") == Volume(tmp_path, "/x", False)
+    assert Volume.parse("name:/x:ro", data=tmp_path / "a:b") == Volume(tmp_path / "a:b", "/x", True)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def ps(
     filters: Annotated[
         list[str] | None,
         typer.Option(
-            "--filter", "-f", metavar="KEY=VALUE", help="By ancestor, health, id, label, name, status, until."
+            "--filter",
+            "-f",
+            metavar="KEY=VALUE",
+            help="By ancestor, before, exited, health, id, label, name, network, since, status, until, volume.",
         ),
     ] = None,
     template: Template = "",

@@ -159,7 +159,7 @@ def settings_of(
         ulimits=ulimits or [],
         memory=memory,
         cpus=cpus,
-        pids_limit=pids_limit,
+        pids_limit=0 if pids_limit == -1 else pids_limit,
         stop_signal=stop_signal,
         stop_timeout_s=stop_timeout_s,
         health=given_health(

@@ -21,7 +21,7 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Without asking, as a
 
 @volume.command("create")
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Its name; a random one by default.")] = "",
     labels: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label.")] = None,
 ) -> None:
     """Make an empty volume; the first container that mounts it fills it from its image."""
@@ -49,11 +49,14 @@ def inspect(names: Names, template: InspectTemplate = "") -> None:
 
 
 @volume.command("rm")
-def rm(names: Names) -> None:
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", "-f", help="It is no error that one is missing.")] = False,
+) -> None:
     """Remove volumes with all that is in them, unless a container has them."""
     from overlayfs.cli.container.keeping import remove_volumes
 
-    if not remove_volumes(store_directory(), names):
+    if not remove_volumes(store_directory(), names, force=force):
         raise typer.Exit(1)
 
 
@@ -99,6 +102,7 @@ def run_healthcheck(
 def stats(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All that run by default.")] = None,
     as_json: AsJson = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Once, as always here.")] = False,  # noqa: ARG001
 ) -> None:
     """Show the processor time, memory and processes of running containers, once; it takes root, as cgroups count."""
     from overlayfs.cli.container.describing import show_usage

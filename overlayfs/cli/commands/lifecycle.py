@@ -160,7 +160,7 @@ def top(
     """Show what ps(1) says about the processes of a container."""
     from overlayfs.cli.container.describing import show_processes
 
-    raise typer.Exit(show_processes(store_directory(), name, options or []))
+    show_processes(store_directory(), name, options or [])
 
 
 @app.command(short_help="Show the published ports of a container.")

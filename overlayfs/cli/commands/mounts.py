@@ -3,6 +3,7 @@ and diff, which also take images."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -153,12 +154,20 @@ def stats(
 ) -> None:
     """Count the requests of each kind that a mount has answered, on which path, and the objects that its daemon holds.
 
+    With the name of a container, as `container stats`.
+
     Exit status: 0 shown, 1 an error, for example a daemon of a version that does not count.
     """
     from overlayfs.cli.mounts.stats import show_stats
 
     if as_json and watch is not None:
         raise typer.BadParameter("--json and --watch exclude each other")
+    if watch is None and not os.path.lexists(mountpoint):
+        from overlayfs.cli.container.describing import is_a_container_among, show_usage
+
+        if is_a_container_among(store_directory(), [mountpoint]):
+            show_usage(store_directory(), [mountpoint], as_json=as_json)
+            return
     show_stats(mountpoint, as_json, watch)
 
 

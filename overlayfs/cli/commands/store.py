@@ -159,15 +159,16 @@ def inspect(
 
     Exit status: 0 shown, 1 there is no such image or container.
     """
-    from overlayfs.cli.container.describing import are_containers
     from overlayfs.cli.container.describing import inspect as show_containers
+    from overlayfs.cli.container.describing import inspect_any, is_a_container_among
     from overlayfs.cli.store.inspect import show_image
 
-    if kind == "container" or (kind is None and are_containers(store_directory(), names)):
+    if kind == "container":
         show_containers(store_directory(), names, template)
-        return
-
-    show_image(names, as_json=as_json, template=template)
+    elif kind is None and is_a_container_among(store_directory(), names):
+        inspect_any(store_directory(), names, template)
+    else:
+        show_image(names, as_json=as_json, template=template)
 
 
 @app.command(short_help="Show how an image was made.")

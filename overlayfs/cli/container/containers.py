@@ -21,7 +21,7 @@ from overlayfs.cli.mounts.listing import status_of as mounted
 from overlayfs.cli.mounts.live import CommandError, mount_at, resolve
 from overlayfs.cli.mounts.umount import take_down
 from overlayfs.cli.output import Cell, format_duration, print_json, print_table, printable, safe
-from overlayfs.cli.template import filled
+from overlayfs.cli.template import print_filled
 from overlayfs.container import anonymous
 from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live.signals import program_of, send
@@ -65,8 +65,7 @@ def show_containers(
         for one in found:
             print(one.name)
     elif template:
-        for one, row in zip(found, rows, strict=True):
-            print(filled(template, _fields(one, row)))
+        print_filled(template, [_fields(one, row) for one, row in zip(found, rows, strict=True)])
     elif found:
         _print_table(found, rows)
     readable.check()

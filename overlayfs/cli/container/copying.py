@@ -34,14 +34,17 @@ from overlayfs.image.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What to copy: `inner` in the container, `outer` on the host (`-` for a tar), and in which direction."""
+    """What to copy: `inner` in the container, `outer` on the host (`-` for a tar), and in which direction.
+
+    `outer_is_directory` is None where nothing is there.
+    """
 
     container: Container
     store: Path
     inner: str
     outer: str
     is_inward: bool
-    outer_is_directory: bool
+    outer_is_directory: bool | None
     keeps_owners: bool = False
     follows: bool = False
 
@@ -55,8 +58,8 @@ def copy_of(source: str, destination: str, store_directory: Path | None, *, arch
             raise InvalidError("cp copies between a container and this machine, not between two containers")
         for named, outer, is_inward in ((found[0], destination, False), (found[1], source, True)):
             if named is not None:
-                is_directory = outer != "-" and os.path.isdir(outer)
-                return Copy(named[0], store.path, named[1], outer, is_inward, is_directory, archive, follow)
+                kind = _kind_of(outer) if outer != "-" else False
+                return Copy(named[0], store.path, named[1], outer, is_inward, kind, archive, follow)
     return None
 
 
@@ -68,6 +71,11 @@ def _split(containers: Containers, text: str) -> tuple[Container, str] | None:
         return containers.find(name), posixpath.join("/", path)
     except ImageError:
         return None
+
+
+def _kind_of(path: str) -> bool | None:
+    """Whether a directory is there, links followed; None if nothing is."""
+    return os.path.isdir(path) if os.path.lexists(path.removesuffix("/.").rstrip("/") or "/") else None
 
 
 def copy(wanted: Copy) -> None:
@@ -93,7 +101,7 @@ def copy(wanted: Copy) -> None:
 def _check_outer(wanted: Copy) -> None:
     if wanted.outer == "-" and not wanted.is_inward and sys.stdout.isatty():
         raise CommandError("a tar is not written to a terminal: redirect it to a file or a program")
-    if wanted.is_inward and wanted.outer != "-" and not os.path.lexists(wanted.outer):
+    if wanted.is_inward and wanted.outer_is_directory is None:
         raise CommandError(f"{wanted.outer} does not exist")
 
 
@@ -139,6 +147,21 @@ def _in_chroot(root: str, work: Callable[[], None]) -> str:
     return reason or ("the copying process died" if status else "")
 
 
+def _check_fit(source: str, destination: str, *, is_directory: bool, into_directory: bool | None) -> None:
+    """Refuse as docker what cannot replace what is there. Raises InvalidError."""
+    if not is_directory and _names_directory(source):
+        raise InvalidError(f"{source} is no directory")
+    if is_directory and into_directory is False:
+        raise InvalidError(f"{destination} is no directory, and a directory cannot replace it")
+    if not is_directory and not into_directory and _names_directory(destination):
+        raise InvalidError(f"{destination} is no directory")
+
+
+def _names_directory(path: str) -> bool:
+    """Whether only a directory, or a link to one, can have this path."""
+    return path.endswith(("/", "/."))
+
+
 # -- out of the container
 
 
@@ -146,7 +169,7 @@ def _start_writing(wanted: Copy, stream: int, said: IO[bytes]) -> subprocess.Pop
     """tar(1) that unpacks the stream on the host, or cat(1) if the stream itself is wanted."""
     if wanted.outer == "-":
         return subprocess.Popen(["cat"], stdin=stream, stderr=said)
-    into, _ = _place_of(wanted.outer, is_directory=wanted.outer_is_directory)
+    into, _ = _place_of(wanted.outer, is_directory=bool(wanted.outer_is_directory))
     if not os.path.isdir(into):
         raise CommandError(f"{into} is no directory")
     owners = "--same-owner" if wanted.keeps_owners else "--no-same-owner"
@@ -167,9 +190,11 @@ def _read_inside(wanted: Copy, stream: IO[bytes]) -> None:
     path = wanted.inner
     contents = path.endswith("/.") or path == "/"
     plain = posixpath.normpath(path)
-    if contents or wanted.follows:
+    if wanted.follows or _names_directory(path):
         plain = os.path.realpath(plain)
-    os.lstat(plain)
+    is_directory = stat.S_ISDIR(os.lstat(plain).st_mode)
+    if wanted.outer != "-":
+        _check_fit(path, wanted.outer, is_directory=is_directory, into_directory=wanted.outer_is_directory)
     if wanted.outer_is_directory or wanted.outer == "-":
         new = "" if contents else posixpath.basename(posixpath.normpath(path))
     else:
@@ -185,15 +210,30 @@ def _read_inside(wanted: Copy, stream: IO[bytes]) -> None:
 def _start_reading(wanted: Copy, stream: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
     if wanted.outer == "-":
         return subprocess.Popen(["cat"], stdout=stream, stderr=said)
-    is_contents = wanted.outer.endswith("/.") or os.path.abspath(wanted.outer) == "/"
-    plain = os.path.abspath(wanted.outer)
-    above, name = (plain, ".") if is_contents else os.path.split(plain)
+    plain = os.path.realpath(wanted.outer) if _is_followed(wanted) else os.path.abspath(wanted.outer)
+    above, name = (plain, ".") if _is_contents(wanted.outer) else os.path.split(plain)
     words = ["tar", "--create", "--format=posix", "--numeric-owner", "--directory", above]
     return subprocess.Popen([*words, "--file", "-", "--", name], stdout=stream, stderr=said)
 
 
+def _is_contents(outer: str) -> bool:
+    return outer.endswith("/.") or outer == "." or os.path.abspath(outer) == "/"
+
+
+def _is_followed(wanted: Copy) -> bool:
+    return wanted.follows or _names_directory(wanted.outer)
+
+
 def _write_inside(wanted: Copy, stream: IO[bytes]) -> None:
-    into, new = _place_of(wanted.inner, is_directory=os.path.isdir(wanted.inner))
+    kind = _kind_of(wanted.inner)
+    if wanted.outer != "-":
+        is_directory = bool(wanted.outer_is_directory) and (_is_followed(wanted) or not os.path.islink(wanted.outer))
+        _check_fit(wanted.outer, wanted.inner, is_directory=is_directory, into_directory=kind)
+    elif not kind:
+        raise InvalidError("a tar needs a directory that is there")
+    into, new = _place_of(wanted.inner, is_directory=bool(kind))
+    if not new and wanted.outer != "-" and not _is_contents(wanted.outer):
+        new = os.path.basename(os.path.abspath(wanted.outer))  # of the link, where it was followed
     if not os.path.isdir(into):
         raise InvalidError(f"{into} in the container is no directory")
     with tarfile.open(fileobj=stream, mode="r|") as tar:

@@ -15,21 +15,22 @@ from msgspec import to_builtins
 from overlayfs.cli.container.running import LOG
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.output import Cell, format_size, print_json, print_table
+from overlayfs.cli.store.inspect import details_of
 from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.health import Health, check_of
 from overlayfs.container.live.signals import program_of
-from overlayfs.container.live.status import status_of
+from overlayfs.container.live.status import exit_code_of, status_of
 from overlayfs.container.spec.parts import ports_of
 from overlayfs.container.volumes import Volumes, mounts_of
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.store.store import Store
 
 
-def are_containers(store_directory: Path | None, names: Sequence[str]) -> bool:
-    """Whether each name is that of a container. Never makes a store."""
+def is_a_container_among(store_directory: Path | None, names: Sequence[str]) -> bool:
+    """Whether a name is that of a container. Never makes a store."""
     with Store.open(store_directory) as store:
-        return all(_is_container(Containers(store), name) for name in names)
+        return any(_is_container(Containers(store), name) for name in names)
 
 
 def _is_container(containers: Containers, name: str) -> bool:
@@ -42,9 +43,24 @@ def _is_container(containers: Containers, name: str) -> bool:
 def inspect(store_directory: Path | None, names: Sequence[str], template: str = "") -> None:
     """One JSON list, with the names of `docker container inspect`; or the template filled for each."""
     with Store.open(store_directory) as store:
-        containers = Containers(store)
-        documents = [_document(store, containers, containers.find(name)) for name in names]
+        documents = [_document_of(store, name) for name in names]
     print_documents(documents, template)
+
+
+def inspect_any(store_directory: Path | None, names: Sequence[str], template: str = "") -> None:
+    """The same of containers and images, of which containers come first."""
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        documents = [
+            _document_of(store, name) if _is_container(containers, name) else details_of(store, store.find(name))
+            for name in names
+        ]
+    print_documents(documents, template)
+
+
+def _document_of(store: Store, name: str) -> dict[str, Any]:
+    containers = Containers(store)
+    return _document(store, containers, containers.find(name))
 
 
 def _document(store: Store, containers: Containers, container: Container) -> dict[str, Any]:
@@ -108,7 +124,7 @@ def _state(container: Container, store: Path) -> dict[str, Any]:
         "Running": status in ("running", "paused"),
         "Paused": status == "paused",
         "Pid": program or 0,
-        "ExitCode": container.exit_status,
+        "ExitCode": exit_code_of(container),
         "StartedAt": _time(container.started),
         "FinishedAt": _time(container.ended),
         **({"Health": _health(container.health)} if container.health else {}),
@@ -179,14 +195,29 @@ def show_ports(store_directory: Path | None, name: str, wanted: str) -> None:
         print(host if wanted else f"{inner} -> {host}")
 
 
-def show_processes(store_directory: Path | None, name: str, options: Sequence[str]) -> int:
-    """What ps(1) says about the processes of a container; its exit status."""
+def show_processes(store_directory: Path | None, name: str, options: Sequence[str]) -> None:
+    """What ps(1) says about the processes of a container. Raises InvalidError for what it says about the options."""
     container, store = running_under_runc(store_directory, name)
     program = program_of(container, bundle_of(store, container))
     assert program is not None
-    pids = ",".join(str(pid) for pid in _processes_of(program))
-    done = subprocess.run(["ps", *(options or ["-f"]), "-p", pids], stdin=subprocess.DEVNULL, check=False)
-    return done.returncode
+    pids = [str(pid) for pid in _processes_of(program)]
+    words = ["ps", *(options or ["-f"]), "-p", ",".join(pids)]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode and done.stderr:
+        raise InvalidError(f"ps: {done.stderr.splitlines()[0].removeprefix('error: ')}")
+    print("\n".join(_lines_about(pids, done.stdout.splitlines())))
+
+
+def _lines_about(pids: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
+    """The heading and the lines of these processes, found by the column PID as docker does: -e and `aux` list all."""
+    heading = lines[0].split() if lines else []
+    if "PID" not in heading:
+        raise InvalidError("top needs ps to show the column PID: as in -o pid,user,args")
+    column = heading.index("PID")
+    yield lines[0]
+    yield from (line for line in lines[1:] if line.split()[column] in pids)
 
 
 def _processes_of(program: int) -> Iterator[int]:

@@ -15,13 +15,14 @@ from overlayfs.cli.template import print_documents
 from overlayfs.container.containers import BUNDLE, Containers, Readable
 from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import label_of
-from overlayfs.container.volumes import NamedVolume, Volumes, users_of
+from overlayfs.container.volumes import NamedVolume, Volumes, random_name, users_of
 from overlayfs.image.oci.errors import InUseError, NotFoundError
 from overlayfs.image.store.staging import remove_leftovers
 from overlayfs.image.store.store import Store
 
 
 def create_volume(store_directory: Path | None, name: str, labels: Sequence[str]) -> None:
+    name = name or random_name()
     with Store.open(store_directory) as store:
         Volumes(store).create(name, dict(label_of(text) for text in labels))
     print(name)
@@ -67,12 +68,16 @@ def _document(volumes: Volumes, volume: NamedVolume, among: Readable) -> dict[st
     }
 
 
-def remove_volumes(store_directory: Path | None, names: Sequence[str]) -> bool:
-    """Remove volumes, even if it fails for one; whether all are gone."""
+def remove_volumes(store_directory: Path | None, names: Sequence[str], *, force: bool) -> bool:
+    """Remove volumes, even if it fails for one; whether all are gone. With `force` a missing one is gone, too."""
 
     def one(name: str) -> None:
         with Store.open(store_directory) as store:
-            Volumes(store).remove(name)
+            try:
+                Volumes(store).remove(name)
+            except NotFoundError:
+                if not force:
+                    raise
 
     return each(names, one)
 

@@ -18,9 +18,9 @@ from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_und
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, after_kill, send
-from overlayfs.container.live.status import status_of
-from overlayfs.container.spec.parts import signal_of
+from overlayfs.container.live.status import exit_code_of, status_of
 from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.store import Store
 
 _PATIENCE_S = 10
@@ -148,7 +148,7 @@ def wait_for(store_directory: Path | None, name: str) -> int:
         status_file = Containers(store).directory(container) / STATUS
         if not container.is_in_use:
             container = Containers(store).again(container)  # it may have ended since it was read, with a status
-            return 137 if container.exit_status is None and container.started else container.exit_status or 0
+            return exit_code_of(container)
         # held open, as an ephemeral container disappears at its end
         kept = status_file.open("rb", buffering=0)
     with kept:

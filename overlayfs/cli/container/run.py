@@ -15,17 +15,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from overlayfs.cli.container.leftovers import sweep
-from overlayfs.cli.container.running import Running
+from overlayfs.cli.container.running import Running, overrides_of
 from overlayfs.cli.output import explain
 from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.process import CannotRunError, NotThereError, check_hostname
+from overlayfs.container.process import CannotRunError, NotThereError, check_hostname, command_of
 from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
 from overlayfs.container.spec.settings import NO_SETTINGS, OF_CONTAINER, Settings
 from overlayfs.container.supervise import launch
 from overlayfs.container.volumes import Volumes, inherited, made_mounts, mounts_of
 from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
+from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.options import MountError
@@ -75,7 +76,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _create(request: RunRequest, store_directory: Path | None) -> int:
-    _check(request, has_terminal=True)
+    _check(request, has_input=True)
     with Store.open(store_directory) as store:
         path = store.path
     _pull(request, path)
@@ -91,8 +92,11 @@ def _create(request: RunRequest, store_directory: Path | None) -> int:
 
 def _run(request: RunRequest, store_directory: Path | None) -> int:
     has_terminal = os.isatty(0) and os.isatty(1)
-    _check(request, has_terminal=has_terminal or request.is_detached)
+    _check(request, has_input=os.isatty(0) or request.is_detached)
+    # a terminal of the program that is not ours is conmon's, as of one that is detached
+    is_attached = request.settings.has_terminal and not has_terminal and not request.is_detached
     needed = fields.needs_runc(request.settings)
+    needed = ["--detach"] * request.is_detached + ["--tty without a terminal"] * is_attached + needed
     kind, program = _runtime(request, needed, has_terminal=has_terminal)
     with Store.open(store_directory) as store:
         path = store.path
@@ -105,6 +109,8 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
         start_detached(container, path, image.config.config)
         print(container.id)
         return 0
+    if is_attached:
+        return _run_attached(container, path, image)
     # closed: a program may run for days, and the container's record keeps what it needs from being pruned
     running = Running(container, path, kind, program, keeps_terminal=has_terminal)
     # bubblewrap gives the program our terminal itself, and runc one of its own
@@ -130,21 +136,30 @@ def _run(request: RunRequest, store_directory: Path | None) -> int:
     return FAILED if status is None else status
 
 
-def _check(request: RunRequest, *, has_terminal: bool) -> None:
+def _run_attached(container: Container, path: Path, image: Image) -> int:
+    """Run detached, pass everything on, and return the exit status of the program."""
+    from overlayfs.cli.container.attaching import Attachment
+    from overlayfs.cli.container.detached import start_detached
+
+    attachment = Attachment(container, path, with_input=True)
+    start_detached(container, path, image.config.config, attachment.open)
+    return attachment.follow()
+
+
+def _check(request: RunRequest, *, has_input: bool) -> None:
     """Refuse what cannot be, before a container is made."""
     settings = request.settings
     if settings.hostname:
         check_hostname(settings.hostname)
     parts.check(settings)
     fields.check(settings)
-    if settings.has_terminal and not has_terminal:
-        raise InvalidError("--tty needs a terminal: standard input and output lead elsewhere (or use --detach)")
+    if settings.has_terminal and settings.keeps_stdin and not has_input:
+        raise InvalidError("-it needs a terminal: standard input leads elsewhere (leave out -t, or use --detach)")
 
 
 def _runtime(request: RunRequest, needed: list[str], *, has_terminal: bool) -> tuple[Kind, str]:
     """Bubblewrap for what it can do; runc for the rest."""
     given = request.settings.runtime
-    needed = ["--detach"] * request.is_detached + needed
     if given == Kind.BWRAP.value and needed:
         raise InvalidError(f"{needed[0]} needs runc: leave out --runtime bwrap")
     wanted = Kind.RUNC if needed else (Kind(given) if given else None)
@@ -189,7 +204,10 @@ def _make_or_claim(store: Store, request: RunRequest) -> tuple[Container, Image]
         if request.removes:
             raise InUseError(f"the container {found.name} exists already: leave out --rm to run in it again")
         return containers.claim(found, image, settings), image
-    made = containers.create(request.name, image, layers, is_ephemeral=request.removes, settings=settings)
+    command = command_of(image.config.config, overrides_of(settings))
+    made = containers.create(
+        request.name, image, layers, is_ephemeral=request.removes, settings=settings, command=command
+    )
     return made, image
 
 
@@ -221,6 +239,6 @@ def stop_signal_of(container: Container, store: Store) -> int:
     if not text:
         text = store.load_by_manifest(container.manifest).config.config.stop_signal
     try:
-        return parts.signal_of(text or _DEFAULT_STOP)
+        return signal_of(text or _DEFAULT_STOP)
     except InvalidError:  # the image's
-        return parts.signal_of(_DEFAULT_STOP)
+        return signal_of(_DEFAULT_STOP)

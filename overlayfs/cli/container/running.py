@@ -92,7 +92,9 @@ class Running(Struct, frozen=True):
         options = self._overlay()
         (self.root.parent / STATUS).write_text("")
         self.bundle.mkdir(mode=0o700, exist_ok=True)
-        other = self._joined_network()
+        joined = self._joined()
+        other = self._network_of(joined) if joined else ""
+        known_as = self._known_as(joined)
         cgroup = f"/overlayfs-{self.container.id}" if may_limit("pids") else ""
         has_users = self._enter(
             Needed.of([self.store, self.program, "/etc"], [volume.source for volume in mounts.volumes])
@@ -101,11 +103,11 @@ class Running(Struct, frozen=True):
         with ExitStack() as stack:
             stack.enter_context(ChildMount(options, self._mount_options))
             inside = stack.enter_context(Inside(os.fsencode(self.root)))
-            process = self._process(config, inside, mounts, has_users=has_users)
+            process = self._process(config, inside, mounts, known_as.hostname, has_users=has_users)
             plan = Launch(
                 self.root,
                 self.container.place,
-                self._hostname,
+                known_as.hostname,
                 process,
                 (),
                 Network.NONE if self.settings.network_kind == NONE else Network.HOST,
@@ -116,7 +118,7 @@ class Running(Struct, frozen=True):
                 cgroup=cgroup,
             )
             with self._places(inside) as places:
-                plan = self._with_mounts(plan, places, inside, mounts, stack)
+                plan = self._with_mounts(plan, places, inside, mounts, known_as, stack)
                 self._note(command=list(process.arguments), scaffold=_scaffold(places))
                 return launch(plan, self.bundle)
 
@@ -142,13 +144,9 @@ class Running(Struct, frozen=True):
             return True
         return enter_user_namespace(needed)
 
-    @property
-    def _hostname(self) -> str:
-        return self.settings.hostname or self.container.name
-
-    def _process(self, config: RunConfig, inside: Inside, mounts: Mounts, *, has_users: bool) -> Process:
+    def _process(self, config: RunConfig, inside: Inside, mounts: Mounts, hostname: str, *, has_users: bool) -> Process:
         sources = {volume.target: volume.source for volume in mounts.volumes}
-        process = process_of(config, overrides_of(self.settings), inside, self._hostname, os.environ, sources)
+        process = process_of(config, overrides_of(self.settings), inside, hostname, os.environ, sources)
         user = with_groups(inside, process.user, self.settings.groups)
         return replace(process, user=user if has_users else root_alone(user))
 
@@ -168,21 +166,41 @@ class Running(Struct, frozen=True):
 
     # the network
 
-    def _joined_network(self) -> str:
-        """The path of another container's network namespace, if it is to be shared; found before ours are entered."""
+    def _joined(self) -> Container | None:
+        """The container whose network namespace is to be shared."""
         kind = self.settings.network_kind
         if not kind.startswith(OF_CONTAINER):
-            return ""
+            return None
         if os.geteuid() != 0:
             raise InvalidError(f"--network {kind} needs root: an ordinary user's containers share no namespaces")
+        with Store.open(self.store) as store:
+            return Containers(store).find(kind.removeprefix(OF_CONTAINER))
+
+    def _network_of(self, joined: Container) -> str:
+        """The path of its network namespace; found before ours are entered."""
         from overlayfs.container.live.signals import program_of
 
-        with Store.open(self.store) as store:
-            other = Containers(store).find(kind.removeprefix(OF_CONTAINER))
-            pid = program_of(other, Containers(store).directory(other) / BUNDLE)
+        if not joined.is_in_use:
+            raise InvalidError(f"the container {joined.name} is not running: its network is gone until it is started")
+        pid = program_of(joined, self.store / "containers" / joined.place / BUNDLE)
         if pid is None:
-            raise InvalidError(f"the container {other.name} does not run under runc, so its network cannot be shared")
+            raise InvalidError(f"the container {joined.name} does not run under runc, so its network cannot be shared")
         return f"/proc/{pid}/ns/net"
+
+    def _known_as(self, joined: Container | None) -> Settings:
+        """The options with what the container is called and whom it knows: where it has the network of another one, as
+        that one, and besides as its own options say."""
+        own = self.settings
+        if joined is None:
+            return replace(own, network=own.network_kind, hostname=_hostname_of(self.container))
+        others = joined.settings
+        return replace(
+            own,
+            network=others.network_kind,
+            hostname=own.hostname or _hostname_of(joined),
+            hosts=[*others.hosts, *own.hosts],
+            dns=own.dns or others.dns,
+        )
 
     def _make_network(self, stack: ExitStack, config: RunConfig) -> str:
         if self.settings.network_kind != PRIVATE:
@@ -206,13 +224,13 @@ class Running(Struct, frozen=True):
             self._note(scaffold=_scaffold(places))
 
     def _with_mounts(
-        self, plan: Launch, places: Mountpoints, inside: Inside, mounts: Mounts, stack: ExitStack
+        self, plan: Launch, places: Mountpoints, inside: Inside, mounts: Mounts, known_as: Settings, stack: ExitStack
     ) -> Launch:
         """Make the mountpoints and the working directory, and fill volumes that are new."""
         for path in SYSTEM:
             places.own(path)
         places.directory(plan.process.directory)
-        binds = [*self._name_files(places, {volume.target for volume in mounts.volumes})]
+        binds = [*self._name_files(known_as, places, {volume.target for volume in mounts.volumes})]
         for volume in mounts.volumes:
             target = places.for_volume(volume)
             if volume.target in mounts.named:
@@ -228,9 +246,8 @@ class Running(Struct, frozen=True):
         binds.sort(key=lambda bind: bind.target.count("/"))
         return replace(plan, binds=binds)
 
-    def _name_files(self, places: Mountpoints, given: set[str]) -> Iterator[Bind]:
-        settings = self.settings
-        texts = names.made_files(settings.network_kind, self._hostname, settings.hosts, settings.dns)
+    def _name_files(self, known_as: Settings, places: Mountpoints, given: set[str]) -> Iterator[Bind]:
+        texts = names.made_files(known_as.network_kind, known_as.hostname, known_as.hosts, known_as.dns)
         wanted = {name: text for name, text in texts.items() if f"/etc/{name}" not in given}
         return names.binds(self.bundle, wanted, places)
 
@@ -264,6 +281,10 @@ class Running(Struct, frozen=True):
         self._forget(status)
         with Store.open(self.store) as store:
             anonymous.release(store, self.container, status)
+
+
+def _hostname_of(container: Container) -> str:
+    return container.settings.hostname or container.name
 
 
 def overrides_of(settings: Settings) -> Overrides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -22,8 +23,10 @@ def _variables(path: Path) -> list[str]:
     if len(data) > _MOST:
         raise LimitError(f"{path} has more than {_MOST} bytes")
     found = []
-    for number, line in enumerate(data.decode("utf-8", "surrogateescape").splitlines(), 1):
-        text = line.lstrip()
+    # as docker: after a byte order mark, and no line ends but where a file's do
+    lines = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")
+    for number, line in enumerate(lines, 1):
+        text = line.removesuffix("\r").lstrip()
         if not text or text.startswith("#"):
             continue
         name = text.partition("=")[0]

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.output import Cell, format_duration, format_size, print_json, print_table
-from overlayfs.cli.template import filled
+from overlayfs.cli.template import print_filled
 from overlayfs.image.oci.digest import Digest, hex_of
 from overlayfs.image.oci.errors import ImageError
 from overlayfs.image.oci.reference import Reference
@@ -67,8 +67,7 @@ def show_images(
     if as_json or template == "json":
         print_json([_summary(item) for item in listed])
     elif template:
-        for item in listed:
-            print(filled(template, _fields(item, whole)))
+        print_filled(template, [_fields(item, whole) for item in listed])
     elif quiet:
         for identity in dict.fromkeys(item.id for item in listed):
             print(identity if whole else hex_of(identity)[:_SHORT])

@@ -31,7 +31,7 @@ _LONGEST_COMMAND: Final = 60
 def show_image(names: Sequence[str], *, as_json: bool, template: str = "") -> None:
     """Configuration, layers and digests of images; as JSON one list, as docker's, or a template filled for each."""
     with Store.open(store_directory()) as store:
-        documents = [_details(store, store.find(name)) for name in names]
+        documents = [details_of(store, store.find(name)) for name in names]
     if as_json or template:
         print_documents(documents, template)
         return
@@ -41,7 +41,7 @@ def show_image(names: Sequence[str], *, as_json: bool, template: str = "") -> No
         _print_details(document)
 
 
-def _details(store: Store, image: Image) -> dict[str, Any]:
+def details_of(store: Store, image: Image) -> dict[str, Any]:
     """What `docker image inspect` says, with its names, and the manifest besides."""
     raw = parse_members(store.read_blob(image.manifest.config), ImageConfig, image.name)  # also those we do not know
     names = [

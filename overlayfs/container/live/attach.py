@@ -15,7 +15,7 @@ import socket
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -53,7 +53,7 @@ def connect(bundle: Path) -> socket.socket:
 
 def pass_through(attached: socket.socket, bundle: Path, *, with_input: bool, has_terminal: bool) -> Ended:
     """Pass our streams to the program and its output to us, until it ends or the user detaches."""
-    with _raw_terminal(bundle, is_wanted=has_terminal and os.isatty(0)):
+    with _terminal(bundle, is_raw=with_input) if has_terminal and os.isatty(0) else nullcontext():
         return _copy(attached, with_input=with_input, may_detach=has_terminal)
 
 
@@ -108,15 +108,13 @@ def _send(attached: socket.socket, typed: bytes) -> bool:
 
 
 @contextmanager
-def _raw_terminal(bundle: Path, *, is_wanted: bool) -> Iterator[None]:
-    """Our terminal passes keys on as they are, and its size is the program's."""
-    if not is_wanted:
-        yield
-        return
+def _terminal(bundle: Path, *, is_raw: bool) -> Iterator[None]:
+    """Our terminal's size is the program's. A raw one passes keys on as they are; another one makes signals of them."""
     before = termios.tcgetattr(0)
     handler = signal.signal(signal.SIGWINCH, lambda *_: _tell_size(bundle))
     try:
-        tty.setraw(0, termios.TCSADRAIN)  # and not TCSAFLUSH, which discards what was typed meanwhile
+        if is_raw:
+            tty.setraw(0, termios.TCSADRAIN)  # and not TCSAFLUSH, which discards what was typed meanwhile
         _tell_size(bundle)
         yield
     finally:

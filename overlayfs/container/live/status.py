@@ -17,3 +17,10 @@ def status_of(container: Container, bundle: Path) -> str:
         return "mounted"
     program = program_of(container, bundle)
     return "paused" if program is not None and is_paused(program) else "running"
+
+
+def exit_code_of(container: Container) -> int:
+    """Docker's number: 0 while a container has not ended, 137 if it was killed with what knows its status."""
+    if container.is_in_use:
+        return 0
+    return 137 if container.exit_status is None and container.started else container.exit_status or 0

@@ -1,4 +1,4 @@
-"""What do the texts of a container's options mean? Sizes, limits, signals, ports, tmpfs mounts and names of hosts.
+"""What do the texts of a container's options mean? Sizes, limits, ports, tmpfs mounts and names of hosts.
 
 Each function raises InvalidError, whose message repeats the text and shows the form it should have.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import resource
-import signal
 from typing import Final
 
 from msgspec import Struct
 
 from ...image.oci.errors import InvalidError
+from ...image.oci.signals import signal_of
 from .settings import OF_CONTAINER, Settings
 
 _UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -83,21 +83,6 @@ def ulimit_of(text: str) -> dict[str, int | str]:
     if least > most:
         raise InvalidError(f"the limit {text} has a soft value above its hard value")
     return {"type": known, "soft": least, "hard": most}
-
-
-def signal_of(text: str) -> int:
-    """The number of a signal: `TERM`, `SIGTERM`, `15`, `RTMIN+3`."""
-    name = text.upper().removeprefix("SIG")
-    base, plus, offset = name.partition("+")
-    if name.isascii() and name.isdigit():
-        number = int(name)
-    elif plus and base == "RTMIN" and offset.isascii() and offset.isdigit():
-        number = signal.SIGRTMIN + int(offset)
-    else:
-        number = getattr(signal, f"SIG{name}", 0) if name.isalnum() else 0
-    if not 1 <= number <= signal.SIGRTMAX:
-        raise InvalidError(f"{text[:40]!r} is no signal: as in TERM, SIGHUP or 15")
-    return int(number)
 
 
 def ports_of(text: str) -> list[Port]:
@@ -216,4 +201,4 @@ def check(settings: Settings) -> None:
     if (settings.ports or settings.publishes_all) and kind != "private":
         raise InvalidError(f"-p and -P need a private network, not --network {kind}")
     if settings.pids_limit < 0 or (settings.stop_timeout_s or 0) < -1:
-        raise InvalidError("--pids-limit and --stop-timeout are no negative numbers")
+        raise InvalidError("--pids-limit and --stop-timeout are no negative numbers but -1, for no limit")

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from .documents import RunConfig
 from .errors import InvalidError
+from .signals import signal_of
 from .words import Lexer
 
 _INSTRUCTION: Final = re.compile(r"\s*(?P<name>[A-Za-z]+)(?:\s+|\s*=\s*)(?P<rest>.*)", re.DOTALL)
@@ -82,7 +83,9 @@ def _user(config: RunConfig, text: str, lexer: Lexer) -> RunConfig:
 
 
 def _stop_signal(config: RunConfig, text: str, lexer: Lexer) -> RunConfig:
-    return replace(config, stop_signal=_whole(text, lexer))
+    name = _whole(text, lexer)
+    signal_of(name)
+    return replace(config, stop_signal=name)
 
 
 def _shell(config: RunConfig, text: str, _: Lexer) -> RunConfig:

@@ -140,3 +140,37 @@ def test_what_cannot_be_copied_is_refused(box: Shop, tmp_path: Path) -> None:
     assert "not between two containers" in box.refuses("cp", "box:/d", "box:/e")
     assert "does not exist" in box.refuses("cp", tmp_path / "absent", "box:/d")
     assert "is no directory" in box.refuses("cp", "box:/d", tmp_path / "absent/place")
+
+
+def test_file_and_directory_do_not_replace_each_other(box: Shop, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("kept\n")
+    refused: list[tuple[Path | str, Path | str]] = [
+        ("box:/d/sub", kept),  # a directory over a file
+        ("box:/d/f", f"{kept}/"),
+        ("box:/d/f", f"{tmp_path}/absent/"),
+        ("box:/d/f/", tmp_path),
+        (tmp_path, "box:/d/f"),
+        (kept, "box:/d/f/"),
+        (kept, "box:/absent/"),
+        (f"{kept}/", "box:/d"),
+    ]
+    for words in refused:
+        assert " is no directory" in box.refuses("cp", *words)
+    assert kept.read_text() == "kept\n" and os.listdir(tmp_path) == ["kept"]
+    assert seen(box, "cat /d/f; ls -d /absent 2>/dev/null || true") == "f\n"
+
+
+def test_tar_needs_a_directory_that_is_there(box: Shop) -> None:
+    assert "a tar needs a directory" in box.refuses("cp", "-", "box:/absent")
+
+
+def test_links_of_this_machine_are_followed_if_wanted(box: Shop, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/h").write_text("h\n")
+    (tmp_path / "file").symlink_to("t/h")
+    (tmp_path / "directory").symlink_to("t")
+    box.run("cp", tmp_path / "file", "box:/tmp/same")
+    box.run("cp", "-L", tmp_path / "file", "box:/tmp")
+    box.run("cp", f"{tmp_path}/directory/", "box:/tmp")
+    assert seen(box, "test -L /tmp/same && cat /tmp/file /tmp/directory/h") == "h\nh\n"

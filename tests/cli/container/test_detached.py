@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         base = small.config.config
         config = RunConfig(env=base.env, cmd=["sh", "-c", OBEDIENT], labels={"a": "image"}, stop_signal="SIGUSR1")
         image_of(store, "labelled", config, {}, base=small)
+        image_of(store, "empty", RunConfig(), {}, base=small)
     with Prepared() as prepared:
         yield Shop(path, prepared)
 
@@ -258,6 +259,40 @@ def test_container_of_an_earlier_boot_has_exited(live: Shop) -> None:
     assert live.run("start", "box") == "box\n"
 
 
+def test_container_that_never_ran_shows_what_it_is_to_run(live: Shop) -> None:
+    live.run("create", "--name", "box", "--entrypoint", "sleep", "small", "5")
+    assert live.run("ps", "-a", "--format", "{{.Status}}: {{.Command}}") == "created: sleep 5\n"
+    assert live.run("inspect", "--format", "{{.Path}} {{.Args}}", "box") == "sleep [5]\n"
+
+
+def test_exit_code_is_always_a_number(live: Shop) -> None:
+    def code() -> str:
+        return live.run("inspect", "--format", "{{.State.ExitCode}}", "box")
+
+    live.run("create", "--name", "box", "small", "sh", "-c", OBEDIENT)
+    assert code() == "0\n"
+    live.run("start", "box")
+    await_that(lambda: live.run("logs", "box") == "ready\n")
+    assert code() == "0\n"
+    live.run("stop", "box")
+    assert code() == "5\n"
+    live.run("start", "box")
+    assert code() == "0\n"
+
+
+def test_container_of_nothing_to_run_is_not_made(live: Shop) -> None:
+    assert "no command of its own" in live.refuses("create", "empty", status=125)
+    assert live.names == []
+
+
+def test_containers_and_images_are_inspected_together(live: Shop) -> None:
+    identity = live.run("create", "--name", "box", "small")
+    image = live.run("inspect", "--format", "{{.Id}}", "small")
+    assert live.run("inspect", "--format", "{{.Id}}", "small", "box") == f"{image}{identity}"
+    assert [one["Id"] for one in live.answer("inspect", "box", "small")] == [identity.strip(), image.strip()]
+    assert "no image 'absent'" in live.refuses("inspect", "box", "absent")
+
+
 # -- exec
 
 
@@ -271,11 +306,29 @@ def test_exec_has_the_containers_user_and_other_options(live: Shop) -> None:
     live.run("exec", "box", "sh", "-c", "exit 9", status=9)
     assert "'nope' is not in the image" in live.refuses("exec", "box", "nope", status=127)
     assert "not executable" in live.refuses("exec", "box", "/etc/passwd", status=126)
-    assert "--tty needs a terminal" in live.refuses("exec", "-it", "box", "sh", status=125)
+    for option in ("-it", "-t"):
+        assert "needs a terminal" in live.refuses("exec", option, "box", "sh", status=125)
     live.run("exec", "-d", "box", "sh", "-c", "echo done >/tmp/done")
     await_that(lambda: live.run("exec", "box", "sh", "-c", "cat /tmp/done 2>/dev/null; :") == "done\n")
     status = live.run("exec", "box", "cat", "/proc/self/status")
     assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+
+
+@pytest.mark.parametrize(("option", "home"), [((), "/root"), (("-e", "HOME=/tmp"), "/tmp")])
+def test_exec_as_another_user_has_that_users_home(live: Shop, option: Sequence[str], home: str) -> None:
+    live.run("run", "-d", "--name", "box", "-u", "bob", *option, "small", "sh", "-c", ENDLESS)
+    own = live.run("exec", "box", "sh", "-c", "echo $HOME")
+    assert live.run("exec", "-u", "bob", "box", "sh", "-c", "echo $HOME") == own
+    assert live.run("exec", "-u", "0", "box", "sh", "-c", "echo $HOME") == f"{home}\n"
+
+
+def test_exec_needs_a_directory_to_work_in(live: Shop) -> None:
+    live.run("run", "-d", "--name", "box", "-v", "/new", "small", "sh", "-c", ENDLESS)
+    assert live.run("exec", "-w", "/new", "box", "pwd") == "/new\n"
+    for directory in ("/absent", "/etc/passwd"):
+        assert f"{directory} in the container is no directory" in live.refuses(
+            "exec", "-w", directory, "box", "pwd", status=125
+        )
 
 
 def test_exec_needs_a_live_container_of_runc(live: Shop) -> None:
@@ -340,8 +393,11 @@ def test_detached_program_may_have_a_terminal(live: Shop) -> None:
 
 def test_top_shows_its_processes_only(live: Shop) -> None:
     live.run("run", "-d", "--name", "box", "small", "sleep", "4321")
-    lines = live.run("top", "box", "-o", "pid,args").splitlines()
-    assert len(lines) == 2 and lines[1].endswith("sleep 4321")
+    for options in ((), ("-o", "pid,args"), ("-ef",), ("aux",)):
+        lines = live.run("top", "box", *options).splitlines()
+        assert len(lines) == 2 and lines[1].endswith("sleep 4321")
+    assert "the column PID" in live.refuses("top", "box", "-o", "args")
+    assert "overlayfs: ps: " in live.refuses("top", "box", "-zz")
 
 
 def test_renamed_container_keeps_its_changes(live: Shop) -> None:

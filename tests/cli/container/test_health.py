@@ -62,7 +62,7 @@ def test_check_that_takes_too_long_is_killed(live: Shop) -> None:
     live.run("healthcheck", "run", "box", status=1)
     (probe,) = health_of(live)["Log"]
     assert (probe["ExitCode"], "more than 1 s" in probe["Output"]) == (-1, True)
-    assert "echo begun" not in live.run("top", "box", "-o", "args")
+    assert "echo begun" not in live.run("top", "box", "-o", "pid,args")
 
 
 def test_what_cannot_be_checked_is_told(live: Shop) -> None:

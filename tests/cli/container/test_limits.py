@@ -32,6 +32,19 @@ def test_fork_bomb_is_held(shop: Shop) -> None:
     assert shop.names == []
 
 
+def test_limit_of_minus_one_is_none(shop: Shop) -> None:
+    assert shop.sh("echo here", "--pids-limit", "-1") == "here\n"
+    assert "no negative numbers" in shop.refuses("run", "--rm", "--pids-limit", "-2", "small", status=125)
+
+
+def test_stats_takes_containers(shop: Shop) -> None:
+    shop.run("run", "-d", "--name", "box", "small", "sleep", "1000")
+    for words in (("stats", "box"), ("container", "stats", "--no-stream")):
+        assert [line.split()[0] for line in shop.run(*words).splitlines()] == ["NAME", "box"]
+    shop.run("rm", "-f", "box")
+    assert "no overlayfs is mounted here" in shop.refuses("stats", "box")
+
+
 def test_privileged_container_has_all_that_this_process_may_have(shop: Shop) -> None:
     """Some machines withhold a capability from root; nobody can give it to a container."""
     done = shop.call("run", "--rm", "--privileged", "small", "cat", "/proc/self/status")

@@ -143,7 +143,20 @@ def test_network_of_another_container_is_shared(live: Shop) -> None:
     live.run("rename", "one", "host")
     assert live.run("start", "--attach", "guest") == shared
     live.run("stop", "-t", "0", "host")
-    assert "does not run" in live.refuses("run", "--rm", "--network", "container:host", "small", status=125)
+    assert "host is not running: its network" in live.refuses(
+        "run", "--rm", "--network", "container:host", "small", status=125
+    )
+
+
+def test_container_in_anothers_network_has_its_names(live: Shop) -> None:
+    options = ("--network", "private", "--add-host", "db:10.1.2.3", "--dns", "9.9.9.9")
+    live.run("run", "-d", "--name", "one", *options, "small", "sh", "-c", ENDLESS)
+    script = "cat /etc/hosts /etc/resolv.conf /etc/hostname /proc/sys/kernel/hostname"
+    own = live.run("exec", "one", "sh", "-c", script)
+    assert "10.1.2.3\tdb\n" in own and own.endswith("one\none\n")
+    assert live.sh(script, "--network", "container:one") == own
+    said = live.sh(script, "--network", "container:one", "-h", "own", "--add-host", "web:10.3.2.1", "--dns", "8.8.8.8")
+    assert "10.1.2.3\tdb\n10.3.2.1\tweb\n" in said and "9.9.9.9" not in said and said.endswith("own\nown\n")
 
 
 def test_what_cannot_be_is_refused_in_one_line(live: Shop) -> None:

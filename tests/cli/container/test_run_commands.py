@@ -539,5 +539,41 @@ def test_ps_selects_and_prints_as_docker_does(clean: Shop) -> None:
     assert [row["name"] for row in json.loads(clean.run("ps", "-af", "name=web", "--format", "json"))] == ["web"]
     assert clean.run("images", "--format", "{{.Repository}}:{{.Tag}}", "small") == "small:latest\n"
     assert clean.run("inspect", "-f", "{{index .RepoTags 0}}", "small", "other") == "small:latest\nother:latest\n"
-    for words in (("-f", "name"), ("-f", "x=y"), ("-f", "name=("), ("--format", "{{.X}}"), ("--format", "{{if}}")):
+    wrong = ("name", "x=y", "name=(", "status=exists", "health=good", "exited=well", "since=nobody")
+    for words in (*(("-f", text) for text in wrong), ("--format", "{{.X}}"), ("--format", "{{if}}")):
         assert clean.refuses("ps", "-a", *words)
+
+
+def test_ps_selects_by_end_age_volume_and_network(clean: Shop) -> None:
+    clean.run("run", "--name", "old", "-v", "kept:/data", "small", "sh", "-c", "exit 3", status=3)
+    clean.run("create", "--name", "new", "--network", "none", "small", "true")
+
+    def names(text: str) -> list[str]:
+        return clean.run("ps", "-aqf", text).splitlines()
+
+    assert names("exited=3") == names("volume=kept") == names("volume=/data") == names("network=host") == ["old"]
+    assert names("before=new") == ["old"] and names("since=old") == names("network=none") == ["new"]
+    assert names("exited=0") == names("since=new") == names("status=dead") == []
+
+
+def test_format_of_a_table_has_headings(clean: Shop) -> None:
+    clean.run("create", "--name", "a-longer-name", "small", "true")
+    clean.run("create", "--name", "box", "small", "true")
+    wanted = r"table {{.Names}}\t{{.State}}\t{{.CreatedAt}}"
+    lines = clean.run("ps", "-a", "--format", wanted).splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["NAMES", "STATE"],
+        ["box", "created"],
+        ["a-longer-name", "created"],
+    ]
+    assert lines[0].endswith("STATE    CREATED AT") and {line.find("created") for line in lines[1:]} == {15}
+    assert clean.run("ps", "--format", wanted).split() == ["NAMES", "STATE", "CREATED", "AT"]
+    assert clean.run("images", "small", "--format", "table {{.Repository}}") == "REPOSITORY\nsmall\n"
+    assert clean.refuses("ps", "--format", "table {{if}}")
+
+
+def test_lines_of_a_file_of_variables_end_as_docker_has_it(clean: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "variables"
+    file.write_bytes("\ufeffFIRST=1\r\n  # none\n\tSECOND=2\x0c\u2028end\nUNSET-HERE\n".encode())
+    script = "echo $FIRST; echo $SECOND"
+    assert clean.sh(script, "--env-file", file) == "1\n2\x0c\u2028end\n"

@@ -116,3 +116,20 @@ def test_what_is_shown_on_runcs_terminal_is_logged(live: Shop) -> None:
     with on_terminal(live, "run", "--runtime", "bwrap", "--name", "direct", "screen", "pwd") as terminal:
         terminal.status()
     assert "under bwrap on a terminal" in live.refuses("logs", "direct")
+
+
+def test_program_has_a_terminal_where_we_have_none(live: Shop) -> None:
+    done = live.call("run", "--rm", "-t", "small", "sh", "-c", "test -t 0 && test -t 1 && echo said; exit 3")
+    assert (done.status, done.out, done.err) == (3, "said\n", "")
+    assert live.names == []
+    assert "is not in the image" in live.refuses("run", "--rm", "-t", "small", "nope", status=127)
+    assert "-it needs a terminal" in live.refuses("run", "--rm", "-it", "small", "sh", status=125)
+    assert "needs runc" in live.refuses("run", "--rm", "-t", "--runtime", "bwrap", "small", "sh", status=125)
+
+
+def test_terminal_of_a_program_that_reads_none_of_it_makes_signals(live: Shop) -> None:
+    live.run("create", "--name", "box", "-t", "small", "sh", "-c", f"trap 'exit 9' INT; echo ready; {ENDLESS}")
+    with on_terminal(live, "start", "--attach", "box") as terminal:
+        terminal.read_until(b"ready")
+        terminal.type(b"\x03")
+        assert terminal.status() == 9

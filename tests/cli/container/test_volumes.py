@@ -131,6 +131,9 @@ def test_volumes_are_made_listed_and_removed(clean: Shop) -> None:
     assert len(clean.run("container", "prune").strip()) == 64
     assert clean.run("volume", "rm", "b", "c") == "b\nc\n"
     assert "no volume 'a'" in clean.refuses("volume", "rm", "a")
+    assert clean.run("volume", "rm", "-f", "a") == "a\n"
+    name = clean.run("volume", "create").strip()
+    assert len(name) == 64 and clean.run("volume", "ls", "-q") == f"{name}\n"
     assert "no name for a volume" in clean.refuses("volume", "create", "../x")
 
 
@@ -155,13 +158,37 @@ def test_mounts_of_another_container(clean: Shop) -> None:
     assert clean.sh(script, "--volumes-from", "one") == "of the image\n"
 
 
+def test_own_mount_counts_before_those_of_other_containers_and_the_last_of_these_first(clean: Shop) -> None:
+    for name in ("one", "two"):
+        clean.run(
+            "run", "--name", name, "-v", f"{name}:/data", "-v", f"of-{name}:/{name}", "small", "touch", f"/data/{name}"
+        )
+    both = ("--volumes-from", "one", "--volumes-from", "two")
+    assert clean.sh("ls /data; ls -d /one /two", *both) == "two\n/one\n/two\n"
+    for own in (("-v", "own:/data/"), ("--mount", "type=volume,target=/data"), ("--tmpfs", "/data")):
+        assert clean.sh("ls /data", *both, *own) == ""
+
+
+@pytest.mark.parametrize("runtime", ["bwrap", "runc"])
+def test_paths_with_colons_are_mounted_in_words(clean: Shop, tmp_path: Path, runtime: str) -> None:
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b/f").write_text("mine\n")
+    mount = f"type=bind,source={tmp_path}/a:b,target=/x:y,readonly"
+    assert clean.sh("cat /x:y/f; touch /x:y/g 2>/dev/null || echo ro", "--runtime", runtime, "--mount", mount) == (
+        "mine\nro\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        (("-v", "kept:a"), "'kept:a' is no volume"),
         (("--mount", "type=nfs,source=x,target=/x"), "is no mount"),
         (("--mount", "type=bind,source=x,target=/x"), "absolute path"),
         (("--mount", "type=bind,source=/a,target=x"), "is no mount"),
         (("--tmpfs", "/a", "-v", "kept:/a"), "cannot both be at /a"),
+        (("--tmpfs", "/dev/"), "no tmpfs can be at /dev/"),
+        (("--mount", "type=tmpfs,target=/a/.."), "no tmpfs can be at /a/.."),
         (("--volumes-from", "nobody"), "no container 'nobody'"),
         (("-v", "a"), "is no volume"),
         (("-v", "/proc"), "is no volume"),

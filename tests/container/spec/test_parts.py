@@ -11,6 +11,7 @@ from overlayfs.container.spec import parts
 from overlayfs.container.spec.parts import Port, Tmpfs
 from overlayfs.container.spec.settings import Settings
 from overlayfs.image.oci.errors import InvalidError
+from overlayfs.image.oci.signals import signal_of
 
 GOOD: list[tuple[Callable[[str], object], str, object]] = [
     (parts.size_of, "512m", 512 << 20),
@@ -22,10 +23,10 @@ GOOD: list[tuple[Callable[[str], object], str, object]] = [
     (parts.cpus_of, ".01", 0.01),
     (parts.ulimit_of, "nofile=10:20", {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}),
     (parts.ulimit_of, "core=-1", {"type": "RLIMIT_CORE", "soft": (1 << 64) - 1, "hard": (1 << 64) - 1}),
-    (parts.signal_of, "TERM", 15),
-    (parts.signal_of, "sigkill", 9),
-    (parts.signal_of, "1", 1),
-    (parts.signal_of, "SIGRTMIN+3", signal.SIGRTMIN + 3),
+    (signal_of, "TERM", 15),
+    (signal_of, "sigkill", 9),
+    (signal_of, "1", 1),
+    (signal_of, "SIGRTMIN+3", signal.SIGRTMIN + 3),
     (parts.ports_of, "80", [Port(80)]),
     (parts.ports_of, "8080:80", [Port(80, 8080)]),
     (parts.ports_of, "0:80", [Port(80)]),
@@ -49,7 +50,7 @@ BAD: dict[Callable[[str], object], tuple[str, ...]] = {
     parts.memory_of: ("1k", "0"),
     parts.cpus_of: ("", "0", "-1", "nan", "inf", "1e9"),
     parts.ulimit_of: ("", "nofile", "nofile=", "none=1", "nofile=20:10", "nofile=1:x", "INFINITY=1"),
-    parts.signal_of: ("", "0", "65", "NOPE", "SIG", "RTMIN+99", "_IGN", "-9", "\u00b2"),
+    signal_of: ("", "0", "65", "NOPE", "SIG", "RTMIN+99", "_IGN", "-9", "\u00b2"),
     parts.ports_of: (
         *("", "x", "1:2:3", "0", "70000", "80/icmp", "[::1]:80:80", "999.1.1.1:1:1", "80-82:80-81", "8000:80-82"),
         *("82-80", "82-80:82-80", "0-1:80", "80-", "-80", "80-82-84", "127.0.0.1:80", "65535-65536:1-2"),

@@ -92,6 +92,7 @@ def test_other_instructions(change: str, member: str, value: object) -> None:
         "EXPOSE 9-8",
         "EXPOSE x",
         "EXPOSE 80/icmp",
+        "STOPSIGNAL foo",
         "USER",
         "WORKDIR ",
         "VOLUME ",

@@ -13,14 +13,14 @@ from overlayfs.cli.container.attaching import Attachment
 from overlayfs.cli.container.detached import start_detached
 from overlayfs.cli.container.leftovers import find
 from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
-from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.running import open_status
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, after_kill, send
 from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import signal_of
-from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.store.store import Store
 
 _PATIENCE_S = 10
@@ -82,14 +82,14 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
                 done = False
         deadlines = {one.id: time.monotonic() + _patience_s(one, timeout_s) for one in known}
         signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
-    ends = Ends(known)
+    ends = Ends(containers, known)
     for one in known:
         with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
             send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
     for one in known:
         if not ends.wait(one, deadlines[one.id]):
-            with suppress(InvalidError):
-                send(one, bundle_of(store.path, one), signal.SIGKILL)
+            with suppress(InvalidError, NotFoundError):
+                send(containers.again(one), bundle_of(store.path, one), signal.SIGKILL)
             done = ends.wait(one, after_kill()) and done
         if not is_quiet:
             print(one.name, flush=True)
@@ -119,8 +119,9 @@ def kill(store_directory: Path | None, names: Sequence[str], text: str) -> bool:
 
     def one(name: str) -> None:
         with Store.open(store_directory) as store:
-            container = Containers(store).find(name)
-        ends = Ends([container])
+            containers = Containers(store)
+            container = containers.find(name)
+        ends = Ends(containers, [container])
         send(container, bundle_of(store.path, container), number)
         if number == signal.SIGKILL:
             ends.wait(container, after_kill())
@@ -144,15 +145,14 @@ def wait(store_directory: Path | None, names: Sequence[str]) -> bool:
 def wait_for(store_directory: Path | None, name: str) -> int:
     """The exit status of a container, whose last run is awaited; 137 if it was killed with its keeper."""
     with Store.open(store_directory) as store:
-        container = Containers(store).find(name)
-        status_file = Containers(store).directory(container) / STATUS
+        containers = Containers(store)
+        container = containers.find(name)
         if not container.is_in_use:
-            container = Containers(store).again(container)  # it may have ended since it was read, with a status
+            container = containers.again(container)  # it may have ended since it was read, with a status
             return 137 if container.exit_status is None and container.started else container.exit_status or 0
-        # held open, as an ephemeral container disappears at its end
-        kept = status_file.open("rb", buffering=0)
+        kept = open_status(containers, container)
     with kept:
-        ends = Ends([container])
+        ends = Ends(containers, [container])
         ends.wait(container, None)
         ends.close()
         kept.seek(0)

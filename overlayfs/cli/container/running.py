@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -264,6 +264,17 @@ class Running(Struct, frozen=True):
         self._forget(status)
         with Store.open(self.store) as store:
             anonymous.release(store, self.container, status)
+
+
+def open_status(containers: Containers, container: Container) -> BinaryIO:
+    """The file with the exit status of the present run, made if that is still to begin. Held open it can be read after
+    an ephemeral container has disappeared. Raises NotFoundError."""
+    try:
+        fd = os.open(containers.directory(container) / STATUS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        containers.again(container)
+        raise
+    return open(fd, "rb", buffering=0)
 
 
 def overrides_of(settings: Settings) -> Overrides:

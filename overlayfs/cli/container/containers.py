@@ -182,27 +182,40 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
                 return
             raise
         first = partial(anonymous.remove, store) if with_volumes else None
-        if container.is_in_use and force:
-            _end_use(container, containers.directory(container))
-            with suppress(NotFoundError):  # it went with its process
-                clean_up(store, containers.again(container))  # which may have been killed
         try:
+            if force:
+                container = _freed(store, container)
             remove_tree(containers.take_away(container, first))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
-            if not container.is_ephemeral:  # otherwise it went with its process
+            if not container.is_ephemeral and not force:  # otherwise it went with its process, or somebody was faster
                 raise
         print(named)
 
     return _each(store_directory, names, one)
 
 
+def _freed(store: Store, container: Container) -> Container:
+    """The container once nothing uses it any more, what is just starting in it included. Raises NotFoundError."""
+    containers = Containers(store)
+    ended = None
+    while container.is_in_use and container.process != ended:
+        _end_use(container, containers.directory(container))
+        ended = container.process
+        container = containers.again(container)
+    clean_up(store, container)  # its process may have been killed
+    return container
+
+
 def _end_use(container: Container, directory: Path) -> None:
-    """End the process that uses the container: it ends with its program, else by SIGTERM, then by force."""
+    """End the process that uses the container: it ends with its program or mount, else by SIGTERM, then by force."""
     if container.mountpoint:
-        take_down(container.mountpoint, lazy=False)
-        return
+        try:
+            take_down(container.mountpoint, lazy=False)
+        except CommandError:
+            if mount_at(os.fsencode(container.mountpoint)) is not None:
+                raise  # otherwise it is mounted nowhere, or in other mount namespaces
     assert container.process is not None
     with suppress(ProcessLookupError):
         has_program = container.is_detached or program_of(container, directory / BUNDLE) is not None

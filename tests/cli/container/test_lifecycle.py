@@ -1,15 +1,22 @@
-"""What commands make of a container that ends while they look at it."""
+"""What commands make of a container that starts, ends or goes while they look at it."""
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from overlayfs.cli.container import containers as commands
 from overlayfs.cli.container.lifecycle import wait_for
+from overlayfs.cli.container.running import STATUS
 from overlayfs.container.containers import Container, Containers
+from overlayfs.container.live.signals import Ends
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
@@ -17,21 +24,134 @@ from overlayfs.image.store.uses import Process
 from tests.container.small import small_image
 
 
-def test_status_is_known_of_a_container_that_ends_after_its_record_was_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store") as store:
-        image = small_image(store)
-        unpack_image(store, image)
-        made = Containers(store).create("box", image, lower_keys(store, image))
-        child = os.fork() or os._exit(0)
-        read = replace(made, process=Process.of(child))  # before it is waited for it has a start time
-        os.waitpid(child, 0)
-        Containers(store).release(made, 2)
+        yield store
+
+
+@pytest.fixture
+def containers(store: Store) -> Containers:
+    return Containers(store)
+
+
+@pytest.fixture
+def made(store: Store, containers: Containers) -> Container:
+    """A container that this process uses."""
+    image = small_image(store)
+    unpack_image(store, image)
+    return containers.create("box", image, lower_keys(store, image))
+
+
+@pytest.fixture
+def others() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two processes, which live until they are killed."""
+    with ExitStack() as stack:
+        words = [sys.executable, "-c", "input()"]
+        found = [stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE)) for _ in range(2)]
+        for process in found:
+            stack.callback(process.kill)
+        yield found
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_status_is_known_of_a_container_that_ends_after_its_record_was_read(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = replace(made, process=Process.of(others[0].pid))
+    end(others[0])
+    containers.release(made, 2)
     find, reads = Containers.find, [read]
 
     def find_late(self: Containers, text: str) -> Container:
         return reads.pop() if reads else find(self, text)
 
     monkeypatch.setattr(Containers, "find", find_late)
-    assert wait_for(tmp_path / "store", "box") == 2
+    assert wait_for(store.path, "box") == 2
+
+
+def test_status_is_known_of_a_run_that_begins_after_it_is_awaited(
+    store: Store, containers: Containers, made: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> bool:
+        (containers.directory(made) / STATUS).write_text("7")
+        return True
+
+    monkeypatch.setattr(Ends, "wait", run)
+    assert wait_for(store.path, "box") == 7
+
+
+def test_run_has_not_ended_when_the_command_that_started_it_has(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    command, keeper = others
+    started = containers.change(made, process=Process.of(command.pid))
+    ends = Ends(containers, [started])
+    containers.change(made, process=Process.of(keeper.pid))
+    end(command)
+    assert not ends.wait(started, time.monotonic())
+    end(keeper)
+    assert ends.wait(started, None)
+
+
+def test_next_run_is_not_awaited(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    keeper, next_keeper = others
+    running = containers.change(made, process=Process.of(keeper.pid))
+    ends = Ends(containers, [running])
+    containers.change(made, process=Process.of(next_keeper.pid), started=running.started + 1)
+    end(keeper)
+    assert ends.wait(running, None)
+
+
+def test_container_that_is_being_started_is_removed_by_force(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command, keeper = others
+    started = containers.change(made, process=Process.of(command.pid))
+    end_use = commands._end_use
+
+    def end_use_and_begin(container: Container, directory: Path) -> None:
+        if container == started:
+            containers.change(made, process=Process.of(keeper.pid))
+        end_use(container, directory)
+
+    monkeypatch.setattr(commands, "_end_use", end_use_and_begin)
+    assert commands.remove(store.path, ["box"], force=True, with_volumes=False)
+    assert containers.listed() == []
+
+
+def test_container_that_somebody_else_has_removed_meanwhile_is_removed_by_force(
+    store: Store, containers: Containers, made: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    containers.release(made)
+    take_away = Containers.take_away
+
+    def take_away_twice(self: Containers, container: Container, first: None = None) -> Path:
+        take_away(self, container, first)
+        return take_away(self, container, first)
+
+    monkeypatch.setattr(Containers, "take_away", take_away_twice)
+    assert commands.remove(store.path, ["box"], force=True, with_volumes=False)
+
+
+def test_container_that_is_mounted_nowhere_any_more_is_removed_by_force(
+    store: Store, containers: Containers, made: Container, others: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    daemon, _ = others
+    containers.change(made, process=Process.of(daemon.pid), mountpoint=str(tmp_path))
+    assert commands.remove(store.path, ["box"], force=True, with_volumes=False)
+    assert containers.listed() == [] and daemon.wait() < 0

@@ -89,6 +89,11 @@ class Container(Struct, frozen=True, omit_defaults=True):
     def is_in_use(self) -> bool:
         return self.process is not None and self.process.is_alive()
 
+    @property
+    def is_visited(self) -> bool:
+        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run."""
+        return self.is_in_use and not self.mountpoint and (not self.started or self.ended > 0)
+
 
 Step = Callable[[Container], None]
 
@@ -294,6 +299,15 @@ class Containers:
             self._write(claimed)
         return claimed
 
+    def visit(self, container: Container) -> Container:
+        """Make this process the user of a container, in which it runs nothing. Raises InUseError, NotFoundError."""
+        with self._locked(container) as found:
+            _check_is_free(found)
+            ended = found.ended or (time.time() if found.started else 0.0)  # the last run may have been killed
+            visited = replace(found, process=Process.of(os.getpid()), ended=ended, is_detached=False, health=None)
+            self._write(visited)
+        return visited
+
     def is_on(self, container: Container, image: Image) -> bool:
         """Whether the image of the container is this one, even by a manifest with layers compressed otherwise."""
         try:
@@ -467,7 +481,8 @@ def _record(container: Container) -> bytes:
 
 def _check_is_free(container: Container) -> None:
     if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
-        what = f"mounted on {container.mountpoint}" if container.mountpoint else "running"
+        used = "being copied" if container.is_visited else "running"
+        what = f"mounted on {container.mountpoint}" if container.mountpoint else used
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")
 
 

@@ -76,7 +76,7 @@ def attach(store_directory: Path | None, name: str, *, without_input: bool) -> i
     """Attach to a running container; the exit status of its program."""
     with Store.open(store_directory) as store:
         container, path = Containers(store).find(name), store.path
-    if not container.is_in_use:
+    if not container.is_in_use or container.is_visited:
         raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
     if not container.is_detached:
         raise InvalidError(f"the container {container.name} does not run detached, so nothing can attach to it")

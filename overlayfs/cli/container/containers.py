@@ -54,7 +54,7 @@ def show_containers(
         tests = tests_of(store, filters, lambda one: _status(containers, one))
         everything = everything or "status" in tests
         readable = containers.readable()
-        listed = [one for one in reversed(readable.containers) if everything or one.is_in_use]
+        listed = [one for one in reversed(readable.containers) if everything or (one.is_in_use and not one.is_visited)]
         found = [one for one in listed if are_passed(tests, one)]
         if as_json or template == "json":
             print_json([_document(containers, one) for one in found])

@@ -17,7 +17,7 @@ from overlayfs.cli.container.running import open_status
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends, after_kill, send
+from overlayfs.container.live.signals import Ends, after_kill, await_visit, send
 from overlayfs.container.live.status import status_of
 from overlayfs.container.spec.parts import signal_of
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
@@ -49,6 +49,7 @@ def start(store_directory: Path | None, names: Sequence[str], *, attach: bool, i
 
 
 def _start(store_directory: Path | None, name: str) -> None:
+    _await_visit(store_directory, name)
     with Store.open(store_directory) as store:
         path = store.path
         found = find(store, name)
@@ -59,7 +60,15 @@ def _start(store_directory: Path | None, name: str) -> None:
     start_detached(container, path, config)
 
 
+def _await_visit(store_directory: Path | None, name: str) -> None:
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        container = containers.find(name)
+    await_visit(containers, container)
+
+
 def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
+    _await_visit(store_directory, name)
     with Store.open(store_directory) as store:
         path = store.path
         container = Containers(store).claim(find(store, name), None)
@@ -82,7 +91,7 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
                 done = False
         deadlines = {one.id: time.monotonic() + _patience_s(one, timeout_s) for one in known}
         signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
-    ends = Ends(containers, known)
+    ends = Ends(containers, [one for one in known if not one.is_visited])
     for one in known:
         with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
             send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
@@ -106,7 +115,7 @@ def restart(store_directory: Path | None, names: Sequence[str], timeout_s: int |
     def one(name: str) -> None:
         with Store.open(store_directory) as store:
             container = Containers(store).find(name)
-        if container.is_in_use:
+        if container.is_in_use and not container.is_visited:
             stop(store_directory, [container.id], timeout_s, is_quiet=True)
         _start(store_directory, name)
 
@@ -147,7 +156,7 @@ def wait_for(store_directory: Path | None, name: str) -> int:
     with Store.open(store_directory) as store:
         containers = Containers(store)
         container = containers.find(name)
-        if not container.is_in_use:
+        if not container.is_in_use or container.is_visited:
             container = containers.again(container)  # it may have ended since it was read, with a status
             return 137 if container.exit_status is None and container.started else container.exit_status or 0
         kept = open_status(containers, container)

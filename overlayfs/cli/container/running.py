@@ -152,19 +152,16 @@ class Running(Struct, frozen=True):
         user = with_groups(inside, process.user, self.settings.groups)
         return replace(process, user=user if has_users else root_alone(user))
 
-    def show(self, before: Container, host: Sequence[str], work: Callable[[str], None]) -> None:
-        """Mount the tree without running anything, do `work` on its path, and leave the record as it was `before`.
-
-        `host` are paths that `work` needs besides.
-        """
+    def show(self, host: Sequence[str], work: Callable[[str], None]) -> None:
+        """Mount the tree of a visited container, and do `work` on its path. `host` are paths that `work` needs
+        besides."""
         try:
             options = self._overlay()
             self._enter(Needed.of([self.store, self.program], host))
             with ChildMount(options, self._mount_options):
                 work(str(self.root))
         finally:
-            kept = {"started": before.started, "ended": before.ended, "exit_status": before.exit_status}
-            self._note(process=None, **kept)
+            self._note(process=None)
 
     # the network
 

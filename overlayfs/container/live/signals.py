@@ -49,7 +49,7 @@ def send(container: Container, bundle: Path, number: int) -> None:
     A paused program goes on, as docker has it: otherwise neither SIGTERM nor, with cgroups of version 1, SIGKILL would
     end it.
     """
-    if not container.is_in_use or container.process is None:
+    if not container.is_in_use or container.process is None or container.is_visited:
         raise InvalidError(f"the container {container.name} is not running")
     program = program_of(container, bundle)
     if program is None and number not in (*FORWARDED, signal.SIGKILL):
@@ -63,6 +63,16 @@ def send(container: Container, bundle: Path, number: int) -> None:
                 resume(pid)
         finally:
             os.close(pid_fd)
+
+
+def await_visit(containers: Containers, container: Container) -> Container:
+    """The container after a `cp` that used it. Raises NotFoundError, InvalidError."""
+    if not container.is_visited:
+        return container
+    ends = Ends(containers, [container])
+    ends.wait(container, None)
+    ends.close()
+    return containers.again(container)
 
 
 class Ends:

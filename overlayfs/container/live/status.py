@@ -11,7 +11,7 @@ from .signals import program_of
 
 def status_of(container: Container, bundle: Path) -> str:
     """created, running, paused, mounted or exited."""
-    if not container.is_in_use:
+    if not container.is_in_use or container.is_visited:
         return "exited" if container.started or container.exit_status is not None else "created"
     if container.mountpoint:
         return "mounted"

@@ -13,10 +13,11 @@ import pytest
 from msgspec.structs import replace
 
 from overlayfs.cli.container import containers as commands
-from overlayfs.cli.container.lifecycle import wait_for
+from overlayfs.cli.container import lifecycle
 from overlayfs.cli.container.running import STATUS
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends
+from overlayfs.container.live.signals import Ends, await_visit
+from overlayfs.container.live.status import status_of
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
@@ -75,7 +76,7 @@ def test_status_is_known_of_a_container_that_ends_after_its_record_was_read(
         return reads.pop() if reads else find(self, text)
 
     monkeypatch.setattr(Containers, "find", find_late)
-    assert wait_for(store.path, "box") == 2
+    assert lifecycle.wait_for(store.path, "box") == 2
 
 
 def test_status_is_known_of_a_run_that_begins_after_it_is_awaited(
@@ -86,7 +87,7 @@ def test_status_is_known_of_a_run_that_begins_after_it_is_awaited(
         return True
 
     monkeypatch.setattr(Ends, "wait", run)
-    assert wait_for(store.path, "box") == 7
+    assert lifecycle.wait_for(store.path, "box") == 7
 
 
 def test_run_has_not_ended_when_the_command_that_started_it_has(
@@ -111,6 +112,45 @@ def test_next_run_is_not_awaited(
     containers.change(made, process=Process.of(next_keeper.pid), started=running.started + 1)
     end(keeper)
     assert ends.wait(running, None)
+
+
+def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:
+    containers.release(made, 3)
+    visited = containers.visit(made)
+    assert (visited.is_visited, status_of(visited, Path("bundle")), visited.exit_status) == (True, "exited", 3)
+
+
+def test_killed_run_is_over_when_a_copy_comes(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    killed = containers.change(made, process=Process.of(others[0].pid))
+    end(others[0])
+    assert containers.visit(killed).is_visited
+
+
+def test_stop_leaves_a_copy_alone(
+    store: Store, containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    containers.change(made, process=Process.of(others[0].pid), started=0.0)
+    assert lifecycle.stop(store.path, ["box"], None)
+    assert others[0].poll() is None
+
+
+def test_container_is_free_after_a_copy(
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    visited = containers.change(made, process=Process.of(others[0].pid), started=0.0)
+    wait = Ends.wait
+
+    def end_and_wait(self: Ends, container: Container, until: float | None) -> bool:
+        end(others[0])
+        return wait(self, container, until)
+
+    monkeypatch.setattr(Ends, "wait", end_and_wait)
+    assert not await_visit(containers, visited).is_in_use
 
 
 def test_container_that_is_being_started_is_removed_by_force(

@@ -316,8 +316,11 @@ class Containers:
             return False
 
     def change(self, container: Container, **members: object) -> Container:
-        """Change members of the record; only for the process that uses the container."""
+        """Change members of the record; only for the process that uses the container, or takes it over from the one
+        that does. Raises InUseError, NotFoundError."""
         with self._locked(container) as found:
+            if found.process != container.process:  # it was taken for dead, or its command was killed before it began
+                raise InUseError(f"another process uses the container {found.name} now")
             changed = replace(found, **members)
             self._write(changed)
         return changed
@@ -332,8 +335,8 @@ class Containers:
         return health
 
     def release(self, container: Container, exit_status: int | None = None, first: Step | None = None) -> None:
-        """Free the container; an ephemeral one is removed, as by `take_away`."""
-        with suppress(NotFoundError):
+        """Free the container, unless it is another process's by now; an ephemeral one is removed, as by `take_away`."""
+        with suppress(NotFoundError, InUseError):
             released = self.change(
                 container, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )

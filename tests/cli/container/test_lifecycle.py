@@ -14,14 +14,17 @@ from msgspec.structs import replace
 
 from overlayfs.cli.container import containers as commands
 from overlayfs.cli.container import lifecycle
+from overlayfs.cli.container.mount_image import _hand_over, _Plan
 from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.mounts.mount import Request
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import Ends, await_visit
 from overlayfs.container.live.status import status_of
+from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
-from overlayfs.image.store.uses import Process
+from overlayfs.image.store.uses import Process, Use
 from tests.container.small import small_image
 
 
@@ -96,7 +99,7 @@ def test_run_has_not_ended_when_the_command_that_started_it_has(
     command, keeper = others
     started = containers.change(made, process=Process.of(command.pid))
     ends = Ends(containers, [started])
-    containers.change(made, process=Process.of(keeper.pid))
+    containers.change(started, process=Process.of(keeper.pid))
     end(command)
     assert not ends.wait(started, time.monotonic())
     end(keeper)
@@ -109,9 +112,33 @@ def test_next_run_is_not_awaited(
     keeper, next_keeper = others
     running = containers.change(made, process=Process.of(keeper.pid))
     ends = Ends(containers, [running])
-    containers.change(made, process=Process.of(next_keeper.pid), started=running.started + 1)
+    containers.change(running, process=Process.of(next_keeper.pid), started=running.started + 1)
     end(keeper)
     assert ends.wait(running, None)
+
+
+def test_keeper_whose_command_was_killed_leaves_the_container_to_the_next_run(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    command, _ = others
+    started = containers.change(made, process=Process.of(command.pid))
+    end(command)
+    claimed = containers.claim(started, None)
+    with pytest.raises(InUseError, match="another process uses"):
+        containers.change(started, is_detached=True)
+    containers.release(started, 1)
+    assert containers.again(made) == claimed
+
+
+def test_container_is_free_after_a_mount_that_ended_at_once(
+    store: Store, containers: Containers, made: Container, others: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    use = Use(made.process, made.layers, made.manifest, str(tmp_path)) if made.process else None
+    assert use is not None
+    plan = _Plan(Request((str(tmp_path),)), use, store.path, made, store.record_mount(use))
+    end(others[0])
+    _hand_over(store, plan, others[0].pid)
+    assert not containers.again(made).is_in_use and not store.mounts()
 
 
 def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:
@@ -166,7 +193,7 @@ def test_container_that_is_being_started_is_removed_by_force(
 
     def end_use_and_begin(container: Container, directory: Path) -> None:
         if container == started:
-            containers.change(made, process=Process.of(keeper.pid))
+            containers.change(started, process=Process.of(keeper.pid))
         end_use(container, directory)
 
     monkeypatch.setattr(commands, "_end_use", end_use_and_begin)

@@ -51,6 +51,10 @@ def send(container: Container, bundle: Path, number: int) -> None:
     """
     if not container.is_in_use or container.process is None or container.is_visited:
         raise InvalidError(f"the container {container.name} is not running")
+    if container.mountpoint and number == signal.SIGKILL:
+        raise InvalidError(
+            f"{container.name} is mounted, and a killed daemon leaves a dead mount: see overlayfs umount"
+        )
     program = program_of(container, bundle)
     if program is None and number not in (*FORWARDED, signal.SIGKILL):
         raise InvalidError(f"{container.name} runs under bwrap, which passes no {signal.Signals(number).name} on")

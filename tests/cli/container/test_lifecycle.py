@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +19,9 @@ from overlayfs.cli.container.mount_image import _hand_over, _Plan
 from overlayfs.cli.container.running import STATUS
 from overlayfs.cli.mounts.mount import Request
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends, await_visit
+from overlayfs.container.live.signals import Ends, await_visit, send
 from overlayfs.container.live.status import status_of
-from overlayfs.image.oci.errors import InUseError
+from overlayfs.image.oci.errors import InUseError, InvalidError
 from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.missing_layers import unpack_image
 from overlayfs.image.store.store import Store
@@ -139,6 +140,15 @@ def test_container_is_free_after_a_mount_that_ended_at_once(
     end(others[0])
     _hand_over(store, plan, others[0].pid)
     assert not containers.again(made).is_in_use and not store.mounts()
+
+
+def test_daemon_of_a_mounted_container_is_not_killed(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    mounted = containers.change(made, process=Process.of(others[0].pid), mountpoint=str(tmp_path))
+    with pytest.raises(InvalidError, match="box is mounted"):
+        send(mounted, tmp_path, signal.SIGKILL)
+    assert others[0].poll() is None
 
 
 def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:

@@ -148,6 +148,24 @@ class Containers:
         scaffold = [os.fsencode(path) for path in container.scaffold]
         return Comparison.open(upper, lowers, work=work, scaffold=scaffold, since=since, until=until)
 
+    def still_there(self, container: Container) -> Callable[[], None]:
+        """To be called after the files of a container were read: raises NotFoundError or InUseError if it has been
+        removed or reset since, so that they may not have been all. Raises NotFoundError."""
+        before = self._stat(container)
+
+        def check() -> None:
+            if not os.path.samestat(before, self._stat(container)):
+                raise InUseError(f"the container {container.name} was reset meanwhile: try again")
+
+        return check
+
+    def _stat(self, container: Container) -> os.stat_result:
+        self.again(container)
+        try:
+            return os.stat(self.directory(container))
+        except FileNotFoundError:
+            raise _is_gone(container) from None
+
     # found
 
     def listed(self) -> list[Container]:

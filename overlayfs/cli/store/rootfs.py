@@ -39,8 +39,13 @@ def export_filesystem(name: str, target: str | None, compression: str | None, qu
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
         directories, container = _directories(store, name, progress)
         scaffold, has_upper = (container.scaffold, True) if container else ((), False)
+        check = Containers(store).still_there(container) if container else None
         with written(target, "a tar") as out, open_compressed(out, compression) as packed:
-            export_rootfs(directories, packed, scaffold=scaffold, has_upper=has_upper)
+            try:
+                export_rootfs(directories, packed, scaffold=scaffold, has_upper=has_upper)
+            finally:
+                if check is not None:
+                    check()
 
 
 def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Container | None]:

@@ -13,7 +13,7 @@ from overlayfs.cli.mounts.changes import compare_mount, writable_status, write_b
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.output import print_json, printable
 from overlayfs.cli.progress import shown_progress
-from overlayfs.container.containers import Containers
+from overlayfs.container.containers import Container, Containers
 from overlayfs.image.make import commit as mutate
 from overlayfs.image.make.commit import Made, Making
 from overlayfs.image.oci.errors import InvalidError, NotFoundError
@@ -194,11 +194,16 @@ def _split(source: str) -> tuple[str, str | None]:
 def _container(store: Store, name: str, base: Image | None, snapshot: str | None) -> Source:
     containers = Containers(store)
     container = containers.find(name)
-    for mountpoint in (container.mountpoint, os.fspath(containers.root(container))):
-        write_back(os.fsencode(mountpoint))
+    write_back_of(containers, container)
     check = containers.still_there(container)
     comparison = containers.compare(container, until=snapshot)
     return Source(comparison, base or store.load_by_manifest(container.manifest), check=check)
+
+
+def write_back_of(containers: Containers, container: Container) -> None:
+    """Make the kernel write what it holds of a container's tree, wherever that is mounted."""
+    for mountpoint in (container.mountpoint, os.fspath(containers.root(container))):
+        write_back(os.fsencode(mountpoint))
 
 
 def _mount(store: Store, path: bytes, base: Image | None, snapshot: str | None) -> Source:

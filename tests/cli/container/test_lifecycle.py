@@ -17,8 +17,10 @@ from overlayfs.cli.container import containers as commands
 from overlayfs.cli.container import lifecycle
 from overlayfs.cli.container.mount_image import _hand_over, _Plan
 from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.under_runc import running_under_runc
 from overlayfs.cli.mounts.mount import Request
-from overlayfs.container.containers import Container, Containers
+from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.live.attach import connect
 from overlayfs.container.live.signals import Ends, await_visit, send
 from overlayfs.container.live.status import status_of
 from overlayfs.image.oci.errors import InUseError, InvalidError
@@ -149,6 +151,20 @@ def test_daemon_of_a_mounted_container_is_not_killed(
     with pytest.raises(InvalidError, match="box is mounted"):
         send(mounted, tmp_path, signal.SIGKILL)
     assert others[0].poll() is None
+
+
+def test_container_whose_program_is_not_there_yet_is_said_to_start_or_end(
+    store: Store, containers: Containers, made: Container
+) -> None:
+    containers.change(made, is_detached=True)
+    bundle = containers.directory(made) / BUNDLE
+    with pytest.raises(InvalidError, match="box is just starting or ending"):
+        running_under_runc(store.path, "box")
+    with pytest.raises(InvalidError, match="starting or ending"):
+        connect(bundle)
+    bundle.mkdir()
+    with pytest.raises(InvalidError, match="starting or ending"):
+        connect(bundle)
 
 
 def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:

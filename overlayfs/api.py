@@ -78,11 +78,13 @@ class Mount:
         Its changes are thrown away with it. Without `mountpoint` a temporary directory is used. Raises MountError.
         """
         plan = forking.prepare(os.fsencode(self.path), snapshot)
-        made = _mount(plan.options, mountpoint, [plan.scratch])
-        if any(b"/layers/" in lower for lower in plan.options.lowers):  # perhaps of an image
-            from .image.store.mounted import record_same
+        if not any(b"/layers/" in lower for lower in plan.options.lowers):
+            return _mount(plan.options, mountpoint, [plan.scratch])
+        from .image.store.mounted import same_layers
 
-            record_same(plan.options.lowers, made.pid, bytes(made.path))
+        with same_layers(plan.options.lowers) as record:  # perhaps of an image
+            made = _mount(plan.options, mountpoint, [plan.scratch])
+            record(made.pid, bytes(made.path))
         return made
 
     @contextmanager

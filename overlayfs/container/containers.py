@@ -89,6 +89,16 @@ class Container(Struct, frozen=True, omit_defaults=True):
     def is_in_use(self) -> bool:
         return self.process is not None and self.process.is_alive()
 
+    @property
+    def is_visited(self) -> bool:
+        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run."""
+        return self.is_in_use and not self.mountpoint and (not self.started or self.ended > 0)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is run or mounted."""
+        return self.is_in_use and not self.is_visited
+
 
 Step = Callable[[Container], None]
 
@@ -142,6 +152,24 @@ class Containers:
         upper, work = os.fsencode(self.upper(container)), os.fsencode(self.work(container))
         scaffold = [os.fsencode(path) for path in container.scaffold]
         return Comparison.open(upper, lowers, work=work, scaffold=scaffold, since=since, until=until)
+
+    def still_there(self, container: Container) -> Callable[[], None]:
+        """To be called after the files of a container were read: raises NotFoundError or InUseError if it has been
+        removed or reset since, so that they may not have been all. Raises NotFoundError."""
+        before = self._stat(container)
+
+        def check() -> None:
+            if not os.path.samestat(before, self._stat(container)):
+                raise InUseError(f"the container {container.name} was reset meanwhile: try again")
+
+        return check
+
+    def _stat(self, container: Container) -> os.stat_result:
+        self.again(container)
+        try:
+            return os.stat(self.directory(container))
+        except FileNotFoundError:
+            raise _is_gone(container) from None
 
     # found
 
@@ -296,6 +324,15 @@ class Containers:
             self._write(claimed)
         return claimed
 
+    def visit(self, container: Container) -> Container:
+        """Make this process the user of a container, in which it runs nothing. Raises InUseError, NotFoundError."""
+        with self._locked(container) as found:
+            _check_is_free(found)
+            ended = found.ended or (time.time() if found.started else 0.0)  # the last run may have been killed
+            visited = replace(found, process=Process.of(os.getpid()), ended=ended, is_detached=False, health=None)
+            self._write(visited)
+        return visited
+
     def is_on(self, container: Container, image: Image) -> bool:
         """Whether the image of the container is this one, even by a manifest with layers compressed otherwise."""
         try:
@@ -304,8 +341,11 @@ class Containers:
             return False
 
     def change(self, container: Container, **members: object) -> Container:
-        """Change members of the record; only for the process that uses the container."""
+        """Change members of the record; only for the process that uses the container, or takes it over from the one
+        that does. Raises InUseError, NotFoundError."""
         with self._locked(container) as found:
+            if found.process != container.process:  # it was taken for dead, or its command was killed before it began
+                raise InUseError(f"another process uses the container {found.name} now")
             changed = replace(found, **members)
             self._write(changed)
         return changed
@@ -320,8 +360,8 @@ class Containers:
         return health
 
     def release(self, container: Container, exit_status: int | None = None, first: Step | None = None) -> None:
-        """Free the container; an ephemeral one is removed, as by `take_away`."""
-        with suppress(NotFoundError):
+        """Free the container, unless it is another process's by now; an ephemeral one is removed, as by `take_away`."""
+        with suppress(NotFoundError, InUseError):
             released = self.change(
                 container, process=None, mountpoint="", ended=time.time(), exit_status=exit_status, ports=[]
             )
@@ -469,7 +509,8 @@ def _record(container: Container) -> bytes:
 
 def _check_is_free(container: Container) -> None:
     if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
-        what = f"mounted on {container.mountpoint}" if container.mountpoint else "running"
+        used = "being copied" if container.is_visited else "running"
+        what = f"mounted on {container.mountpoint}" if container.mountpoint else used
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")
 
 

@@ -1,8 +1,9 @@
 """Which volumes with names are in the store, and what is mounted in a container?
 
 A named volume is a directory `volumes/NAME` with its record and its `data`, which outlives containers. It appears and
-disappears by one rename. The files that the image has at its place are copied to it when it is first mounted, while it
-is empty, as docker does.
+disappears by one rename, both under a lock on `volumes`, and a container is recorded before its volumes are made: so no
+volume is removed that a container has. The files that the image has at its place are copied to it when it is first
+mounted, while it is empty, as docker does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import posixpath
 import re
 import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -97,9 +99,11 @@ class Volumes:
         """Make a volume, unless it is there; one that has lost its record gets a new one. Raises InvalidError for a
         bad name."""
         _check_name(name)
-        if self._read(name) is not None:
-            return
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        with self._locked():
+            if self._read(name) is None:
+                self._make(name, labels)
+
+    def _make(self, name: str, labels: Mapping[str, str]) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = records.dump(NamedVolume(name, created, dict(labels)))
         with self._store.staging() as staged:
@@ -109,21 +113,29 @@ class Volumes:
                 return
             (staged / _DATA).mkdir()
             (staged / _DATA).chmod(0o755)
-            try:
-                staged.rename(self._directory / name)
-            except OSError:
-                if self._read(name) is None:  # otherwise somebody else made it just now
-                    raise
+            staged.rename(self._directory / name)
 
     def remove(self, name: str, besides: Container | None = None) -> None:
         """Remove a volume with all it holds. Raises NotFoundError, InUseError if a container has it, but for one."""
-        self.find(name)
-        others = [one for one in Containers(self._store).listed() if besides is None or one.id != besides.id]
-        if users := users_of(name, others):
-            raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
-        away = self._store.stage.new_name()
-        (self._directory / name).rename(away)
+        with self._locked():
+            self.find(name)
+            others = [one for one in Containers(self._store).listed() if besides is None or one.id != besides.id]
+            if users := users_of(name, others):
+                raise InUseError(f"the volume {name} belongs to {', '.join(users)}: remove these containers first")
+            away = self._store.stage.new_name()
+            (self._directory / name).rename(away)
         remove_tree(away)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """A block in which nobody else makes or removes volumes."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _read(self, name: str) -> NamedVolume | None:
         remedy = f"remove this file, and `overlayfs volume create {name}` makes another for what the volume holds"

@@ -149,18 +149,19 @@ class Comparison:
         return comparison
 
     @classmethod
-    def open_whole(
-        cls, layers: Sequence[bytes], scaffold: Collection[bytes] = (), *, has_upper: bool = False
-    ) -> Comparison:
-        """All that layers, top first, show together, compared to nothing; `scaffold` as in `open`. The first may be an
-        upper."""
+    def open_whole(cls, layers: Sequence[bytes]) -> Comparison:
+        """All that layers, top first, show together, compared to nothing."""
         with ExitStack() as stack:
             stacked = [_hold(stack, number, path) for number, path in enumerate(layers)]
-            if has_upper:
-                stacked[0] = stacked[0].as_upper()
-            comparison = cls(View(stacked), View(()), scaffold)
+            comparison = cls(View(stacked), View(()))
             comparison._resources = stack.pop_all()
         return comparison
+
+    def whole(self) -> Comparison:
+        """All that the upper and the lowers show together, compared to nothing; to be closed in place of this one."""
+        found = Comparison(self._new, View(()), self._scaffold)
+        found._resources = self._resources.pop_all()
+        return found
 
     def close(self) -> None:
         self._resources.close()

@@ -68,7 +68,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def have_other_use(containers: Containers, container: Container, other: subprocess.Popen[bytes]) -> None:
-    containers.change(container, process=Process.of(other.pid))
+    containers.change(containers.again(container), process=Process.of(other.pid), ended=0.0)
 
 
 def end(other: subprocess.Popen[bytes]) -> None:
@@ -226,7 +226,7 @@ def test_container_in_use_is_renamed_and_stays_where_it_is(
     assert containers.named("box") is None
     second = containers.create("box", image, keys)  # the name is free at once
     assert containers.find("box") == second and containers.upper(second) != containers.upper(box)
-    assert containers.change(box, exit_status=3).name == "crate"
+    assert containers.change(found, exit_status=3).name == "crate"
     with pytest.raises(InUseError, match="the name box is taken"):
         containers.rename(found, "box")
     with pytest.raises(InUseError, match="the name crate is taken"):
@@ -318,8 +318,7 @@ def test_container_is_claimed_by_another_manifest_of_its_image(
 
 
 def test_released_container_is_free(containers: Containers, image: Image, box: Container) -> None:
-    containers.claim(box, image)
-    containers.release(box, 7)
+    containers.release(containers.claim(box, image), 7)
     found = containers.find("box")
     assert not found.is_in_use and found.exit_status == 7
 
@@ -333,7 +332,7 @@ def test_check_of_an_earlier_run_is_not_noted(
     have_other_use(containers, box, other)
     with pytest.raises(InvalidError, match="box has ended"):
         containers.note_probe(first, probe, check)
-    containers.release(box)
+    containers.release(containers.again(box))
     with pytest.raises(InvalidError, match="box has ended"):
         containers.note_probe(first, probe, check)
 

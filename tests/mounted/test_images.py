@@ -9,14 +9,17 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import overlayfs
+from overlayfs import api
 from overlayfs.image.make import commit as mutate
 from overlayfs.image.make.commit import Making
+from overlayfs.image.oci.errors import InUseError
 from overlayfs.image.oci.reference import Reference
-from overlayfs.image.store.pruning import prune
+from overlayfs.image.store.pruning import prune, prune_held
 from overlayfs.image.store.store import Store
 from tests.contract.tree import build, directory, file
 from tests.mounted.program import PATIENCE_S, REPOSITORY, mounts_beneath, open_device
@@ -84,6 +87,22 @@ def test_layers_are_kept_as_long_as_a_fork_is_mounted(store: Path) -> None:
     fork.unmount()
     prune_all(store)
     assert not list((store / "layers").iterdir())
+
+
+def test_nobody_prunes_before_a_fork_is_recorded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted, mount = overlayfs.mount_image("app:1", store=store, ephemeral=True), api._mount
+
+    def mount_and_let_others_prune(*arguments: Any) -> overlayfs.Mount:
+        made = mount(*arguments)
+        mounted.unmount()
+        with Store.open(store) as opened, pytest.raises(InUseError), opened.alone(patience_s=0):
+            prune_held(opened, named=True)
+        return made
+
+    monkeypatch.setattr(api, "_mount", mount_and_let_others_prune)
+    with mounted.fork() as fork:
+        prune_all(store)
+        assert (fork.path / "etc/motd").read_text() == "hello"
 
 
 def prune_all(store: Path) -> None:

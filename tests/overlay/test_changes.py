@@ -181,7 +181,7 @@ def test_marks_of_the_other_prefix_are_data_in_an_upper(tmp_path: Path) -> None:
         assert not any(change.hides_below for change in found)
         (changed,) = (change.after for change in found if change.path == b"m")
         assert changed is not None and os.read(comparison.open_data(changed), 2) == b"\0"
-    with Comparison.open_whole([layers.upper, *layers.lowers], has_upper=True) as whole:
+    with Comparison.open(layers.upper, layers.lowers).whole() as whole:
         assert summary(list(whole)) == ["A d", "A d/f", "A e", "A e/g", "A m", "A r"]
 
 

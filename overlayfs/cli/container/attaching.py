@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs.cli.container.running import LOG, STATUS
+from overlayfs.cli.container.running import LOG, open_status
 from overlayfs.cli.container.under_runc import bundle_of
 from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.live import logs
@@ -38,9 +38,10 @@ class Attachment:
     def open(self, bundle: Path) -> None:
         """Connect, and hold what tells of the end. Raises ImageError."""
         self._socket = connect(bundle)
-        self._status = (self._directory / STATUS).open("rb", buffering=0)
         with Store.open(self._store) as store:
-            self._ends = Ends([Containers(store).again(self._container)])
+            containers = Containers(store)
+            self._status = open_status(containers, self._container)
+            self._ends = Ends(containers, [containers.again(self._container)])
 
     def follow(self) -> int:
         """Pass everything on until the program ends; its exit status. 0 if the user detaches."""
@@ -75,7 +76,7 @@ def attach(store_directory: Path | None, name: str, *, without_input: bool) -> i
     """Attach to a running container; the exit status of its program."""
     with Store.open(store_directory) as store:
         container, path = Containers(store).find(name), store.path
-    if not container.is_in_use:
+    if not container.is_active:
         raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
     if not container.is_detached:
         raise InvalidError(f"the container {container.name} does not run detached, so nothing can attach to it")
@@ -99,8 +100,9 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
     """Print what the program has written, on the streams it chose. Raises InvalidError if no log is kept."""
     since = logs.since_of(request.since) if request.since else None
     with Store.open(store_directory) as store:
-        container = Containers(store).find(request.name)
-        path = Containers(store).directory(container) / LOG
+        containers = Containers(store)
+        container = containers.find(request.name)
+        path = containers.directory(container) / LOG
     try:
         log = path.open("rb")
     except FileNotFoundError:
@@ -111,10 +113,11 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
             "nor in the foreground with --rm or under bwrap on a terminal"
         ) from None
     with log:
-        lines = _lines(container, log.fileno(), follows=request.follows)
+        ends = Ends(containers, [container] if request.follows else [])
+        lines = _lines(container, log.fileno(), ends)
         if request.tail >= 0:
             # what is there now, then what follows
-            found = logs.entries(_lines(container, log.fileno(), follows=False))
+            found = logs.entries(_lines(container, log.fileno(), Ends(containers, [])))
             for entry in logs.last(found, request.tail) if request.tail else list(found)[:0]:
                 _print(entry, request, is_shown=since is None or logs.is_since(entry, since))
             if not request.follows:
@@ -131,11 +134,10 @@ def _print(entry: logs.Entry, request: LogRequest, *, is_shown: bool) -> None:
     stream.flush()
 
 
-def _lines(container: Container, fd: int, *, follows: bool) -> Iterator[bytes]:
-    """Whole lines of the log from where it stands; with `follows` until the container has ended."""
-    ends = Ends([container])
+def _lines(container: Container, fd: int, ends: Ends) -> Iterator[bytes]:
+    """Whole lines of the log from where it stands, until the container has ended if that is awaited."""
     rest = b""
-    has_ended = not follows
+    has_ended = False
     while True:
         data = os.read(fd, 1 << 16)
         *whole, rest = (rest + data).split(b"\n")
@@ -143,6 +145,5 @@ def _lines(container: Container, fd: int, *, follows: bool) -> Iterator[bytes]:
         if data:
             continue
         if has_ended:
-            break
+            return
         has_ended = ends.wait(container, time.monotonic() + _LOOK_AGAIN_S)
-    ends.close()

@@ -54,7 +54,7 @@ def show_containers(
         tests = tests_of(store, filters, lambda one: _status(containers, one))
         everything = everything or "status" in tests
         readable = containers.readable()
-        listed = [one for one in reversed(readable.containers) if everything or one.is_in_use]
+        listed = [one for one in reversed(readable.containers) if everything or one.is_active]
         found = [one for one in listed if are_passed(tests, one)]
         if as_json or template == "json":
             print_json([_document(containers, one) for one in found])
@@ -150,7 +150,7 @@ def _status(containers: Containers, container: Container) -> str:
 def _style(status: str, container: Container) -> str:
     if status == "paused" or container.exit_status:
         return "yellow"
-    return "green" if container.is_in_use else "" if container.exit_status == 0 else "dim"
+    return "green" if container.is_active else "" if container.exit_status == 0 else "dim"
 
 
 def compare_container(
@@ -181,27 +181,40 @@ def remove(store_directory: Path | None, names: Sequence[str], *, force: bool, w
                 return
             raise
         first = partial(anonymous.remove, store) if with_volumes else None
-        if container.is_in_use and force:
-            _end_use(container, containers.directory(container))
-            with suppress(NotFoundError):  # it went with its process
-                clean_up(store, containers.again(container))  # which may have been killed
         try:
+            if force:
+                container = _freed(store, container)
             remove_tree(containers.take_away(container, first))
         except InUseError as error:
             raise InUseError(f"{error}, or use --force" if container.is_in_use and not force else str(error)) from None
         except NotFoundError:
-            if not container.is_ephemeral:  # otherwise it went with its process
+            if not container.is_ephemeral and not force:  # otherwise it went with its process, or somebody was faster
                 raise
         print(named)
 
     return _each(store_directory, names, one)
 
 
+def _freed(store: Store, container: Container) -> Container:
+    """The container once nothing uses it any more, what is just starting in it included. Raises NotFoundError."""
+    containers = Containers(store)
+    ended = None
+    while container.is_in_use and container.process != ended:
+        _end_use(container, containers.directory(container))
+        ended = container.process
+        container = containers.again(container)
+    clean_up(store, container)  # its process may have been killed
+    return container
+
+
 def _end_use(container: Container, directory: Path) -> None:
-    """End the process that uses the container: it ends with its program, else by SIGTERM, then by force."""
+    """End the process that uses the container: it ends with its program or mount, else by SIGTERM, then by force."""
     if container.mountpoint:
-        take_down(container.mountpoint, lazy=False)
-        return
+        try:
+            take_down(container.mountpoint, lazy=False)
+        except CommandError:
+            if mount_at(os.fsencode(container.mountpoint)) is not None:
+                raise  # otherwise it is mounted nowhere, or in other mount namespaces
     assert container.process is not None
     with suppress(ProcessLookupError):
         has_program = container.is_detached or program_of(container, directory / BUNDLE) is not None

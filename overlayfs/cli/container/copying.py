@@ -26,7 +26,7 @@ from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import program_of
+from overlayfs.container.live.signals import await_visit, program_of
 from overlayfs.container.runtime import Kind
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.store.store import Store
@@ -81,21 +81,28 @@ def _kind_of(path: str) -> bool | None:
 def copy(wanted: Copy) -> None:
     """Copy between a container and the host. Raises CommandError, ImageError."""
     _check_outer(wanted)
-    container = wanted.container
+    container = _free_of_others(wanted)
     if not container.is_in_use:
         host = [os.path.abspath(wanted.outer)] if wanted.outer != "-" else []
         with Store.open(wanted.store) as store:
             clean_up(store, container)
-            claimed = Containers(store).claim(container, None)
-        Running(claimed, wanted.store, Kind.BWRAP, sys.executable).show(
-            container, host, lambda root: _copy(wanted, root)
-        )
+            visited = Containers(store).visit(container)
+        Running(visited, wanted.store, Kind.BWRAP, sys.executable).show(host, lambda root: _copy(wanted, root))
         return
     pid = program_of(container, bundle_of(wanted.store, container))
     if pid is None:
         raise InvalidError(f"{container.name} is in use, but not under runc: copy when that has ended")
     begin_again_inside(pid, wanted.store)
     _copy(wanted, f"/proc/{pid}/root")
+
+
+def _free_of_others(wanted: Copy) -> Container:
+    """The container once no other copy uses it."""
+    if not wanted.container.is_visited:
+        return wanted.container
+    with Store.open(wanted.store) as store:
+        containers = Containers(store)
+    return await_visit(containers, wanted.container)
 
 
 def _check_outer(wanted: Copy) -> None:

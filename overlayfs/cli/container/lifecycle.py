@@ -13,13 +13,13 @@ from overlayfs.cli.container.attaching import Attachment
 from overlayfs.cli.container.detached import start_detached
 from overlayfs.cli.container.leftovers import find
 from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
-from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.running import open_status
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends, after_kill, send
+from overlayfs.container.live.signals import Ends, after_kill, await_visit, send
 from overlayfs.container.live.status import exit_code_of, status_of
-from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.store import Store
 
@@ -49,6 +49,7 @@ def start(store_directory: Path | None, names: Sequence[str], *, attach: bool, i
 
 
 def _start(store_directory: Path | None, name: str) -> None:
+    _await_visit(store_directory, name)
     with Store.open(store_directory) as store:
         path = store.path
         found = find(store, name)
@@ -59,7 +60,15 @@ def _start(store_directory: Path | None, name: str) -> None:
     start_detached(container, path, config)
 
 
+def _await_visit(store_directory: Path | None, name: str) -> None:
+    with Store.open(store_directory) as store:
+        containers = Containers(store)
+        container = containers.find(name)
+    await_visit(containers, container)
+
+
 def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
+    _await_visit(store_directory, name)
     with Store.open(store_directory) as store:
         path = store.path
         container = Containers(store).claim(find(store, name), None)
@@ -82,14 +91,14 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
                 done = False
         deadlines = {one.id: time.monotonic() + _patience_s(one, timeout_s) for one in known}
         signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
-    ends = Ends(known)
+    ends = Ends(containers, [one for one in known if not one.is_visited])
     for one in known:
         with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
             send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
     for one in known:
         if not ends.wait(one, deadlines[one.id]):
-            with suppress(InvalidError):
-                send(one, bundle_of(store.path, one), signal.SIGKILL)
+            with suppress(InvalidError, NotFoundError):
+                send(containers.again(one), bundle_of(store.path, one), signal.SIGKILL)
             done = ends.wait(one, after_kill()) and done
         if not is_quiet:
             print(one.name, flush=True)
@@ -106,7 +115,7 @@ def restart(store_directory: Path | None, names: Sequence[str], timeout_s: int |
     def one(name: str) -> None:
         with Store.open(store_directory) as store:
             container = Containers(store).find(name)
-        if container.is_in_use:
+        if container.is_active:
             stop(store_directory, [container.id], timeout_s, is_quiet=True)
         _start(store_directory, name)
 
@@ -119,8 +128,9 @@ def kill(store_directory: Path | None, names: Sequence[str], text: str) -> bool:
 
     def one(name: str) -> None:
         with Store.open(store_directory) as store:
-            container = Containers(store).find(name)
-        ends = Ends([container])
+            containers = Containers(store)
+            container = containers.find(name)
+        ends = Ends(containers, [container])
         send(container, bundle_of(store.path, container), number)
         if number == signal.SIGKILL:
             ends.wait(container, after_kill())
@@ -144,15 +154,14 @@ def wait(store_directory: Path | None, names: Sequence[str]) -> bool:
 def wait_for(store_directory: Path | None, name: str) -> int:
     """The exit status of a container, whose last run is awaited; 137 if it was killed with its keeper."""
     with Store.open(store_directory) as store:
-        container = Containers(store).find(name)
-        status_file = Containers(store).directory(container) / STATUS
-        if not container.is_in_use:
-            container = Containers(store).again(container)  # it may have ended since it was read, with a status
+        containers = Containers(store)
+        container = containers.find(name)
+        if not container.is_active:
+            container = containers.again(container)  # it may have ended since it was read, with a status
             return exit_code_of(container)
-        # held open, as an ephemeral container disappears at its end
-        kept = status_file.open("rb", buffering=0)
+        kept = open_status(containers, container)
     with kept:
-        ends = Ends([container])
+        ends = Ends(containers, [container])
         ends.wait(container, None)
         ends.close()
         kept.seek(0)

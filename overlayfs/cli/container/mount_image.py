@@ -102,17 +102,23 @@ def _exchanged_with_root(own: int) -> str:
 
 
 def _hand_over(store: Store, plan: _Plan, daemon: int | None) -> None:
-    """Hand the container and its record over to the daemon; without a daemon give them up."""
+    """Hand the container and its record over to the daemon; give them up if there is none, or none any more."""
     container, containers = plan.container, Containers(store)
-    if daemon is not None:
-        process = Process.of(daemon)
+    try:
+        if daemon is None:
+            raise ProcessLookupError
+        process, daemon_fd = Process.of(daemon), os.pidfd_open(daemon)
+    except (FileNotFoundError, ProcessLookupError):  # nothing was mounted, or it has been unmounted already
+        if container is not None:
+            containers.release(container)
+    else:
         store.record_mount(structs.replace(plan.use, process=process))
         if container is not None:
-            containers.change(container, process=process, mountpoint=plan.use.mountpoint)
-            if container.is_ephemeral:
-                leave_behind(lambda: _give_up(plan.store, container), after=os.pidfd_open(daemon))
-    elif container is not None:
-        containers.release(container)
+            container = containers.change(container, process=process, mountpoint=plan.use.mountpoint)
+        if container is not None and container.is_ephemeral:
+            leave_behind(lambda: _give_up(plan.store, container), after=daemon_fd)
+        else:
+            os.close(daemon_fd)
     store.forget_mount(plan.record)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -150,19 +150,16 @@ class Running(Struct, frozen=True):
         user = with_groups(inside, process.user, self.settings.groups)
         return replace(process, user=user if has_users else root_alone(user))
 
-    def show(self, before: Container, host: Sequence[str], work: Callable[[str], None]) -> None:
-        """Mount the tree without running anything, do `work` on its path, and leave the record as it was `before`.
-
-        `host` are paths that `work` needs besides.
-        """
+    def show(self, host: Sequence[str], work: Callable[[str], None]) -> None:
+        """Mount the tree of a visited container, and do `work` on its path. `host` are paths that `work` needs
+        besides."""
         try:
             options = self._overlay()
             self._enter(Needed.of([self.store, self.program], host))
             with ChildMount(options, self._mount_options):
                 work(str(self.root))
         finally:
-            kept = {"started": before.started, "ended": before.ended, "exit_status": before.exit_status}
-            self._note(process=None, **kept)
+            self._note(process=None)
 
     # the network
 
@@ -180,7 +177,7 @@ class Running(Struct, frozen=True):
         """The path of its network namespace; found before ours are entered."""
         from overlayfs.container.live.signals import program_of
 
-        if not joined.is_in_use:
+        if not joined.is_active:
             raise InvalidError(f"the container {joined.name} is not running: its network is gone until it is started")
         pid = program_of(joined, self.store / "containers" / joined.place / BUNDLE)
         if pid is None:
@@ -285,6 +282,17 @@ class Running(Struct, frozen=True):
 
 def _hostname_of(container: Container) -> str:
     return container.settings.hostname or container.name
+
+
+def open_status(containers: Containers, container: Container) -> BinaryIO:
+    """The file with the exit status of the present run, made if that is still to begin. Held open it can be read after
+    an ephemeral container has disappeared. Raises NotFoundError."""
+    try:
+        fd = os.open(containers.directory(container) / STATUS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        containers.again(container)
+        raise
+    return open(fd, "rb", buffering=0)
 
 
 def overrides_of(settings: Settings) -> Overrides:

@@ -78,7 +78,7 @@ def _check_word(key: str, value: str, known: Sequence[str]) -> None:
 def _exit_test(value: str) -> Test:
     if not (value.isascii() and value.isdigit()):
         raise InvalidError(f"filter exited={value}: an exit status is a number")
-    return lambda container: not container.is_in_use and container.exit_status == int(value)
+    return lambda container: not container.is_active and container.exit_status == int(value)
 
 
 def _age_test(other: Container, *, is_before: bool) -> Test:

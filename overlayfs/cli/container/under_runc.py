@@ -24,9 +24,11 @@ def running_under_runc(store_directory: Path | None, name: str) -> tuple[Contain
     """A live container of runc, and the store. Raises InvalidError for others."""
     with Store.open(store_directory) as store:
         container, path = Containers(store).find(name), store.path
-    if not container.is_in_use or container.mountpoint:
+    if not container.is_active or container.mountpoint:
         raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
     if program_of(container, bundle_of(path, container)) is None:
+        if container.is_detached:
+            raise InvalidError(f"the container {container.name} is just starting or ending: try again")
         raise InvalidError(f"{container.name} does not run under runc: run it detached, or with --runtime runc")
     return container, path
 

@@ -8,7 +8,7 @@ from overlayfs.cli.mounts.listing import status_of
 from overlayfs.cli.mounts.mount import announce_at, remove_after
 from overlayfs.fuse import forking, mounting, throwaway
 from overlayfs.fuse.session import serve_in_background
-from overlayfs.image.store.mounted import record_same
+from overlayfs.image.store.mounted import same_layers
 
 
 def fork(mountpoint: str, new: str, snapshot: str) -> None:
@@ -26,11 +26,12 @@ def fork(mountpoint: str, new: str, snapshot: str) -> None:
         lane=bool(status.document["lane"]),
     )
     daemon, maker = None, os.getpid()
-    try:
-        daemon = serve_in_background(plan.options, options)
-    finally:
-        if daemon is None and os.getpid() == maker:  # the daemon was forked from here and unwinds the same stack
-            throwaway.remove(plan.scratch)
-    record_same(plan.options.lowers, daemon, target)
+    with same_layers(plan.options.lowers) as record:
+        try:
+            daemon = serve_in_background(plan.options, options)
+        finally:
+            if daemon is None and os.getpid() == maker:  # the daemon was forked from here and unwinds the same stack
+                throwaway.remove(plan.scratch)
+        record(daemon, target)
     remove_after(daemon, plan.scratch)
     announce_at(new, "; what is written is thrown away at the unmount")

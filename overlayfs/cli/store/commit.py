@@ -13,7 +13,7 @@ from overlayfs.cli.mounts.changes import compare_mount, writable_status, write_b
 from overlayfs.cli.mounts.live import CommandError, is_ours, mount_at, resolve
 from overlayfs.cli.output import print_json, printable
 from overlayfs.cli.progress import shown_progress
-from overlayfs.container.containers import Containers
+from overlayfs.container.containers import Container, Containers
 from overlayfs.image.make import commit as mutate
 from overlayfs.image.make.commit import Made, Making
 from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
@@ -72,11 +72,13 @@ def _check_is_text(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The changes to commit, and the image below them if known. `may_hold_marks`: see `write_layer`."""
+    """The changes to commit, and the image below them if known. `may_hold_marks`: see `write_layer`; `check`: see
+    `mutate.commit`."""
 
     comparison: Comparison
     base: Image | None
     may_hold_marks: bool = True
+    check: Callable[[], None] = lambda: None
 
 
 def commit_changes(
@@ -88,7 +90,15 @@ def commit_changes(
         base_image = None if base is None else store.find(base)
         found = _find_source(store, source, base_image, making.progress, user_xattr)
         with found.comparison as comparison:
-            return mutate.commit(store, found.base, comparison, reference, making, may_hold_marks=found.may_hold_marks)
+            return mutate.commit(
+                store,
+                found.base,
+                comparison,
+                reference,
+                making,
+                may_hold_marks=found.may_hold_marks,
+                check=found.check,
+            )
 
     _make(directory, "commit", request, make)
 
@@ -184,9 +194,16 @@ def _split(source: str) -> tuple[str, str | None]:
 def _container(store: Store, name: str, base: Image | None, snapshot: str | None) -> Source:
     containers = Containers(store)
     container = containers.find(name)
+    write_back_of(containers, container)
+    check = containers.still_there(container)
+    comparison = containers.compare(container, until=snapshot)
+    return Source(comparison, base or store.load_by_manifest(container.manifest), check=check)
+
+
+def write_back_of(containers: Containers, container: Container) -> None:
+    """Make the kernel write what it holds of a container's tree, wherever that is mounted."""
     for mountpoint in (container.mountpoint, os.fspath(containers.root(container))):
         write_back(os.fsencode(mountpoint))
-    return Source(containers.compare(container, until=snapshot), base or store.load_by_manifest(container.manifest))
 
 
 def _mount(store: Store, path: bytes, base: Image | None, snapshot: str | None) -> Source:

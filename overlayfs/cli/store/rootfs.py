@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from overlayfs.cli.app import store_directory
 from overlayfs.cli.output import print_json
 from overlayfs.cli.progress import shown_progress
 from overlayfs.cli.store.archives import standard_input, written
-from overlayfs.cli.store.commit import Request
+from overlayfs.cli.store.commit import Request, write_back_of
 from overlayfs.container.containers import Container, Containers
-from overlayfs.image.archive.rootfs import export_rootfs, import_rootfs
+from overlayfs.image.archive.rootfs import export_image, import_rootfs
+from overlayfs.image.layer.pack import Output, write_layer
 from overlayfs.image.oci.errors import NotFoundError
-from overlayfs.image.oci.progress import Progress
 from overlayfs.image.oci.reference import Reference
-from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.store import Store
 from overlayfs.image.tar.compression import open_compressed
 
@@ -37,17 +35,23 @@ def import_image(source: str, request: Request) -> None:
 def export_filesystem(name: str, target: str | None, compression: str | None, quiet: bool) -> None:
     """Write all files of a container, or else of an image, as a tar."""
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
-        directories, container = _directories(store, name, progress)
-        scaffold, has_upper = (container.scaffold, True) if container else ((), False)
+        containers = Containers(store)
+        try:
+            container = containers.find(name)
+        except NotFoundError:
+            image = store.find(name)
+            with written(target, "a tar") as out, open_compressed(out, compression) as packed:
+                export_image(store, image, packed, progress)
+            return
         with written(target, "a tar") as out, open_compressed(out, compression) as packed:
-            export_rootfs(directories, packed, scaffold=scaffold, has_upper=has_upper)
+            _export_container(containers, container, packed)
 
 
-def _directories(store: Store, name: str, progress: Progress) -> tuple[Sequence[Path], Container | None]:
-    """The layers of the container or image `name`, top first, and the container, if it is one."""
-    containers = Containers(store)
+def _export_container(containers: Containers, container: Container, out: Output) -> None:
+    check = containers.still_there(container)
+    write_back_of(containers, container)
     try:
-        container = containers.find(name)
-    except NotFoundError:
-        return lower_directories(store, store.find(name), progress), None
-    return [containers.upper(container), *containers.lowers(container)], container
+        with containers.compare(container).whole() as whole:
+            write_layer(whole, out)
+    finally:
+        check()

@@ -20,9 +20,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from ...image.oci.errors import ImageError
+from ...image.oci.errors import ImageError, InvalidError
 from .conmon import ATTACH, CONTROL
 
+_AT_AN_END: Final = "the container is just starting or ending: try again"
 _PACKET: Final = 32768
 _INPUT: Final = 8192
 _STDERR: Final = 3
@@ -39,10 +40,16 @@ class Ended(Enum):
 
 def connect(bundle: Path) -> socket.socket:
     """The attach socket of a live container. Raises ImageError."""
-    fd = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InvalidError(_AT_AN_END) from None
     attached = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         attached.connect(f"/proc/self/fd/{fd}/{ATTACH}")  # the path of a socket is limited to 107 bytes
+    except (FileNotFoundError, ConnectionRefusedError):
+        attached.close()
+        raise InvalidError(_AT_AN_END) from None
     except OSError as error:
         attached.close()
         raise ImageError(f"conmon does not answer: {error.strerror}") from None

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ...image.oci.errors import InvalidError
-from ..containers import Container
+from ...image.oci.errors import ImageError, InvalidError
+from ..containers import Container, Containers
 from ..supervise import FORWARDED, PID
 from .freezer import resume
 
@@ -49,8 +49,12 @@ def send(container: Container, bundle: Path, number: int) -> None:
     A paused program goes on, as docker has it: otherwise neither SIGTERM nor, with cgroups of version 1, SIGKILL would
     end it.
     """
-    if not container.is_in_use or container.process is None:
+    if not container.is_in_use or container.process is None or container.is_visited:
         raise InvalidError(f"the container {container.name} is not running")
+    if container.mountpoint and number == signal.SIGKILL:
+        raise InvalidError(
+            f"{container.name} is mounted, and a killed daemon leaves a dead mount: see overlayfs umount"
+        )
     program = program_of(container, bundle)
     if program is None and number not in (*FORWARDED, signal.SIGKILL):
         raise InvalidError(f"{container.name} runs under bwrap, which passes no {signal.Signals(number).name} on")
@@ -65,28 +69,50 @@ def send(container: Container, bundle: Path, number: int) -> None:
             os.close(pid_fd)
 
 
-class Ends:
-    """Waits for containers to be free again: their processes of ours, which clean up, have ended."""
+def await_visit(containers: Containers, container: Container) -> Container:
+    """The container after a `cp` that used it. Raises NotFoundError, InvalidError."""
+    if not container.is_visited:
+        return container
+    ends = Ends(containers, [container])
+    ends.wait(container, None)
+    ends.close()
+    return containers.again(container)
 
-    def __init__(self, containers: Sequence[Container]) -> None:
+
+class Ends:
+    """Waits for containers to be free again: their processes of ours, which clean up, have ended. A command that starts
+    a run hands it over to the process that serves it."""
+
+    def __init__(self, containers: Containers, awaited: Sequence[Container]) -> None:
+        """Of `containers` only records are read: their store may be closed."""
+        self._containers = containers
         self._open: dict[str, int] = {}
-        for container in containers:
-            if container.is_in_use and container.process is not None:
-                with suppress(ProcessLookupError):
-                    self._open[container.id] = os.pidfd_open(container.process.pid)
+        for container in awaited:
+            self._hold(container)
+
+    def _hold(self, container: Container) -> None:
+        if container.is_in_use and container.process is not None:
+            with suppress(ProcessLookupError):
+                self._open[container.id] = os.pidfd_open(container.process.pid)
 
     def wait(self, container: Container, until: float | None) -> bool:
         """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""
-        fd = self._open.get(container.id)
-        if fd is None:
-            return True
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
-        if not poller.poll(left_ms):
-            return False
-        os.close(self._open.pop(container.id))
+        while (fd := self._open.get(container.id)) is not None:
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
+            if not poller.poll(left_ms):
+                return False
+            os.close(self._open.pop(container.id))
+            self._follow(container)
         return True
+
+    def _follow(self, container: Container) -> None:
+        """Wait for the next process of the same run, if there is one."""
+        with suppress(ImageError):
+            now = self._containers.again(container)
+            if now.started == container.started:
+                self._hold(now)
 
     def close(self) -> None:
         for fd in self._open.values():

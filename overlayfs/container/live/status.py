@@ -11,7 +11,7 @@ from .signals import program_of
 
 def status_of(container: Container, bundle: Path) -> str:
     """created, running, paused, mounted or exited."""
-    if not container.is_in_use:
+    if not container.is_active:
         return "exited" if container.started or container.exit_status is not None else "created"
     if container.mountpoint:
         return "mounted"
@@ -21,6 +21,6 @@ def status_of(container: Container, bundle: Path) -> str:
 
 def exit_code_of(container: Container) -> int:
     """Docker's number: 0 while a container has not ended, 137 if it was killed with what knows its status."""
-    if container.is_in_use:
+    if container.is_active:
         return 0
     return 137 if container.exit_status is None and container.started else container.exit_status or 0

@@ -28,20 +28,9 @@ def import_rootfs(
     return append(store, None, path, reference, making or Making(created_by="import")).image
 
 
-def export_rootfs(
-    directories: Sequence[Path],
-    out: Output,
-    *,
-    source_date_epoch: int | None = None,
-    scaffold: Sequence[str] = (),
-    has_upper: bool = False,
-) -> LayerSummary:
-    """Write the merged tree of layers (top first; the upper of a container is one) as an uncompressed tar.
-
-    The `scaffold` of a container is left out.
-    """
-    layers, left_out = [os.fsencode(path) for path in directories], [os.fsencode(path) for path in scaffold]
-    with Comparison.open_whole(layers, left_out, has_upper=has_upper) as whole:
+def export_rootfs(directories: Sequence[Path], out: Output, *, source_date_epoch: int | None = None) -> LayerSummary:
+    """Write the merged tree of layers (top first) as an uncompressed tar."""
+    with Comparison.open_whole([os.fsencode(path) for path in directories]) as whole:
         return write_layer(whole, out, source_date_epoch=source_date_epoch)
 
 

@@ -7,7 +7,7 @@ are kept. All parts of a new image are in the store before it gets its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,10 +68,15 @@ def commit(
     making: Making,
     *,
     may_hold_marks: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Made:
-    """The base image with the changes as a new layer (none if nothing changed). Raises the errors of `write_layer`."""
+    """The base image with the changes as a new layer (none if nothing changed). Raises the errors of `write_layer`, and
+    those of `check`, which is called once the changes were read."""
     apply_changes(RunConfig(), making.changes)  # before the work is done in vain
-    layer, summary = new_layer(store, comparison, making, may_hold_marks=may_hold_marks)
+    try:
+        layer, summary = new_layer(store, comparison, making, may_hold_marks=may_hold_marks)
+    finally:
+        check()
     return Made(_add_layer(store, base, layer, reference, making), summary)
 
 

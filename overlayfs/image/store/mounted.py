@@ -7,8 +7,8 @@ open from before the layers are looked up until the record is there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,18 +43,35 @@ def open_image(name: str, store_directory: Path | None) -> Iterator[OpenedImage]
         yield OpenedImage(store, image, keys, LayerStore(store).directories(keys))
 
 
-def record_same(lowers: Sequence[bytes], process: int, mountpoint: bytes) -> None:
-    """Keep the layers of a mount, all its lowers, for another process that has the same ones mounted now. Lowers that
-    are in no store, or in one of somebody else, are kept by nobody."""
+Recording = Callable[[int, bytes], None]
+"""Keeps layers for the process that serves a mount of them, and its mountpoint."""
+
+
+@contextmanager
+def same_layers(lowers: Sequence[bytes]) -> Iterator[Recording]:
+    """A block in which nobody prunes the layers of a live mount, all its lowers, and another process comes to mount the
+    same ones: it is recorded by what is yielded. Lowers that are in no store, or in one of somebody else, are kept by
+    nobody."""
     places = [place for place in map(_place_in_store, lowers) if place is not None]
-    if not places:
-        return
-    store_directory = places[0][0]
-    keys = [key for directory, key in reversed(places) if directory == store_directory]
-    with suppress(OSError, ImageError), Store.open(store_directory) as store:
-        same = (use.image for use in store.mounts().values() if set(use.layers) == set(keys))
-        where = os.path.realpath(os.fsdecode(mountpoint))
-        store.record_mount(Use(Process.of(process), keys, next(same, None), where))
+    with ExitStack() as stack:
+        store = None
+        if places:
+            with suppress(OSError, ImageError):
+                store = stack.enter_context(Store.open(places[0][0]))
+        keys = [key for directory, key in reversed(places) if directory == places[0][0]]
+
+        def record(process: int, mountpoint: bytes) -> None:
+            if store is not None:
+                with suppress(OSError, ImageError):
+                    _record_same(store, keys, process, mountpoint)
+
+        yield record
+
+
+def _record_same(store: Store, keys: list[Digest], process: int, mountpoint: bytes) -> None:
+    same = (use.image for use in store.mounts().values() if set(use.layers) == set(keys))
+    where = os.path.realpath(os.fsdecode(mountpoint))
+    store.record_mount(Use(Process.of(process), keys, next(same, None), where))
 
 
 def _place_in_store(lower: bytes) -> tuple[Path, Digest] | None:

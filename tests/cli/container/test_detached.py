@@ -58,6 +58,17 @@ def keeper_of(shop: Shop, name: str) -> int:
     return int(row["pid"])
 
 
+def test_container_is_started_after_a_copy_to_it(live: Shop) -> None:
+    live.run("create", "--name", "box", "small", "sh", "-c", ENDLESS)
+    with live.start_command("cp", "-", "box:/tmp", stdin=subprocess.PIPE) as copying:
+        await_that(lambda: live.answer("ps", "-a")[0]["pid"] is not None)
+        assert live.run("stop", "box") == "box\n" and status_of(live, "box") == "created"
+        with live.start_command("start", "box") as starting:
+            copying.communicate("\0" * 10240)
+            assert (copying.returncode, starting.wait()) == (0, 0)
+    assert status_of(live, "box") == "running"
+
+
 # -- reset while it runs
 
 CHANGES = "echo changed >/etc/passwd; rm /etc/group; mkdir -p /new/deep; rm -rf /tmp;"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def test_commit_of_a_snapshot_has_its_state(mounted: Site, store: Path) -> None:
 
     assert [tree(image) for image in ("app:1", "app:2", "app:3")] == [{"a", "b"}, {"a"}, {"a", "c"}]
     assert run("--store", store, "cat", "app:1:/etc/a").stdout == "changed"
+
+
+def test_export_of_a_container_has_what_came_before_and_after_a_snapshot(site: Site, store: Path) -> None:
+    run("--store", store, "mount", "base:1", "--rw", "--name", "box", site.mountpoint)
+    (site.mountpoint / "etc/a").unlink()
+    (site.mountpoint / "before").touch()
+    run("snapshot", site.mountpoint, "first")
+    (site.mountpoint / "after").touch()
+    run("--store", store, "export", "box", "-o", site.top / "box.tar")
+    with tarfile.open(site.top / "box.tar") as tar:
+        assert set(tar.getnames()) - {"."} == {"before", "after", "etc", "etc/b"}
 
 
 def test_commit_takes_a_mountpoint_with_an_at_sign_as_it_is(site: Site, store: Path) -> None:

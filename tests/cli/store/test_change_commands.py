@@ -14,13 +14,14 @@ import pytest
 
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.store.commit import Request, append_to, commit_changes, squash_image
-from overlayfs.container.containers import Containers
+from overlayfs.container.containers import Container, Containers
 from overlayfs.image.make import commit as mutate
 from overlayfs.image.make.commit import Making
 from overlayfs.image.oci.errors import ImageError, InvalidError
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.lowers import lower_directories
 from overlayfs.image.store.missing_layers import unpack_image
+from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
 from tests.cli.people import Site, run
 from tests.contract.tree import build, directory, file, whiteout
@@ -150,6 +151,28 @@ def test_commit_of_a_container(shop: Shop) -> None:
         (containers.upper(made) / "new").write_bytes(b"new")
     assert shop.commit(made.id[:6], base=None)["added"] == 1
     assert shop.commit("box", None, None)["name"] is None
+
+
+@pytest.mark.parametrize(
+    ("away", "words"), [(Containers.reset, "was reset meanwhile"), (Containers.take_away, "no container 'box'")]
+)
+def test_commit_of_a_container_that_goes_meanwhile_makes_no_image(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, away: Callable[[Containers, Container], Path], words: str
+) -> None:
+    with Store.open(shop.directory) as store:
+        image = store.find("base:1")
+        made = Containers(store).create("box", image, unpack_image(store, image))
+        (Containers(store).upper(made) / "new").write_bytes(b"new")
+        new_layer = mutate.new_layer
+
+        def go_and_read(*arguments: Any, **options: Any) -> mutate.LayerOf:
+            remove_tree(away(Containers(store), made))
+            return new_layer(*arguments, **options)
+
+        monkeypatch.setattr(mutate, "new_layer", go_and_read)
+        with pytest.raises(ImageError, match=words):
+            shop.commit("box", "app:1", None)
+        assert [str(entry.reference) for entry in store.entries()] == ["docker.io/library/base:1"]
 
 
 @pytest.mark.parametrize(

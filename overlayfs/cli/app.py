@@ -86,6 +86,14 @@ def program_for(arguments: list[str]) -> Callable[..., Any]:
     return typer.main.get_command(program)
 
 
+def with_help(arguments: list[str]) -> list[str]:
+    """The arguments, and `--help` where they end before a command: with the program, or with a group of commands."""
+    called = _called_command(arguments)
+    declare(called)
+    groups = {_group_name(info) for info in app.registered_groups}
+    return [*arguments, "--help"] if not arguments or (arguments[-1] == called and called in groups) else arguments
+
+
 def _called_command(arguments: list[str]) -> str | None:
     rest = iter(arguments)
     for word in rest:

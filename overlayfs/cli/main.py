@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from overlayfs.cli.app import ERROR, OK, USAGE, program_for, store_directory
+from overlayfs.cli.app import ERROR, OK, USAGE, program_for, store_directory, with_help
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments = sys.argv[1:] or ["--help"]
+        arguments = with_help(sys.argv[1:])
         status = program_for(arguments)(arguments, prog_name="overlayfs", standalone_mode=False)
         sys.stdout.flush()
         _follow_images()

@@ -63,8 +63,9 @@ def test_help_fits_one_screen() -> None:
     assert set(SUBCOMMANDS) <= set(listed)
 
 
-def test_no_arguments_show_the_help() -> None:
-    assert run().stdout == run("--help").stdout
+@pytest.mark.parametrize("group", [(), ("volume",)])
+def test_no_arguments_show_the_help(group: tuple[str, ...]) -> None:
+    assert run(*group).stdout == run(*group, "--help").stdout
 
 
 @pytest.mark.parametrize("command", SUBCOMMANDS)

@@ -31,12 +31,25 @@ _LONGEST_HOSTNAME: Final = 64
 """__NEW_UTS_LEN of linux/utsname.h."""
 
 
+FAILED: Final = 125
+"""The exit status where a program was not begun, as docker has it; a `CannotRunError` has its own."""
+
+
 class CannotRunError(ImageError):
     """The program cannot be executed, or does not exist (`NotThereError`)."""
+
+    exit_status = 126
 
 
 class NotThereError(CannotRunError):
     """The program does not exist in the image."""
+
+    exit_status = 127
+
+
+def failure_status(error: Exception) -> int:
+    """The exit status where a program was not begun because of this error."""
+    return error.exit_status if isinstance(error, CannotRunError) else FAILED
 
 
 class Overrides(Struct, frozen=True):

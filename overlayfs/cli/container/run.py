@@ -19,7 +19,7 @@ from overlayfs.cli.container.running import Running, overrides_of
 from overlayfs.cli.output import explain
 from overlayfs.container.anonymous import with_names
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.process import CannotRunError, NotThereError, check_hostname, command_of
+from overlayfs.container.process import FAILED, check_hostname, command_of, failure_status
 from overlayfs.container.runtime import Kind, Launch, find_runtime
 from overlayfs.container.spec import fields, parts
 from overlayfs.container.spec.settings import NO_SETTINGS, OF_CONTAINER, Settings
@@ -31,7 +31,6 @@ from overlayfs.image.store.lowers import lower_keys
 from overlayfs.image.store.store import Image, Store
 from overlayfs.overlay.options import MountError
 
-FAILED, CANNOT_RUN, NOT_THERE = 125, 126, 127
 Pull = Literal["missing", "always", "never"]
 
 
@@ -60,14 +59,10 @@ def in_dockers_terms(work: Callable[[], int]) -> int:
     """The exit status of `work`; a failure becomes one line and docker's status for it."""
     try:
         return work()
-    except NotThereError as error:
-        return _fail(str(error), NOT_THERE)
-    except CannotRunError as error:
-        return _fail(str(error), CANNOT_RUN)
     except (ImageError, MountError) as error:
-        return _fail(str(error), FAILED)
+        return _fail(str(error), failure_status(error))
     except OSError as error:
-        return _fail(explain(error), FAILED)
+        return _fail(explain(error), failure_status(error))
 
 
 def _fail(message: str, status: int) -> int:

@@ -24,7 +24,7 @@ from overlayfs.container.foreign_mounts import Needed
 from overlayfs.container.live import names
 from overlayfs.container.mountpoints import Mountpoints
 from overlayfs.container.namespaces import enter_mount_namespace, enter_user_namespace
-from overlayfs.container.process import Overrides, Process, process_of
+from overlayfs.container.process import Overrides, Process, failure_status, process_of
 from overlayfs.container.root_paths import Inside
 from overlayfs.container.runtime import SYSTEM, Bind, Kind, Launch, Network
 from overlayfs.container.spec.fields import may_limit
@@ -35,10 +35,10 @@ from overlayfs.container.users import root_alone, with_groups
 from overlayfs.container.volumes import Mounts, Volumes, fill, made_mounts
 from overlayfs.fuse.session import MountOptions
 from overlayfs.image.oci.documents import RunConfig
-from overlayfs.image.oci.errors import InvalidError, NotFoundError
+from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
 from overlayfs.image.store.staging import remove_tree
 from overlayfs.image.store.store import Store
-from overlayfs.overlay.options import FsyncPolicy, OverlayOptions
+from overlayfs.overlay.options import FsyncPolicy, MountError, OverlayOptions
 from overlayfs.tree.syscalls import mount, unmount
 
 LOG: Final = "log"
@@ -81,6 +81,9 @@ class Running(Struct, frozen=True):
         """Run the program; its exit status, None if it cannot be known. The container is free afterwards."""
         try:
             status = self._run(config, launch)
+        except (ImageError, MountError, OSError) as error:
+            self.end(failure_status(error))
+            raise
         except BaseException:
             self.end(None)
             raise

@@ -156,6 +156,14 @@ def open_fds(pid: int) -> list[str]:
     return [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.path.islink(f"/proc/{pid}/fd/{fd}")]
 
 
+@pytest.mark.parametrize("way", [(), ("-d",)])
+def test_status_of_a_program_that_cannot_begin_is_kept(live: Shop, way: tuple[str, ...]) -> None:
+    for name, path, status in (("box", "nope", 127), ("other", "/etc", 126)):
+        live.refuses("run", *way, "--name", name, "small", path, status=status)
+        assert live.run("wait", name) == f"{status}\n"
+        assert json.loads(live.run("inspect", name))[0]["State"]["ExitCode"] == status
+
+
 def test_failing_start_is_told_with_dockers_status_and_leaves_nothing_live(live: Shop) -> None:
     assert "'nope' is not in the image" in live.refuses("run", "-d", "--rm", "small", "nope", status=127)
     assert "is not executable" in live.refuses("run", "-d", "--rm", "small", "/etc/passwd", status=126)

@@ -122,9 +122,11 @@ ACTS: dict[str, Act] = {
     "rollback past a snapshot": _names(
         "", unlink("big"), snapshot("a"), chmod("one", 0o600), snapshot("b"), mkdir("gone"), roll_back("a")
     ),
-    "reset": _names("", write("dir/file", b"new"), snapshot("a"), chmod("one", 0o600), reset, mkdir("fresh")),
+    "reset": _names(
+        "", write("dir/file", b"new"), sync("dir/file"), snapshot("a"), chmod("one", 0o600), reset, mkdir("fresh")
+    ),
     "reset around a place": _names(
-        "", mkdir("dir/made"), write("dir/file", b"new"), reset_around("dir/made"), mkdir("fresh")
+        "", mkdir("dir/made"), write("dir/file", b"new"), sync("dir/file"), reset_around("dir/made"), mkdir("fresh")
     ),
     "fork": _names("dir", unlink("dir/file"), snapshot("a"), fork("a")),
 }

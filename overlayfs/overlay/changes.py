@@ -193,7 +193,7 @@ class Comparison:
 
         As iteration, but: a directory that shows nothing of what lower layers have in it `hides_below`, and all that
         it holds is ADDED, whether the lowers have the same or not; the root is ADDED where there is no lower; and a
-        file of several names that did not change is MODIFIED without aspects, as another of its names may be new.
+        file that has or had several names, and did not change, is MODIFIED without aspects: they may be others now.
 
         `visit` is shown each directory of the upper: its path in the merged tree, and a descriptor to read it by.
         """
@@ -235,7 +235,8 @@ class Comparison:
             return
         before = self._old.version(old)
         aspects = frozenset() if new.places[0] == old.places[0] else self._differences(after, before)
-        if aspects or hides or (not new.is_directory and after.stat.nlink > 1):
+        is_linked = not new.is_directory and max(after.stat.nlink, before.stat.nlink) > 1
+        if aspects or hides or is_linked:
             yield Change(new.path, ChangeKind.MODIFIED, after, before, aspects, hides)
 
     def _show(self, directory: Node, visit: Visit | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -121,9 +121,9 @@ class _LayerWriter:
             self._put(change, change.after)
 
     def finish(self) -> None:
-        """Write files that only got another name, and the end marker."""
+        """Write files that only have other names than they had, and the end marker."""
         for group in list(self._waiting.values()):
-            if len({_link_key(change.before) for change in group if change.before is not None}) > 1:
+            if _has_other_names(group):
                 self._put_first(group)
         self._out.write(END)
 
@@ -252,6 +252,14 @@ class _LayerWriter:
             device=(os.major(st.rdev), os.minor(st.rdev)) if is_device else (0, 0),
             xattrs={name: value for name, value in version.xattrs.items() if name not in _OF_THIS_HOST},
         )
+
+
+def _has_other_names(group: Sequence[Change]) -> bool:
+    """Whether the names of a file that did not change belonged to several files, or to one that it is a copy of and
+    that had more. Links that the store made count as names, too: then the file is written without need."""
+    before = {_link_key(change.before): change.before for change in group if change.before is not None}
+    after = {_link_key(change.after) for change in group if change.after is not None}
+    return len(before) > 1 or any(key not in after and len(group) < one.stat.nlink for key, one in before.items())
 
 
 def _link_key(version: Version) -> LinkKey:

@@ -111,6 +111,10 @@ def check(lower: Tree, upper: Tree) -> None:
         assert differences(kernel_snapshot(top / "after", lowers), expected) == []
 
 
+def test_copy_of_one_of_two_names_is_no_link_any_more() -> None:
+    check({"": directory(), "a": file(b"x"), "b": hardlink("a")}, {"": directory(), "a": file(b"x")})
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(TREES, UPPERS)
 def test_committed_and_unpacked_is_what_it_was(lower: Tree, upper: Tree) -> None:

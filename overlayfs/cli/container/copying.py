@@ -29,7 +29,7 @@ from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import program_of
 from overlayfs.container.runtime import Kind
-from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
 
 
@@ -70,10 +70,8 @@ def _split(containers: Containers, text: str) -> tuple[Container, str] | None:
     name, colon, path = text.partition(":")
     if not colon or "/" in name or not path:
         return None
-    try:
-        return containers.find(name), posixpath.join("/", path)
-    except ImageError:
-        return None
+    container = containers.find_if_there(name)
+    return None if container is None else (container, posixpath.join("/", path))
 
 
 def _kind_of(path: str) -> bool | None:

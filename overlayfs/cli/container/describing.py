@@ -210,7 +210,8 @@ def _lines_about(pids: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
         raise InvalidError("top needs ps to show the column PID: as in -o pid,user,args")
     column = heading.index("PID")
     yield lines[0]
-    yield from (line for line in lines[1:] if line.split()[column] in pids)
+    # a program may have no name: its line has fewer words
+    yield from (line for line in lines[1:] if any(word in pids for word in line.split()[column : column + 1]))
 
 
 def _processes_of(program: int) -> Iterator[int]:

@@ -209,6 +209,16 @@ class Containers:
             raise NotFoundError(f"no container {text!r}: see overlayfs containers")
         return by_id[0]
 
+    def find_if_there(self, text: str) -> Container | None:
+        """As `find`, for a text that may also mean something else: None if no container has it. Raises InvalidError
+        for a damaged record at the place of that name."""
+        try:
+            return self.find(text)
+        except NotFoundError:
+            return None
+        except InvalidError:  # nothing says that it means the ID of a container
+            return self.named(text)
+
     def named(self, name: str) -> Container | None:
         """The container of this name. Raises InvalidError for a damaged record at the place of that name."""
         if not _NAME.fullmatch(name):

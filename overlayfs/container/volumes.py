@@ -206,7 +206,7 @@ def mounts_of(settings: Settings, volumes: Volumes) -> Mounts:
             named[found[-1].target] = options["source"]
     for one in tmpfs:
         if is_kept(posixpath.normpath("/" + one.target.lstrip("/"))):
-            raise InvalidError(f"no tmpfs can be at {one.target}, which every container has")
+            raise InvalidError(f"no tmpfs can be at {one.target}: / /dev /proc and /sys are the container's own")
     check_distinct([*(volume.target for volume in found), *(one.target for one in tmpfs)])
     for name in named.values():
         _check_name(name)

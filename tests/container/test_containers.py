@@ -138,6 +138,10 @@ def test_damaged_record_holds_no_other_container_up(
     (containers.directory(broken) / RECORD).write_bytes(b"")
     containers.rename(box, "renamed")
     assert containers.find("renamed") == containers.find(box.id) and containers.named("other") is None
+    assert containers.find_if_there("renamed") and containers.find_if_there("decade") is None  # maybe an image's name
+    for word in ("broken", "decade"):
+        with pytest.raises(InvalidError, match="is damaged"):
+            containers.find(word)
     made = containers.create("box", image, keys, is_ephemeral=True)  # its place is that of the renamed one
     containers.release(made)
     assert containers.sweep() == []

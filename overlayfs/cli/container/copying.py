@@ -15,8 +15,9 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,7 @@ from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.signals import await_visit, program_of
 from overlayfs.container.runtime import Kind
-from overlayfs.image.oci.errors import ImageError, InvalidError
+from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
 
 
@@ -58,6 +59,8 @@ def copy_of(source: str, destination: str, store_directory: Path | None, *, arch
             raise InvalidError("cp copies between a container and this machine, not between two containers")
         for named, outer, is_inward in ((found[0], destination, False), (found[1], source, True)):
             if named is not None:
+                if not outer:
+                    raise InvalidError("cp needs a path of this machine: as in . or ./name")
                 kind = _kind_of(outer) if outer != "-" else False
                 return Copy(named[0], store.path, named[1], outer, is_inward, kind, archive, follow)
     return None
@@ -67,10 +70,8 @@ def _split(containers: Containers, text: str) -> tuple[Container, str] | None:
     name, colon, path = text.partition(":")
     if not colon or "/" in name or not path:
         return None
-    try:
-        return containers.find(name), posixpath.join("/", path)
-    except ImageError:
-        return None
+    container = containers.find_if_there(name)
+    return None if container is None else (container, posixpath.join("/", path))
 
 
 def _kind_of(path: str) -> bool | None:
@@ -114,11 +115,13 @@ def _check_outer(wanted: Copy) -> None:
 
 def _copy(wanted: Copy, root: str) -> None:
     read_fd, write_fd = os.pipe()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, ExitStack() as stack:
+        inner: Callable[[Copy, IO[bytes]], None]
         if wanted.is_inward:
             outer, stream, inner = _start_reading(wanted, write_fd, said), read_fd, _write_inside
         else:
-            outer, stream, inner = _start_writing(wanted, read_fd, said), write_fd, _read_inside
+            outer, stream = _start_writing(wanted, read_fd, said), write_fd
+            inner = partial(_read_inside, into_fd=_open_destination(wanted, stack))
         os.close(write_fd if wanted.is_inward else read_fd)
         with os.fdopen(stream, "rb" if wanted.is_inward else "wb", buffering=1 << 16) as file:
             reason = _in_chroot(root, lambda: inner(wanted, file))
@@ -176,12 +179,26 @@ def _start_writing(wanted: Copy, stream: int, said: IO[bytes]) -> subprocess.Pop
     """tar(1) that unpacks the stream on the host, or cat(1) if the stream itself is wanted."""
     if wanted.outer == "-":
         return subprocess.Popen(["cat"], stdin=stream, stderr=said)
-    into, _ = _place_of(wanted.outer, is_directory=bool(wanted.outer_is_directory))
+    into = _destination(wanted)
     if not os.path.isdir(into):
         raise CommandError(f"{into} is no directory")
     owners = "--same-owner" if wanted.keeps_owners else "--no-same-owner"
     words = ["tar", "--extract", "--numeric-owner", "--preserve-permissions", owners, "--directory", into]
     return subprocess.Popen([*words, "--file", "-"], stdin=stream, stderr=said)
+
+
+def _destination(wanted: Copy) -> str:
+    """The directory of the host that is written into."""
+    return _place_of(wanted.outer, is_directory=bool(wanted.outer_is_directory))[0]
+
+
+def _open_destination(wanted: Copy, stack: ExitStack) -> int | None:
+    """What the process in the chroot looks up the files of the host by that would be replaced; None for a tar."""
+    if wanted.outer == "-":
+        return None
+    fd = os.open(_destination(wanted), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _place_of(path: str, *, is_directory: bool) -> tuple[str, str]:
@@ -192,7 +209,7 @@ def _place_of(path: str, *, is_directory: bool) -> tuple[str, str]:
     return above or ".", name
 
 
-def _read_inside(wanted: Copy, stream: IO[bytes]) -> None:
+def _read_inside(wanted: Copy, stream: IO[bytes], into_fd: int | None) -> None:
     tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]  # no names of users: they would load the tree's NSS
     path = wanted.inner
     contents = path.endswith("/.") or path == "/"
@@ -206,9 +223,23 @@ def _read_inside(wanted: Copy, stream: IO[bytes]) -> None:
         new = "" if contents else posixpath.basename(posixpath.normpath(path))
     else:
         _, new = _place_of(wanted.outer, is_directory=False)
+
+    def sent(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        if into_fd is not None:
+            _check_replaced(member, into_fd)
+        return member if wanted.keeps_owners else _without_privileges(member)
+
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(plain, arcname=new or ".", filter=None if wanted.keeps_owners else _without_privileges)
+        tar.add(plain, arcname=new or ".", filter=sent)
     stream.flush()  # the process ends without doing so
+
+
+def _check_replaced(member: tarfile.TarInfo, into_fd: int) -> None:
+    """tar(1) would remove a file, or a link, to make a directory in its place. Raises InvalidError."""
+    with suppress(FileNotFoundError):
+        is_directory = stat.S_ISDIR(os.stat(member.name, dir_fd=into_fd, follow_symlinks=False).st_mode)
+        if member.isdir() and not is_directory:
+            raise InvalidError(f"{member.name} is no directory on this machine, and a directory cannot replace it")
 
 
 # -- into the container

@@ -23,21 +23,14 @@ from overlayfs.container.live.signals import program_of
 from overlayfs.container.live.status import exit_code_of, status_of
 from overlayfs.container.spec.parts import ports_of
 from overlayfs.container.volumes import Volumes, mounts_of
-from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
+from overlayfs.image.oci.errors import InvalidError, NotFoundError
 from overlayfs.image.store.store import Store
 
 
 def is_a_container_among(store_directory: Path | None, names: Sequence[str]) -> bool:
     """Whether a name is that of a container. Never makes a store."""
     with Store.open(store_directory) as store:
-        return any(_is_container(Containers(store), name) for name in names)
-
-
-def _is_container(containers: Containers, name: str) -> bool:
-    try:
-        return bool(containers.find(name))
-    except ImageError:
-        return False
+        return any(Containers(store).find_if_there(name) for name in names)
 
 
 def inspect(store_directory: Path | None, names: Sequence[str], template: str = "") -> None:
@@ -52,7 +45,7 @@ def inspect_any(store_directory: Path | None, names: Sequence[str], template: st
     with Store.open(store_directory) as store:
         containers = Containers(store)
         documents = [
-            _document_of(store, name) if _is_container(containers, name) else details_of(store, store.find(name))
+            _document_of(store, name) if containers.find_if_there(name) else details_of(store, store.find(name))
             for name in names
         ]
     print_documents(documents, template)
@@ -217,7 +210,8 @@ def _lines_about(pids: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
         raise InvalidError("top needs ps to show the column PID: as in -o pid,user,args")
     column = heading.index("PID")
     yield lines[0]
-    yield from (line for line in lines[1:] if line.split()[column] in pids)
+    # a program may have no name: its line has fewer words
+    yield from (line for line in lines[1:] if any(word in pids for word in line.split()[column : column + 1]))
 
 
 def _processes_of(program: int) -> Iterator[int]:

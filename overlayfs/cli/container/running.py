@@ -193,6 +193,7 @@ class Running(Struct, frozen=True):
         own = self.settings
         if joined is None:
             return replace(own, network=own.network_kind, hostname=_hostname_of(self.container))
+        joined = self._first_with_network_of(joined)
         others = joined.settings
         return replace(
             own,
@@ -201,6 +202,15 @@ class Running(Struct, frozen=True):
             hosts=[*others.hosts, *own.hosts],
             dns=own.dns or others.dns,
         )
+
+    def _first_with_network_of(self, joined: Container) -> Container:
+        """The container that has brought the network: the joined one may have it of another one in its turn."""
+        seen: set[str] = set()
+        with Store.open(self.store) as store, suppress(NotFoundError):  # it may be gone, and the network stays
+            while joined.settings.network_kind.startswith(OF_CONTAINER) and joined.id not in seen:
+                seen.add(joined.id)
+                joined = Containers(store).find(joined.settings.network_kind.removeprefix(OF_CONTAINER))
+        return joined
 
     def _make_network(self, stack: ExitStack, config: RunConfig) -> str:
         if self.settings.network_kind != PRIVATE:

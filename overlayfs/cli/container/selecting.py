@@ -9,6 +9,7 @@ from typing import Final
 
 from overlayfs.container.containers import Container, Containers
 from overlayfs.container.live.logs import since_of
+from overlayfs.container.live.status import exit_code_of
 from overlayfs.container.volumes import places_in
 from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
@@ -78,7 +79,7 @@ def _check_word(key: str, value: str, known: Sequence[str]) -> None:
 def _exit_test(value: str) -> Test:
     if not (value.isascii() and value.isdigit()):
         raise InvalidError(f"filter exited={value}: an exit status is a number")
-    return lambda container: not container.is_active and container.exit_status == int(value)
+    return lambda one: bool(one.started) and not one.is_active and exit_code_of(one) == int(value)
 
 
 def _age_test(other: Container, *, is_before: bool) -> Test:

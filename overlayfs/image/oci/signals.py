@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from typing import Final
 
 from .errors import InvalidError
 
+_REAL_TIME: Final = re.compile(r"RTMIN\+([0-9]{1,2})|RTMAX-([12]?[0-9]|30)")
+
 
 def signal_of(text: str) -> int:
-    """The number of a signal: `TERM`, `SIGTERM`, `15`, `RTMIN+3`."""
+    """The number of a signal: `TERM`, `SIGTERM`, `15`, `RTMIN+3`, `RTMAX-1`."""
     name = text.upper().removeprefix("SIG")
-    base, plus, offset = name.partition("+")
     if name.isascii() and name.isdigit():
         number = int(name)
-    elif plus and base == "RTMIN" and offset.isascii() and offset.isdigit():
-        number = signal.SIGRTMIN + int(offset)
+    elif found := _REAL_TIME.fullmatch(name):
+        number = signal.SIGRTMIN + int(found[1]) if found[1] else signal.SIGRTMAX - int(found[2])
     else:
         number = getattr(signal, f"SIG{name}", 0) if name.isalnum() else 0
     if not 1 <= number <= signal.SIGRTMAX:

@@ -160,11 +160,14 @@ def _cached_steps(store: Store, steps: Steps, kept: set[Digest]) -> dict[Path, s
         return {}
     found: dict[Path, set[Digest]] = {}
     for record in _records(store):
-        with suppress(OSError):  # no build finds it either
-            for digest in digests_in(record.read_bytes()):
-                needed = _needs_of_unknown(store, digest)
-                if needed and (steps is Steps.ALL or _top(store, digest) in kept):
-                    found[record] = needed
+        try:
+            data = record.read_bytes()
+        except OSError:  # no build finds it either
+            continue
+        for digest in digests_in(data):
+            needed = _needs_of_unknown(store, digest)
+            if needed and (steps is Steps.ALL or _top(store, digest) in kept):
+                found[record] = needed
     return found
 
 

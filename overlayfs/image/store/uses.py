@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -94,9 +95,11 @@ def _read(path: Path) -> Use | None:
     try:
         return records.read(path, Use, "remove it if nothing is mounted from the store")
     except InvalidError:
-        found, booted = path.stat(), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        if found.st_size and found.st_mtime > booted:
-            raise
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        with suppress(FileNotFoundError):  # somebody has removed it just now
+            found = path.stat()
+            if found.st_size and found.st_mtime > booted:
+                raise
         return None
 
 

@@ -161,6 +161,23 @@ def test_file_and_directory_do_not_replace_each_other(box: Shop, tmp_path: Path)
     assert seen(box, "cat /d/f; ls -d /absent 2>/dev/null || true") == "f\n"
 
 
+def test_directory_replaces_no_file_or_link_in_the_destination(box: Shop, tmp_path: Path) -> None:
+    kept, linked = tmp_path / "kept", tmp_path / "linked"
+    (kept / "d").mkdir(parents=True)
+    (kept / "d/sub").write_text("kept\n")
+    linked.mkdir()
+    (linked / "d").symlink_to(kept)
+    for words in (("box:/d", kept), ("box:/d/sub", kept / "d"), ("box:/d/.", kept / "d"), ("box:/d", linked)):
+        assert "no directory on this machine" in box.refuses("cp", *words)
+    assert (kept / "d/sub").read_text() == "kept\n" and os.listdir(kept) == ["d"]
+    assert (linked / "d").readlink() == kept
+
+
+@pytest.mark.parametrize("words", [("box:/d", ""), ("", "box:/d")])
+def test_path_of_this_machine_is_not_empty(words: tuple[str, str], box: Shop) -> None:
+    assert "needs a path" in box.refuses("cp", *words)
+
+
 def test_tar_needs_a_directory_that_is_there(box: Shop) -> None:
     assert "a tar needs a directory" in box.refuses("cp", "-", "box:/absent")
 

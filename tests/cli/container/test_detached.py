@@ -274,7 +274,7 @@ def test_container_of_an_earlier_boot_has_exited(live: Shop) -> None:
         Containers(store).change(claimed, process=before, is_detached=True)
         (live.store / "containers/box/bundle").mkdir()
     assert live.run("ps") == ""
-    assert status_of(live, "box") == "exited"
+    assert status_of(live, "box") == "exited" and live.run("ps", "-aqf", "exited=137") == "box\n"
     assert live.run("start", "box") == "box\n"
 
 
@@ -417,6 +417,13 @@ def test_top_shows_its_processes_only(live: Shop) -> None:
         assert len(lines) == 2 and lines[1].endswith("sleep 4321")
     assert "the column PID" in live.refuses("top", "box", "-o", "args")
     assert "overlayfs: ps: " in live.refuses("top", "box", "-zz")
+
+
+def test_top_takes_a_program_without_a_name(live: Shop) -> None:
+    nameless = f"printf '\\0' > /proc/self/comm; echo ready; {ENDLESS}"
+    live.run("run", "-d", "--name", "box", "small", "sh", "-c", nameless)
+    log_of(live, "box", "ready")
+    assert live.run("top", "box", "-o", "comm,pid").split()[:2] == ["COMMAND", "PID"]
 
 
 def test_renamed_container_keeps_its_changes(live: Shop) -> None:

@@ -155,6 +155,8 @@ def test_container_in_anothers_network_has_its_names(live: Shop) -> None:
     own = live.run("exec", "one", "sh", "-c", script)
     assert "10.1.2.3\tdb\n" in own and own.endswith("one\none\n")
     assert live.sh(script, "--network", "container:one") == own
+    live.run("run", "-d", "--name", "two", "--network", "container:one", "small", "sh", "-c", ENDLESS)
+    assert live.sh(script, "--network", "container:two") == own
     said = live.sh(script, "--network", "container:one", "-h", "own", "--add-host", "web:10.3.2.1", "--dns", "8.8.8.8")
     assert "10.1.2.3\tdb\n10.3.2.1\tweb\n" in said and "9.9.9.9" not in said and said.endswith("own\nown\n")
 

@@ -343,7 +343,9 @@ def test_container_with_a_damaged_record_holds_no_other_up(clean: Shop) -> None:
     for words in (("ps", "-a", "-q"), ("ps", "-a", "--json"), ("container", "prune")):
         done = clean.call(*words)
         assert done.status == 1 and done.out and f"{record} is damaged" in done.err and done.err.count("\n") == 1
-    assert "is damaged" in clean.refuses("rm", "broken")
+    for words in (("rm", "broken"), ("inspect", "broken"), ("cp", "broken:/bin", ".")):
+        assert f"{record} is damaged" in clean.refuses(*words)
+    assert clean.run("inspect", "-f", "{{index .RepoTags 0}}", "small") == "small:latest\n"
     shutil.rmtree(record.parent)
     assert clean.run("ps", "-a", "-q") == ""
 

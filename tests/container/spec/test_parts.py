@@ -27,6 +27,7 @@ GOOD: list[tuple[Callable[[str], object], str, object]] = [
     (signal_of, "sigkill", 9),
     (signal_of, "1", 1),
     (signal_of, "SIGRTMIN+3", signal.SIGRTMIN + 3),
+    (signal_of, "rtmax-14", signal.SIGRTMAX - 14),
     (parts.ports_of, "80", [Port(80)]),
     (parts.ports_of, "8080:80", [Port(80, 8080)]),
     (parts.ports_of, "0:80", [Port(80)]),
@@ -50,7 +51,7 @@ BAD: dict[Callable[[str], object], tuple[str, ...]] = {
     parts.memory_of: ("1k", "0"),
     parts.cpus_of: ("", "0", "-1", "nan", "inf", "1e9"),
     parts.ulimit_of: ("", "nofile", "nofile=", "none=1", "nofile=20:10", "nofile=1:x", "INFINITY=1"),
-    signal_of: ("", "0", "65", "NOPE", "SIG", "RTMIN+99", "_IGN", "-9", "\u00b2"),
+    signal_of: ("", "0", "65", "NOPE", "SIG", "RTMIN+99", "RTMAX-31", "_IGN", "-9", "\u00b2"),
     parts.ports_of: (
         *("", "x", "1:2:3", "0", "70000", "80/icmp", "[::1]:80:80", "999.1.1.1:1:1", "80-82:80-81", "8000:80-82"),
         *("82-80", "82-80:82-80", "0-1:80", "80-", "-80", "80-82-84", "127.0.0.1:80", "65535-65536:1-2"),

@@ -329,7 +329,7 @@ class Containers:
         with self._locked(container) as found:
             _check_is_free(found)
             ended = found.ended or (time.time() if found.started else 0.0)  # the last run may have been killed
-            visited = replace(found, process=Process.of(os.getpid()), ended=ended, is_detached=False, health=None)
+            visited = replace(found, process=Process.of(os.getpid()), ended=ended, mountpoint="", is_detached=False)
             self._write(visited)
         return visited
 

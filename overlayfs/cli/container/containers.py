@@ -81,7 +81,7 @@ def _print_table(found: Sequence[Container], rows: list[list[Cell]]) -> None:
 
 
 def _ports(container: Container) -> str:
-    return ", ".join(container.ports) if container.is_in_use else ""
+    return ", ".join(container.ports) if container.is_active else ""
 
 
 def _fields(container: Container, row: Sequence[Cell]) -> dict[str, str]:
@@ -111,10 +111,10 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "pid": container.process.pid if container.process and container.is_in_use else None,
         "mountpoint": container.mountpoint or None,
         "exit_status": container.exit_status,
-        "health": container.health.status if container.health and container.is_in_use else None,
+        "health": container.health.status if container.health and container.is_active else None,
         "created": container.created,
         "command": container.command,
-        "ports": container.ports if container.is_in_use else [],
+        "ports": container.ports if container.is_active else [],
         "labels": container.settings.labels,
         "upper": str(containers.upper(container)),
         "layers": container.layers,
@@ -250,7 +250,7 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
             _reset_mount(mountpoint, upper)
             return
         container = find(store, name)
-        if container.is_in_use:
+        if container.is_active:
             from overlayfs.cli.container.resetting import reset_running  # most resets are of others
 
             reset_running(container, containers.root(container), containers.upper(container))

@@ -20,6 +20,7 @@ from overlayfs.cli.container.running import STATUS
 from overlayfs.cli.container.under_runc import running_under_runc
 from overlayfs.cli.mounts.mount import Request
 from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.health import Health
 from overlayfs.container.live.attach import connect
 from overlayfs.container.live.signals import Ends, await_visit, send
 from overlayfs.container.live.status import status_of
@@ -168,9 +169,32 @@ def test_container_whose_program_is_not_there_yet_is_said_to_start_or_end(
 
 
 def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:
-    containers.release(made, 3)
-    visited = containers.visit(made)
+    checked = containers.change(made, health=Health())
+    containers.release(checked, 3)
+    visited = containers.visit(checked)
     assert (visited.is_visited, status_of(visited, Path("bundle")), visited.exit_status) == (True, "exited", 3)
+    assert visited.health == checked.health
+
+
+def test_container_that_was_mounted_is_not_said_to_be_so_during_a_copy(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    mounted = containers.change(made, process=Process.of(others[0].pid), mountpoint="/place")
+    end(others[0])
+    visited = containers.visit(mounted)
+    assert (visited.is_visited, status_of(visited, Path("bundle"))) == (True, "exited")
+
+
+def test_container_is_not_reset_during_a_copy(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    containers.change(made, process=Process.of(others[0].pid), started=0.0)
+    assert not commands.reset(store.path, ["box"])
+    assert "box is being copied" in capsys.readouterr().err
 
 
 def test_killed_run_is_over_when_a_copy_comes(

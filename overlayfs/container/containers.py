@@ -508,7 +508,7 @@ def _record(container: Container) -> bytes:
 
 
 def _check_is_free(container: Container) -> None:
-    if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
+    if container.is_in_use and container.process is not None and container.process != Process.of(os.getpid()):
         used = "being copied" if container.is_visited else "running"
         what = f"mounted on {container.mountpoint}" if container.mountpoint else used
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")

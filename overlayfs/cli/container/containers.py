@@ -221,14 +221,13 @@ def _end_use(container: Container, directory: Path) -> None:
         if has_program:
             with suppress(InvalidError):
                 send(container, directory / BUNDLE, signal.SIGKILL)
-        pid_fd = os.pidfd_open(container.process.pid)
+        pid_fd = container.process.pidfd()
         try:
-            if container.process.is_alive():  # otherwise another process has the pid by now
-                if not has_program:
-                    signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
-                if not wait_until_ended(pid_fd, _PATIENCE_S):
-                    signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
-                    wait_until_ended(pid_fd, _PATIENCE_S)
+            if not has_program:
+                signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
+            if not wait_until_ended(pid_fd, _PATIENCE_S):
+                signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+                wait_until_ended(pid_fd, _PATIENCE_S)
         finally:
             os.close(pid_fd)
 

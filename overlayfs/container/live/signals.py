@@ -24,8 +24,8 @@ _AFTER_KILL_S: Final = 10.0
 
 
 def program_of(container: Container, bundle: Path) -> int | None:
-    """The pid of the program; None if the container does not run, or not under runc."""
-    if not container.is_in_use:
+    """The pid of the program; None if the container does not run, not under runc, or in another pid namespace."""
+    if container.process is None or not container.is_in_use or not container.process.is_of_our_namespace:
         return None
     try:
         pid = int((bundle / PID).read_text())
@@ -58,13 +58,12 @@ def send(container: Container, bundle: Path, number: int) -> None:
     program = program_of(container, bundle)
     if program is None and number not in (*FORWARDED, signal.SIGKILL):
         raise InvalidError(f"{container.name} runs under bwrap, which passes no {signal.Signals(number).name} on")
-    pid = program or container.process.pid
     with suppress(ProcessLookupError):
-        pid_fd = os.pidfd_open(pid)
+        pid_fd = container.process.pidfd() if program is None else os.pidfd_open(program)
         try:
-            if (program is None and container.process.is_alive()) or program_of(container, bundle) == program:
+            if program is None or program_of(container, bundle) == program:
                 signal.pidfd_send_signal(pid_fd, number)
-                resume(pid)
+                resume(program or container.process.pid)
         finally:
             os.close(pid_fd)
 
@@ -84,7 +83,8 @@ class Ends:
     a run hands it over to the process that serves it."""
 
     def __init__(self, containers: Containers, awaited: Sequence[Container]) -> None:
-        """Of `containers` only records are read: their store may be closed."""
+        """Of `containers` only records are read: their store may be closed. Raises InvalidError for a container that a
+        process of another pid namespace uses."""
         self._containers = containers
         self._open: dict[str, int] = {}
         for container in awaited:
@@ -93,7 +93,7 @@ class Ends:
     def _hold(self, container: Container) -> None:
         if container.is_in_use and container.process is not None:
             with suppress(ProcessLookupError):
-                self._open[container.id] = os.pidfd_open(container.process.pid)
+                self._open[container.id] = container.process.pidfd()
 
     def wait(self, container: Container, until: float | None) -> bool:
         """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -152,6 +153,33 @@ def test_daemon_of_a_mounted_container_is_not_killed(
     with pytest.raises(InvalidError, match="box is mounted"):
         send(mounted, tmp_path, signal.SIGKILL)
     assert others[0].poll() is None
+
+
+def test_process_that_has_the_pid_of_one_in_another_pid_namespace_is_not_touched(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    elsewhere = replace(Process.of(others[0].pid), pid_namespace=1)
+    containers.change(made, process=elsewhere)
+    for command in (
+        lambda: lifecycle.kill(store.path, ["box"], "KILL"),
+        lambda: lifecycle.wait(store.path, ["box"]),
+        lambda: commands.remove(store.path, ["box"], force=True, with_volumes=False),
+    ):
+        assert not command()
+        assert "in another pid namespace" in capsys.readouterr().err
+    with pytest.raises(InvalidError, match="in another pid namespace"):
+        lifecycle.stop(store.path, ["box"], 0)
+    assert others[0].poll() is None and containers.again(made).process == elsewhere
+
+
+def test_process_of_another_pid_namespace_with_our_pid_is_another_one(containers: Containers, made: Container) -> None:
+    containers.change(made, process=replace(Process.of(os.getpid()), pid_namespace=1))
+    with pytest.raises(InUseError, match="box is running"):
+        containers.claim(made, None)
 
 
 def test_container_whose_program_is_not_there_yet_is_said_to_start_or_end(

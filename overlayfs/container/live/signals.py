@@ -10,12 +10,12 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ...image.oci.errors import ImageError, InvalidError
+from ...image.oci.errors import ImageError, InUseError, InvalidError
 from ..containers import Container, Containers
 from ..supervise import FORWARDED, PID
 from .freezer import resume
@@ -68,14 +68,19 @@ def send(container: Container, bundle: Path, number: int) -> None:
             os.close(pid_fd)
 
 
-def await_visit(containers: Containers, container: Container) -> Container:
-    """The container after a `cp` that used it. Raises NotFoundError, InvalidError."""
-    if not container.is_visited:
-        return container
-    ends = Ends(containers, [container])
-    ends.wait(container, None)
-    ends.close()
-    return containers.again(container)
+def once_free(containers: Containers, container: Container, use: Callable[[], Container]) -> Container:
+    """What `use` returns, which makes this process the container's user; it is called again after each `cp` that was
+    faster. Raises the errors of `use`."""
+    while True:
+        try:
+            return use()
+        except InUseError:
+            now = containers.again(container)
+            if now.is_active:
+                raise
+        ends = Ends(containers, [now])
+        ends.wait(now, None)
+        ends.close()
 
 
 class Ends:
@@ -108,10 +113,10 @@ class Ends:
         return True
 
     def _follow(self, container: Container) -> None:
-        """Wait for the next process of the same run, if there is one."""
+        """Wait for the next process of the same run, if there is one; a `cp` that comes after the run is none."""
         with suppress(ImageError):
             now = self._containers.again(container)
-            if now.started == container.started:
+            if (now.started, now.ended) == (container.started, container.ended):
                 self._hold(now)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from msgspec.structs import replace
 
 from overlayfs.cli.container import containers as commands
 from overlayfs.cli.container import lifecycle
+from overlayfs.cli.container.attaching import LogRequest, show_logs
 from overlayfs.cli.container.mount_image import _hand_over, _Plan
-from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.running import LOG, STATUS
 from overlayfs.cli.container.under_runc import running_under_runc
 from overlayfs.cli.mounts.mount import Request
 from overlayfs.container.containers import BUNDLE, Container, Containers
 from overlayfs.container.health import Health
 from overlayfs.container.live.attach import connect
-from overlayfs.container.live.signals import Ends, await_visit, send
+from overlayfs.container.live.signals import Ends, once_free, send
 from overlayfs.container.live.status import status_of
 from overlayfs.image.oci.errors import InUseError, InvalidError
 from overlayfs.image.store.lowers import lower_keys
@@ -164,11 +165,12 @@ def test_process_that_has_the_pid_of_one_in_another_pid_namespace_is_not_touched
 ) -> None:
     elsewhere = replace(Process.of(others[0].pid), pid_namespace=1)
     containers.change(made, process=elsewhere)
-    for command in (
+    tried: list[Callable[[], bool]] = [
         lambda: lifecycle.kill(store.path, ["box"], "KILL"),
         lambda: lifecycle.wait(store.path, ["box"]),
         lambda: commands.remove(store.path, ["box"], force=True, with_volumes=False),
-    ):
+    ]
+    for command in tried:
         assert not command()
         assert "in another pid namespace" in capsys.readouterr().err
     with pytest.raises(InvalidError, match="in another pid namespace"):
@@ -248,14 +250,44 @@ def test_container_is_free_after_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     visited = containers.change(made, process=Process.of(others[0].pid), started=0.0)
-    wait = Ends.wait
+    wait, copies = Ends.wait, list(others)
 
     def end_and_wait(self: Ends, container: Container, until: float | None) -> bool:
-        end(others[0])
+        end(copies.pop(0))
+        if copies:  # which was faster than we
+            containers.change(containers.again(made), process=Process.of(copies[0].pid))
+            return True
         return wait(self, container, until)
 
     monkeypatch.setattr(Ends, "wait", end_and_wait)
-    assert not await_visit(containers, visited).is_in_use
+    claimed = once_free(containers, visited, lambda: containers.claim(visited, None))
+    assert copies == [] and claimed.process == Process.of(os.getpid())
+
+
+def test_copy_after_a_run_is_not_awaited_as_the_run_is(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    ends = Ends(containers, [running])
+    end(others[0])
+    assert containers.visit(running).is_visited
+    assert ends.wait(running, time.monotonic())
+
+
+def test_log_is_not_followed_during_a_copy(store: Store, containers: Containers, made: Container) -> None:
+    containers.release(made, 0)
+    (containers.directory(made) / LOG).touch()
+    assert containers.visit(made).is_visited
+    show_logs(store.path, LogRequest("box", follows=True))
+
+
+def test_container_that_runs_is_started_already_and_one_that_is_mounted_is_not(
+    store: Store, containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    assert lifecycle.start(store.path, ["box"], attach=False, interactive=False) == 0
+    containers.change(running, mountpoint="/place")
+    assert lifecycle.start(store.path, ["box"], attach=False, interactive=False) == 1
 
 
 def test_container_that_is_being_started_is_removed_by_force(

@@ -46,8 +46,8 @@ def show_containers(
     filters: Sequence[str] = (),
     template: str = "",
 ) -> None:
-    """List the containers in use, or all, newest first. Raises NotFoundError; at the end InvalidError for a container
-    whose record is damaged."""
+    """List the containers that run or are mounted, or all, newest first. Raises NotFoundError; at the end InvalidError
+    for a container whose record is damaged."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         sweep(store)
@@ -109,7 +109,7 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "manifest": container.manifest,
         "status": _status(containers, container),
         "pid": container.process.pid if container.process and container.is_in_use else None,
-        "mountpoint": container.mountpoint or None,
+        "mountpoint": container.mountpoint or None if container.is_active else None,
         "exit_status": container.exit_status,
         "health": container.health.status if container.health and container.is_active else None,
         "created": container.created,

@@ -21,6 +21,8 @@ from ..supervise import FORWARDED, PID
 from .freezer import resume
 
 _AFTER_KILL_S: Final = 10.0
+_LONGEST_POLL_S: Final = 1e6
+"""poll(2) takes an int of milliseconds."""
 
 
 def program_of(container: Container, bundle: Path) -> int | None:
@@ -105,11 +107,12 @@ class Ends:
         while (fd := self._open.get(container.id)) is not None:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
-            left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
-            if not poller.poll(left_ms):
+            left_s = float("inf") if until is None else max(0.0, until - time.monotonic())
+            if poller.poll(min(left_s, _LONGEST_POLL_S) * 1000):
+                os.close(self._open.pop(container.id))
+                self._follow(container)
+            elif left_s <= _LONGEST_POLL_S:
                 return False
-            os.close(self._open.pop(container.id))
-            self._follow(container)
         return True
 
     def _follow(self, container: Container) -> None:

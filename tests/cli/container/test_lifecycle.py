@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -112,6 +113,16 @@ def test_run_has_not_ended_when_the_command_that_started_it_has(
     assert ends.wait(started, None)
 
 
+@pytest.mark.parametrize("until", [float("inf"), 1e12])
+def test_container_is_awaited_however_long_that_may_take(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]], until: float
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    ends = Ends(containers, [running])
+    end(others[0])
+    assert ends.wait(running, until)
+
+
 def test_next_run_is_not_awaited(
     containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -213,6 +224,20 @@ def test_container_that_was_mounted_is_not_said_to_be_so_during_a_copy(
     end(others[0])
     visited = containers.visit(mounted)
     assert (visited.is_visited, status_of(visited, Path("bundle"))) == (True, "exited")
+
+
+def test_container_has_a_mountpoint_while_it_is_mounted(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    containers.change(made, process=Process.of(others[0].pid), mountpoint="/place")
+    for expected in ("/place", None):
+        commands.show_containers(store.path, everything=True, quiet=False, as_json=True)
+        assert json.loads(capsys.readouterr().out)[0]["mountpoint"] == expected
+        end(others[0])
 
 
 def test_container_is_not_reset_during_a_copy(

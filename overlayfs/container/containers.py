@@ -91,8 +91,9 @@ class Container(Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_visited(self) -> bool:
-        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run."""
-        return self.is_in_use and not self.mountpoint and (not self.started or self.ended > 0)
+        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run. One
+        that runs has been started and has not ended."""
+        return self.process is not None and not self.mountpoint and (not self.started or self.ended > 0)
 
     @property
     def is_active(self) -> bool:

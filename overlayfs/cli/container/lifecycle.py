@@ -101,8 +101,9 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
         signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
     ends = Ends(containers, [one for one in known if not one.is_visited])
     for one in known:
-        with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
-            send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
+        # it has ended, or passes no such signal on: then it is killed
+        with suppress(InvalidError, NotFoundError):
+            send(containers.again(one), bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
     for one in known:
         if not ends.wait(one, deadlines[one.id]):
             with suppress(InvalidError, NotFoundError):
@@ -164,8 +165,9 @@ def wait_for(store_directory: Path | None, name: str) -> int:
     with Store.open(store_directory) as store:
         containers = Containers(store)
         container = containers.find(name)
+        if not container.is_active:  # its process may have ended since that was read, with a status or before the run
+            container = containers.again(container)
         if not container.is_active:
-            container = containers.again(container)  # it may have ended since it was read, with a status
             return exit_code_of(container)
         kept = open_status(containers, container)
     with kept:

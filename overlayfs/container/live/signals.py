@@ -51,7 +51,7 @@ def send(container: Container, bundle: Path, number: int) -> None:
     A paused program goes on, as docker has it: otherwise neither SIGTERM nor, with cgroups of version 1, SIGKILL would
     end it.
     """
-    if not container.is_in_use or container.process is None or container.is_visited:
+    if not container.is_active or container.process is None:
         raise InvalidError(f"the container {container.name} is not running")
     if container.mountpoint and number == signal.SIGKILL:
         raise InvalidError(
@@ -98,9 +98,12 @@ class Ends:
             self._hold(container)
 
     def _hold(self, container: Container) -> None:
-        if container.is_in_use and container.process is not None:
-            with suppress(ProcessLookupError):
-                self._open[container.id] = container.process.pidfd()
+        if container.process is None:
+            return
+        try:
+            self._open[container.id] = container.process.pidfd()
+        except ProcessLookupError:  # perhaps since the record was read
+            self._follow(container)
 
     def wait(self, container: Container, until: float | None) -> bool:
         """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""
@@ -119,7 +122,8 @@ class Ends:
         """Wait for the next process of the same run, if there is one; a `cp` that comes after the run is none."""
         with suppress(ImageError):
             now = self._containers.again(container)
-            if (now.started, now.ended) == (container.started, container.ended):
+            is_same_run = (now.started, now.ended) == (container.started, container.ended)
+            if is_same_run and now.process != container.process:
                 self._hold(now)
 
     def close(self) -> None:

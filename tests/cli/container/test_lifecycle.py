@@ -123,6 +123,33 @@ def test_container_is_awaited_however_long_that_may_take(
     assert ends.wait(running, until)
 
 
+def test_run_has_not_ended_when_the_command_that_started_it_has_before_it_is_awaited(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command, keeper = others
+    started = containers.change(made, process=Process.of(command.pid))
+    containers.change(started, process=Process.of(keeper.pid))
+    end(command)
+    assert not Ends(containers, [started]).wait(started, time.monotonic())
+    find, reads, awaited = Containers.find, [started], []
+
+    def find_early(self: Containers, text: str) -> Container:
+        return reads.pop() if reads else find(self, text)
+
+    def wait(_ends: Ends, container: Container, _until: float | None) -> bool:
+        awaited.append(container.process)
+        return True
+
+    monkeypatch.setattr(Containers, "find", find_early)
+    monkeypatch.setattr(Ends, "wait", wait)
+    lifecycle.wait_for(store.path, "box")
+    assert awaited == [Process.of(keeper.pid)]
+
+
 def test_next_run_is_not_awaited(
     containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
 ) -> None:

@@ -22,7 +22,7 @@ from typing import IO
 
 from overlayfs.cli.container.leftovers import clean_up
 from overlayfs.cli.container.running import Running
-from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
+from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of, no_program
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
@@ -91,9 +91,7 @@ def copy(wanted: Copy) -> None:
         return
     pid = program_of(container, bundle_of(wanted.store, container))
     if pid is None:
-        if container.is_detached:
-            raise InvalidError(f"the container {container.name} is just starting or ending: try again")
-        raise InvalidError(f"{container.name} is in use, but not under runc: copy when that has ended")
+        raise no_program(container, "is in use, but not under runc: copy when that has ended")
     begin_again_inside(pid, wanted.store)
     _copy(wanted, f"/proc/{pid}/root")
 

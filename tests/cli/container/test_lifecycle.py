@@ -212,6 +212,8 @@ def test_process_that_has_the_pid_of_one_in_another_pid_namespace_is_not_touched
         assert not command()
         assert "in another pid namespace" in capsys.readouterr().err
     with pytest.raises(InvalidError, match="in another pid namespace"):
+        running_under_runc(store.path, "box")
+    with pytest.raises(InvalidError, match="in another pid namespace"):
         lifecycle.stop(store.path, ["box"], 0)
     assert others[0].poll() is None and containers.again(made).process == elsewhere
 

@@ -91,8 +91,9 @@ class Container(Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_visited(self) -> bool:
-        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run."""
-        return self.is_in_use and not self.mountpoint and (not self.started or self.ended > 0)
+        """Whether its process is a `cp`, which runs nothing in it and leaves what the record says of the last run. One
+        that runs has been started and has not ended."""
+        return self.process is not None and not self.mountpoint and (not self.started or self.ended > 0)
 
     @property
     def is_active(self) -> bool:
@@ -339,7 +340,7 @@ class Containers:
         with self._locked(container) as found:
             _check_is_free(found)
             ended = found.ended or (time.time() if found.started else 0.0)  # the last run may have been killed
-            visited = replace(found, process=Process.of(os.getpid()), ended=ended, is_detached=False, health=None)
+            visited = replace(found, process=Process.of(os.getpid()), ended=ended, mountpoint="", is_detached=False)
             self._write(visited)
         return visited
 
@@ -518,7 +519,7 @@ def _record(container: Container) -> bytes:
 
 
 def _check_is_free(container: Container) -> None:
-    if container.is_in_use and container.process is not None and container.process.pid != os.getpid():
+    if container.is_in_use and container.process is not None and container.process != Process.of(os.getpid()):
         used = "being copied" if container.is_visited else "running"
         what = f"mounted on {container.mountpoint}" if container.mountpoint else used
         raise InUseError(f"the container {container.name} is {what} (process {container.process.pid}): end that first")

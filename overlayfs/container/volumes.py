@@ -1,9 +1,9 @@
 """Which volumes with names are in the store, and what is mounted in a container?
 
 A named volume is a directory `volumes/NAME` with its record and its `data`, which outlives containers. It appears and
-disappears by one rename, both under a lock on `volumes`, and a container is recorded before its volumes are made: so no
-volume is removed that a container has. The files that the image has at its place are copied to it when it is first
-mounted, while it is empty, as docker does.
+disappears by one rename, both under a lock on `volumes`, taken after that of a container; and a container is recorded
+before its volumes are made: so no volume is removed that a container has. The files that the image has at its place are
+copied to it when it is first mounted, while it is empty, as docker does.
 """
 
 from __future__ import annotations

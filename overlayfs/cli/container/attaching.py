@@ -113,7 +113,7 @@ def show_logs(store_directory: Path | None, request: LogRequest) -> None:
             "nor in the foreground with --rm or under bwrap on a terminal"
         ) from None
     with log:
-        ends = Ends(containers, [container] if request.follows else [])
+        ends = Ends(containers, [container] if request.follows and container.is_active else [])
         lines = _lines(container, log.fileno(), ends)
         if request.tail >= 0:
             # what is there now, then what follows

@@ -46,8 +46,8 @@ def show_containers(
     filters: Sequence[str] = (),
     template: str = "",
 ) -> None:
-    """List the containers in use, or all, newest first. Raises NotFoundError; at the end InvalidError for a container
-    whose record is damaged."""
+    """List the containers that run or are mounted, or all, newest first. Raises NotFoundError; at the end InvalidError
+    for a container whose record is damaged."""
     with Store.open(store_directory) as store:
         containers = Containers(store)
         sweep(store)
@@ -81,7 +81,7 @@ def _print_table(found: Sequence[Container], rows: list[list[Cell]]) -> None:
 
 
 def _ports(container: Container) -> str:
-    return ", ".join(container.ports) if container.is_in_use else ""
+    return ", ".join(container.ports) if container.is_active else ""
 
 
 def _fields(container: Container, row: Sequence[Cell]) -> dict[str, str]:
@@ -109,12 +109,12 @@ def _document(containers: Containers, container: Container) -> dict[str, Any]:
         "manifest": container.manifest,
         "status": _status(containers, container),
         "pid": container.process.pid if container.process and container.is_in_use else None,
-        "mountpoint": container.mountpoint or None,
+        "mountpoint": container.mountpoint or None if container.is_active else None,
         "exit_status": container.exit_status,
-        "health": container.health.status if container.health and container.is_in_use else None,
+        "health": container.health.status if container.health and container.is_active else None,
         "created": container.created,
         "command": container.command,
-        "ports": container.ports if container.is_in_use else [],
+        "ports": container.ports if container.is_active else [],
         "labels": container.settings.labels,
         "upper": str(containers.upper(container)),
         "layers": container.layers,
@@ -221,14 +221,13 @@ def _end_use(container: Container, directory: Path) -> None:
         if has_program:
             with suppress(InvalidError):
                 send(container, directory / BUNDLE, signal.SIGKILL)
-        pid_fd = os.pidfd_open(container.process.pid)
+        pid_fd = container.process.pidfd()
         try:
-            if container.process.is_alive():  # otherwise another process has the pid by now
-                if not has_program:
-                    signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
-                if not wait_until_ended(pid_fd, _PATIENCE_S):
-                    signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
-                    wait_until_ended(pid_fd, _PATIENCE_S)
+            if not has_program:
+                signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
+            if not wait_until_ended(pid_fd, _PATIENCE_S):
+                signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+                wait_until_ended(pid_fd, _PATIENCE_S)
         finally:
             os.close(pid_fd)
 
@@ -250,7 +249,7 @@ def reset(store_directory: Path | None, names: Sequence[str]) -> bool:
             _reset_mount(mountpoint, upper)
             return
         container = find(store, name)
-        if container.is_in_use:
+        if container.is_active:
             from overlayfs.cli.container.resetting import reset_running  # most resets are of others
 
             reset_running(container, containers.root(container), containers.upper(container))

@@ -23,11 +23,11 @@ from typing import IO
 
 from overlayfs.cli.container.leftovers import clean_up
 from overlayfs.cli.container.running import Running
-from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of
+from overlayfs.cli.container.under_runc import begin_again_inside, bundle_of, no_program
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.cli.output import safe
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import await_visit, program_of
+from overlayfs.container.live.signals import once_free, program_of
 from overlayfs.container.runtime import Kind
 from overlayfs.image.oci.errors import InvalidError
 from overlayfs.image.store.store import Store
@@ -82,28 +82,25 @@ def _kind_of(path: str) -> bool | None:
 def copy(wanted: Copy) -> None:
     """Copy between a container and the host. Raises CommandError, ImageError."""
     _check_outer(wanted)
-    container = _free_of_others(wanted)
-    if not container.is_in_use:
+    container = wanted.container
+    if not container.is_active:
         host = [os.path.abspath(wanted.outer)] if wanted.outer != "-" else []
         with Store.open(wanted.store) as store:
-            clean_up(store, container)
-            visited = Containers(store).visit(container)
+            containers = Containers(store)
+        visited = once_free(containers, container, lambda: _visit(wanted))
         Running(visited, wanted.store, Kind.BWRAP, sys.executable).show(host, lambda root: _copy(wanted, root))
         return
     pid = program_of(container, bundle_of(wanted.store, container))
     if pid is None:
-        raise InvalidError(f"{container.name} is in use, but not under runc: copy when that has ended")
+        raise no_program(container, "is in use, but not under runc: copy when that has ended")
     begin_again_inside(pid, wanted.store)
     _copy(wanted, f"/proc/{pid}/root")
 
 
-def _free_of_others(wanted: Copy) -> Container:
-    """The container once no other copy uses it."""
-    if not wanted.container.is_visited:
-        return wanted.container
+def _visit(wanted: Copy) -> Container:
     with Store.open(wanted.store) as store:
-        containers = Containers(store)
-    return await_visit(containers, wanted.container)
+        clean_up(store, wanted.container)
+        return Containers(store).visit(wanted.container)
 
 
 def _check_outer(wanted: Copy) -> None:

@@ -178,7 +178,7 @@ def show_ports(store_directory: Path | None, name: str, wanted: str) -> None:
     """The published ports of a running container, as docker prints them. Raises NotFoundError for `wanted`."""
     with Store.open(store_directory) as store:
         container = Containers(store).find(name)
-    pairs = [text.partition("->")[::2] for text in (container.ports if container.is_in_use else [])]
+    pairs = [text.partition("->")[::2] for text in (container.ports if container.is_active else [])]
     if wanted:
         inner = wanted if "/" in wanted else f"{wanted}/tcp"
         pairs = [pair for pair in pairs if pair[1] == inner]
@@ -230,7 +230,7 @@ def show_usage(store_directory: Path | None, names: Sequence[str], *, as_json: b
     if not names:
         with Store.open(store_directory) as store:
             everyone = Containers(store).readable().containers
-            listed = [one for one in everyone if one.is_in_use and not one.mountpoint]
+            listed = [one for one in everyone if one.is_active and not one.mountpoint]
             names = [one.name for one in listed if program_of(one, bundle_of(store.path, one))]
     usages = [_usage(store_directory, name) for name in names]
     if as_json:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from overlayfs.cli.container.attaching import Attachment
 from overlayfs.cli.container.detached import start_detached
-from overlayfs.cli.container.leftovers import find
+from overlayfs.cli.container.leftovers import clean_up
 from overlayfs.cli.container.run import in_dockers_terms, stop_signal_of
 from overlayfs.cli.container.running import open_status
 from overlayfs.cli.container.under_runc import bundle_of, call_runc, running_under_runc
 from overlayfs.cli.mounts.live import CommandError
 from overlayfs.container.containers import Container, Containers
-from overlayfs.container.live.signals import Ends, after_kill, await_visit, send
+from overlayfs.container.live.signals import Ends, after_kill, once_free, send
 from overlayfs.container.live.status import exit_code_of, status_of
-from overlayfs.image.oci.errors import ImageError, InvalidError, NotFoundError
+from overlayfs.image.oci.documents import RunConfig
+from overlayfs.image.oci.errors import ImageError, InUseError, InvalidError, NotFoundError
 from overlayfs.image.oci.signals import signal_of
 from overlayfs.image.store.store import Store
 
@@ -49,32 +50,39 @@ def start(store_directory: Path | None, names: Sequence[str], *, attach: bool, i
 
 
 def _start(store_directory: Path | None, name: str) -> None:
-    _await_visit(store_directory, name)
-    with Store.open(store_directory) as store:
-        path = store.path
-        found = find(store, name)
-        if found.is_in_use and not found.mountpoint:
-            return  # as docker
-        container = Containers(store).claim(found, None)
-        config = store.load_by_manifest(container.manifest).config.config
-    start_detached(container, path, config)
-
-
-def _await_visit(store_directory: Path | None, name: str) -> None:
     with Store.open(store_directory) as store:
         containers = Containers(store)
-        container = containers.find(name)
-    await_visit(containers, container)
+        found = containers.find(name)
+    try:
+        container, config = _claimed(store, found)
+    except InUseError:
+        now = containers.again(found)
+        if now.is_active and not now.mountpoint:
+            return  # as docker
+        raise
+    start_detached(container, store.path, config)
+
+
+def _claimed(closed: Store, found: Container) -> tuple[Container, RunConfig]:
+    """A container for this process to run, and the configuration of its image. Raises ImageError."""
+
+    def claim() -> Container:
+        with Store.open(closed.path) as store:
+            containers = Containers(store)
+            clean_up(store, containers.again(found))
+            return containers.claim(found, None)
+
+    with Store.open(closed.path) as store:
+        config = store.load_by_manifest(found.manifest).config.config
+    return once_free(Containers(closed), found, claim), config
 
 
 def _start_attached(store_directory: Path | None, name: str, *, interactive: bool) -> int:
-    _await_visit(store_directory, name)
     with Store.open(store_directory) as store:
-        path = store.path
-        container = Containers(store).claim(find(store, name), None)
-        config = store.load_by_manifest(container.manifest).config.config
-    attachment = Attachment(container, path, with_input=interactive)
-    start_detached(container, path, config, attachment.open)
+        found = Containers(store).find(name)
+    container, config = _claimed(store, found)
+    attachment = Attachment(container, store.path, with_input=interactive)
+    start_detached(container, store.path, config, attachment.open)
     return attachment.follow()
 
 
@@ -93,8 +101,9 @@ def stop(store_directory: Path | None, names: Sequence[str], timeout_s: int | No
         signals = {one.id: stop_signal_of(one, store) for one in known if one.is_in_use}
     ends = Ends(containers, [one for one in known if not one.is_visited])
     for one in known:
-        with suppress(InvalidError):  # it has ended, or passes no such signal on: then it is killed
-            send(one, bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
+        # it has ended, or passes no such signal on: then it is killed
+        with suppress(InvalidError, NotFoundError):
+            send(containers.again(one), bundle_of(store.path, one), signals.get(one.id, signal.SIGTERM))
     for one in known:
         if not ends.wait(one, deadlines[one.id]):
             with suppress(InvalidError, NotFoundError):
@@ -156,8 +165,9 @@ def wait_for(store_directory: Path | None, name: str) -> int:
     with Store.open(store_directory) as store:
         containers = Containers(store)
         container = containers.find(name)
+        if not container.is_active:  # its process may have ended since that was read, with a status or before the run
+            container = containers.again(container)
         if not container.is_active:
-            container = containers.again(container)  # it may have ended since it was read, with a status
             return exit_code_of(container)
         kept = open_status(containers, container)
     with kept:

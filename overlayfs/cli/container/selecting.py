@@ -53,7 +53,7 @@ def _test_of(store: Store, key: str, value: str, status_of: Callable[[Container]
             return _exit_test(value)
         case "health":
             _check_word("health", value, HEALTHS)
-            return lambda container: container.is_in_use and _health_of(container) == value
+            return lambda container: container.is_active and _health_of(container) == value
         case "label" | "label!":
             return _label_test(value, is_there=key == "label")
         case "until":

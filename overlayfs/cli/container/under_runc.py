@@ -27,10 +27,17 @@ def running_under_runc(store_directory: Path | None, name: str) -> tuple[Contain
     if not container.is_active or container.mountpoint:
         raise InvalidError(f"the container {container.name} is not running: see overlayfs start")
     if program_of(container, bundle_of(path, container)) is None:
-        if container.is_detached:
-            raise InvalidError(f"the container {container.name} is just starting or ending: try again")
-        raise InvalidError(f"{container.name} does not run under runc: run it detached, or with --runtime runc")
+        raise no_program(container, "does not run under runc: run it detached, or with --runtime runc")
     return container, path
+
+
+def no_program(container: Container, otherwise: str) -> InvalidError:
+    """Says why a container in use has no program that can be reached."""
+    if container.process is not None and not container.process.is_of_our_namespace:
+        return InvalidError(f"the container {container.name} is used in another pid namespace: do that there")
+    if container.is_detached:
+        return InvalidError(f"the container {container.name} is just starting or ending: try again")
+    return InvalidError(f"{container.name} {otherwise}")
 
 
 def begin_again_inside(pid: int, store: Path) -> None:

@@ -10,22 +10,24 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ...image.oci.errors import ImageError, InvalidError
+from ...image.oci.errors import ImageError, InUseError, InvalidError
 from ..containers import Container, Containers
 from ..supervise import FORWARDED, PID
 from .freezer import resume
 
 _AFTER_KILL_S: Final = 10.0
+_LONGEST_POLL_S: Final = 1e6
+"""poll(2) takes an int of milliseconds."""
 
 
 def program_of(container: Container, bundle: Path) -> int | None:
-    """The pid of the program; None if the container does not run, or not under runc."""
-    if not container.is_in_use:
+    """The pid of the program; None if the container does not run, not under runc, or in another pid namespace."""
+    if container.process is None or not container.is_in_use or not container.process.is_of_our_namespace:
         return None
     try:
         pid = int((bundle / PID).read_text())
@@ -49,7 +51,7 @@ def send(container: Container, bundle: Path, number: int) -> None:
     A paused program goes on, as docker has it: otherwise neither SIGTERM nor, with cgroups of version 1, SIGKILL would
     end it.
     """
-    if not container.is_in_use or container.process is None or container.is_visited:
+    if not container.is_active or container.process is None:
         raise InvalidError(f"the container {container.name} is not running")
     if container.mountpoint and number == signal.SIGKILL:
         raise InvalidError(
@@ -58,25 +60,29 @@ def send(container: Container, bundle: Path, number: int) -> None:
     program = program_of(container, bundle)
     if program is None and number not in (*FORWARDED, signal.SIGKILL):
         raise InvalidError(f"{container.name} runs under bwrap, which passes no {signal.Signals(number).name} on")
-    pid = program or container.process.pid
     with suppress(ProcessLookupError):
-        pid_fd = os.pidfd_open(pid)
+        pid_fd = container.process.pidfd() if program is None else os.pidfd_open(program)
         try:
-            if (program is None and container.process.is_alive()) or program_of(container, bundle) == program:
+            if program is None or program_of(container, bundle) == program:
                 signal.pidfd_send_signal(pid_fd, number)
-                resume(pid)
+                resume(program or container.process.pid)
         finally:
             os.close(pid_fd)
 
 
-def await_visit(containers: Containers, container: Container) -> Container:
-    """The container after a `cp` that used it. Raises NotFoundError, InvalidError."""
-    if not container.is_visited:
-        return container
-    ends = Ends(containers, [container])
-    ends.wait(container, None)
-    ends.close()
-    return containers.again(container)
+def once_free(containers: Containers, container: Container, use: Callable[[], Container]) -> Container:
+    """What `use` returns, which makes this process the container's user; it is called again after each `cp` that was
+    faster. Raises the errors of `use`."""
+    while True:
+        try:
+            return use()
+        except InUseError:
+            now = containers.again(container)
+            if now.is_active:
+                raise
+        ends = Ends(containers, [now])
+        ends.wait(now, None)
+        ends.close()
 
 
 class Ends:
@@ -84,34 +90,40 @@ class Ends:
     a run hands it over to the process that serves it."""
 
     def __init__(self, containers: Containers, awaited: Sequence[Container]) -> None:
-        """Of `containers` only records are read: their store may be closed."""
+        """Of `containers` only records are read: their store may be closed. Raises InvalidError for a container that a
+        process of another pid namespace uses."""
         self._containers = containers
         self._open: dict[str, int] = {}
         for container in awaited:
             self._hold(container)
 
     def _hold(self, container: Container) -> None:
-        if container.is_in_use and container.process is not None:
-            with suppress(ProcessLookupError):
-                self._open[container.id] = os.pidfd_open(container.process.pid)
+        if container.process is None:
+            return
+        try:
+            self._open[container.id] = container.process.pidfd()
+        except ProcessLookupError:  # perhaps since the record was read
+            self._follow(container)
 
     def wait(self, container: Container, until: float | None) -> bool:
         """Whether the container is free at the time `until` (of the monotonic clock; None waits for ever)."""
         while (fd := self._open.get(container.id)) is not None:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
-            left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
-            if not poller.poll(left_ms):
+            left_s = float("inf") if until is None else max(0.0, until - time.monotonic())
+            if poller.poll(min(left_s, _LONGEST_POLL_S) * 1000):
+                os.close(self._open.pop(container.id))
+                self._follow(container)
+            elif left_s <= _LONGEST_POLL_S:
                 return False
-            os.close(self._open.pop(container.id))
-            self._follow(container)
         return True
 
     def _follow(self, container: Container) -> None:
-        """Wait for the next process of the same run, if there is one."""
+        """Wait for the next process of the same run, if there is one; a `cp` that comes after the run is none."""
         with suppress(ImageError):
             now = self._containers.again(container)
-            if now.started == container.started:
+            is_same_run = (now.started, now.ended) == (container.started, container.ended)
+            if is_same_run and now.process != container.process:
                 self._hold(now)
 
     def close(self) -> None:

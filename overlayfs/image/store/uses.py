@@ -6,6 +6,7 @@ A record is written while the store's lock is held, and is valid while its proce
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -40,12 +41,28 @@ class Process(Struct, frozen=True):
         """Whether the process may be alive; one of another pid namespace counts as alive until the next boot."""
         if self.boot != _boot():
             return False
-        if self.pid_namespace != _pid_namespace():
+        if not self.is_of_our_namespace:
             return True
         try:
             return _start_time(self.pid) == self.started
         except (FileNotFoundError, ProcessLookupError):
             return False
+
+    @property
+    def is_of_our_namespace(self) -> bool:
+        """Whether its pid, and those of its children, mean the same processes to us."""
+        return self.pid_namespace == _pid_namespace()
+
+    def pidfd(self) -> int:
+        """A new descriptor of the process, see pidfd_open(2). Raises ProcessLookupError where it has ended, and
+        InvalidError for one of another pid namespace, as its pid is that of another process here."""
+        if self.boot == _boot() and not self.is_of_our_namespace:
+            raise InvalidError(f"the process {self.pid} is in another pid namespace: wait for it or end it there")
+        fd = os.pidfd_open(self.pid)
+        if not self.is_alive():  # otherwise it had the pid when that was opened
+            os.close(fd)
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return fd
 
 
 class Use(Struct, frozen=True, omit_defaults=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,13 +17,15 @@ from msgspec.structs import replace
 
 from overlayfs.cli.container import containers as commands
 from overlayfs.cli.container import lifecycle
+from overlayfs.cli.container.attaching import LogRequest, show_logs
 from overlayfs.cli.container.mount_image import _hand_over, _Plan
-from overlayfs.cli.container.running import STATUS
+from overlayfs.cli.container.running import LOG, STATUS
 from overlayfs.cli.container.under_runc import running_under_runc
 from overlayfs.cli.mounts.mount import Request
 from overlayfs.container.containers import BUNDLE, Container, Containers
+from overlayfs.container.health import Health
 from overlayfs.container.live.attach import connect
-from overlayfs.container.live.signals import Ends, await_visit, send
+from overlayfs.container.live.signals import Ends, once_free, send
 from overlayfs.container.live.status import status_of
 from overlayfs.image.oci.errors import InUseError, InvalidError
 from overlayfs.image.store.lowers import lower_keys
@@ -109,6 +113,43 @@ def test_run_has_not_ended_when_the_command_that_started_it_has(
     assert ends.wait(started, None)
 
 
+@pytest.mark.parametrize("until", [float("inf"), 1e12])
+def test_container_is_awaited_however_long_that_may_take(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]], until: float
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    ends = Ends(containers, [running])
+    end(others[0])
+    assert ends.wait(running, until)
+
+
+def test_run_has_not_ended_when_the_command_that_started_it_has_before_it_is_awaited(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command, keeper = others
+    started = containers.change(made, process=Process.of(command.pid))
+    containers.change(started, process=Process.of(keeper.pid))
+    end(command)
+    assert not Ends(containers, [started]).wait(started, time.monotonic())
+    find, reads, awaited = Containers.find, [started], []
+
+    def find_early(self: Containers, text: str) -> Container:
+        return reads.pop() if reads else find(self, text)
+
+    def wait(_ends: Ends, container: Container, _until: float | None) -> bool:
+        awaited.append(container.process)
+        return True
+
+    monkeypatch.setattr(Containers, "find", find_early)
+    monkeypatch.setattr(Ends, "wait", wait)
+    lifecycle.wait_for(store.path, "box")
+    assert awaited == [Process.of(keeper.pid)]
+
+
 def test_next_run_is_not_awaited(
     containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -153,6 +194,36 @@ def test_daemon_of_a_mounted_container_is_not_killed(
     assert others[0].poll() is None
 
 
+def test_process_that_has_the_pid_of_one_in_another_pid_namespace_is_not_touched(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    elsewhere = replace(Process.of(others[0].pid), pid_namespace=1)
+    containers.change(made, process=elsewhere)
+    tried: list[Callable[[], bool]] = [
+        lambda: lifecycle.kill(store.path, ["box"], "KILL"),
+        lambda: lifecycle.wait(store.path, ["box"]),
+        lambda: commands.remove(store.path, ["box"], force=True, with_volumes=False),
+    ]
+    for command in tried:
+        assert not command()
+        assert "in another pid namespace" in capsys.readouterr().err
+    with pytest.raises(InvalidError, match="in another pid namespace"):
+        running_under_runc(store.path, "box")
+    with pytest.raises(InvalidError, match="in another pid namespace"):
+        lifecycle.stop(store.path, ["box"], 0)
+    assert others[0].poll() is None and containers.again(made).process == elsewhere
+
+
+def test_process_of_another_pid_namespace_with_our_pid_is_another_one(containers: Containers, made: Container) -> None:
+    containers.change(made, process=replace(Process.of(os.getpid()), pid_namespace=1))
+    with pytest.raises(InUseError, match="box is running"):
+        containers.claim(made, None)
+
+
 def test_container_whose_program_is_not_there_yet_is_said_to_start_or_end(
     store: Store, containers: Containers, made: Container
 ) -> None:
@@ -168,9 +239,46 @@ def test_container_whose_program_is_not_there_yet_is_said_to_start_or_end(
 
 
 def test_copy_leaves_what_is_known_of_the_last_run(containers: Containers, made: Container) -> None:
-    containers.release(made, 3)
-    visited = containers.visit(made)
+    checked = containers.change(made, health=Health())
+    containers.release(checked, 3)
+    visited = containers.visit(checked)
     assert (visited.is_visited, status_of(visited, Path("bundle")), visited.exit_status) == (True, "exited", 3)
+    assert visited.health == checked.health
+
+
+def test_container_that_was_mounted_is_not_said_to_be_so_during_a_copy(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    mounted = containers.change(made, process=Process.of(others[0].pid), mountpoint="/place")
+    end(others[0])
+    visited = containers.visit(mounted)
+    assert (visited.is_visited, status_of(visited, Path("bundle"))) == (True, "exited")
+
+
+def test_container_has_a_mountpoint_while_it_is_mounted(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    containers.change(made, process=Process.of(others[0].pid), mountpoint="/place")
+    for expected in ("/place", None):
+        commands.show_containers(store.path, everything=True, quiet=False, as_json=True)
+        assert json.loads(capsys.readouterr().out)[0]["mountpoint"] == expected
+        end(others[0])
+
+
+def test_container_is_not_reset_during_a_copy(
+    store: Store,
+    containers: Containers,
+    made: Container,
+    others: list[subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    containers.change(made, process=Process.of(others[0].pid), started=0.0)
+    assert not commands.reset(store.path, ["box"])
+    assert "box is being copied" in capsys.readouterr().err
 
 
 def test_killed_run_is_over_when_a_copy_comes(
@@ -196,14 +304,44 @@ def test_container_is_free_after_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     visited = containers.change(made, process=Process.of(others[0].pid), started=0.0)
-    wait = Ends.wait
+    wait, copies = Ends.wait, list(others)
 
     def end_and_wait(self: Ends, container: Container, until: float | None) -> bool:
-        end(others[0])
+        end(copies.pop(0))
+        if copies:  # which was faster than we
+            containers.change(containers.again(made), process=Process.of(copies[0].pid))
+            return True
         return wait(self, container, until)
 
     monkeypatch.setattr(Ends, "wait", end_and_wait)
-    assert not await_visit(containers, visited).is_in_use
+    claimed = once_free(containers, visited, lambda: containers.claim(visited, None))
+    assert copies == [] and claimed.process == Process.of(os.getpid())
+
+
+def test_copy_after_a_run_is_not_awaited_as_the_run_is(
+    containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    ends = Ends(containers, [running])
+    end(others[0])
+    assert containers.visit(running).is_visited
+    assert ends.wait(running, time.monotonic())
+
+
+def test_log_is_not_followed_during_a_copy(store: Store, containers: Containers, made: Container) -> None:
+    containers.release(made, 0)
+    (containers.directory(made) / LOG).touch()
+    assert containers.visit(made).is_visited
+    show_logs(store.path, LogRequest("box", follows=True))
+
+
+def test_container_that_runs_is_started_already_and_one_that_is_mounted_is_not(
+    store: Store, containers: Containers, made: Container, others: list[subprocess.Popen[bytes]]
+) -> None:
+    running = containers.change(made, process=Process.of(others[0].pid))
+    assert lifecycle.start(store.path, ["box"], attach=False, interactive=False) == 0
+    containers.change(running, mountpoint="/place")
+    assert lifecycle.start(store.path, ["box"], attach=False, interactive=False) == 1
 
 
 def test_container_that_is_being_started_is_removed_by_force(

@@ -158,7 +158,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     commands = Commands(top)
     try:
         with Prepared() as prepared:
-            yield Stage(Shop(top / "store", prepared), commands)
+            shop = Shop(top / "store", prepared)
+            yield Stage(shop, commands)
+            for name in shop.names:  # of a scene that failed
+                shop.call("rm", "-f", "-v", name)
     finally:
         commands.close()
 

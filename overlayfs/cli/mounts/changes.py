@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
 from overlayfs.cli.mounts.live import CommandError, Status, in_time, is_ours, mount_at, read_status
 from overlayfs.cli.output import printable
+from overlayfs.image.store.staging import sync_all
 from overlayfs.overlay.changes import Comparison
-from overlayfs.tree.syscalls import sync_filesystem
 
 SYNC_WITHIN_S: Final = 60.0
 
@@ -42,12 +43,4 @@ def write_back(mountpoint: bytes) -> None:
     mounted there."""
     entry = mount_at(mountpoint) if mountpoint else None
     if entry is not None and is_ours(entry):
-        in_time(lambda: _sync(mountpoint), SYNC_WITHIN_S)
-
-
-def _sync(mountpoint: bytes) -> None:
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_filesystem(fd)
-    finally:
-        os.close(fd)
+        in_time(lambda: sync_all(Path(os.fsdecode(mountpoint))), SYNC_WITHIN_S)

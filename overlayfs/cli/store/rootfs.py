@@ -12,7 +12,6 @@ from overlayfs.cli.store.commit import Request, write_back_of
 from overlayfs.container.containers import Container, Containers
 from overlayfs.image.archive.rootfs import export_image, import_rootfs
 from overlayfs.image.layer.pack import Output, write_layer
-from overlayfs.image.oci.errors import NotFoundError
 from overlayfs.image.oci.reference import Reference
 from overlayfs.image.store.store import Store
 from overlayfs.image.tar.compression import open_compressed
@@ -36,9 +35,8 @@ def export_filesystem(name: str, target: str | None, compression: str | None, qu
     """Write all files of a container, or else of an image, as a tar."""
     with Store.open(store_directory()) as store, shown_progress(quiet) as progress:
         containers = Containers(store)
-        try:
-            container = containers.find(name)
-        except NotFoundError:
+        container = containers.find_if_there(name)
+        if container is None:
             image = store.find(name)
             with written(target, "a tar") as out, open_compressed(out, compression) as packed:
                 export_image(store, image, packed, progress)

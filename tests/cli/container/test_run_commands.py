@@ -338,6 +338,8 @@ def test_container_with_a_damaged_record_holds_no_other_up(clean: Shop) -> None:
     record = clean.store / "containers" / "broken" / "container.json"
     record.write_bytes(b"")
     clean.sh("true")
+    image = clean.run("inspect", "small", "--format", "{{.Id}}").strip().removeprefix("sha256:")
+    clean.run("export", image[:12], "-o", clean.store.parent / "exported.tar")  # an ID that is no container's
     clean.run("start", "box")
     assert clean.run("wait", "box") == "3\n"
     for words in (("ps", "-a", "-q"), ("ps", "-a", "--json"), ("container", "prune")):
